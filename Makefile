@@ -1,0 +1,35 @@
+# Everything on a fresh machine with Python 3.12: `make quickstart`, `make test`.
+PYTHON ?= python3.12
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.PHONY: install quickstart test unit lint format clean
+
+install: $(INSTALLED)
+
+# The stamp is written last, so that an install cut short is done again.
+$(INSTALLED): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+quickstart: $(INSTALLED)
+	$(BIN)/torchgeo fit --config configs/quickstart.yaml
+
+test: lint
+	$(BIN)/python -m pytest
+
+unit: $(INSTALLED)
+	$(BIN)/python -m pytest -m 'not cli'
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:
+	rm -rf outputs lightning_logs build dist *.egg-info

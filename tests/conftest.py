@@ -1,0 +1,47 @@
+"""Fixtures shared by all tests."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+GOLDEN = Path(__file__).parent / 'golden'
+
+
+@pytest.fixture(scope='session')
+def golden() -> Callable[[str], tuple[dict[str, Tensor], dict[str, Any]]]:
+    """Read the reference numbers of one topic: (tensors, config)."""
+
+    def read(name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        with safe_open(GOLDEN / f'{name}.safetensors', 'pt') as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            config = json.loads((file.metadata() or {}).get('config', '{}'))
+        # Half precision is only compact storage: the values are exact in float32.
+        return {
+            key: value.float() if value.dtype == torch.float16 else value
+            for key, value in tensors.items()
+        }, config
+
+    return read
+
+
+@pytest.fixture
+def tiny_backbone():
+    """Return a ViT of depth 3 and width 24 over 32 x 32 images, patch 8."""
+    from torchgeo_explora.models import ViT
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return ViT(
+            'vit_tiny_patch16_224',
+            image_size=32,
+            patch_size=8,
+            embed_dim=24,
+            depth=3,
+            num_heads=2,
+        )

@@ -1,0 +1,67 @@
+"""A file imports from its own floor or from lower ones."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import torchgeo_explora
+
+PACKAGE = Path(torchgeo_explora.__file__).parent
+FLOORS = {
+    'functional': 0,
+    'adapt': 1,
+    'augment': 1,
+    'datasets': 1,
+    'models': 1,
+    'datamodules': 2,
+    'objectives': 2,
+    'callbacks': 3,
+    'tasks': 3,
+    'analysis': 3,
+    'cli': 4,
+    'export': 4,
+}
+FILES = sorted(PACKAGE.rglob('*.py'))
+
+
+def _room(path):
+    return path.relative_to(PACKAGE).with_suffix('').parts[0]
+
+
+def _imported_rooms(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.ImportFrom):
+            names = [f'{node.module}.{alias.name}' for alias in node.names]
+            assert not node.level, f'{path}: a relative import'
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        for name in names:
+            parts = name.split('.')
+            if parts[0] == PACKAGE.name and len(parts) > 1:
+                yield parts[1]
+
+
+@pytest.mark.parametrize(
+    'path', [f for f in FILES if _room(f) != '__init__'], ids=lambda p: p.stem
+)
+def test_imports_go_down(path):
+    floor = FLOORS[_room(path)]
+    for room in _imported_rooms(path):
+        assert FLOORS.get(room, 0) <= floor, f'{path.name} imports {room}'
+
+
+def test_functional_needs_torch_alone():
+    for path in (PACKAGE / 'functional').glob('*.py'):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                root = (node.module or '').split('.')[0]
+                allowed = {'torch', 'torchgeo_explora', 'collections', 'math', 'typing'}
+                assert root in allowed, f'{path.name} imports {root}'
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda p: p.stem)
+def test_files_are_short_and_well_named(path):
+    assert path.stem not in ('utils', 'common', 'helpers', 'misc')
+    assert len(path.read_text().splitlines()) <= 400

@@ -1,0 +1,31 @@
+"""Adapt a Vision Transformer to your own imagery, without labels, in TorchGeo."""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = '0.1.0'
+
+# Public names load on first use (PEP 562), so that importing the package is cheap.
+_HOMES = {
+    'Adaptation': 'torchgeo_explora.adapt',
+    'ExploraDinoTask': 'torchgeo_explora.tasks',
+    'ImageFolderDataModule': 'torchgeo_explora.datamodules',
+    'ViT': 'torchgeo_explora.models',
+    'load_delta': 'torchgeo_explora.adapt',
+    'merged': 'torchgeo_explora.adapt',
+    'save_delta': 'torchgeo_explora.adapt',
+}
+
+__all__ = ['__version__', *_HOMES]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name."""
+    if name not in _HOMES:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return sorted(__all__)

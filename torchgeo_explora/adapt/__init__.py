@@ -1,0 +1,27 @@
+"""Which weights train, the teacher that shares the others, and the delta as a file."""
+
+from torchgeo_explora.adapt.adaptation import Adaptation, adapt, lora, merged
+from torchgeo_explora.adapt.delta import (
+    base_fingerprint,
+    count,
+    delta_state_dict,
+    fingerprint,
+)
+from torchgeo_explora.adapt.files import load_delta, read_delta_metadata, save_delta
+from torchgeo_explora.adapt.teacher import ema_update_, twin
+
+__all__ = [
+    'Adaptation',
+    'adapt',
+    'base_fingerprint',
+    'count',
+    'delta_state_dict',
+    'ema_update_',
+    'fingerprint',
+    'load_delta',
+    'lora',
+    'merged',
+    'read_delta_metadata',
+    'save_delta',
+    'twin',
+]

@@ -1,0 +1,272 @@
+"""Which weights train: the adaptation, its application and its end."""
+
+import copy
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import torch
+from peft import LoraConfig, PeftConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from torchgeo_explora.adapt.adapters import (
+    adapter_kind,
+    check_adapter,
+    inject,
+    select_layers,
+)
+from torchgeo_explora.adapt.delta import Adapted, adapted, base_fingerprint
+
+# Where torch and timm define normalisation layers, and nothing else with weights.
+_NORM_MODULES = {
+    'torch.nn.modules.batchnorm',
+    'torch.nn.modules.normalization',
+    'timm.layers.norm',
+    'timm.layers.norm_act',
+}
+
+
+def lora(rank: int = 64, alpha: int = 1) -> LoraConfig:
+    """Return LoRA on the queries and values, as the authors released it.
+
+    The update is alpha / rank * B A with alpha = 1; PEFT's own default is alpha = 8.
+    """
+    return LoraConfig(r=rank, lora_alpha=alpha, target_modules=['q', 'v'])
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What trains in a backbone; everything else is frozen (ExPLoRA, section 4).
+
+    The defaults are ExPLoRA's for a natural-image base: the last block whole, all
+    normalisation layers, LoRA of rank 64 on the queries and values of the other
+    blocks. The paper does not mention the cls token; the authors' scripts train it.
+    Probing is `Adaptation((), norms=False, cls_token=False, adapter=None)`, full
+    fine-tuning `Adaptation(modules=('',))`.
+    """
+
+    unfreeze: Sequence[int] = (-1,)
+    """Blocks that train whole, from 0; negative ones count from the end."""
+    norms: bool = True
+    """Whether every normalisation layer trains. LayerScale is not one."""
+    cls_token: bool = True
+    """Whether the cls token trains, where there is one."""
+    adapter: PeftConfig | None = field(default_factory=lora)
+    """Any PEFT method, for the layers it names in the blocks that do not train whole;
+    None for none."""
+    modules: Sequence[str] = ()
+    """Modules and parameters that train whole besides; '' is the whole backbone."""
+
+    def __post_init__(self) -> None:
+        """Make the sequences comparable, whatever a parser gave."""
+        object.__setattr__(self, 'unfreeze', tuple(self.unfreeze))
+        object.__setattr__(self, 'modules', tuple(self.modules))
+
+    def blocks(self, depth: int) -> tuple[int, ...]:
+        """Return the blocks that train whole, from 0 and ascending.
+
+        Args:
+            depth: How many blocks the backbone has.
+
+        Raises:
+            ValueError: If a block is not among them.
+        """
+        for index in self.unfreeze:
+            if not -depth <= index < depth:
+                raise ValueError(
+                    f'*unfreeze* names block {index}, this backbone has {depth}: '
+                    f'choose from 0 to {depth - 1}, or from -{depth} to -1'
+                )
+        return tuple(sorted({index % depth for index in self.unfreeze}))
+
+    def name(self, depth: int) -> str:
+        """Return the paper's short form without the base: `[24]-r64`.
+
+        Args:
+            depth: How many blocks the backbone has; the form counts from 1.
+        """
+        numbers = ','.join(str(index + 1) for index in self.blocks(depth))
+        parts = [f'[{numbers}]']
+        if self.adapter is not None:
+            kind = adapter_kind(self.adapter)
+            # AdaLoRA starts from a rank of its own.
+            rank = getattr(self.adapter, 'init_r', getattr(self.adapter, 'r', None))
+            parts += [kind] if kind != 'LORA' else []
+            parts += [f'r{rank}'] if rank else []
+        return '-'.join(parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that JSON can hold, for `from_dict`."""
+        adapter = None
+        if self.adapter is not None:
+            # The version that wrote it says nothing about the method.
+            values = {
+                key: value
+                for key, value in self.adapter.to_dict().items()
+                if key != 'peft_version'
+            }
+            adapter = json.loads(json.dumps(values, default=sorted))
+        return {
+            'unfreeze': list(self.unfreeze),
+            'norms': self.norms,
+            'cls_token': self.cls_token,
+            'adapter': adapter,
+            'modules': list(self.modules),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Return the adaptation that `to_dict` described.
+
+        Raises:
+            ValueError: If the installed PEFT does not know the adapter's method.
+        """
+        values = dict(values)
+        if values.get('adapter') is not None:
+            try:
+                values['adapter'] = PeftConfig.from_peft_type(**values['adapter'])
+            except KeyError as error:
+                raise ValueError(
+                    f'the installed PEFT does not know the method {error}: upgrade peft'
+                ) from error
+        return cls(**values)
+
+
+def adapt[M: nn.Module](backbone: M, adaptation: Adaptation) -> M:
+    """Make exactly the delta trainable, in place, and return the same backbone.
+
+    Class and names stay; a layer that gets an adapter keeps its own weights under
+    `base_layer`. No value changes and the output stays the same. The delta is
+    float32, whatever the base. The backbone remembers the adaptation as
+    `adaptation`, and as `fingerprint` the base it started from.
+
+    Args:
+        backbone: Any module with a sequence of transformer `blocks`.
+        adaptation: What trains.
+
+    Raises:
+        TypeError: If the backbone has no sequence of blocks.
+        ValueError: If the backbone is adapted already, if a name or index matches
+            nothing, or if a delta cannot hold the adapter. The backbone is then as
+            it was.
+    """
+    if adapted(backbone) is not None:
+        raise ValueError(
+            'this backbone is adapted already: fold its delta in with '
+            '`merged(backbone)` and adapt the plain copy'
+        )
+    blocks = getattr(backbone, 'blocks', None)
+    if not isinstance(blocks, nn.Sequential | nn.ModuleList):
+        raise TypeError(
+            f'{type(backbone).__name__} has no sequence of transformer *blocks*: '
+            'adapt a Vision Transformer'
+        )
+    whole = [blocks[index] for index in adaptation.blocks(len(blocks))]
+    trained = _trained(backbone, adaptation, whole)
+    layers: dict[str, nn.Module] = {}
+    candidates = _frozen_modules(backbone, blocks, trained)
+    if adaptation.adapter is not None and candidates:
+        layers = select_layers(adaptation.adapter, candidates)
+        check_adapter(adaptation.adapter, layers)
+
+    host: Any = backbone
+    host.fingerprint = base_fingerprint(backbone)
+    base = {id(tensor) for tensor in backbone.state_dict(keep_vars=True).values()}
+    size = sum(parameter.numel() for parameter in backbone.parameters())
+    frozen = tuple(
+        name for name, p in backbone.named_parameters() if not p.requires_grad
+    )
+    backbone.requires_grad_(False)
+    if adaptation.adapter is not None and layers:
+        inject(adaptation.adapter, backbone, list(layers))
+    for parameter in trained:
+        parameter.requires_grad_(True)
+
+    # Adapters may share a tensor between layers: the delta holds it once.
+    delta: dict[int, tuple[str, Tensor]] = {}
+    for name, tensor in backbone.state_dict(keep_vars=True).items():
+        if tensor.requires_grad or id(tensor) not in base:
+            delta.setdefault(id(tensor), (name, tensor))
+    for _, tensor in delta.values():
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.float()
+    host.adapted = Adapted(tuple(name for name, _ in delta.values()), size, frozen)
+    host.adaptation = adaptation
+    return backbone
+
+
+def _trained(
+    backbone: nn.Module, adaptation: Adaptation, whole: Sequence[nn.Module]
+) -> list[nn.Parameter]:
+    """Return the parameters of the plain backbone that train."""
+    parts = [*whole]
+    if adaptation.norms:
+        parts += [module for module in backbone.modules() if _is_norm(module)]
+    modules = dict(backbone.named_modules())
+    parameters = dict(backbone.named_parameters())
+    single = []
+    for name in adaptation.modules:
+        if name in parameters:
+            single.append(parameters[name])
+        elif name in modules:
+            parts.append(modules[name])
+        else:
+            near = difflib.get_close_matches(name, [*modules, *parameters])
+            raise ValueError(
+                f'*modules* names {name!r}, which is neither a module nor a parameter '
+                f'of {type(backbone).__name__}: did you mean {near or [*modules][1:9]}?'
+            )
+    token = getattr(backbone, 'cls_token', None)
+    if adaptation.cls_token and isinstance(token, nn.Parameter):
+        single.append(token)
+    return [*single, *(p for part in parts for p in part.parameters())]
+
+
+def _frozen_modules(
+    backbone: nn.Module, blocks: nn.Module, trained: Sequence[nn.Parameter]
+) -> dict[str, nn.Module]:
+    """Return what an adapter may take: modules of blocks that do not train whole."""
+    inside = {id(module) for module in blocks.modules()}
+    whole = {id(parameter) for parameter in trained}
+    return {
+        name: module
+        for name, module in backbone.named_modules()
+        if id(module) in inside
+        and not whole.issuperset(id(parameter) for parameter in module.parameters())
+    }
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return any(kind.__module__ in _NORM_MODULES for kind in type(module).__mro__)
+
+
+@torch.no_grad()
+def merged[M: nn.Module](backbone: M) -> M:
+    """Return a plain float32 copy of *backbone* with its delta folded in.
+
+    The copy has the class and the keys of the backbone before `adapt`, and the same
+    parameters train as then. Its `fingerprint` is None: it is another base. A plain
+    backbone gives a plain copy. *backbone* and what shares tensors with it stay as
+    they are.
+    """
+    plain = copy.deepcopy(backbone).float()
+    record = adapted(plain)
+    if record is None:
+        return plain
+    # Under autocast the products would be rounded to its type.
+    with torch.autocast(next(plain.parameters()).device.type, enabled=False):
+        for name, layer in [*plain.named_modules()]:
+            if isinstance(layer, BaseTunerLayer):
+                layer.merge()
+                parent, _, leaf = name.rpartition('.')
+                setattr(plain.get_submodule(parent), leaf, layer.get_base_layer())
+    for name, parameter in plain.named_parameters():
+        parameter.requires_grad_(name not in record.frozen)
+    host: Any = plain
+    for attribute in ('adaptation', 'adapted', 'peft_config'):
+        vars(host).pop(attribute, None)
+    host.fingerprint = None
+    return plain

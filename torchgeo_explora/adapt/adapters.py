@@ -1,0 +1,189 @@
+"""Which layers a PEFT adapter takes, and which adapters a delta can hold."""
+
+import copy
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from peft import PeftConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import check_target_module_exists
+from torch import Tensor, nn
+
+_REWRITES = 'rewrites frozen weights: the delta could not restore them'
+_REFUSED_INITIALISATIONS = {
+    'corda': _REWRITES,
+    'eva': 'takes its first values from training data, which are not seen here',
+    'loftq': _REWRITES,
+    'lora_ga': _REWRITES,
+    'olora': _REWRITES,
+    'pissa': _REWRITES,
+}
+
+
+def adapter_kind(adapter: PeftConfig) -> str:
+    """Return PEFT's own short name of a method, for example `LORA`."""
+    return str(getattr(adapter.peft_type, 'value', adapter.peft_type))
+
+
+def select_layers(
+    adapter: PeftConfig, modules: Mapping[str, nn.Module]
+) -> dict[str, nn.Module]:
+    """Return the modules that *adapter* targets, by name, with PEFT's own rules.
+
+    Args:
+        adapter: Its `target_modules` are ends of names, one regular expression for
+            whole names, or `all-linear`; `exclude_modules` is heeded.
+        modules: The modules to choose from, by full name.
+
+    Raises:
+        ValueError: If the adapter names no target, or one that matches nothing.
+    """
+    wanted = getattr(adapter, 'target_modules', None)
+    if not wanted:
+        raise ValueError(
+            f'adapter {adapter_kind(adapter)} has no target_modules: name the layers, '
+            "for example target_modules=['q', 'v']"
+        )
+    linear = {name for name, module in modules.items() if isinstance(module, nn.Linear)}
+    rule: Any = copy.copy(adapter)
+    if isinstance(wanted, str) and wanted.lower() == 'all-linear':
+        rule.target_modules = linear
+    chosen = {
+        name: module
+        for name, module in modules.items()
+        if check_target_module_exists(rule, name)
+    }
+    idle = (
+        []
+        if isinstance(wanted, str)
+        else [end for end in wanted if not any(_ends(name, end) for name in modules)]
+    )
+    if idle or not chosen:
+        ends = sorted({'.'.join(name.split('.')[-2:]) for name in linear})
+        raise ValueError(
+            f'adapter target_modules {sorted(idle) if idle else wanted!r} match no '
+            f'layer of the frozen blocks: choose among {", ".join(ends)}'
+        )
+    return chosen
+
+
+def _ends(name: str, end: str) -> bool:
+    return name == end or name.endswith(f'.{end}')
+
+
+def check_adapter(adapter: PeftConfig, layers: Mapping[str, nn.Module]) -> None:
+    """Make sure that a delta can hold *adapter*, before a backbone is touched.
+
+    A copy of each kind of layer is adapted, filled with random values and tried for
+    what everything else relies on: the adapter starts as the identity, leaves the
+    base as it is, comes back from its state dict and folds into the base.
+
+    Args:
+        adapter: Configuration of any PEFT method.
+        layers: The layers it will take, by full name.
+
+    Raises:
+        ValueError: If the adapter fails one of these, with the reason.
+    """
+    kind = adapter_kind(adapter)
+    start = str(getattr(adapter, 'init_lora_weights', '')).lower()
+    for name, reason in _REFUSED_INITIALISATIONS.items():
+        if start.startswith(name):
+            raise ValueError(
+                f"adapter initialisation {start!r} {reason}; use True, 'gaussian' or "
+                "'orthogonal'"
+            )
+    if (bias := getattr(adapter, 'bias', 'none')) != 'none':
+        raise ValueError(
+            f"adapter bias {bias!r} trains biases of the base: use bias='none' "
+            'and name them in Adaptation(modules=...)'
+        )
+    for option in ('modules_to_save', 'target_parameters'):
+        if getattr(adapter, option, None):
+            raise ValueError(
+                f'adapter option {option} is not supported: name what trains whole in '
+                'Adaptation(modules=...)'
+            )
+    kinds = {
+        (type(layer), tuple(tuple(p.shape) for p in layer.parameters())): (name, layer)
+        for name, layer in layers.items()
+    }
+    for name, layer in kinds.values():
+        # Neither the caller's generator nor a default device may notice the trial.
+        with torch.random.fork_rng(devices=[]), torch.device('cpu'):
+            try:
+                failure = _try(adapter, name.rpartition('.')[2], layer)
+            except Exception as error:
+                raise ValueError(
+                    f'adapter {kind} does not work on {name} ({layer}): {error}'
+                ) from error
+        if failure:
+            raise ValueError(f'adapter {kind} {failure}')
+
+
+def _try(adapter: PeftConfig, name: str, layer: nn.Module) -> str | None:
+    """Return what *adapter* fails at on a copy of *layer*, or None."""
+    base = copy.deepcopy(layer).to_empty(device='cpu').float()
+    with torch.no_grad():
+        for parameter in base.parameters():
+            parameter.normal_(std=0.02)
+    frozen = dict(base.named_parameters())
+    values = {key: parameter.detach().clone() for key, parameter in frozen.items()}
+    image = torch.randn(4, frozen['weight'].shape[-1])
+    reference = base(image)
+
+    adapted = _inject_one(adapter, name, base)
+    kept = dict(adapted.get_base_layer().named_parameters())
+    if any(
+        kept.get(key) is not frozen[key] or not torch.equal(kept[key], values[key])
+        for key in frozen
+    ):
+        return _REWRITES
+    if not _close(adapted(image), reference):
+        return (
+            'does not start as the identity: the first step would see another model '
+            'than the base; choose an initialisation that does (init_weights)'
+        )
+
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter), alpha=0.01)
+    output = adapted(image)
+    again = _inject_one(adapter, name, copy.deepcopy(base))
+    again.load_state_dict(adapted.state_dict())
+    if not _close(again(image), output):
+        return (
+            'draws values that its state dict does not hold: the delta could not '
+            'restore it; fix its random seed'
+        )
+    adapted.merge()
+    if not _close(adapted.get_base_layer()(image), output):
+        return 'does not fold into the base: `merged` would give another model'
+    return None
+
+
+def _inject_one(adapter: PeftConfig, name: str, layer: nn.Module) -> Any:
+    parent = nn.Module()
+    parent.add_module(name, layer)
+    return inject(adapter, parent, [name]).get_submodule(name).eval()
+
+
+def _close(left: Tensor, right: Tensor) -> bool:
+    scale = right.abs().max().item()
+    return torch.allclose(left, right, rtol=0, atol=1e-4 * scale)
+
+
+def inject(adapter: PeftConfig, module: nn.Module, names: list[str]) -> nn.Module:
+    """Put *adapter* on exactly the layers *names* of *module*, in place.
+
+    Everything else is frozen.
+    """
+    rule: Any = copy.deepcopy(adapter)
+    # A regular expression is matched against whole names: as a list, they would also
+    # take the same ends under another prefix.
+    rule.target_modules = '|'.join(re.escape(name) for name in names)
+    # A configuration that was read from a published adapter asks for no training.
+    rule.inference_mode = False
+    return inject_adapter_in_model(rule, module)

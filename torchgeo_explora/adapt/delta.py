@@ -1,0 +1,90 @@
+"""The delta of a module, and the identity of the base under it."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+class Adapted(NamedTuple):
+    """What `adapt` remembers on a backbone, for its twin too."""
+
+    delta: tuple[str, ...]
+    """State dict keys of the delta: what trains and what the adapter added."""
+    base_parameters: int
+    """Size of the backbone before the adapter came."""
+    frozen: tuple[str, ...]
+    """Parameters of the plain backbone that did not train before either."""
+
+
+def adapted(module: nn.Module) -> Adapted | None:
+    """Return what `adapt` remembered on *module* itself, None on any other module."""
+    record = vars(module).get('adapted')
+    return record if isinstance(record, Adapted) else None
+
+
+def count(backbone: nn.Module) -> tuple[int, int]:
+    """Return how many parameters the delta has, and the base before the adapter.
+
+    Their ratio is the share that trains: 6.2 % of a ViT-L for ExPLoRA's default.
+    For a module that is not adapted: the trainable ones, and all.
+    """
+    sizes = {name: p.numel() for name, p in backbone.named_parameters()}
+    record = adapted(backbone)
+    if record is None:
+        trained = (p.numel() for p in backbone.parameters() if p.requires_grad)
+        return sum(trained), sum(sizes.values())
+    return sum(sizes.get(key, 0) for key in record.delta), record.base_parameters
+
+
+def delta_state_dict(module: nn.Module) -> dict[str, Tensor]:
+    """Return *module*'s state dict without the base of each adapted part of it.
+
+    It is the delta of an adapted backbone or of its twin, and all that a checkpoint
+    of an objective or a task has to hold. Tensors are the module's own, as in
+    `state_dict`; the state of a module without adapted parts is whole.
+    """
+    state: dict[str, Tensor] = module.state_dict()
+    for name, part in module.named_modules():
+        if (record := adapted(part)) is not None:
+            prefix = f'{name}.' if name else ''
+            base = set(part.state_dict(prefix=prefix))
+            base -= {prefix + key for key in record.delta}
+            state = {key: value for key, value in state.items() if key not in base}
+    return dict(state)
+
+
+def fingerprint(state: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of tensors and their names, 64 hexadecimal digits.
+
+    The hash runs over the names in sorted order, each followed by its shape and its
+    values as little-endian float32: neither order, device nor a storage type that
+    holds the same values changes it.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach()
+        digest.update(f'{name} {tuple(tensor.shape)}\n'.encode())
+        values = tensor.to('cpu', torch.float32).contiguous().view(-1).numpy()
+        digest.update(np.asarray(values, dtype='<f4').data)
+    return digest.hexdigest()
+
+
+def base_fingerprint(backbone: nn.Module) -> str | None:
+    """Return the fingerprint of the weights under *backbone*'s delta.
+
+    It is the one recorded when published weights were loaded, or when the backbone
+    was adapted; for a plain backbone without one, that of its present weights. None
+    for a backbone without values (meta device).
+    """
+    recorded = getattr(backbone, 'fingerprint', None)
+    if isinstance(recorded, str):
+        return recorded
+    if any(parameter.is_meta for parameter in backbone.parameters()):
+        return None
+    # A backbone names its weights as they were published (fused qkv).
+    names = getattr(backbone, 'canonical_state_dict', backbone.state_dict)
+    return fingerprint(names())

@@ -1,0 +1,199 @@
+"""The delta as a file."""
+
+import copy
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from torchgeo_explora import __version__
+from torchgeo_explora.adapt.adaptation import Adaptation, adapt
+from torchgeo_explora.adapt.delta import (
+    adapted,
+    base_fingerprint,
+    delta_state_dict,
+    fingerprint,
+)
+
+_FORMAT = 'torchgeo-explora-delta'
+_FORMAT_VERSION = 1
+_JSON = ('arguments', 'adaptation')
+_RESERVED = ('format', 'format_version', 'version', 'backbone', 'base', 'delta', *_JSON)
+
+
+def save_delta(
+    backbone: nn.Module,
+    path: str | os.PathLike[str],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write the delta of *backbone* as float32 safetensors.
+
+    The metadata name the backbone and its arguments, the adaptation, the SHA-256 of
+    the base and of the delta, and the package version. The file appears whole or not
+    at all.
+
+    Args:
+        backbone: An adapted backbone, or its twin.
+        path: The file, `*.safetensors`; its folder is made.
+        metadata: More strings to keep in the file.
+
+    Raises:
+        ValueError: If the backbone is not adapted, a tensor is not finite, or a name
+            in *metadata* is reserved.
+    """
+    if adapted(backbone) is None:
+        raise ValueError('this backbone has no delta: call `adapt` on it first')
+    if taken := set(metadata or {}).intersection(_RESERVED):
+        raise ValueError(f'*metadata* uses reserved names: rename {sorted(taken)}')
+    tensors = {}
+    for name, tensor in delta_state_dict(backbone).items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(
+                f'delta tensor {name} is not finite: the training diverged, go back '
+                'to an earlier checkpoint'
+            )
+        kind = torch.float32 if tensor.is_floating_point() else tensor.dtype
+        tensors[name] = tensor.to('cpu', kind).contiguous()
+    host: Any = backbone
+    header = {
+        **(metadata or {}),
+        'format': _FORMAT,
+        'format_version': str(_FORMAT_VERSION),
+        'version': __version__,
+        'backbone': f'{type(backbone).__module__}.{type(backbone).__qualname__}',
+        'arguments': json.dumps(getattr(backbone, 'arguments', {})),
+        'adaptation': json.dumps(host.adaptation.to_dict()),
+        'base': host.fingerprint or '',
+        'delta': fingerprint(tensors),
+    }
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f'.{path.name}.{os.getpid()}.part')
+    try:
+        save_file(tensors, part, metadata=header)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def load_delta[M: nn.Module](backbone: M, path: str | os.PathLike[str]) -> M:
+    """Put a delta on the base it was trained on, in place; return the backbone.
+
+    A plain backbone is adapted as the file says. Base, keys and shapes are checked
+    before anything changes; the training resolution may differ.
+
+    Args:
+        backbone: A backbone with the base's weights, or one that is already adapted
+            in the same way.
+        path: A file of `save_delta`.
+
+    Raises:
+        ValueError: If the file is not a whole delta, is damaged, or was made for
+            another base, another adaptation or other shapes.
+    """
+    metadata = read_delta_metadata(path)
+    base = base_fingerprint(backbone)
+    if base != metadata['base']:
+        raise ValueError(
+            f'delta was trained on base {metadata["base"][:12]}, this backbone is '
+            f'{(base or "without values")[:12]}: load the same weights'
+        )
+    adaptation = Adaptation.from_dict(metadata['adaptation'])
+    plain = adapted(backbone) is None
+    if not plain:
+        _check_adaptation(backbone, adaptation)
+    # A view shares every tensor: what fails on it leaves the backbone as it was.
+    host = adapt(_view(backbone), adaptation) if plain else backbone
+    expected = {name: tuple(t.shape) for name, t in delta_state_dict(host).items()}
+    with safe_open(path, framework='pt') as file:
+        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        wrong = sorted(
+            name
+            for name in {*expected, *found}
+            if expected.get(name) != found.get(name)
+        )
+        if wrong:
+            name = wrong[0]
+            raise ValueError(
+                f'{len(wrong)} tensors of {path} do not fit this backbone, first '
+                f'{name}: expected {expected.get(name, "none")}, found '
+                f'{found.get(name, "none")}; build the backbone with the arguments in '
+                "the file's metadata"
+            )
+        tensors = {name: file.get_tensor(name) for name in found}
+    if fingerprint(tensors) != metadata['delta']:
+        raise ValueError(
+            f'the tensors of {path} are not those that were saved: copy or download '
+            'it again'
+        )
+    if plain:
+        adapt(backbone, adaptation)
+    with torch.no_grad():
+        for name, tensor in delta_state_dict(backbone).items():
+            tensor.copy_(tensors[name])
+    return backbone
+
+
+def _check_adaptation(backbone: nn.Module, stored: Adaptation) -> None:
+    host: Any = backbone
+    depth = len(host.blocks)
+    plain = [
+        {**adaptation.to_dict(), 'unfreeze': adaptation.blocks(depth)}
+        for adaptation in (host.adaptation, stored)
+    ]
+    if differing := [key for key in plain[0] if plain[0][key] != plain[1][key]]:
+        raise ValueError(
+            f'the backbone is adapted as {host.adaptation.name(depth)}, the delta as '
+            f'{stored.name(depth)}; they differ in {", ".join(differing)}: load the '
+            'delta into a plain backbone'
+        )
+
+
+def _view[M: nn.Module](module: M) -> M:
+    """Return a copy whose tensors share their values with *module*."""
+    memo: dict[int, Any] = {id(buffer): buffer for buffer in module.buffers()}
+    for parameter in module.parameters():
+        memo[id(parameter)] = nn.Parameter(
+            parameter.detach(), requires_grad=parameter.requires_grad
+        )
+    return copy.deepcopy(module, memo)
+
+
+def read_delta_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return what `save_delta` wrote beside the tensors.
+
+    `arguments` and `adaptation` are dictionaries, everything else is a string.
+
+    Raises:
+        ValueError: If the file is cut short, is no delta, or is of a newer format.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f'no delta at {path}')
+    try:
+        with safe_open(path, framework='pt') as file:
+            metadata: dict[str, Any] = dict(file.metadata() or {})
+    except SafetensorError as error:
+        raise ValueError(
+            f'{path} is cut short or is no safetensors file ({error}): copy or '
+            'download it again'
+        ) from error
+    if metadata.get('format') != _FORMAT:
+        raise ValueError(f'{path} is not a delta: give a file that `save_delta` wrote')
+    if int(metadata['format_version']) > _FORMAT_VERSION:
+        raise ValueError(
+            f'{path} has delta format {metadata["format_version"]}, this version reads '
+            f'{_FORMAT_VERSION}: upgrade torchgeo-explora'
+        )
+    try:
+        metadata |= {key: json.loads(metadata[key]) for key in _JSON}
+    except (KeyError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f'the metadata of {path} are damaged ({error!r}): copy or download it again'
+        ) from error
+    return metadata

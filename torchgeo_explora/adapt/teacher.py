@@ -1,0 +1,54 @@
+"""A teacher that shares what never changes, and its moving average."""
+
+import copy
+
+import torch
+from torch import nn
+
+
+def twin[M: nn.Module](module: M) -> M:
+    """Return a frozen copy in eval mode that shares every frozen tensor.
+
+    For a ViT-L with ExPLoRA's delta, the copy takes 71 MiB instead of 1.13 GiB.
+    Make it *after* `adapt`: what trains is copied, what is frozen is the same
+    object. Buffers are copied. The copy does not train, but `.train()` on a parent
+    changes its mode too: an objective that holds it puts it back.
+    """
+    shared = {id(p): p for p in module.parameters() if not p.requires_grad}
+    return copy.deepcopy(module, memo=shared).requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def ema_update_(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+    """Move the teacher towards the student, in place: t <- m t + (1 - m) s.
+
+    Only tensors that train in the student move; a teacher equal to the student stays
+    so to the bit. Buffers do not move.
+
+    Args:
+        teacher: The student's `twin`.
+        student: The module that trains.
+        momentum: m, in [0, 1].
+
+    Raises:
+        ValueError: If the two differ in structure or share a tensor that trains.
+    """
+    targets, sources = [*teacher.parameters()], [*student.parameters()]
+    if len(targets) != len(sources):
+        raise ValueError(
+            f'the teacher has {len(targets)} parameters, the student {len(sources)}: '
+            'make the twin after `adapt`'
+        )
+    pairs = [
+        (target, source)
+        for target, source in zip(targets, sources, strict=True)
+        if source.requires_grad
+    ]
+    if any(target is source for target, source in pairs):
+        raise ValueError(
+            'teacher and student share a tensor that trains: make the twin after '
+            '`adapt`, when what is frozen is settled'
+        )
+    if pairs:
+        moved, towards = zip(*pairs, strict=True)
+        torch._foreach_lerp_([*moved], [*towards], 1 - momentum)

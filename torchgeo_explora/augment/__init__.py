@@ -1,0 +1,22 @@
+"""Views of images, on the device: value ranges, multi-crop and evaluation views."""
+
+from torchgeo_explora.augment.ranges import UnitRange, value_range
+from torchgeo_explora.augment.views import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    MultiCrop,
+    Normalize,
+    Preprocess,
+    Views,
+)
+
+__all__ = [
+    'IMAGENET_MEAN',
+    'IMAGENET_STD',
+    'MultiCrop',
+    'Normalize',
+    'Preprocess',
+    'UnitRange',
+    'Views',
+    'value_range',
+]

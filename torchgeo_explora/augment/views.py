@@ -1,0 +1,216 @@
+"""Views of images in [0, 1]: multi-crop for training, one whole view for evaluation."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from torchgeo_explora.augment.crops import crop_boxes, resized_crops
+from torchgeo_explora.augment.photometric import band_chain, colour_chain
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Views(NamedTuple):
+    """Normalised crops of B images, crop-major."""
+
+    global_: Tensor  # (2, B, C, S, S)
+    local: Tensor  # (V, B, C, s, s)
+
+
+class Normalize(nn.Module):
+    """Subtract the mean and divide by the standard deviation.
+
+    Args:
+        mean: Mean of values in [0, 1], one per channel or one for all.
+        std: Standard deviation, likewise.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Keep the statistics."""
+        super().__init__()
+        # Arguments, not state: they stay out of checkpoints.
+        for name, values in (('mean', mean), ('std', std)):
+            buffer = torch.tensor(tuple(values))[:, None, None]
+            self.register_buffer(name, buffer, persistent=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return (..., C, H, W), normalised.
+
+        Raises:
+            ValueError: If the number of channels is not that of the statistics.
+        """
+        for name, values in (('mean', self.mean), ('std', self.std)):
+            if len(values) not in (1, image.shape[-3]):
+                raise ValueError(
+                    f'*{name}* has {len(values)} values, the image has'
+                    f' {image.shape[-3]} channels: give one per channel, or one for all'
+                )
+        return (image - self.mean).div_(self.std)
+
+
+class MultiCrop(nn.Module):
+    """Two global and V local views of each image, as DINOv2 draws them.
+
+    Oquab et al., *DINOv2* (https://arxiv.org/abs/2304.07193), with the reference
+    implementation's laws and its effective blur probabilities of 0, 0.9 and 0.5
+    (global 1, global 2, local). Every view of every image draws for itself. What
+    differs: it works on a whole batch, on its device, in float32 instead of 8 bits.
+
+    An image that does not have three channels has no colour to jitter: its bands get
+    gain and noise, and blur; `describe` says so in one line.
+
+    Randomness is torch's global generators: fork and seed them around the call. All
+    but the noise on bands is drawn on the CPU, so that a seed means the same views on
+    every device.
+
+    Args:
+        global_size: S, side of a global view in pixels.
+        local_size: s, side of a local view in pixels.
+        local_views: V, local views per image; 0 for none.
+        global_scale: Range of a global view's share of the image's area.
+        local_scale: Likewise of a local view.
+        mean: Mean of the normalisation, of values in [0, 1].
+        std: Standard deviation, likewise.
+        photometric: Whether values change, not only geometry.
+    """
+
+    def __init__(
+        self,
+        global_size: int = 224,
+        local_size: int = 98,
+        local_views: int = 8,
+        global_scale: tuple[float, float] = (0.32, 1.0),
+        local_scale: tuple[float, float] = (0.05, 0.32),
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        photometric: bool = True,
+    ) -> None:
+        """Build the chains."""
+        super().__init__()
+        self.global_size = global_size
+        self.local_size = local_size
+        self.local_views = local_views
+        self.global_scale = global_scale
+        self.local_scale = local_scale
+        self.photometric = photometric
+        self.normalize = Normalize(mean, std)
+        # Global 1, global 2, local.
+        self.colour = nn.ModuleList(
+            [colour_chain(blur=0.0), colour_chain(0.9, solarize=0.2), colour_chain(0.5)]
+        )
+        self.bands = nn.ModuleList([band_chain(0.0), band_chain(0.9), band_chain(0.5)])
+
+    @torch.no_grad()
+    def forward(self, image: Tensor) -> Views:
+        """Draw the views.
+
+        Args:
+            image: (B, C, H, W), floating, in [0, 1], finite; of any size.
+
+        Returns:
+            Views in float32, normalised.
+
+        Raises:
+            ValueError: If *image* has another shape or type.
+        """
+        _require_images(image)
+        # Autocast would round the resampling weights to a few bits.
+        with torch.autocast(image.device.type, enabled=False):
+            image = image.float()
+            global_ = self._crops(image, 2, self.global_size, self.global_scale)
+            local = self._crops(
+                image, self.local_views, self.local_size, self.local_scale
+            )
+            if self.photometric:
+                first, second, rest = self.colour if image.shape[1] == 3 else self.bands
+                global_ = torch.stack([first(global_[0]), second(global_[1])])
+                if len(local):
+                    local = rest(local.flatten(0, 1)).view_as(local)
+            return Views(self.normalize(global_), self.normalize(local))
+
+    @staticmethod
+    def _crops(
+        image: Tensor, views: int, size: int, scale: tuple[float, float]
+    ) -> Tensor:
+        """Return views of each image, mirrored half of the time, (V, B, C, S, S)."""
+        images, _, height, width = image.shape
+        boxes = crop_boxes(views * images, (height, width), scale)
+        mirrored = torch.rand(views, images) < 0.5
+        return resized_crops(image, boxes.view(views, images, 4), mirrored, size)
+
+    def describe(self, channels: int) -> str:
+        """Return one line on what is done to images of that many channels."""
+        if not self.photometric:
+            changes = 'no change of values'
+        elif channels == 3:
+            changes = 'colour jitter, grayscale, blur, solarize (DINOv2)'
+        else:
+            changes = (
+                f'{channels} channels are not RGB: per band gain 0.8 to 1.2, noise up'
+                ' to 0.02 of the range, blur; no colour operation'
+            )
+        return (
+            f'2 global views of {self.global_size} px, {self.local_views} local views'
+            f' of {self.local_size} px; {changes}'
+        )
+
+
+class Preprocess(nn.Module):
+    """One view of the whole image, for evaluation: resized and normalised.
+
+    The aspect is not kept: no part of a scene is cut off. Bicubic, antialiased.
+
+    Args:
+        image_size: Side of the view in pixels, or (height, width).
+        mean: Mean of the normalisation, of values in [0, 1].
+        std: Standard deviation, likewise.
+    """
+
+    def __init__(
+        self,
+        image_size: int | tuple[int, int],
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
+        """Keep size and statistics."""
+        super().__init__()
+        if isinstance(image_size, int):
+            image_size = (image_size, image_size)
+        self.image_size = tuple(image_size)
+        self.mean = tuple(mean)
+        self.std = tuple(std)
+        self.normalize = Normalize(mean, std)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the view, (B, C, *image_size), float32, normalised.
+
+        Args:
+            image: (B, C, H, W), floating, in [0, 1].
+
+        Raises:
+            ValueError: If *image* has another shape or type.
+        """
+        _require_images(image)
+        view = F.interpolate(
+            image.float(), size=self.image_size, mode='bicubic', antialias=True
+        )
+        return self.normalize(view.clamp_(0, 1))
+
+
+def _require_images(image: Tensor) -> None:
+    if image.ndim != 4:
+        raise ValueError(
+            f'expected images (B, C, H, W), got shape {tuple(image.shape)}: add a batch'
+            ' axis to a single image, flatten the times of a series into the batch'
+        )
+    if not image.is_floating_point():
+        raise ValueError(
+            f'expected float images in [0, 1], got {image.dtype}: apply UnitRange first'
+        )

@@ -1,0 +1,72 @@
+"""A picture of a run's curves."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from matplotlib.figure import Figure
+
+
+class Curves(Callback):
+    """Draw metrics against optimizer steps into `curves.png` at the end of a run.
+
+    Args:
+        folder: Where to write; the trainer's root folder if None.
+        metrics: Names as logged, a panel each; those never logged are left out.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path | None = None,
+        metrics: tuple[str, ...] = ('knn', 'loss', 'train/feature_std', 'lr'),
+    ) -> None:
+        """Start with empty curves."""
+        self.folder = folder
+        self.metrics = metrics
+        self.points: dict[str, dict[int, float]] = {name: {} for name in metrics}
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Take the values that were logged in this step."""
+        for name in self.metrics:
+            value = trainer.logged_metrics.get(name, trainer.callback_metrics.get(name))
+            if value is not None:
+                self.points[name][trainer.global_step] = float(value)
+
+    @rank_zero_only
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw."""
+        points = dict(self.points)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            # Evaluated now and then: its own record, not the last value repeated.
+            if getattr(callback, 'history', None):
+                points['knn'] = callback.history
+        points = {name: curve for name, curve in points.items() if curve}
+        if not points:
+            return
+        figure = Figure(figsize=(4 * len(points), 3), layout='constrained')
+        panels = figure.subplots(1, len(points), squeeze=False)[0]
+        for axes, (name, curve) in zip(panels, points.items(), strict=True):
+            axes.plot(list(curve), list(curve.values()), marker='.' * (len(curve) < 50))
+            axes.set_xlabel('optimizer step')
+            axes.set_title(name)
+            axes.grid(alpha=0.3)
+        path = Path(self.folder or trainer.default_root_dir) / 'curves.png'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=120)
+        rank_zero_info(f'curves: {path}')
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the curves so far."""
+        return {'points': {name: dict(curve) for name, curve in self.points.items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the curves."""
+        self.points |= state_dict['points']

@@ -1,0 +1,171 @@
+"""A folder of the user's own images, in batches."""
+
+import math
+import os
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import kornia.augmentation as K
+import torch
+from torch.utils.data import DataLoader
+from torchgeo.datamodules import NonGeoDataModule
+
+from torchgeo_explora.datasets.image_folder import ImageFolder
+from torchgeo_explora.datasets.value_range import ValueRange
+
+
+class ImageFolderDataModule(NonGeoDataModule):
+    """Batches of :class:`~torchgeo_explora.datasets.ImageFolder`.
+
+    Nothing but normalisation happens to the images: *aug* maps *value_range* to
+    [0, 1], so TorchGeo's own tasks can use this data module, and tasks that augment
+    replace ``train_aug`` and ``aug``. Without validation images there is no validation.
+
+    ``path`` is part of the batch in prediction only: TorchGeo's tasks plot validation
+    samples with a function that takes tensors alone. ``index`` is always there, and
+    ``train_dataset.paths[index]`` is the path.
+
+    Args:
+        root: The folder, whose layout is described at the data set.
+        batch_size: Images in a batch.
+        num_workers: Worker processes that read images.
+        size: Side in pixels of the square images; None if all have one size already.
+        bands: Bands to read and their order, numbers from 1 or names; all by default.
+        value_range: (low, high) of the sensor values, each one number or a number a
+            band. By default follows the stored type: uint8 (0, 255); uint16 and int16
+            (0, 10000); float (0, 1).
+        val_fraction: Share of the training images to validate with, in [0, 1).
+        test_fraction: Share of the training images to test with, in [0, 1).
+        seed: Seed of the fractions.
+        on_error: What to do at an unreadable image: 'raise', or 'skip' with a warning.
+        predict_split: Images to predict, in the order of their paths: 'predict' is the
+            folder of that name, or every image.
+        pin_memory: Whether batches go to page-locked memory if there is a CUDA device.
+        prefetch_factor: Batches read ahead by each worker; PyTorch's default if None.
+
+    Attributes:
+        value_range: (low, high), known after ``setup`` unless given.
+        mean: low, as a tensor.
+        std: high - low, as a tensor.
+        bands: Names of the bands, known after ``setup``.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str] = 'data',
+        batch_size: int = 64,
+        num_workers: int = 0,
+        size: int | None = None,
+        bands: Sequence[int | str] | None = None,
+        value_range: tuple[float, float]
+        | tuple[Sequence[float], Sequence[float]]
+        | None = None,
+        val_fraction: float = 0.0,
+        test_fraction: float = 0.0,
+        seed: int = 0,
+        on_error: Literal['raise', 'skip'] = 'raise',
+        predict_split: Literal['train', 'val', 'test', 'predict'] = 'predict',
+        pin_memory: bool = True,
+        prefetch_factor: int | None = None,
+    ) -> None:
+        """Keep the arguments; files are listed in ``setup``."""
+        super().__init__(
+            ImageFolder,
+            batch_size,
+            num_workers,
+            root=root,
+            size=size,
+            bands=bands,
+            value_range=value_range,
+            val_fraction=val_fraction,
+            test_fraction=test_fraction,
+            seed=seed,
+            on_error=on_error,
+        )
+        self.predict_split = predict_split
+        self.pin_memory = pin_memory
+        self.prefetch_factor = prefetch_factor
+        self.has_val = val_fraction > 0 or os.path.isdir(os.path.join(root, 'val'))
+        self.value_range: ValueRange | None = None
+        self.bands: tuple[str, ...] = ()
+        self._own_aug = self.aug
+
+    def setup(self, stage: str) -> None:
+        """Open the splits of a stage.
+
+        Args:
+            stage: 'fit', 'validate', 'test' or 'predict'.
+
+        Raises:
+            NoImagesError: If a split has no image.
+            UnreadableImageError: If the first image cannot be read.
+            ValueError: If splits differ in bands or in the range of their values.
+        """
+        if stage == 'fit':
+            self.train_dataset = self._open('train')
+        if stage in ('fit', 'validate') and self.has_val:
+            self.val_dataset = self._open('val')
+        if stage == 'test':
+            self.test_dataset = self._open('test')
+        if stage == 'predict':
+            self.predict_dataset = self._open(self.predict_split)
+
+    def _open(self, split: Literal['train', 'val', 'test', 'predict']) -> ImageFolder:
+        dataset = ImageFolder(split=split, **self.kwargs)
+        if self.value_range is None:
+            self._adopt(dataset)
+        elif dataset.value_range != self.value_range or dataset.bands != self.bands:
+            raise ValueError(
+                f'split {split!r} of {dataset.root} has bands {dataset.bands} and '
+                f'range {dataset.value_range}, the split read first {self.bands} and '
+                f'{self.value_range}: pass *bands* and *value_range* that fit both'
+            )
+        return dataset
+
+    def _adopt(self, dataset: ImageFolder) -> None:
+        """Take bands and normalisation from the first data set."""
+        self.value_range = dataset.value_range
+        self.bands = dataset.bands
+        low, high = (torch.tensor(end) for end in dataset.value_range)
+        self.mean, self.std = low, high - low
+        if self.aug is self._own_aug:
+            self.aug = K.AugmentationSequential(
+                K.Normalize(mean=self.mean, std=self.std), data_keys=None, keepdim=True
+            )
+
+    def _dataloader_factory(self, split: str) -> DataLoader[dict[str, Any]]:
+        dataset = self._valid_attribute(f'{split}_dataset', 'dataset')
+        batch_size = self._valid_attribute(f'{split}_batch_size', 'batch_size')
+        training = split == 'train'
+        if training:
+            ranks = self.trainer.world_size if self.trainer else 1
+            share = math.ceil(len(dataset) / ranks)
+            if share < batch_size:
+                raise ValueError(
+                    f'*batch_size* is {batch_size} but there are only {share} training '
+                    f'images for each process, and a last part batch is dropped: no '
+                    f'batch is left. Pass batch_size={share} or less, or add images'
+                )
+        return DataLoader(
+            dataset,
+            batch_size=batch_size,
+            shuffle=training,
+            num_workers=self.num_workers,
+            collate_fn=self.collate_fn,
+            drop_last=training,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=self.pin_memory and torch.cuda.is_available(),
+            prefetch_factor=self.prefetch_factor if self.num_workers else None,
+        )
+
+    def val_dataloader(self) -> Any:
+        """Return the validation batches, or no loader at all without such images."""
+        return super().val_dataloader() if self.has_val else []
+
+    def on_after_batch_transfer(
+        self, batch: dict[str, Any], dataloader_idx: int
+    ) -> dict[str, Any]:
+        """Normalise, and keep ``path`` for prediction only."""
+        if self.trainer and not self.trainer.predicting:
+            batch.pop('path', None)
+        return super().on_after_batch_transfer(batch, dataloader_idx)

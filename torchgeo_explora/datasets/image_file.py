@@ -1,0 +1,199 @@
+"""One image on disk, whatever its format: bands by name, pixels as stored."""
+
+import os
+import struct
+import warnings
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Self
+
+import numpy as np
+import rasterio
+import torch
+from PIL import Image
+from rasterio.enums import ColorInterp
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from torch import Tensor
+
+#: Suffixes that are read, in lower case.
+SUFFIXES = ('.jpg', '.jpeg', '.png', '.tif', '.tiff')
+
+# What Pillow hands out for a mode: (mode to convert to, data type, band names).
+_RGB = ('RGB', 'uint8', ('red', 'green', 'blue'))
+_GRAY = ('L', 'uint8', ('gray',))
+_DEEP = ('', 'uint16', ('gray',))
+_MODES = {'1': _GRAY, 'L': _GRAY, 'LA': _GRAY, 'I': _DEEP, 'I;16': _DEEP}
+
+# Everything that Pillow and GDAL were seen to raise on damaged bytes.
+_DAMAGE = (
+    OSError,
+    RasterioError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+class UnreadableImageError(RuntimeError):
+    """A file that is missing, truncated, or no image at all.
+
+    Takes one string, so that a data loader's worker can hand it on.
+    """
+
+
+@contextmanager
+def _naming(path: str) -> Iterator[None]:
+    try:
+        yield
+    except _DAMAGE as error:
+        reason = ' '.join(str(error).split()) or type(error).__name__
+        raise UnreadableImageError(
+            f'cannot read image {path}: {reason}. Replace the file, or pass '
+            f"on_error='skip' to go on without it"
+        ) from error
+
+
+class ImageFile:
+    """An open image: its header at once, its pixels on demand.
+
+    TIFF, and PNG with 16 bits in several bands, go through rasterio; JPEG and other
+    PNG through Pillow, where a palette becomes RGB and an alpha channel is dropped.
+
+    Args:
+        path: File to open, with one of ``SUFFIXES``.
+
+    Attributes:
+        bands: A name for each band: its description in the file, else its colour,
+            else its number from 1.
+        described: Whether the names are the file's own descriptions.
+        dtype: NumPy's name of the stored type, such as 'uint8'.
+        size: (H, W) in pixels.
+
+    Raises:
+        UnreadableImageError: If the file cannot be opened as an image.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Open the file and read its header."""
+        self.path = os.fspath(path)
+        self._stack = ExitStack()
+        self._image: Any = None
+        try:
+            with _naming(self.path):
+                suffix = os.path.splitext(self.path)[1].lower()
+                if suffix in ('.tif', '.tiff') or (
+                    suffix == '.png' and _is_deep_png(self.path)
+                ):
+                    self._open_raster()
+                else:
+                    self._open_picture()
+        except UnreadableImageError:
+            self._stack.close()
+            raise
+
+    def _open_raster(self) -> None:
+        # GDAL lists the whole folder at every open, which is slow in a large one.
+        self._stack.enter_context(rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN='TRUE'))
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', NotGeoreferencedWarning)
+            image = self._stack.enter_context(rasterio.open(self.path))
+        kept = list(range(image.count))
+        # In a TIFF "alpha" is often near infrared that GDAL labelled so by default.
+        if image.driver == 'PNG':
+            kept = [i for i in kept if image.colorinterp[i] != ColorInterp.alpha]
+        self._raster_indices = [i + 1 for i in kept]
+        self.described = all(image.descriptions)
+        colours = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
+        self.bands: tuple[str, ...] = tuple(
+            image.descriptions[i]
+            or (
+                image.colorinterp[i].name
+                if image.colorinterp[i] in colours
+                else str(i + 1)
+            )
+            for i in kept
+        )
+        self.dtype: str = image.dtypes[0]
+        self.size: tuple[int, int] = (image.height, image.width)
+        self._image = image
+
+    def _open_picture(self) -> None:
+        image = self._stack.enter_context(Image.open(self.path))
+        self._mode, self.dtype, self.bands = _MODES.get(image.mode, _RGB)
+        self.described = False
+        self.size = (image.height, image.width)
+        self._image = image
+
+    def find(self, bands: Iterable[int | str]) -> list[int]:
+        """Return where bands lie in the file, from 0.
+
+        Args:
+            bands: Numbers from 1, or names.
+
+        Raises:
+            ValueError: If the file lacks a band.
+        """
+        indices = []
+        for band in bands:
+            if isinstance(band, str) and band in self.bands:
+                indices.append(self.bands.index(band))
+            elif isinstance(band, int) and 1 <= band <= len(self.bands):
+                indices.append(band - 1)
+            else:
+                raise ValueError(
+                    f'band {band!r} is not in {self.path}, which has the '
+                    f'{len(self.bands)} bands {", ".join(self.bands)}: *bands* takes '
+                    f'these names, or numbers from 1'
+                )
+        return indices
+
+    def read(self, indices: Sequence[int] | None = None) -> Tensor:
+        """Read the pixels.
+
+        Args:
+            indices: Bands to read, from 0, in the order wanted; all by default.
+
+        Returns:
+            Stored values, (C, H, W). Pixels without data (NaN, or the nodata value of
+            the file) are 0.
+
+        Raises:
+            UnreadableImageError: If the pixels cannot be decoded.
+        """
+        indices = range(len(self.bands)) if indices is None else indices
+        with _naming(self.path):
+            if isinstance(self._image, Image.Image):
+                picture = self._image
+                if self._mode and picture.mode != self._mode:
+                    picture = picture.convert(self._mode)
+                # (H, W) or (H, W, C) -> (C, H, W)
+                values = np.atleast_3d(np.asarray(picture, dtype=np.float32))
+                image = torch.from_numpy(values).permute(2, 0, 1)[list(indices)]
+            else:
+                numbers = [self._raster_indices[i] for i in indices]
+                values = self._image.read(numbers).astype(np.float32)
+                nodata = self._image.nodata
+                if nodata is not None:
+                    values[values == np.float32(nodata)] = 0
+                image = torch.from_numpy(values)
+        return torch.nan_to_num(image, nan=0.0, posinf=0.0, neginf=0.0).contiguous()
+
+    def __enter__(self) -> Self:
+        """Return the open image."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Close the file."""
+        self._stack.close()
+
+
+def _is_deep_png(path: str) -> bool:
+    # Pillow cuts 16 bits in several bands to 8 without a word. IHDR holds the depth
+    # in byte 24 and the colour type in byte 25 (2: RGB, 4: gray + alpha, 6: RGBA).
+    with open(path, 'rb') as file:
+        header = file.read(26)
+    return len(header) == 26 and header[24] == 16 and header[25] in (2, 4, 6)

@@ -1,0 +1,93 @@
+"""The range of sensor values that maps to [0, 1]."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+#: (low, high) of the sensor values: one number each, or one for each band.
+type ValueRange = tuple[float, float] | tuple[tuple[float, ...], tuple[float, ...]]
+
+#: Usual (low, high) by NumPy's name of the stored type. 16 bits are taken for surface
+#: reflectance times 10,000, as in Sentinel-2 and Landsat products.
+RANGES: dict[str, tuple[float, float]] = {
+    'uint8': (0.0, 255.0),
+    'uint16': (0.0, 10000.0),
+    'int16': (0.0, 10000.0),
+    'float32': (0.0, 1.0),
+    'float64': (0.0, 1.0),
+}
+
+
+def check_range(value_range: Sequence[Any], bands: Sequence[str]) -> ValueRange:
+    """Return a range in plain numbers: two floats, or two tuples of floats.
+
+    Args:
+        value_range: (low, high), each one number or a number a band.
+        bands: Names of the bands.
+
+    Raises:
+        ValueError: If there are not two ends, if the numbers do not match the bands,
+            or if a low end is not below its high end.
+    """
+    if len(value_range) != 2:
+        raise ValueError(f'*value_range* must be (low, high), not {value_range!r}')
+    ends = [torch.as_tensor(end, dtype=torch.float64) for end in value_range]
+    for end in ends:
+        if end.ndim and end.numel() != len(bands):
+            raise ValueError(
+                f'*value_range* has {end.numel()} numbers for {len(bands)} bands '
+                f'{tuple(bands)}: give one number, or one for each band'
+            )
+    if not bool((ends[0] < ends[1]).all()):
+        raise ValueError(
+            f'*value_range* must be (low, high) with low < high, not {value_range!r}'
+        )
+    if ends[0].ndim == ends[1].ndim == 0:
+        return ends[0].item(), ends[1].item()
+    low, high = (end.expand(len(bands)).tolist() for end in ends)
+    return tuple(low), tuple(high)
+
+
+def to_unit(image: Tensor, value_range: ValueRange) -> Tensor:
+    """Map sensor values (..., C, H, W) to [0, 1], clipped."""
+    low, high = (torch.as_tensor(end).view(-1, 1, 1) for end in value_range)
+    return ((image - low) / (high - low)).clamp(0, 1)
+
+
+def measure_range(
+    dataset: Dataset[dict[str, Any]], images: int = 256, deviations: float = 2.0
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Measure a range that uses the contrast of the images.
+
+    SatMAE's rule for Sentinel-2: mean -+ 2 standard deviations of each band. The low
+    end does not go below the lowest value met.
+
+    Args:
+        dataset: Data set of ``image`` (C, H, W).
+        images: How many images to read, evenly spaced.
+        deviations: Standard deviations on either side of the mean.
+
+    Returns:
+        (low, high), a number a band: the *value_range* of a data module.
+    """
+    size = len(dataset)  # type: ignore[arg-type]
+    chosen = torch.linspace(0, size - 1, min(images, size)).long().tolist()
+    rows = []
+    for index in chosen:
+        # (C, H, W) -> (C, H * W)
+        pixels = dataset[index]['image'].flatten(1).double()
+        # Images of one size weigh the same, so that the mean of means is the mean.
+        rows.append(
+            torch.stack([pixels.mean(1), pixels.square().mean(1), pixels.amin(1)])
+        )
+    mean, square, lowest = torch.stack(rows).unbind(1)
+    centre = mean.mean(0)
+    spread = (square.mean(0) - centre.square()).clamp_min(0).sqrt() * deviations
+    # A band without any variation still needs low < high.
+    spread = spread.clamp_min(1e-6 * (1 + centre.abs()))
+    low = torch.maximum(centre - spread, lowest.amin(0))
+    low = torch.minimum(low, centre)
+    return tuple(low.tolist()), tuple((centre + spread).tolist())

@@ -1,0 +1,45 @@
+"""Pure tensor functions: the mathematics of the objectives, and nothing else."""
+
+from torchgeo_explora.functional.assignments import centered_softmax, sinkhorn_knopp
+from torchgeo_explora.functional.losses import (
+    dino_loss,
+    ibot_loss,
+    koleo,
+    masked_mse,
+    normalize_patches,
+)
+from torchgeo_explora.functional.masks import block_masks, random_mask, visible_indices
+from torchgeo_explora.functional.neighbors import knn_vote
+from torchgeo_explora.functional.patches import (
+    gather_tokens,
+    patchify,
+    replace_tokens,
+    scatter_tokens,
+    unpatchify,
+)
+from torchgeo_explora.functional.positions import resize_grid, sincos_1d, sincos_2d
+from torchgeo_explora.functional.schedules import cosine_schedule, linear_warmup
+
+__all__ = [
+    'block_masks',
+    'centered_softmax',
+    'cosine_schedule',
+    'dino_loss',
+    'gather_tokens',
+    'ibot_loss',
+    'knn_vote',
+    'koleo',
+    'linear_warmup',
+    'masked_mse',
+    'normalize_patches',
+    'patchify',
+    'random_mask',
+    'replace_tokens',
+    'resize_grid',
+    'scatter_tokens',
+    'sincos_1d',
+    'sincos_2d',
+    'sinkhorn_knopp',
+    'unpatchify',
+    'visible_indices',
+]

@@ -1,0 +1,75 @@
+"""Teacher logits to targets: a distribution over the prototypes for each row."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@torch.no_grad()
+def sinkhorn_knopp(logits: Tensor, temperature: float, iterations: int = 3) -> Tensor:
+    """Spread the rows evenly over the prototypes (SwAV, section 3; DINOv2's targets).
+
+    Each iteration scales the prototypes to equal mass over all rows, then each row to
+    1. In a process group all ranks' rows are one batch: every rank must call, also one
+    without rows, and may bring a different number.
+
+    The largest logit of each prototype, over all ranks, is subtracted first. The first
+    scaling divides it out again: the result is that of the plain exponential, without
+    its overflow. (A row's maximum is not neutral: prototypes are scaled before rows.)
+    The two scalings are kept as vectors, so that the matrix is written at the start
+    and at the end only.
+
+    Args:
+        logits: (R, K), of this rank's rows.
+        temperature: Teacher temperature.
+        iterations: Scalings of prototypes and rows, at least 1.
+
+    Returns:
+        (R, K) float32 without gradient; rows sum to 1.
+
+    Raises:
+        ValueError: If *iterations* is below 1.
+    """
+    if iterations < 1:
+        raise ValueError(f'rows sum to 1 after 1 of *iterations* or more: {iterations}')
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    # Matrix times vector, which autocast would do in half precision.
+    with torch.autocast(logits.device.type, enabled=False):
+        mass = logits.to(dtype, copy=True)
+        rows, prototypes = mass.shape
+        peak = mass.amax(0) if rows else mass.new_full((prototypes,), -torch.inf)
+        _all_reduce(peak, dist.ReduceOp.MAX)
+        mass.sub_(peak).div_(temperature).exp_()
+
+        row_scale = mass.new_ones(rows)
+        for _ in range(iterations):
+            total = mass.T @ row_scale  # (K,)
+            _all_reduce(total, dist.ReduceOp.SUM)
+            # By the mean, or else the scales would drift by R / K each iteration.
+            prototype_scale = total.mean() / total
+            row_scale = (mass @ prototype_scale).reciprocal()  # (R,)
+        return mass.mul_(prototype_scale).mul_(row_scale.unsqueeze(1))
+
+
+def _all_reduce(tensor: Tensor, operation: dist.ReduceOp.RedOpType) -> None:
+    """Reduce in place over all ranks, if there are any."""
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(tensor, operation)
+
+
+def centered_softmax(logits: Tensor, center: Tensor, temperature: float) -> Tensor:
+    """Return the softmax of centred logits (DINO, section 3.1).
+
+    The centre is the caller's: DINO's is the moving average of the batch mean, momentum
+    0.9, of the steps before this one.
+
+    Args:
+        logits: (R, K).
+        center: (K,), or (1, K).
+        temperature: Teacher temperature.
+
+    Returns:
+        (R, K) float32; rows sum to 1.
+    """
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    return ((logits.to(dtype) - center) / temperature).softmax(dim=-1)

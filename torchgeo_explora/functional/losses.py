@@ -1,0 +1,235 @@
+"""Losses of DINOv2 and MAE, with the scales of their reference implementations."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# Values of a slice in `_CrossEntropy`: 64 MB of float32.
+_SLICE = 2**24
+
+
+def dino_loss(
+    local: Tensor, global_: Tensor, target: Tensor, temperature: float = 0.1
+) -> tuple[Tensor, Tensor]:
+    """Compare the student's views with the teacher's global crops (DINO, eq. 3).
+
+    Every local crop meets both targets, a global crop that of the other one. Each pair
+    is a cross-entropy, averaged over the images; both sums of pairs are divided by the
+    number of pairs, 2 + 2V. Without local crops the divisor is 3: DINOv2 counts one
+    local pair at least.
+
+    Cross-entropy is linear in the target, so that the two targets are added and every
+    local crop is read once.
+
+    Args:
+        local: Student logits of the local crops, (V, B, K); V may be 0.
+        global_: Student logits of the global crops, (2, B, K).
+        target: Teacher distributions, (2, B, K); target[i] is that of global crop i,
+            not swapped. No gradient flows here.
+        temperature: Student temperature.
+
+    Returns:
+        Scalar terms of the local and of the global crops, float32.
+
+    Raises:
+        ValueError: If the shapes do not belong together.
+    """
+    if len(global_) != 2 or target.shape != global_.shape:
+        raise ValueError(
+            f'global logits {tuple(global_.shape)} and target {tuple(target.shape)} '
+            'must both be (2, B, K): two global crops of the same images'
+        )
+    if local.shape[1:] != global_.shape[1:]:
+        raise ValueError(
+            f'local logits {tuple(local.shape)} must be (V, B, K) with the B and K of '
+            f'the global ones {tuple(global_.shape)}: without local crops (0, B, K)'
+        )
+    both = [target[0] + target[1]] * len(local)
+    pairs = 2 + max(2 * len(local), 1)
+    images = local.shape[1]
+    local_term = _cross_entropy(local, both, temperature).sum()
+    global_term = _cross_entropy(global_, [target[1], target[0]], temperature).sum()
+    return local_term / (images * pairs), global_term / (images * pairs)
+
+
+def ibot_loss(
+    student: Tensor, target: Tensor, mask: Tensor, temperature: float = 0.1
+) -> Tensor:
+    """Compare masked patches with what the teacher sees there (iBOT, eq. 2).
+
+    The mean over the masked patches of a crop, summed and divided by the number of
+    *all* crops, as in DINOv2: crops without a mask count as zero.
+
+    Args:
+        student: Student logits of the masked patches, (M, K), in the order of
+            `features[mask]`: crop by crop, row-major.
+        target: Teacher distributions of the same patches, (M, K). No gradient flows
+            here.
+        mask: (C, N) bool, True where the patch was hidden; M are True.
+        temperature: Student temperature.
+
+    Returns:
+        Scalar, float32; a zero attached to the graph where nothing is masked.
+
+    Raises:
+        ValueError: If the rows are not those of the mask.
+    """
+    weight = mask.sum(1, keepdim=True).reciprocal().expand(mask.shape)[mask]  # (M,)
+    if student.shape != target.shape or len(student) != len(weight):
+        raise ValueError(
+            f'student {tuple(student.shape)} and target {tuple(target.shape)} must '
+            f'both have one row for each of the {len(weight)} masked patches'
+        )
+    loss = _cross_entropy(student.unsqueeze(0), [target], temperature)[0]  # (M,)
+    return (loss * weight).sum() / len(mask)
+
+
+def koleo(features: Tensor, eps: float = 1e-8) -> Tensor:
+    """Push each feature away from its nearest neighbour (Sablayrolles et al. 2019).
+
+    Minus the mean logarithm of that distance on the unit sphere; the gradient reaches
+    both of a pair. In float32 whatever the autocast type: *eps* would vanish in half
+    precision.
+
+    Args:
+        features: (B, D) with B >= 2, any length.
+        eps: Added to the differences and to the distances.
+
+    Returns:
+        Scalar, float32.
+
+    Raises:
+        ValueError: If there is one feature only.
+    """
+    if len(features) < 2:
+        raise ValueError(
+            f'KoLeo needs a neighbour for each image, the batch has {len(features)}: '
+            'use a micro-batch of 2 or more, or set the weight of KoLeo to 0'
+        )
+    with torch.autocast(features.device.type, enabled=False):
+        dtype = torch.promote_types(features.dtype, torch.float32)
+        unit = F.normalize(features.to(dtype), eps=eps, dim=-1)
+        with torch.no_grad():
+            nearest = (unit @ unit.T).fill_diagonal_(-1).argmax(dim=1)
+        distance = F.pairwise_distance(unit, unit[nearest], eps=eps)
+        return -(distance + eps).log().mean()
+
+
+def normalize_patches(patches: Tensor, eps: float = 1e-6) -> Tensor:
+    """Give every patch zero mean and unit variance (MAE's `norm_pix`).
+
+    The variance is the unbiased one, over all values of a patch together.
+
+    Args:
+        patches: (..., P). A patch with a NaN becomes NaN, which `masked_mse` ignores.
+        eps: Added to the variance.
+
+    Returns:
+        (..., P), float32.
+    """
+    patches = patches.to(torch.promote_types(patches.dtype, torch.float32))
+    variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+    return (patches - mean) / (variance + eps).sqrt()
+
+
+def masked_mse(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Mean squared error over hidden tokens (MAE, section 3).
+
+    The mean over the values of a token, then over all hidden tokens of the batch.
+
+    Args:
+        prediction: Predicted pixels, (B, N, P).
+        target: True pixels, (B, N, P), normalised per patch if wanted. NaN values are
+            ignored, and tokens that have no other.
+        mask: (B, N) bool, True where the token was hidden from the encoder.
+
+    Returns:
+        Scalar, float32; a zero attached to the graph where nothing is hidden.
+
+    Raises:
+        ValueError: If the shapes do not belong together.
+    """
+    if prediction.shape != target.shape or mask.shape != target.shape[:-1]:
+        raise ValueError(
+            f'prediction {tuple(prediction.shape)}, target {tuple(target.shape)} and '
+            f'mask {tuple(mask.shape)} must be (B, N, P), (B, N, P) and (B, N)'
+        )
+    dtype = torch.promote_types(prediction.dtype, torch.float32)
+    known = ~target.isnan() & mask.unsqueeze(-1)
+    error = torch.where(known, prediction.to(dtype) - target, 0)
+    values = known.sum(-1)
+    loss = error.square().sum(-1) / values.clamp(min=1)  # (B, N, P) -> (B, N)
+    return loss.sum() / (values > 0).sum().clamp(min=1)
+
+
+def _cross_entropy(student: Tensor, target: list[Tensor], temperature: float) -> Tensor:
+    """Return - sum_k target_k log softmax(student / temperature)_k, float32.
+
+    Args:
+        student: Logits, (S, R, K).
+        target: S tensors (R, K) that need not sum to 1; the same one may come twice.
+        temperature: Student temperature.
+
+    Returns:
+        (S, R).
+    """
+    loss: Tensor = _CrossEntropy.apply(student, temperature, *target)
+    return loss
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Cross-entropy that keeps its inputs and three numbers per row, nothing else.
+
+    With 65,536 prototypes a matrix of float32 rows is the largest tensor of a step, and
+    log_softmax would keep two of them. Here slices of rows pass through float32,
+    forward and backward; the only full matrix made is the gradient, in the type of the
+    logits.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, student: Tensor, temperature: float, *target: Tensor
+    ) -> Tensor:
+        dtype = torch.promote_types(student.dtype, torch.float32)
+        shape = student.shape[:2]
+        peak, log_sum, mass, loss = (
+            torch.empty(shape, dtype=dtype, device=student.device) for _ in range(4)
+        )
+        for at in _slices(student):
+            logits = student[at].to(dtype)
+            goal = target[at[0]][at[1]].to(dtype)
+            peak[at] = logits.amax(-1)
+            shifted = (logits - peak[at].unsqueeze(-1)).div_(temperature)
+            mass[at] = goal.sum(-1)
+            loss[at] = (goal * shifted).sum(-1)
+            log_sum[at] = shifted.exp_().sum(-1).log_()
+        ctx.save_for_backward(student, peak, log_sum, mass, *target)
+        ctx.temperature = temperature
+        return log_sum * mass - loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        student, peak, log_sum, mass, *target = ctx.saved_tensors
+        result = torch.empty_like(student)
+        grad = grad / ctx.temperature
+        for at in _slices(student):
+            rows = student[at].to(peak.dtype) - peak[at].unsqueeze(-1)
+            rows.div_(ctx.temperature).sub_(log_sum[at].unsqueeze(-1)).exp_()
+            rows.mul_(mass[at].unsqueeze(-1)).sub_(target[at[0]][at[1]])
+            result[at] = rows.mul_(grad[at].unsqueeze(-1))
+        return result, None, *(None for _ in target)
+
+
+def _slices(student: Tensor) -> list[tuple[int, slice]]:
+    """Return (s, rows) that cover (S, R, K) in slices of `_SLICE` values."""
+    groups, rows, prototypes = student.shape
+    step = max(1, _SLICE // max(1, prototypes))
+    return [
+        (group, slice(start, start + step))
+        for group in range(groups)
+        for start in range(0, rows, step)
+    ]

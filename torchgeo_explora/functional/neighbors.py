@@ -1,0 +1,58 @@
+"""Classification by the nearest neighbours in a bank of features."""
+
+import torch
+from torch import Tensor
+
+# Similarities held at once: 256 MB of float32.
+_SLICE = 2**26
+
+
+@torch.no_grad()
+def knn_vote(
+    bank: Tensor,
+    labels: Tensor,
+    queries: Tensor,
+    k: int,
+    num_classes: int,
+    temperature: float = 0.07,
+) -> Tensor:
+    """Let the k nearest features vote, weighted by similarity (Wu et al. 2018).
+
+    The weights are a softmax over these k. DINOv2 takes it over the largest k of its
+    list and sums the first k of them: the same up to a factor per query, so the same
+    winner.
+
+    Args:
+        bank: Features of known class, (N, D), L2-normalised.
+        labels: Their classes, (N,) int64 in [0, num_classes).
+        queries: (Q, D), L2-normalised.
+        k: Neighbours that vote, at most N.
+        num_classes: Number of classes.
+        temperature: Of the softmax over cosine similarities.
+
+    Returns:
+        Votes, (Q, num_classes) float32; rows sum to 1.
+
+    Raises:
+        ValueError: If *k* is not in [1, N], or a label not in [0, num_classes).
+    """
+    if not 1 <= k <= len(bank):
+        raise ValueError(
+            f'*k* = {k} neighbours cannot come from a bank of {len(bank)} features: '
+            f'lower k to {len(bank)} or less, or fill the bank'
+        )
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(
+            f'labels from {int(labels.min())} to {int(labels.max())} do not fit '
+            f'*num_classes* = {num_classes}: expected 0 to {num_classes - 1}'
+        )
+    votes = queries.new_zeros(len(queries), num_classes, dtype=torch.float32)
+    step = max(1, _SLICE // len(bank))
+    chunks = zip(torch.split(queries, step), torch.split(votes, step), strict=True)
+    with torch.autocast(bank.device.type, enabled=False):
+        columns = bank.float().T
+        for rows, counts in chunks:
+            similarity, nearest = (rows.float() @ columns).topk(k)  # (q, N) -> (q, k)
+            weight = (similarity / temperature).softmax(dim=-1)
+            counts.scatter_add_(1, labels[nearest], weight)
+    return votes

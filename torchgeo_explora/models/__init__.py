@@ -1,0 +1,7 @@
+"""Backbones, heads, and the way to and from published weights."""
+
+from torchgeo_explora.models.backbone import Attention, Backbone, Features, Tokens
+from torchgeo_explora.models.heads import DINOHead
+from torchgeo_explora.models.vit import ViT
+
+__all__ = ['Attention', 'Backbone', 'DINOHead', 'Features', 'Tokens', 'ViT']

@@ -1,0 +1,6 @@
+"""Self-supervised objectives."""
+
+from torchgeo_explora.objectives.dinov2 import DINOv2
+from torchgeo_explora.objectives.objective import Objective
+
+__all__ = ['DINOv2', 'Objective']

@@ -1,0 +1,48 @@
+"""What a self-supervised objective offers to a training loop."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from torchgeo_explora.models.backbone import Backbone
+
+
+class Objective(nn.Module, ABC):
+    """One self-supervised method around one student backbone.
+
+    Time is *progress*: optimizer step i of n is i / n, in [0, 1]. The micro-batches
+    that one optimizer step accumulates share its value.
+
+    Attributes:
+        diagnostics: Detached scalars of the last forward, for logging only.
+    """
+
+    diagnostics: dict[str, Tensor]
+
+    @property
+    @abstractmethod
+    def pretrained(self) -> Backbone:
+        """The backbone to keep when training ends."""
+
+    @abstractmethod
+    def forward(self, batch: Mapping[str, Any], progress: float) -> dict[str, Tensor]:
+        """Return the weighted terms of the loss, by name; their sum is the loss.
+
+        Args:
+            batch: 'image' (B, C, H, W) in [0, 1], and the backbone's metadata.
+            progress: Optimizer steps done over planned, in [0, 1].
+        """
+
+    @abstractmethod
+    def before_step(self, progress: float) -> dict[str, Tensor]:
+        """Edit the gradients before an optimizer step; return their norms by module."""
+
+    @abstractmethod
+    def after_step(self, progress: float) -> None:
+        """Move what has no gradient, once per optimizer step.
+
+        Args:
+            progress: The value that the forward of this step got.
+        """

@@ -1,0 +1,6 @@
+"""TorchGeo tasks."""
+
+from torchgeo_explora.tasks.dino import ExploraDinoTask
+from torchgeo_explora.tasks.pretraining import PretrainingTask
+
+__all__ = ['ExploraDinoTask', 'PretrainingTask']

@@ -1,0 +1,396 @@
+"""The Lightning part that all self-supervised tasks share."""
+
+import math
+import time
+import warnings
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torchgeo.tasks import BaseTask
+
+from torchgeo_explora.adapt import base_fingerprint, count, delta_state_dict, save_delta
+from torchgeo_explora.augment import Preprocess, UnitRange, value_range
+from torchgeo_explora.callbacks.embeddings import EmbeddingWriter
+from torchgeo_explora.functional import cosine_schedule
+from torchgeo_explora.models.backbone import Backbone
+from torchgeo_explora.objectives import Objective
+from torchgeo_explora.tasks.checkpoint import DeltaCheckpointIO
+from torchgeo_explora.tasks.resume import (
+    generator_states,
+    mix,
+    order_by_epoch,
+    restore_generators,
+)
+
+
+class PretrainingTask(BaseTask):
+    """Continue a backbone's self-supervised pre-training on unlabelled images.
+
+    A subclass builds `self.objective` in `configure_models` and gives the rule for
+    the learning rate. This class plans the run, feeds the objective, keeps the delta
+    (not the base) in checkpoints and makes a run resumable bit for bit.
+
+    The data module's own normalisation and augmentation are taken over: the task gets
+    raw sensor values, maps them to [0, 1] and normalises as the base was trained.
+    """
+
+    ignore = ('weights', 'adapter', 'augmentations')
+    monitor = 'loss'
+
+    #: Attributes set by a subclass before `super().__init__`.
+    base_lr: float
+    min_lr: float
+    warmup: float
+    betas: tuple[float, float]
+    weight_decay: float
+    freeze_prototypes: float
+    seed: int
+    value_range: tuple[Any, Any] | None
+    #: The method's letter in the paper's notation.
+    letter: str
+
+    objective: Objective
+
+    def __init__(self) -> None:
+        """Build the objective."""
+        super().__init__()
+        # The base is not in a checkpoint: its keys are missing by design.
+        self.strict_loading = False
+        self.micro_steps = 0
+        self.planned_steps = 0
+        self.effective_batch = 0
+        self.lr = 0.0
+        self._resumed: dict[str, Any] | None = None
+
+    @property
+    def backbone(self) -> Backbone:
+        """The backbone to keep: embeddings and the delta come from it."""
+        return self.objective.pretrained
+
+    @abstractmethod
+    def scaled_lr(self, effective_batch: int) -> float:
+        """Return the rate in use for images per optimizer step, over all devices."""
+
+    @abstractmethod
+    def preprocess(self) -> Preprocess:
+        """Return the evaluation view of an image in [0, 1]."""
+
+    # Data -----------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Take over the data module's normalisation."""
+        datamodule = getattr(self.trainer, 'datamodule', None)
+        if stage == 'predict' and datamodule is not None:
+            _require_predict_set(datamodule)
+        if self.value_range is not None:
+            low, high = self.value_range
+        elif datamodule is not None:
+            low, high = value_range(datamodule)
+        else:
+            raise ValueError(
+                'no data module tells the range of the pixel values: give *value_range*'
+                ' as [low, high], e.g. [0, 255]'
+            )
+        self.unit_range = UnitRange(low, high).to(self.device)
+        self.view = self.preprocess().to(self.device)
+        if datamodule is not None:
+            for name in ('train_aug', 'val_aug', 'test_aug', 'predict_aug', 'aug'):
+                if hasattr(datamodule, name):
+                    setattr(datamodule, name, nn.Identity())
+        if stage == 'fit':
+            # The teacher is in eval mode, and there is nothing to validate, by design.
+            warnings.filterwarnings('ignore', r'Found \d+ module\(s\) in eval mode')
+            warnings.filterwarnings('ignore', 'You passed in a `val_dataloader`')
+            io = self.trainer.strategy.checkpoint_io
+            if not isinstance(io, DeltaCheckpointIO):
+                self.trainer.strategy.checkpoint_io = DeltaCheckpointIO(
+                    io, self.save_delta
+                )
+
+    def unit_image(self, batch: dict[str, Any]) -> Tensor:
+        """Return the images of a batch in [0, 1], (B, C, H, W)."""
+        return self.unit_range(batch['image'].float())
+
+    @torch.no_grad()
+    def embed(self, batch: dict[str, Any]) -> Tensor:
+        """Return the class-token embeddings of a raw batch, (B, D), float32."""
+        mode = self.training
+        self.eval()
+        try:
+            return self.backbone(self.view(self.unit_image(batch))).cls.float()
+        finally:
+            self.train(mode)
+
+    # The run --------------------------------------------------------------------
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Write what `predict` returns to a Parquet file."""
+        return [EmbeddingWriter()]
+
+    def configure_optimizers(self) -> Any:
+        """Plan the run: AdamW on what trains, warm-up and cosine by optimizer step."""
+        self._plan()
+        prototypes = self.prototype_parameters()
+        held = {id(parameter) for parameter in prototypes}
+        groups = [
+            [
+                p
+                for p in self.objective.parameters()
+                if p.requires_grad and id(p) not in held
+            ]
+        ]
+        rates = [self._rate_at]
+        if prototypes:
+            frozen = int(self.freeze_prototypes * self.planned_steps)
+            groups.append(prototypes)
+            rates.append(lambda step: 0.0 if step < frozen else self._rate_at(step))
+        optimizer = AdamW(
+            [{'params': group} for group in groups],
+            lr=self.lr,
+            betas=self.betas,
+            weight_decay=self.weight_decay,
+        )
+        return {
+            'optimizer': optimizer,
+            'lr_scheduler': {
+                'scheduler': LambdaLR(optimizer, rates),
+                'interval': 'step',
+            },
+        }
+
+    def prototype_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that stay still at the start of a run."""
+        return []
+
+    def _rate_at(self, step: int) -> float:
+        """Return the rate at an optimizer step, as a share of the largest."""
+        rate = cosine_schedule(
+            step,
+            self.planned_steps,
+            self.lr,
+            self.min_lr,
+            warmup=int(self.warmup * self.planned_steps),
+        )
+        return rate / self.lr
+
+    def _plan(self) -> None:
+        """Find the number of steps and the effective batch, or say what is missing."""
+        trainer = self.trainer
+        trainer.fit_loop.setup_data()
+        loader = trainer.train_dataloader
+        size = getattr(loader, 'batch_size', None) or getattr(
+            getattr(loader, 'batch_sampler', None), 'batch_size', 1
+        )
+        if not trainer.num_training_batches:
+            raise ValueError(
+                f'the training set gives no whole batch of {size}: use a smaller'
+                ' batch_size or more images'
+            )
+        steps = trainer.estimated_stepping_batches
+        if math.isinf(steps):
+            raise ValueError(
+                'the run has no end, and every schedule needs one: set'
+                ' trainer.max_steps (or trainer.max_epochs, for data of known length)'
+            )
+        if steps < 1:
+            raise ValueError(
+                f'{int(steps)} optimizer steps are planned: set trainer.max_steps or'
+                ' trainer.max_epochs to 1 or more'
+            )
+        self.planned_steps = int(steps)
+        self.effective_batch = (
+            size * trainer.accumulate_grad_batches * trainer.world_size
+        )
+        self.lr = self.scaled_lr(self.effective_batch)
+
+    def on_train_start(self) -> None:
+        """Print the plan and take up the data where a resumed run stopped."""
+        rank_zero_info(self.summary())
+        loader = self.trainer.train_dataloader
+        order_by_epoch(loader, self._epoch_and_batch, self.seed)
+        # Lightning made its iterator before the sampler and the position were known.
+        iter(self.trainer.fit_loop._data_fetcher)
+        if self._resumed is not None:
+            restore_generators(self._resumed)
+            self._resumed = None
+        self._clock = time.perf_counter()
+
+    def _epoch_and_batch(self) -> tuple[int, int]:
+        """Return the epoch and the batches of it that are done."""
+        batches = self.trainer.num_training_batches
+        if math.isinf(batches):
+            return self.trainer.current_epoch, 0
+        return divmod(self.micro_steps, int(batches))
+
+    def summary(self) -> str:
+        """Return what is about to run, in the paper's notation."""
+        adaptation = self.objective.student.adaptation  # type: ignore[union-attr]
+        trained, base = count(self.objective.student)
+        name = adaptation.name(len(self.objective.student.blocks))
+        heads = _trainable(self.objective) - _trainable(self.objective.student)
+        return (
+            f'{self.letter}-{name}: {base / 1e6:.2f} M parameters,'
+            f' {trained / 1e6:.2f} M trained ({100 * trained / base:.1f} %),'
+            f' and {heads / 1e6:.2f} M of heads\n'
+            f'precision {self.trainer.precision}, effective batch'
+            f' {self.effective_batch}, learning rate {self.lr:.3g}'
+            f' (base {self.base_lr:.3g}), {self.planned_steps} optimizer steps'
+        )
+
+    @property
+    def progress(self) -> float:
+        """Optimizer steps done over planned."""
+        return min(self.trainer.global_step / self.planned_steps, 1.0)
+
+    def training_step(
+        self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0
+    ) -> Tensor:
+        """Return the loss of a micro-batch.
+
+        Raises:
+            FloatingPointError: If a term is not finite; the error names it.
+        """
+        batch = {**batch, 'image': self.unit_image(batch)}
+        devices = [self.device] if self.device.type == 'cuda' else []
+        # What is random in a step depends on (seed, rank, micro-step) alone, so that a
+        # resumed run draws what an uninterrupted one would.
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(mix(self.seed, self.global_rank, self.micro_steps))
+            terms = self.objective(batch, self.progress)
+        self.micro_steps += 1
+        values = torch.stack([term.detach().float() for term in terms.values()])
+        if not torch.isfinite(values).all():
+            bad = ', '.join(n for n, term in terms.items() if not term.isfinite())
+            raise FloatingPointError(
+                f'the loss term {bad} is not finite at optimizer step'
+                f' {self.trainer.global_step}: lower base_lr, or look for images with'
+                ' no-data values; the last checkpoint is whole'
+            )
+        loss = torch.stack(list(terms.values())).sum()
+        size = batch['image'].shape[0]
+        self.log('loss', loss, prog_bar=True, batch_size=size)
+        self.log_dict(
+            {f'loss/{name}': value for name, value in zip(terms, values, strict=True)},
+            batch_size=size,
+        )
+        self.log_dict(
+            {f'train/{n}': v for n, v in self.objective.diagnostics.items()},
+            batch_size=size,
+        )
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Let the objective clip, and log the norms."""
+        norms = self.objective.before_step(self.progress)
+        self.log_dict({f'grad_norm/{name}': norm for name, norm in norms.items()})
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Any,
+        optimizer_closure: Any = None,
+    ) -> None:
+        """Step, then move the teacher, with the progress of this step's forward."""
+        progress = self.progress
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.objective.after_step(progress)
+        now = time.perf_counter()
+        self.log(
+            'images_per_second',
+            self.effective_batch / (now - self._clock),
+            prog_bar=True,
+        )
+        self._clock = now
+
+    def predict_step(
+        self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0
+    ) -> Tensor:
+        """Return embeddings, (B, D)."""
+        return self.embed(batch)
+
+    # What is kept -----------------------------------------------------------------
+
+    def save_delta(self, path: Path) -> None:
+        """Write the delta of the backbone to keep."""
+        save_delta(self.backbone, path, self.delta_metadata())
+
+    def delta_metadata(self) -> dict[str, str]:
+        """Return what a user of the delta must know about its making."""
+        return {
+            'objective': type(self.objective).__name__,
+            'steps': str(self.trainer.global_step),
+            'planned_steps': str(self.planned_steps),
+            'effective_batch': str(self.effective_batch),
+            'mean': str(list(self.view.mean)),
+            'std': str(list(self.view.std)),
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the delta, heads and generators; leave the base out."""
+        checkpoint['state_dict'] = delta_state_dict(self)
+        checkpoint['explora'] = {
+            'base': base_fingerprint(self.objective.student),  # type: ignore[union-attr]
+            'micro_steps': self.micro_steps,
+            'generators': generator_states(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check the base and the keys before a weight is touched.
+
+        Raises:
+            ValueError: If the checkpoint belongs to another base or architecture.
+        """
+        saved = checkpoint.get('explora')
+        if saved is None:
+            raise ValueError(
+                'this checkpoint was not written by a torchgeo_explora pre-training'
+                ' task: load backbone weights through *weights* instead'
+            )
+        base = base_fingerprint(self.objective.student)  # type: ignore[union-attr]
+        if saved['base'] != base:
+            raise ValueError(
+                f'the checkpoint was trained on base {saved["base"][:12]}, this task'
+                f' has base {base[:12]}: give the same *model* and *weights*'
+            )
+        expected = delta_state_dict(self).keys()
+        found = checkpoint['state_dict'].keys()
+        if expected != found:
+            raise ValueError(
+                'the checkpoint does not fit this task: missing'
+                f' {sorted(expected - found)[:5]}, unexpected'
+                f' {sorted(found - expected)[:5]}; give the arguments it was made with'
+            )
+        self.micro_steps = saved['micro_steps']
+        self._resumed = saved['generators']
+
+    @rank_zero_only
+    def on_train_end(self) -> None:
+        """Write the last delta, and say where the files are."""
+        folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
+        path = folder / 'delta.safetensors'
+        self.save_delta(path)
+        rank_zero_info(f'delta: {path} ({path.stat().st_size / 2**20:.2f} MiB)')
+
+
+def _require_predict_set(datamodule: Any) -> None:
+    """Raise if a TorchGeo data module has nothing to predict on."""
+    names = ('predict_dataset', 'dataset')
+    if not any(getattr(datamodule, name, None) is not None for name in names):
+        raise ValueError(
+            f'{type(datamodule).__name__} has no predict set, and so gives no'
+            ' embeddings: point torchgeo_explora.datamodules.ImageFolderDataModule at'
+            ' the folder of images'
+        )
+
+
+def _trainable(module: nn.Module) -> int:
+    """Return the number of parameters that train."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)

@@ -1,0 +1,106 @@
+"""Resuming at any optimizer step, in the middle of an epoch too."""
+
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+
+class ResumableOrder(Sampler[Any]):
+    """A sampler's order as a function of seed and epoch, begun where a run stopped.
+
+    Args:
+        sampler: Sampler of one epoch.
+        position: Returns (epoch, samples of it already used).
+        seed: Seed of all epochs.
+    """
+
+    def __init__(
+        self, sampler: Sampler[Any], position: Callable[[], tuple[int, int]], seed: int
+    ) -> None:
+        """Wrap *sampler*."""
+        self.sampler = sampler
+        self.position = position
+        self.seed = seed
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield what is left of the epoch."""
+        epoch, used = self.position()
+        if hasattr(self.sampler, 'set_epoch'):
+            self.sampler.set_epoch(epoch)
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(mix(self.seed, epoch))
+            order = list(self.sampler)
+        return iter(order[used:])
+
+    def __len__(self) -> int:
+        """Return the samples of a whole epoch."""
+        return len(self.sampler)  # type: ignore[arg-type]
+
+
+def order_by_epoch(
+    loader: DataLoader[Any], batches_done: Callable[[], tuple[int, int]], seed: int
+) -> bool:
+    """Make the order of *loader* resumable, in place.
+
+    Args:
+        loader: Loader whose batch sampler draws from a sampler.
+        batches_done: Returns (epoch, batches of it already used).
+        seed: Seed of the order.
+
+    Returns:
+        False where there is no sampler to hold (iterable data, own batch sampler).
+    """
+    batches = loader.batch_sampler
+    sampler = getattr(batches, 'sampler', None)
+    if sampler is None:
+        return False
+    size = batches.batch_size  # type: ignore[union-attr]
+
+    def position() -> tuple[int, int]:
+        epoch, done = batches_done()
+        return epoch, done * size
+
+    # `DataLoader` refuses another batch sampler after its construction, but reads
+    # the one it has at every epoch.
+    batches.sampler = ResumableOrder(sampler, position, seed)  # type: ignore[union-attr]
+    return True
+
+
+def mix(*values: int) -> int:
+    """Return one 63-bit seed from several small integers, all of them in use."""
+    seed = 0
+    for value in values:
+        # The odd multiplier and the shift of splitmix64 spread neighbouring integers.
+        seed = ((seed ^ value) * 0x9E3779B97F4A7C15 + 0xBF58476D1CE4E5B9) % 2**64
+        seed ^= seed >> 31
+    return seed >> 1
+
+
+def generator_states() -> dict[str, Any]:
+    """Return the states of all global generators, as values that load safely."""
+    kind, keys, *rest = np.random.get_state()
+    states: dict[str, Any] = {
+        'python': random.getstate(),
+        'numpy': [kind, keys.tolist(), *rest],  # type: ignore[union-attr]
+        'torch': torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        states['cuda'] = torch.cuda.get_rng_state_all()
+    return states
+
+
+def restore_generators(states: dict[str, Any]) -> None:
+    """Set all global generators to what `generator_states` returned."""
+    version, keys, gauss = states['python']
+    random.setstate((version, tuple(keys), gauss))
+    kind, keys, *rest = states['numpy']
+    np.random.set_state((kind, np.array(keys, np.uint32), *rest))
+    torch.set_rng_state(states['torch'].cpu())
+    cuda = states.get('cuda', [])
+    # Another number of devices is another run: its generators start afresh.
+    if torch.cuda.is_available() and len(cuda) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([state.cpu() for state in cuda])
