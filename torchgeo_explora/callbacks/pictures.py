@@ -106,7 +106,8 @@ class Pictures(Callback):
         figure.savefig(path, dpi=120)
         rank_zero_info(f'{name}: {path}')
         for logger in trainer.loggers:
-            add_figure = getattr(logger.experiment, 'add_figure', None)
+            experiment = getattr(logger, 'experiment', None)
+            add_figure = getattr(experiment, 'add_figure', None)
             if add_figure is not None:
                 add_figure(name, figure, global_step=trainer.global_step)
 

@@ -16,9 +16,11 @@ class Objective(nn.Module, ABC):
     that one optimizer step accumulates share its value.
 
     Attributes:
+        student: The backbone that trains.
         diagnostics: Detached scalars of the last forward, for logging only.
     """
 
+    student: Backbone
     diagnostics: dict[str, Tensor]
 
     @property

@@ -42,7 +42,7 @@ class ExploraDinoTask(PretrainingTask):
         cls_token: bool = True,
         modules: Sequence[str] = (),
         rank: int | None = None,
-        alpha: float | None = None,
+        alpha: int | None = None,
         adapter: PeftConfig | dict[str, Any] | None = None,
         prototypes: int = 65536,
         hidden_dim: int = 2048,
@@ -86,7 +86,7 @@ class ExploraDinoTask(PretrainingTask):
             norms: Whether all normalisation layers train.
             cls_token: Whether the class token trains.
             modules: Names of modules or parameters that train whole besides.
-            rank: Rank of the default LoRA on q and v (64 if None).
+            rank: Rank of the default LoRA on q and v (64 if None); 0 for no adapter.
             alpha: LoRA scaling is alpha / rank (alpha 1 if None, as the authors have).
             adapter: Any PEFT config instead of the default LoRA; then neither *rank*
                 nor *alpha* may be given.
@@ -113,7 +113,8 @@ class ExploraDinoTask(PretrainingTask):
                 DINOv2's.
             value_range: (low, high) of the sensor values, scalars or one per channel;
                 found from the data module if None.
-            mean: Mean of the normalisation, of values in [0, 1]; the base's if None.
+            mean: Mean of the normalisation, of values in [0, 1]; the base's if None,
+                averaged over its channels where there are not three.
             std: Standard deviation, likewise.
             drop_path: Drop-path rate of the student.
             model_args: Further arguments of the timm model (`embed_dim`, `depth`, ...).
@@ -132,8 +133,8 @@ class ExploraDinoTask(PretrainingTask):
         given = None
         if adapter is not None:
             given = Adaptation(adapter=adapter).to_dict()['adapter']
-        else:
-            adapter = lora(64 if rank is None else rank, 1 if alpha is None else alpha)
+        elif rank != 0:
+            adapter = lora(rank or 64, 1 if alpha is None else alpha)
         self.weights = weights
         self.adapter = adapter
         self.base_lr = base_lr
@@ -178,8 +179,8 @@ class ExploraDinoTask(PretrainingTask):
                 modules=tuple(hparams['modules']),
             ),
         )
-        self.mean = tuple(hparams['mean'] or student.mean)
-        self.std = tuple(hparams['std'] or student.std)
+        self.mean = tuple(hparams['mean'] or _for_channels(student, student.mean))
+        self.std = tuple(hparams['std'] or _for_channels(student, student.std))
         (augmentations,) = self._augmentations
         if augmentations is None:
             size, patch = hparams['image_size'], student.patch_size
@@ -228,3 +229,10 @@ class ExploraDinoTask(PretrainingTask):
         plan = super().configure_optimizers()
         self.objective.steps = self.planned_steps
         return plan
+
+
+def _for_channels(backbone: ViT, statistic: tuple[float, ...]) -> tuple[float, ...]:
+    """Return a statistic of the base's three channels for as many as there are."""
+    if len(statistic) == backbone.in_channels:
+        return statistic
+    return (sum(statistic) / len(statistic),) * backbone.in_channels

@@ -4,6 +4,7 @@ import math
 import time
 import warnings
 from abc import abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,7 @@ class PretrainingTask(BaseTask):
         self.effective_batch = 0
         self.lr = 0.0
         self._resumed: dict[str, Any] | None = None
+        self._checked = False
 
     @property
     def backbone(self) -> Backbone:
@@ -115,8 +117,19 @@ class PretrainingTask(BaseTask):
                 )
 
     def unit_image(self, batch: dict[str, Any]) -> Tensor:
-        """Return the images of a batch in [0, 1], (B, C, H, W)."""
-        return self.unit_range(batch['image'].float())
+        """Return the images of a batch in [0, 1], (B, C, H, W).
+
+        Raises:
+            ValueError: If the images do not have the backbone's channels.
+        """
+        image = batch['image']
+        channels = self.backbone.in_channels
+        if image.ndim != 4 or image.shape[1] != channels:
+            raise ValueError(
+                f'the data module gives images {tuple(image.shape)}, expected'
+                f' (B, {channels}, H, W): choose its bands, or set *in_channels*'
+            )
+        return self.unit_range(image.float())
 
     @torch.no_grad()
     def embed(self, batch: dict[str, Any]) -> Tensor:
@@ -139,14 +152,14 @@ class PretrainingTask(BaseTask):
         self._plan()
         prototypes = self.prototype_parameters()
         held = {id(parameter) for parameter in prototypes}
-        groups = [
+        groups: list[list[nn.Parameter]] = [
             [
                 p
                 for p in self.objective.parameters()
                 if p.requires_grad and id(p) not in held
             ]
         ]
-        rates = [self._rate_at]
+        rates: list[Callable[[int], float]] = [self._rate_at]
         if prototypes:
             frozen = int(self.freeze_prototypes * self.planned_steps)
             groups.append(prototypes)
@@ -160,7 +173,7 @@ class PretrainingTask(BaseTask):
         return {
             'optimizer': optimizer,
             'lr_scheduler': {
-                'scheduler': LambdaLR(optimizer, rates),
+                'scheduler': LambdaLR(optimizer, list(rates)),
                 'interval': 'step',
             },
         }
@@ -184,10 +197,8 @@ class PretrainingTask(BaseTask):
         """Find the number of steps and the effective batch, or say what is missing."""
         trainer = self.trainer
         trainer.fit_loop.setup_data()
-        loader = trainer.train_dataloader
-        size = getattr(loader, 'batch_size', None) or getattr(
-            getattr(loader, 'batch_sampler', None), 'batch_size', 1
-        )
+        loader: Any = trainer.train_dataloader
+        size: int = loader.batch_size or getattr(loader.batch_sampler, 'batch_size', 1)
         if not trainer.num_training_batches:
             raise ValueError(
                 f'the training set gives no whole batch of {size}: use a smaller'
@@ -213,10 +224,11 @@ class PretrainingTask(BaseTask):
     def on_train_start(self) -> None:
         """Print the plan and take up the data where a resumed run stopped."""
         rank_zero_info(self.summary())
-        loader = self.trainer.train_dataloader
+        loader: Any = self.trainer.train_dataloader
         order_by_epoch(loader, self._epoch_and_batch, self.seed)
         # Lightning made its iterator before the sampler and the position were known.
-        iter(self.trainer.fit_loop._data_fetcher)
+        fetcher: Any = self.trainer.fit_loop._data_fetcher
+        iter(fetcher)
         if self._resumed is not None:
             restore_generators(self._resumed)
             self._resumed = None
@@ -231,10 +243,10 @@ class PretrainingTask(BaseTask):
 
     def summary(self) -> str:
         """Return what is about to run, in the paper's notation."""
-        adaptation = self.objective.student.adaptation  # type: ignore[union-attr]
-        trained, base = count(self.objective.student)
-        name = adaptation.name(len(self.objective.student.blocks))
-        heads = _trainable(self.objective) - _trainable(self.objective.student)
+        student: Any = self.objective.student
+        trained, base = count(student)
+        name = student.adaptation.name(len(student.blocks))
+        heads = _trainable(self.objective) - _trainable(student)
         return (
             f'{self.letter}-{name}: {base / 1e6:.2f} M parameters,'
             f' {trained / 1e6:.2f} M trained ({100 * trained / base:.1f} %),'
@@ -257,6 +269,9 @@ class PretrainingTask(BaseTask):
         Raises:
             FloatingPointError: If a term is not finite; the error names it.
         """
+        if not self._checked:
+            self.unit_range.check(batch['image'])
+            self._checked = True
         batch = {**batch, 'image': self.unit_image(batch)}
         devices = [self.device] if self.device.type == 'cuda' else []
         # What is random in a step depends on (seed, rank, micro-step) alone, so that a
@@ -337,7 +352,7 @@ class PretrainingTask(BaseTask):
         """Keep the delta, heads and generators; leave the base out."""
         checkpoint['state_dict'] = delta_state_dict(self)
         checkpoint['explora'] = {
-            'base': base_fingerprint(self.objective.student),  # type: ignore[union-attr]
+            'base': base_fingerprint(self.objective.student),
             'micro_steps': self.micro_steps,
             'generators': generator_states(),
         }
@@ -354,11 +369,11 @@ class PretrainingTask(BaseTask):
                 'this checkpoint was not written by a torchgeo_explora pre-training'
                 ' task: load backbone weights through *weights* instead'
             )
-        base = base_fingerprint(self.objective.student)  # type: ignore[union-attr]
+        base = base_fingerprint(self.objective.student)
         if saved['base'] != base:
             raise ValueError(
                 f'the checkpoint was trained on base {saved["base"][:12]}, this task'
-                f' has base {base[:12]}: give the same *model* and *weights*'
+                f' has base {str(base)[:12]}: give the same *model* and *weights*'
             )
         expected = delta_state_dict(self).keys()
         found = checkpoint['state_dict'].keys()

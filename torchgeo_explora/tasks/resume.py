@@ -85,7 +85,7 @@ def generator_states() -> dict[str, Any]:
     kind, keys, *rest = np.random.get_state()
     states: dict[str, Any] = {
         'python': random.getstate(),
-        'numpy': [kind, keys.tolist(), *rest],  # type: ignore[union-attr]
+        'numpy': [kind, keys.tolist(), *rest],
         'torch': torch.get_rng_state(),
     }
     if torch.cuda.is_available():

@@ -1,0 +1,41 @@
+"""A folder of small images, and a task small enough to train in seconds."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+TINY = {
+    'model': 'vit_tiny_patch16_224',
+    'weights': None,
+    'image_size': 32,
+    'local_size': 16,
+    'local_views': 2,
+    'model_args': {'patch_size': 8, 'embed_dim': 24, 'depth': 3, 'num_heads': 2},
+    'rank': 4,
+    'prototypes': 32,
+    'hidden_dim': 16,
+    'bottleneck_dim': 8,
+    # Large: a short run must move the weights.
+    'base_lr': 0.05,
+}
+
+
+@pytest.fixture(scope='session')
+def folder(tmp_path_factory):
+    """Two classes, 16 training and 4 validation images of 40 x 40 pixels each."""
+    root = tmp_path_factory.mktemp('images')
+    random = np.random.default_rng(0)
+    for split, count in (('train', 16), ('val', 4), ('predict', 5)):
+        for label, name in enumerate(('field', 'water')):
+            place = root / split / name
+            place.mkdir(parents=True)
+            for index in range(count):
+                image = random.integers(0, 128, (40, 40, 3)) + 100 * label
+                Image.fromarray(image.astype(np.uint8)).save(place / f'{index}.png')
+    return root
+
+
+@pytest.fixture
+def tiny():
+    """Arguments of a small task."""
+    return dict(TINY)

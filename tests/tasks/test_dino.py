@@ -1,0 +1,243 @@
+"""ExploraDinoTask with a real trainer: plan, step, checkpoint, resume."""
+
+import copy
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from peft import LoHaConfig
+
+from torchgeo_explora.adapt import delta_state_dict, load_delta
+from torchgeo_explora.datamodules import ImageFolderDataModule
+from torchgeo_explora.models import ViT
+from torchgeo_explora.tasks import ExploraDinoTask
+
+
+def _trainer(tmp_path, **kwargs):
+    return Trainer(
+        **{
+            'accelerator': 'cpu',
+            'max_steps': 4,
+            'logger': False,
+            'enable_progress_bar': False,
+            'enable_model_summary': False,
+            'default_root_dir': tmp_path,
+            'callbacks': [ModelCheckpoint(tmp_path, save_last=True)],
+        }
+        | kwargs
+    )
+
+
+def _task(tiny, **kwargs):
+    seed_everything(0)
+    return ExploraDinoTask(**(tiny | kwargs))
+
+
+def _data(folder, batch_size=4):
+    return ImageFolderDataModule(folder, batch_size=batch_size)
+
+
+class Record(Callback):
+    """Keep rate, progress and momentum of every optimizer step, and the batches."""
+
+    def __init__(self):
+        self.rates, self.progress, self.images = [], [], []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.images.append(batch['index'].tolist())
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.rates.append([group['lr'] for group in optimizer.param_groups])
+        self.progress.append(pl_module.progress)
+
+
+class Stop(Callback):
+    """Interrupt a run after an optimizer step, without its end."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == self.step:
+            raise RuntimeError('power cut')
+
+
+def test_run_trains_the_delta_and_leaves_the_base(tmp_path, folder, tiny):
+    task = _task(tiny)
+    before = copy.deepcopy(task.objective.student.state_dict())
+    _trainer(tmp_path).fit(task, _data(folder))
+    student = task.objective.student
+    delta = delta_state_dict(student).keys()
+    after = student.state_dict()
+    assert all(torch.equal(after[k], v) for k, v in before.items() if k not in delta)
+    assert any((after[k] != v).any() for k, v in before.items() if k in delta)
+    assert not task.objective.teacher.training
+
+
+def test_summary_speaks_the_papers_language(tmp_path, folder, tiny, caplog):
+    caplog.set_level('INFO')
+    _trainer(tmp_path, accumulate_grad_batches=2).fit(_task(tiny), _data(folder))
+    assert 'D-[3]-r4: ' in caplog.text
+    assert 'effective batch 8' in caplog.text
+    assert '4 optimizer steps' in caplog.text
+
+
+@pytest.mark.parametrize(('batch_size', 'accumulated'), [(8, 1), (4, 2), (2, 4)])
+def test_micro_batch_changes_no_schedule(
+    tmp_path, folder, tiny, batch_size, accumulated
+):
+    record = Record()
+    task = _task(tiny, warmup=0.5, freeze_prototypes=0.25)
+    _trainer(tmp_path, callbacks=[record], accumulate_grad_batches=accumulated).fit(
+        task, _data(folder, batch_size)
+    )
+    lr = 0.05 * (8 / 1024) ** 0.5
+    expected = [0.0, lr, lr, 1e-6 + (lr - 1e-6) / 2]
+    rates = torch.tensor(record.rates)
+    torch.testing.assert_close(rates[:, 0], torch.tensor(expected))
+    # The prototypes stay still for the first quarter: one step.
+    expected[0] = 0.0
+    torch.testing.assert_close(rates[:, 1], torch.tensor(expected))
+    assert record.progress == [0.0, 0.25, 0.5, 0.75]
+
+
+def test_checkpoint_holds_no_base_and_loads_safely(tmp_path, folder, tiny):
+    task = _task(tiny)
+    _trainer(tmp_path).fit(task, _data(folder))
+    checkpoint = torch.load(tmp_path / 'last.ckpt', weights_only=True)
+    saved = checkpoint['state_dict']
+    assert 'objective.student.blocks.0.mlp.fc1.weight' not in saved
+    assert 'objective.teacher.blocks.0.mlp.fc1.weight' not in saved
+    assert 'objective.student.blocks.2.mlp.fc1.weight' in saved
+    assert 'objective.teacher.blocks.2.mlp.fc1.weight' in saved
+    assert not list(tmp_path.glob('.*.part'))
+
+
+def test_delta_beside_the_checkpoint_is_the_teachers(tmp_path, folder, tiny):
+    task = _task(tiny)
+    _trainer(tmp_path).fit(task, _data(folder))
+    seed_everything(0)
+    arguments = task.objective.student.arguments
+    plain = ViT(**arguments)
+    load_delta(plain, tmp_path / 'last.safetensors')
+    image = torch.randn(2, 3, 32, 32)
+    task.eval()
+    plain.eval()
+    torch.testing.assert_close(plain(image), task.backbone(image))
+
+
+@pytest.mark.parametrize('stop', [3, 5])
+def test_resumed_equals_uninterrupted(tmp_path, folder, tiny, stop):
+    """8 batches an epoch: step 3 of 2 batches lies in the first, 5 in the second."""
+    options = {'max_steps': 6, 'accumulate_grad_batches': 2}
+
+    def checkpoint(place):
+        return ModelCheckpoint(place, every_n_train_steps=1, save_last=True)
+
+    whole, resumed = Record(), Record()
+    _trainer(
+        tmp_path, callbacks=[whole, checkpoint(tmp_path / 'whole')], **options
+    ).fit(_task(tiny), _data(folder))
+
+    cut = tmp_path / 'cut'
+    with pytest.raises(RuntimeError, match='power cut'):
+        _trainer(tmp_path, callbacks=[checkpoint(cut), Stop(stop + 1)], **options).fit(
+            _task(tiny), _data(folder)
+        )
+    last = max(cut.glob('epoch*.ckpt'))
+    torch.manual_seed(123)  # the state of a new process
+    _trainer(
+        tmp_path, callbacks=[resumed, checkpoint(tmp_path / 'resumed')], **options
+    ).fit(_task(tiny), _data(folder), ckpt_path=last)
+
+    assert whole.images[-len(resumed.images) :] == resumed.images
+    states = [
+        torch.load(tmp_path / name / 'last.ckpt', weights_only=True)
+        for name in ('whole', 'resumed')
+    ]
+    assert states[0]['state_dict'].keys() == states[1]['state_dict'].keys()
+    for key, value in states[0]['state_dict'].items():
+        assert torch.equal(value, states[1]['state_dict'][key]), key
+    assert torch.equal(
+        states[0]['explora']['generators']['torch'],
+        states[1]['explora']['generators']['torch'],
+    )
+
+
+def test_epochs_have_their_own_order(tmp_path, folder, tiny):
+    record = Record()
+    _trainer(tmp_path, callbacks=[record], max_steps=-1, max_epochs=2).fit(
+        _task(tiny), _data(folder)
+    )
+    first, second = record.images[:8], record.images[8:]
+    for epoch in (first, second):
+        assert sorted(i for batch in epoch for i in batch) == list(range(32))
+    assert first != second
+
+
+def test_checkpoint_of_another_base_is_refused(tmp_path, folder, tiny):
+    _trainer(tmp_path).fit(_task(tiny), _data(folder))
+    seed_everything(1)
+    other = ExploraDinoTask(**tiny)
+    with pytest.raises(ValueError, match='was trained on base'):
+        _trainer(tmp_path, max_steps=8).fit(
+            other, _data(folder), ckpt_path=tmp_path / 'last.ckpt'
+        )
+
+
+def test_load_from_checkpoint_restores_the_adapter(tmp_path, folder, tiny):
+    tiny = {k: v for k, v in tiny.items() if k != 'rank'}
+    adapter = LoHaConfig(r=2, alpha=1, target_modules=['q', 'v'])
+    task = _task(tiny, adapter=adapter)
+    _trainer(tmp_path).fit(task, _data(folder))
+    seed_everything(0)
+    again = ExploraDinoTask.load_from_checkpoint(tmp_path / 'last.ckpt')
+    assert isinstance(again.adapter, LoHaConfig)
+    for key, value in delta_state_dict(task).items():
+        assert torch.equal(again.state_dict()[key], value)
+
+
+def test_endless_run_is_refused(tmp_path, folder, tiny):
+    with pytest.raises(ValueError, match='has no end'):
+        _trainer(tmp_path, max_steps=-1, max_epochs=-1).fit(_task(tiny), _data(folder))
+
+
+def test_run_without_a_step_is_refused(tmp_path, folder, tiny):
+    with pytest.raises(ValueError, match='batch'):
+        _trainer(tmp_path).fit(_task(tiny), _data(folder, batch_size=64))
+
+
+def test_nan_loss_names_its_term(tmp_path, folder, tiny):
+    task = _task(tiny)
+    with torch.no_grad():
+        task.objective.head.mlp[0].weight.fill_(float('nan'))
+    with pytest.raises(FloatingPointError, match='dino_local'):
+        _trainer(tmp_path).fit(task, _data(folder))
+
+
+def test_rank_beside_an_adapter_is_refused(tiny):
+    with pytest.raises(ValueError, match='describe the default LoRA'):
+        _task(tiny, adapter=LoHaConfig(r=2, target_modules=['q', 'v']))
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'image_size': 33}, 'not a multiple of patch_size'),
+        ({'local_size': 15}, 'not a multiple of patch_size'),
+        ({'unfreeze': [7]}, 'names block 7'),
+        ({'model': 'vit_tinny_patch16_224'}, 'did you mean'),
+        ({'model': 'swin_tiny_patch4_window7_224', 'model_args': None}, 'Swin'),
+        ({'weights': 'no/such/file.pth'}, 'no/such/file'),
+    ],
+)
+def test_bad_arguments_say_what_to_do(tmp_path, folder, tiny, change, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        _trainer(tmp_path).fit(_task(tiny, **change), _data(folder))
+
+
+def test_wrong_channel_count_is_named(tmp_path, folder, tiny):
+    task = _task(tiny, in_channels=4)
+    with pytest.raises(ValueError, match='in_channels'):
+        _trainer(tmp_path).fit(task, _data(folder))
