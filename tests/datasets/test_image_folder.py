@@ -1,5 +1,6 @@
 import pickle
 import random
+import time
 import warnings
 
 import numpy as np
@@ -438,9 +439,7 @@ def test_plot_shows_true_colour_of_named_bands(tmp_path):
     assert gray.plot(gray[0]).axes[0].images[0].get_array().ndim == 2
 
 
-def test_listing_a_large_folder_is_fast(tmp_path, monkeypatch):
-    import time
-
+def test_listing_a_large_folder_is_fast(tmp_path):
     for i in range(20):
         (tmp_path / str(i)).mkdir()
         for j in range(250):
@@ -448,5 +447,5 @@ def test_listing_a_large_folder_is_fast(tmp_path, monkeypatch):
     start = time.perf_counter()
     layout = folder_layout.FolderLayout(str(tmp_path), 0.1, 0.1)
     assert len(layout.labels('train')) > 3000
-    # 100,000 files in less than ten seconds on a slow disk.
-    assert time.perf_counter() - start < 0.5
+    # 0.1 s on an idle machine: opening or stat-ing each file would show.
+    assert time.perf_counter() - start < 1

@@ -5,8 +5,8 @@ from torchgeo_explora.augment.views import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     MultiCrop,
-    Normalize,
     Preprocess,
+    SingleCrop,
     Views,
 )
 
@@ -14,8 +14,8 @@ __all__ = [
     'IMAGENET_MEAN',
     'IMAGENET_STD',
     'MultiCrop',
-    'Normalize',
     'Preprocess',
+    'SingleCrop',
     'UnitRange',
     'Views',
     'value_range',

@@ -7,6 +7,26 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
+def random_crops(
+    image: Tensor, views: int, size: int, scale: tuple[float, float]
+) -> Tensor:
+    """Return random crops of each image, mirrored half of the time.
+
+    Args:
+        image: (B, C, H, W), float32 in [0, 1].
+        views: V, crops of each image.
+        size: S, side of a crop in pixels after resizing.
+        scale: Range of a crop's share of the image's area.
+
+    Returns:
+        (V, B, C, S, S) in [0, 1].
+    """
+    images, _, height, width = image.shape
+    boxes = crop_boxes(views * images, (height, width), scale)
+    mirrored = torch.rand(views, images) < 0.5
+    return resized_crops(image, boxes.view(views, images, 4), mirrored, size)
+
+
 def crop_boxes(
     count: int,
     image_size: tuple[int, int],

@@ -1,5 +1,7 @@
 """Kornia operations with the laws that DINOv2 draws from, on images in [0, 1]."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,22 +19,28 @@ class DrawnOnly(IntensityAugmentationBase2D):
     is for nothing where the probability is small. Parameters are drawn on the CPU
     whatever the device, so that one seed gives the same views everywhere.
 
+    A subclass writes `change`, and `generate_parameters` if it draws anything.
+
     Args:
         p: Probability that a sample is drawn.
     """
 
-    #: Names of the parameters that have one row per sample.
+    #: Names of the parameters, each with one row per sample.
     drawn: tuple[str, ...] = ()
 
     def __init__(self, p: float) -> None:
         """Set the probability."""
         super().__init__(p=p)
 
-    def set_rng_device_and_dtype(
-        self, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        """Keep drawing on the CPU in float32 when the module moves."""
-        super().set_rng_device_and_dtype(torch.device('cpu'), torch.float32)
+    def forward_parameters(self, batch_shape: tuple[int, ...]) -> dict[str, Tensor]:
+        """Draw which samples change, and the parameters of all, one row each."""
+        # The draw is ours, since Kornia's follows the module's device, and versions
+        # differ in whether a sample that is not drawn gets parameters.
+        return {
+            'batch_prob': (torch.rand(batch_shape[0]) < self.p).float(),
+            'forward_input_shape': torch.tensor(batch_shape),
+            **self.generate_parameters(batch_shape),
+        }
 
     def transform_inputs(
         self,
@@ -42,20 +50,28 @@ class DrawnOnly(IntensityAugmentationBase2D):
         transform: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """Apply the operation to the drawn rows of *input*, (B, C, H, W)."""
-        chosen = (params['batch_prob'] > 0.5).nonzero().squeeze(1)
-        if len(chosen):
-            own = {name: params[name][chosen] for name in self.drawn}
-            rows = chosen.to(input.device)
-            input[rows] = self.apply_transform(input[rows], own, flags)
+        """Change the drawn rows of *input*, (B, C, H, W), and return it."""
+        rows = (params['batch_prob'] > 0.5).nonzero().squeeze(1)
+        if len(rows):
+            self.change(input, rows, *(params[name][rows] for name in self.drawn))
         return input
+
+    def change(self, image: Tensor, rows: Tensor, *params: Tensor) -> None:
+        """Change rows of a batch in place.
+
+        Args:
+            image: (B, C, H, W) in [0, 1].
+            rows: (R,), int64, on the CPU.
+            *params: The parameters in `drawn` of these rows, (R, ...), on the CPU.
+        """
+        raise NotImplementedError
 
 
 class ColorJitter(DrawnOnly):
     """torchvision's colour jitter: four changes in an order of each sample's own.
 
     Kornia's `ColorJitter` has the same steps, but one order for the whole batch, and a
-    hue step by trigonometry that costs four times as much.
+    hue step by way of HSV that costs four times as much.
 
     Args:
         brightness: The factor is drawn from [1 - brightness, 1 + brightness].
@@ -86,74 +102,51 @@ class ColorJitter(DrawnOnly):
         order = torch.rand(batch_shape[0], 4).argsort(1)
         return {'factor': neutral + self.amounts * draws, 'order': order}
 
-    def apply_transform(
-        self,
-        input: Tensor,
-        params: dict[str, Tensor],
-        flags: dict[str, Any],
-        transform: Tensor | None = None,
-    ) -> Tensor:
-        """Apply the steps: *input* is (B, 3, H, W) and changes in place."""
+    def change(self, image: Tensor, rows: Tensor, *params: Tensor) -> None:
+        """Apply the steps to rows of (B, 3, H, W)."""
+        factor, order = params
         steps = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
-        for position in range(4):
+        for position in order.unbind(1):
             for number, step in enumerate(steps):
-                samples = (params['order'][:, position] == number).nonzero().squeeze(1)
-                if len(samples):
-                    factor = params['factor'][samples, number].to(input.device)
-                    rows = samples.to(input.device)
-                    input[rows] = step(input[rows], factor[:, None, None, None])
-        return input
+                due = position == number
+                if due.any():
+                    amount = factor[due, number, None, None, None].to(image.device)
+                    _replace(image, rows[due], partial(step, factor=amount))
 
 
 class Grayscale(DrawnOnly):
     """Luma (0.299, 0.587, 0.114) on all three channels, as PIL does it."""
 
-    def apply_transform(
-        self,
-        input: Tensor,
-        params: dict[str, Tensor],
-        flags: dict[str, Any],
-        transform: Tensor | None = None,
-    ) -> Tensor:
-        """Return (B, 3, H, W) without colour."""
-        return rgb_to_grayscale(input).expand_as(input)
+    def change(self, image: Tensor, rows: Tensor, *params: Tensor) -> None:
+        """Take the colour from rows of (B, 3, H, W)."""
+        _replace(image, rows, lambda x: rgb_to_grayscale(x).expand_as(x))
 
 
 class GaussianBlur(DrawnOnly):
-    """Gaussian blur, kernel 9, sigma uniform in [0.1, 2], edges reflected."""
+    """Gaussian blur, kernel 9, sigma uniform in [0.1, 2] pixels, edges reflected."""
 
     drawn = ('sigma',)
 
     def generate_parameters(self, batch_shape: tuple[int, ...]) -> dict[str, Tensor]:
-        """Draw sigma in pixels, (B,)."""
+        """Draw sigma, (B,)."""
         return {'sigma': 0.1 + 1.9 * torch.rand(batch_shape[0])}
 
-    def apply_transform(
-        self,
-        input: Tensor,
-        params: dict[str, Tensor],
-        flags: dict[str, Any],
-        transform: Tensor | None = None,
-    ) -> Tensor:
-        """Return (B, C, H, W), each sample with its sigma."""
-        sigma = params['sigma'][:, None].expand(-1, 2)
+    def change(self, image: Tensor, rows: Tensor, *params: Tensor) -> None:
+        """Blur rows of (B, C, H, W), each with its sigma."""
+        (sigma,) = params
         # In parts that stay in a CPU's cache: the 18 taps each pass over them.
-        parts = zip(input.split(16), sigma.split(16), strict=True)
-        return torch.cat([gaussian_blur2d(x, (9, 9), s, 'reflect') for x, s in parts])
+        for some, deviation in zip(rows.split(16), sigma.split(16), strict=True):
+            pair = deviation[:, None].expand(-1, 2)
+            blur = partial(gaussian_blur2d, kernel_size=(9, 9), sigma=pair)
+            _replace(image, some, blur)
 
 
 class Solarize(DrawnOnly):
     """Invert what is not below 128/255, DINOv2's threshold of 128 in 8 bits."""
 
-    def apply_transform(
-        self,
-        input: Tensor,
-        params: dict[str, Tensor],
-        flags: dict[str, Any],
-        transform: Tensor | None = None,
-    ) -> Tensor:
-        """Return (B, C, H, W)."""
-        return solarize(input, 128 / 255)
+    def change(self, image: Tensor, rows: Tensor, *params: Tensor) -> None:
+        """Solarize rows of (B, C, H, W)."""
+        _replace(image, rows, lambda x: solarize(x, 128 / 255))
 
 
 class BandJitter(DrawnOnly):
@@ -182,19 +175,21 @@ class BandJitter(DrawnOnly):
         gain = 1 + self.gain * (2 * torch.rand(images, channels) - 1)
         return {'gain': gain, 'deviation': self.noise * torch.rand(images)}
 
-    def apply_transform(
-        self,
-        input: Tensor,
-        params: dict[str, Tensor],
-        flags: dict[str, Any],
-        transform: Tensor | None = None,
-    ) -> Tensor:
-        """Return (B, C, H, W) in [0, 1]."""
-        gain = params['gain'].to(input.device)[:, :, None, None]
-        deviation = params['deviation'].to(input.device)[:, None, None, None]
-        # The noise itself is drawn where it is used: it is as large as the images.
-        noise = torch.randn_like(input).mul_(deviation)
-        return noise.addcmul_(input, gain).clamp_(0, 1)
+    def change(self, image: Tensor, rows: Tensor, *params: Tensor) -> None:
+        """Change rows of (B, C, H, W); they stay in [0, 1]."""
+        gain, deviation = (values.to(image.device) for values in params)
+
+        def jitter(x: Tensor) -> Tensor:
+            # The noise is drawn where it is used: it is as large as the images.
+            noise = torch.randn_like(x).mul_(deviation[:, None, None, None])
+            return noise.addcmul_(x, gain[..., None, None]).clamp_(0, 1)
+
+        _replace(image, rows, jitter)
+
+
+def _replace(image: Tensor, rows: Tensor, change: Callable[[Tensor], Tensor]) -> None:
+    rows = rows.to(image.device)
+    image.index_copy_(0, rows, change(image.index_select(0, rows)))
 
 
 def adjust_brightness(image: Tensor, factor: Tensor) -> Tensor:
@@ -213,7 +208,7 @@ def adjust_saturation(image: Tensor, factor: Tensor) -> Tensor:
     return torch.lerp(rgb_to_grayscale(image), image, factor).clamp_(0, 1)
 
 
-def adjust_hue(image: Tensor, shift: Tensor) -> Tensor:
+def adjust_hue(image: Tensor, factor: Tensor) -> Tensor:
     """Turn the hue of HSV; (B, 3, H, W) in [0, 1], (B, 1, 1, 1) in turns.
 
     The largest and the smallest channel of a pixel stay what they are, so each channel
@@ -233,7 +228,7 @@ def adjust_hue(image: Tensor, shift: Tensor) -> Tensor:
             (red - green).mul_(inverse).add_(4),
         ),
     )
-    hue += 6 * shift[:, 0]
+    hue += 6 * factor[:, 0]
     hue -= (hue / 6).floor_().mul_(6)  # [0, 6): red at 0, green at 2, blue at 4
     share = torch.stack(
         [(hue - 3).abs_() - 1, 2 - (hue - 2).abs_(), 2 - (hue - 4).abs_()], 1
@@ -242,17 +237,26 @@ def adjust_hue(image: Tensor, shift: Tensor) -> Tensor:
 
 
 def colour_chain(blur: float, solarize: float = 0.0) -> ImageSequential:
-    """Return DINOv2's photometric chain for RGB, with the probabilities given."""
+    """Return DINOv2's chain for RGB: it changes (B, 3, H, W) in [0, 1] in place.
+
+    Args:
+        blur: Probability of the blur.
+        solarize: Probability of solarization.
+    """
     return _chain(ColorJitter(), Grayscale(0.2), GaussianBlur(blur), Solarize(solarize))
 
 
 def band_chain(blur: float) -> ImageSequential:
-    """Return the chain for images without RGB."""
+    """Return the chain for other images: it changes (B, C, H, W) in place.
+
+    Args:
+        blur: Probability of the blur.
+    """
     return _chain(BandJitter(), GaussianBlur(blur))
 
 
 def _chain(*operations: DrawnOnly) -> ImageSequential:
-    # Without Kornia's conveniences: they would keep the last output alive.
+    # Without Kornia's conveniences, which keep the last output alive.
     return ImageSequential(
         *(operation for operation in operations if operation.p > 0),
         disable_sequential_features=True,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from torchgeo_explora.augment.crops import crop_boxes, resized_crops
+from torchgeo_explora.augment.crops import random_crops
 from torchgeo_explora.augment.photometric import band_chain, colour_chain
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -22,7 +22,7 @@ class Views(NamedTuple):
 
 
 class Normalize(nn.Module):
-    """Subtract the mean and divide by the standard deviation.
+    """Subtract the mean and divide by the standard deviation, in place.
 
     Args:
         mean: Mean of values in [0, 1], one per channel or one for all.
@@ -52,7 +52,7 @@ class Normalize(nn.Module):
                     f'*{name}* has {len(values)} values, the image has'
                     f' {image.shape[-3]} channels: give one per channel, or one for all'
                 )
-        return (image - self.mean).div_(self.std)
+        return image.sub_(self.mean).div_(self.std)
 
 
 class MultiCrop(nn.Module):
@@ -124,26 +124,17 @@ class MultiCrop(nn.Module):
         # Autocast would round the resampling weights to a few bits.
         with torch.autocast(image.device.type, enabled=False):
             image = image.float()
-            global_ = self._crops(image, 2, self.global_size, self.global_scale)
-            local = self._crops(
+            global_ = random_crops(image, 2, self.global_size, self.global_scale)
+            local = random_crops(
                 image, self.local_views, self.local_size, self.local_scale
             )
             if self.photometric:
-                first, second, rest = self.colour if image.shape[1] == 3 else self.bands
-                global_ = torch.stack([first(global_[0]), second(global_[1])])
-                if len(local):
-                    local = rest(local.flatten(0, 1)).view_as(local)
+                chains = self.colour if image.shape[1] == 3 else self.bands
+                parts = (global_[0], global_[1], local.flatten(0, 1))
+                for chain, part in zip(chains, parts, strict=True):
+                    if len(part):
+                        chain(part)  # in place
             return Views(self.normalize(global_), self.normalize(local))
-
-    @staticmethod
-    def _crops(
-        image: Tensor, views: int, size: int, scale: tuple[float, float]
-    ) -> Tensor:
-        """Return views of each image, mirrored half of the time, (V, B, C, S, S)."""
-        images, _, height, width = image.shape
-        boxes = crop_boxes(views * images, (height, width), scale)
-        mirrored = torch.rand(views, images) < 0.5
-        return resized_crops(image, boxes.view(views, images, 4), mirrored, size)
 
     def describe(self, channels: int) -> str:
         """Return one line on what is done to images of that many channels."""
@@ -160,6 +151,54 @@ class MultiCrop(nn.Module):
             f'2 global views of {self.global_size} px, {self.local_views} local views'
             f' of {self.local_size} px; {changes}'
         )
+
+
+class SingleCrop(nn.Module):
+    """One random view of each image, as MAE trains on.
+
+    He et al., *MAE* (https://arxiv.org/abs/2111.06377): a random resized crop, bicubic,
+    mirrored half of the time, normalised; no change of values. Randomness is torch's
+    CPU generator.
+
+    Args:
+        image_size: S, side of the view in pixels.
+        scale: Range of the view's share of the image's area.
+        mean: Mean of the normalisation, of values in [0, 1].
+        std: Standard deviation, likewise.
+    """
+
+    def __init__(
+        self,
+        image_size: int = 224,
+        scale: tuple[float, float] = (0.2, 1.0),
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
+        """Keep size and statistics."""
+        super().__init__()
+        self.image_size = image_size
+        self.scale = scale
+        self.normalize = Normalize(mean, std)
+
+    @torch.no_grad()
+    def forward(self, image: Tensor) -> Tensor:
+        """Draw the views.
+
+        Args:
+            image: (B, C, H, W), or a series (B, T, C, H, W), all times of which get the
+                same box; floating, in [0, 1], finite.
+
+        Returns:
+            (B, C, S, S) or (B, T, C, S, S), float32, normalised.
+
+        Raises:
+            ValueError: If *image* has another shape or type.
+        """
+        _require_images(image, series=True)
+        bands = image.flatten(1, -3).float()  # (B, T, C, H, W) -> (B, T * C, H, W)
+        with torch.autocast(image.device.type, enabled=False):
+            (view,) = random_crops(bands, 1, self.image_size, self.scale)
+            return self.normalize(view.unflatten(1, image.shape[1:-2]))
 
 
 class Preprocess(nn.Module):
@@ -189,26 +228,28 @@ class Preprocess(nn.Module):
         self.normalize = Normalize(mean, std)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Return the view, (B, C, *image_size), float32, normalised.
+        """Return the view: *image* with image_size for H and W, float32, normalised.
 
         Args:
-            image: (B, C, H, W), floating, in [0, 1].
+            image: (B, C, H, W) or (B, T, C, H, W), floating, in [0, 1].
 
         Raises:
             ValueError: If *image* has another shape or type.
         """
-        _require_images(image)
+        _require_images(image, series=True)
+        bands = image.flatten(1, -3).float()  # (B, T, C, H, W) -> (B, T * C, H, W)
         view = F.interpolate(
-            image.float(), size=self.image_size, mode='bicubic', antialias=True
-        )
-        return self.normalize(view.clamp_(0, 1))
+            bands, size=self.image_size, mode='bicubic', antialias=True
+        ).clamp(0, 1)
+        return self.normalize(view.unflatten(1, image.shape[1:-2]))
 
 
-def _require_images(image: Tensor) -> None:
-    if image.ndim != 4:
+def _require_images(image: Tensor, series: bool = False) -> None:
+    if image.ndim != 4 and not (series and image.ndim == 5):
+        allowed = '(B, C, H, W) or (B, T, C, H, W)' if series else '(B, C, H, W)'
         raise ValueError(
-            f'expected images (B, C, H, W), got shape {tuple(image.shape)}: add a batch'
-            ' axis to a single image, flatten the times of a series into the batch'
+            f'expected images {allowed}, got shape {tuple(image.shape)}: a single image'
+            ' needs a batch axis'
         )
     if not image.is_floating_point():
         raise ValueError(

@@ -1,5 +1,6 @@
 """Data modules in TorchGeo's manner."""
 
 from torchgeo_explora.datamodules.image_folder import ImageFolderDataModule
+from torchgeo_explora.datamodules.synthetic import SyntheticScenesDataModule
 
-__all__ = ['ImageFolderDataModule']
+__all__ = ['ImageFolderDataModule', 'SyntheticScenesDataModule']

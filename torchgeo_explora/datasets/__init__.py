@@ -3,6 +3,13 @@
 from torchgeo_explora.datasets.folder_layout import NoImagesError
 from torchgeo_explora.datasets.image_file import UnreadableImageError
 from torchgeo_explora.datasets.image_folder import ImageFolder
+from torchgeo_explora.datasets.synthetic import SyntheticScenes
 from torchgeo_explora.datasets.value_range import measure_range
 
-__all__ = ['ImageFolder', 'NoImagesError', 'UnreadableImageError', 'measure_range']
+__all__ = [
+    'ImageFolder',
+    'NoImagesError',
+    'SyntheticScenes',
+    'UnreadableImageError',
+    'measure_range',
+]

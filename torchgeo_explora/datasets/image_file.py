@@ -164,23 +164,23 @@ class ImageFile:
         Raises:
             UnreadableImageError: If the pixels cannot be decoded.
         """
-        indices = range(len(self.bands)) if indices is None else indices
+        indices = list(range(len(self.bands)) if indices is None else indices)
+        # All in NumPy: threads of PyTorch gain nothing here and fight in workers.
         with _naming(self.path):
             if isinstance(self._image, Image.Image):
                 picture = self._image
                 if self._mode and picture.mode != self._mode:
                     picture = picture.convert(self._mode)
                 # (H, W) or (H, W, C) -> (C, H, W)
-                values = np.atleast_3d(np.asarray(picture, dtype=np.float32))
-                image = torch.from_numpy(values).permute(2, 0, 1)[list(indices)]
+                values = np.atleast_3d(np.asarray(picture)).transpose(2, 0, 1)[indices]
             else:
-                numbers = [self._raster_indices[i] for i in indices]
-                values = self._image.read(numbers).astype(np.float32)
-                nodata = self._image.nodata
-                if nodata is not None:
-                    values[values == np.float32(nodata)] = 0
-                image = torch.from_numpy(values)
-        return torch.nan_to_num(image, nan=0.0, posinf=0.0, neginf=0.0).contiguous()
+                values = self._image.read([self._raster_indices[i] for i in indices])
+                if self._image.nodata is not None:
+                    values[values == self._image.nodata] = 0
+        image = np.ascontiguousarray(values, dtype=np.float32)
+        if values.dtype.kind == 'f':
+            image = np.nan_to_num(image, nan=0.0, posinf=0.0, neginf=0.0)
+        return torch.from_numpy(image)
 
     def __enter__(self) -> Self:
         """Return the open image."""

@@ -58,7 +58,8 @@ class Canvas:
         self.season = season + self.normal(0.5)
         axis = (torch.arange(size) - (size - 1) / 2) / scale
         self.y, self.x = axis.view(1, size, 1), axis.view(1, 1, size)
-        # Materials vary from scene to scene more than they differ from one another.
+        # Materials vary from scene to scene about as much as they differ, so that a
+        # colour alone does not tell them.
         spectra = torch.tensor(list(_SPECTRA.values()))[:, bands] / 100
         shape = (count, len(_SPECTRA), 1)
         tilt = torch.linspace(-1, 1, 13)[bands] * self._randn(shape) * 0.2
@@ -348,7 +349,7 @@ def _open_water(canvas: Canvas) -> Tensor:
 
 
 def background(canvas: Canvas) -> Tensor:
-    """Draw two covers, drawn for each scene, on either side of a soft border."""
+    """Draw two covers, chosen for each scene, on either side of a border."""
     covers = torch.stack(
         [draw(canvas) for draw in (annual_crop, pasture, forest, bare_land)]
     )

@@ -17,12 +17,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchgeo.tasks import BaseTask
 
 from torchgeo_explora.adapt import base_fingerprint, count, delta_state_dict, save_delta
-from torchgeo_explora.augment import Preprocess, UnitRange, value_range
+from torchgeo_explora.augment import Preprocess
 from torchgeo_explora.callbacks.embeddings import EmbeddingWriter
 from torchgeo_explora.functional import cosine_schedule
 from torchgeo_explora.models.backbone import Backbone
 from torchgeo_explora.objectives import Objective
 from torchgeo_explora.tasks.checkpoint import DeltaCheckpointIO
+from torchgeo_explora.tasks.intake import require_predict_set, take_over, unit_range
 from torchgeo_explora.tasks.resume import (
     generator_states,
     mix,
@@ -89,23 +90,11 @@ class PretrainingTask(BaseTask):
     def setup(self, stage: str) -> None:
         """Take over the data module's normalisation."""
         datamodule = getattr(self.trainer, 'datamodule', None)
-        if stage == 'predict' and datamodule is not None:
-            _require_predict_set(datamodule)
-        if self.value_range is not None:
-            low, high = self.value_range
-        elif datamodule is not None:
-            low, high = value_range(datamodule)
-        else:
-            raise ValueError(
-                'no data module tells the range of the pixel values: give *value_range*'
-                ' as [low, high], e.g. [0, 255]'
-            )
-        self.unit_range = UnitRange(low, high).to(self.device)
+        if stage == 'predict':
+            require_predict_set(datamodule)
+        self.unit_range = unit_range(self.value_range, datamodule).to(self.device)
         self.view = self.preprocess().to(self.device)
-        if datamodule is not None:
-            for name in ('train_aug', 'val_aug', 'test_aug', 'predict_aug', 'aug'):
-                if hasattr(datamodule, name):
-                    setattr(datamodule, name, nn.Identity())
+        take_over(datamodule)
         if stage == 'fit':
             # The teacher is in eval mode, and there is nothing to validate, by design.
             warnings.filterwarnings('ignore', r'Found \d+ module\(s\) in eval mode')
@@ -393,17 +382,6 @@ class PretrainingTask(BaseTask):
         path = folder / 'delta.safetensors'
         self.save_delta(path)
         rank_zero_info(f'delta: {path} ({path.stat().st_size / 2**20:.2f} MiB)')
-
-
-def _require_predict_set(datamodule: Any) -> None:
-    """Raise if a TorchGeo data module has nothing to predict on."""
-    names = ('predict_dataset', 'dataset')
-    if not any(getattr(datamodule, name, None) is not None for name in names):
-        raise ValueError(
-            f'{type(datamodule).__name__} has no predict set, and so gives no'
-            ' embeddings: point torchgeo_explora.datamodules.ImageFolderDataModule at'
-            ' the folder of images'
-        )
 
 
 def _trainable(module: nn.Module) -> int:

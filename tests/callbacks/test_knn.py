@@ -1,0 +1,113 @@
+"""Online kNN: what it measures, when, and when it is off."""
+
+import pytest
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from torchgeo_explora.callbacks import OnlineKNN
+
+
+class Points(Dataset):
+    """Images whose mean tells their class, if they have one."""
+
+    def __init__(self, size, labelled=True):
+        self.size, self.labelled = size, labelled
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        label = index * 2 // self.size
+        sample = {'image': torch.full((3, 4, 4), float(label)) + index / 1000}
+        return sample | ({'label': torch.tensor(label)} if self.labelled else {})
+
+
+class Data(LightningDataModule):
+    num_workers = 0
+    collate_fn = staticmethod(default_collate)
+
+    def __init__(self, labelled=True):
+        super().__init__()
+        self.train_dataset = Points(40, labelled)
+        self.val_dataset = Points(12, labelled)
+
+    def train_dataloader(self):
+        return DataLoader(self.train_dataset, batch_size=4)
+
+
+class Model(LightningModule):
+    """Embeds by the mean colour; at the fourth step it forgets everything."""
+
+    planned_steps = 6
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+
+    def embed(self, batch):
+        mean = batch['image'].mean((1, 2, 3))
+        if self.global_step >= 4:
+            return torch.ones(len(mean), 2)
+        return torch.stack([mean.cos(), mean.sin()], 1)
+
+    def training_step(self, batch, batch_idx):
+        return self.weight**2
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def _fit(tmp_path, callback, data, *others):
+    trainer = Trainer(
+        accelerator='cpu',
+        max_steps=6,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=bool(others),
+        callbacks=[callback, *others],
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(Model(), datamodule=data)
+
+
+def test_history_has_the_start_the_interval_and_the_end(tmp_path):
+    callback = OnlineKNN(every_n_steps=2, k=3)
+    with pytest.warns(UserWarning, match='fell from 1.000 to 0.500'):
+        _fit(tmp_path, callback, Data())
+    assert list(callback.history) == [0, 2, 4, 6]
+    assert callback.history[0] == callback.history[2] == 1.0
+    assert callback.history[6] == 0.5
+
+
+def test_best_checkpoint_follows_knn(tmp_path):
+    checkpoint = ModelCheckpoint(
+        tmp_path, monitor='knn', mode='max', every_n_train_steps=2, filename='{step}'
+    )
+    with pytest.warns(UserWarning, match='fell'):
+        _fit(tmp_path, OnlineKNN(every_n_steps=2), Data(), checkpoint)
+    assert checkpoint.best_model_path.endswith('step=2.ckpt')
+
+
+def test_no_labels_turns_it_off_and_says_so(tmp_path, caplog):
+    caplog.set_level('INFO')
+    callback = OnlineKNN()
+    _fit(tmp_path, callback, Data(labelled=False))
+    assert not callback.history
+    assert 'online kNN is off: the train split has no class labels' in caplog.text
+
+
+def test_large_splits_are_thinned_evenly(tmp_path):
+    callback = OnlineKNN(every_n_steps=100, bank=4, queries=6, k=10)
+    callback.tolerance = 1
+    _fit(tmp_path, callback, Data())
+    assert callback.history[0] == 1.0
+
+
+def test_history_survives_a_checkpoint():
+    callback, other = OnlineKNN(), OnlineKNN()
+    callback.history = {0: 0.5, 500: 0.75}
+    other.load_state_dict(callback.state_dict())
+    assert other.history == callback.history
