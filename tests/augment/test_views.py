@@ -61,7 +61,7 @@ def test_views_are_normalised_after_all_else():
 
 def test_without_photometric_changes_a_constant_image_stays():
     image = torch.tensor(IMAGENET_MEAN)[:, None, None].expand(2, 3, 40, 40)
-    for view in MultiCrop(32, 16, 4, photometric=False)(image):
+    for view in MultiCrop(32, 16, 4, strength=0.0)(image):
         assert_close(view, torch.zeros_like(view), atol=1e-5, rtol=0)
 
 
@@ -131,15 +131,16 @@ def test_channels_that_are_not_rgb_keep_their_colour_apart():
 
 
 @pytest.mark.parametrize(
-    ('channels', 'photometric', 'words'),
+    ('channels', 'strength', 'words'),
     [
-        (3, True, 'solarize'),
-        (13, True, '13 channels are not RGB: per band gain 0.8 to 1.2'),
-        (13, False, 'no change of values'),
+        (3, 1.0, 'solarize'),
+        (13, 1.0, '13 channels are not RGB: per band gain 0.8 to 1.2'),
+        (13, 0.5, '13 channels are not RGB: per band gain 0.9 to 1.1'),
+        (13, 0.0, 'no change of values'),
     ],
 )
-def test_the_description_names_what_is_done(channels, photometric, words):
-    line = MultiCrop(96, 48, 6, photometric=photometric).describe(channels)
+def test_the_description_names_what_is_done(channels, strength, words):
+    line = MultiCrop(96, 48, 6, strength=strength).describe(channels)
     assert line.startswith('2 global views of 96 px, 6 local views of 48 px')
     assert words in line
     assert '\n' not in line

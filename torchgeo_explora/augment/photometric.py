@@ -236,23 +236,36 @@ def adjust_hue(image: Tensor, factor: Tensor) -> Tensor:
     return torch.addcmul(low[:, None], span[:, None], share.clamp_(0, 1))
 
 
-def colour_chain(blur: float, solarize: float = 0.0) -> ImageSequential:
+def colour_chain(
+    blur: float, solarize: float = 0.0, strength: float = 1.0
+) -> ImageSequential:
     """Return DINOv2's chain for RGB: it changes (B, 3, H, W) in [0, 1] in place.
 
     Args:
         blur: Probability of the blur.
         solarize: Probability of solarization.
+        strength: Factor on the amounts of the jitter and on all other probabilities.
     """
-    return _chain(ColorJitter(), Grayscale(0.2), GaussianBlur(blur), Solarize(solarize))
+    amounts = (strength * amount for amount in (0.4, 0.4, 0.2, 0.1))
+    return _chain(
+        ColorJitter(*amounts, p=0.8 if strength else 0.0),
+        Grayscale(strength * 0.2),
+        GaussianBlur(strength * blur),
+        Solarize(strength * solarize),
+    )
 
 
-def band_chain(blur: float) -> ImageSequential:
+def band_chain(blur: float, strength: float = 1.0) -> ImageSequential:
     """Return the chain for other images: it changes (B, C, H, W) in place.
 
     Args:
         blur: Probability of the blur.
+        strength: Factor on gain, noise and the probability of the blur.
     """
-    return _chain(BandJitter(), GaussianBlur(blur))
+    return _chain(
+        BandJitter(strength * 0.2, strength * 0.02, p=0.8 if strength else 0.0),
+        GaussianBlur(strength * blur),
+    )
 
 
 def _chain(*operations: DrawnOnly) -> ImageSequential:

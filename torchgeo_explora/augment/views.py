@@ -78,7 +78,8 @@ class MultiCrop(nn.Module):
         local_scale: Likewise of a local view.
         mean: Mean of the normalisation, of values in [0, 1].
         std: Standard deviation, likewise.
-        photometric: Whether values change, not only geometry.
+        strength: Of the photometric part, in [0, 1]: 1 is DINOv2's, 0 changes geometry
+            only. Where colour tells the classes apart, less is more.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class MultiCrop(nn.Module):
         local_scale: tuple[float, float] = (0.05, 0.32),
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
-        photometric: bool = True,
+        strength: float = 1.0,
     ) -> None:
         """Build the chains."""
         super().__init__()
@@ -99,13 +100,17 @@ class MultiCrop(nn.Module):
         self.local_views = local_views
         self.global_scale = global_scale
         self.local_scale = local_scale
-        self.photometric = photometric
+        self.strength = strength
         self.normalize = Normalize(mean, std)
+        if not 0 <= strength <= 1:
+            raise ValueError(f'*strength* is {strength}: choose from 0 to 1')
         # Global 1, global 2, local.
+        blurs, solarized = (0.0, 0.9, 0.5), (0.0, 0.2, 0.0)
         self.colour = nn.ModuleList(
-            [colour_chain(blur=0.0), colour_chain(0.9, solarize=0.2), colour_chain(0.5)]
+            colour_chain(*chances, strength)
+            for chances in zip(blurs, solarized, strict=True)
         )
-        self.bands = nn.ModuleList([band_chain(0.0), band_chain(0.9), band_chain(0.5)])
+        self.bands = nn.ModuleList(band_chain(blur, strength) for blur in blurs)
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> Views:
@@ -128,7 +133,7 @@ class MultiCrop(nn.Module):
             local = random_crops(
                 image, self.local_views, self.local_size, self.local_scale
             )
-            if self.photometric:
+            if self.strength:
                 chains = self.colour if image.shape[1] == 3 else self.bands
                 parts = (global_[0], global_[1], local.flatten(0, 1))
                 for chain, part in zip(chains, parts, strict=True):
@@ -138,14 +143,19 @@ class MultiCrop(nn.Module):
 
     def describe(self, channels: int) -> str:
         """Return one line on what is done to images of that many channels."""
-        if not self.photometric:
+        if not self.strength:
             changes = 'no change of values'
         elif channels == 3:
-            changes = 'colour jitter, grayscale, blur, solarize (DINOv2)'
-        else:
             changes = (
-                f'{channels} channels are not RGB: per band gain 0.8 to 1.2, noise up'
-                ' to 0.02 of the range, blur; no colour operation'
+                'colour jitter, grayscale, blur, solarize at'
+                f" {self.strength:g} of DINOv2's strength"
+            )
+        else:
+            gain, noise = 0.2 * self.strength, 0.02 * self.strength
+            changes = (
+                f'{channels} channels are not RGB: per band gain {1 - gain:g} to'
+                f' {1 + gain:g}, noise up to {noise:g} of the range, blur; no colour'
+                ' operation'
             )
         return (
             f'2 global views of {self.global_size} px, {self.local_views} local views'

@@ -17,10 +17,12 @@ class Objective(nn.Module, ABC):
 
     Attributes:
         student: The backbone that trains.
+        augment: Module from (B, C, H, W) in [0, 1] to views, if there is one.
         diagnostics: Detached scalars of the last forward, for logging only.
     """
 
     student: Backbone
+    augment: nn.Module | None
     diagnostics: dict[str, Tensor]
 
     @property

@@ -37,6 +37,9 @@ class ExploraDinoTask(PretrainingTask):
         image_size: int = 224,
         local_size: int | None = None,
         local_views: int = 8,
+        global_scale: tuple[float, float] = (0.32, 1.0),
+        local_scale: tuple[float, float] = (0.05, 0.32),
+        strength: float = 1.0,
         unfreeze: Sequence[int] = (-1,),
         norms: bool = True,
         cls_token: bool = True,
@@ -81,6 +84,9 @@ class ExploraDinoTask(PretrainingTask):
             local_size: Size of the local crops; the multiple of the patch nearest to
                 98 / 224 of *image_size* if None.
             local_views: V, local crops of an image.
+            global_scale: Range of a global crop's share of the image's area.
+            local_scale: Likewise of a local crop.
+            strength: Of the photometric augmentation: 1 is DINOv2's, 0 none.
             unfreeze: Indices of the blocks that train whole; negative ones count from
                 the end.
             norms: Whether all normalisation layers train.
@@ -191,6 +197,9 @@ class ExploraDinoTask(PretrainingTask):
                 global_size=size,
                 local_size=local,
                 local_views=hparams['local_views'],
+                global_scale=tuple(hparams['global_scale']),
+                local_scale=tuple(hparams['local_scale']),
+                strength=hparams['strength'],
                 mean=self.mean,
                 std=self.std,
             )

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -167,6 +167,11 @@ class PretrainingTask(BaseTask):
             },
         }
 
+    def describe_views(self) -> str:
+        """Return one line on the views of an image."""
+        describe = getattr(self.objective.augment, 'describe', None)
+        return describe(self.backbone.in_channels) if describe else 'own augmentations'
+
     def prototype_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that stay still at the start of a run."""
         return []
@@ -242,7 +247,8 @@ class PretrainingTask(BaseTask):
             f' and {heads / 1e6:.2f} M of heads\n'
             f'precision {self.trainer.precision}, effective batch'
             f' {self.effective_batch}, learning rate {self.lr:.3g}'
-            f' (base {self.base_lr:.3g}), {self.planned_steps} optimizer steps'
+            f' (base {self.base_lr:.3g}), {self.planned_steps} optimizer steps\n'
+            + self.describe_views()
         )
 
     @property
@@ -375,10 +381,12 @@ class PretrainingTask(BaseTask):
         self.micro_steps = saved['micro_steps']
         self._resumed = saved['generators']
 
-    @rank_zero_only
     def on_train_end(self) -> None:
         """Write the last delta, and say where the files are."""
+        # Lightning broadcasts the folder: every rank must ask for it.
         folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
+        if not self.trainer.is_global_zero:
+            return
         path = folder / 'delta.safetensors'
         self.save_delta(path)
         rank_zero_info(f'delta: {path} ({path.stat().st_size / 2**20:.2f} MiB)')

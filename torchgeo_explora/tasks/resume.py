@@ -29,10 +29,12 @@ class ResumableOrder(Sampler[Any]):
     def __iter__(self) -> Iterator[Any]:
         """Yield what is left of the epoch."""
         epoch, used = self.position()
+        seed = mix(self.seed, epoch)
+        _seed_own_generator(self.sampler, seed)
         if hasattr(self.sampler, 'set_epoch'):
             self.sampler.set_epoch(epoch)
         with torch.random.fork_rng(devices=()):
-            torch.manual_seed(mix(self.seed, epoch))
+            torch.manual_seed(seed)
             order = list(self.sampler)
         return iter(order[used:])
 
@@ -68,6 +70,14 @@ def order_by_epoch(
     # the one it has at every epoch.
     batches.sampler = ResumableOrder(sampler, position, seed)  # type: ignore[union-attr]
     return True
+
+
+def _seed_own_generator(sampler: Any, seed: int) -> None:
+    """Seed the NumPy generator that TorchGeo's random samplers hold."""
+    # In a distributed run Lightning wraps such a sampler as a data set.
+    sampler = getattr(getattr(sampler, 'dataset', None), '_sampler', sampler)
+    if isinstance(getattr(sampler, 'generator', None), np.random.Generator):
+        sampler.generator = np.random.default_rng(seed)
 
 
 def mix(*values: int) -> int:
