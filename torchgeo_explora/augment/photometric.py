@@ -246,9 +246,12 @@ def colour_chain(
         solarize: Probability of solarization.
         strength: Factor on the amounts of the jitter and on all other probabilities.
     """
-    amounts = (strength * amount for amount in (0.4, 0.4, 0.2, 0.1))
+    brightness, contrast, saturation, hue = (
+        strength * amount for amount in (0.4, 0.4, 0.2, 0.1)
+    )
+    chance = 0.8 if strength else 0.0
     return _chain(
-        ColorJitter(*amounts, p=0.8 if strength else 0.0),
+        ColorJitter(brightness, contrast, saturation, hue, chance),
         Grayscale(strength * 0.2),
         GaussianBlur(strength * blur),
         Solarize(strength * solarize),

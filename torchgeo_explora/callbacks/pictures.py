@@ -79,7 +79,7 @@ class Pictures(Callback):
         _, _, axes = torch.linalg.svd(flat, full_matrices=False)
         axes = axes[:3]
         # The sign of a component is arbitrary: the same one every time.
-        axes = axes * axes.sum(-1, keepdim=True).sign()
+        axes = torch.where(axes.sum(-1, keepdim=True) < 0, -axes, axes)
         points = flat @ axes.T  # (B * N, 3)
         low, high = points.quantile(0.02, 0), points.quantile(0.98, 0)
         colours = ((points - low) / (high - low).clamp_min(1e-6)).clamp(0, 1)

@@ -1,0 +1,97 @@
+"""Pictures and curves: the files, and what the colours mean."""
+
+import pytest
+import torch
+from PIL import Image
+
+from torchgeo_explora.callbacks import Curves, Pictures
+
+
+class Pixels(torch.nn.Module):
+    """A backbone whose patch features are the patches' mean colours."""
+
+    patch_size = 4
+
+    def forward(self, image):
+        from torchgeo_explora.models import Features
+
+        patches = torch.nn.functional.avg_pool2d(image, 4)
+        return Features(image.mean((2, 3)), patches.flatten(2).transpose(1, 2))
+
+
+class Module:
+    """What the callbacks ask of a task."""
+
+    device = torch.device('cpu')
+    mean = std = (0.5, 0.5, 0.5)
+
+    def __init__(self):
+        self.backbone = Pixels()
+        self.objective = torch.nn.Module()
+
+    def view(self, image):
+        return image
+
+    def unit_image(self, batch):
+        return batch['image']
+
+
+class Run:
+    """What the callbacks ask of a trainer."""
+
+    is_global_zero = True
+    global_step = 0
+    global_rank = 0
+
+    def __init__(self, folder, callbacks=()):
+        self.default_root_dir = folder
+        self.loggers = []
+        self.callbacks = list(callbacks)
+        self.logged_metrics = {}
+        self.callback_metrics = {}
+
+
+@pytest.mark.parametrize('channels', [3, 13])
+def test_pca_picture_is_written_for_any_bands(tmp_path, channels):
+    callback, trainer, module = Pictures(), Run(tmp_path), Module()
+    batch = {'image': torch.rand(8, channels, 16, 16)}
+    callback.on_train_batch_start(trainer, module, batch, 0)
+    callback.on_train_end(trainer, module)
+    width, height = Image.open(tmp_path / 'pca.png').size
+    assert width > height > 100
+
+
+def test_like_patches_get_like_colours():
+    image = torch.zeros(2, 3, 8, 8)
+    image[0, 0, :4] = 1
+    image[1, 1, :, :4] = 1
+    colours = Pictures()._components(Module(), image)
+    assert colours.shape == (2, 3, 2, 2)
+    assert torch.allclose(colours[0, :, 0, 0], colours[0, :, 0, 1])
+    assert torch.allclose(colours[0, :, 1, 0], colours[1, :, 0, 1])
+    assert (colours[0, :, 0, 0] - colours[1, :, 0, 0]).abs().max() > 0.5
+
+
+def test_pictures_survive_a_checkpoint(tmp_path):
+    callback, trainer, module = Pictures(images=2), Run(tmp_path), Module()
+    batch = {'image': torch.rand(4, 3, 16, 16)}
+    callback.on_train_batch_start(trainer, module, batch, 0)
+    resumed = Pictures(images=2)
+    resumed.load_state_dict(callback.state_dict())
+    resumed.on_train_end(trainer, module)
+    assert (tmp_path / 'pca.png').exists()
+
+
+def test_curves_take_each_step_once(tmp_path):
+    curves = Curves(metrics=('loss', 'never'))
+    trainer = Run(tmp_path)
+    for step in range(1, 4):
+        trainer.global_step = step
+        trainer.logged_metrics = {'loss': torch.tensor(1.0 / step)}
+        curves.on_train_batch_end(trainer, None, None, None, 0)
+    curves.on_train_end(trainer, None)
+    assert curves.points['loss'] == pytest.approx({1: 1.0, 2: 0.5, 3: 1 / 3})
+    assert Image.open(tmp_path / 'curves.png').size[0] > 100
+    again = Curves(metrics=('loss', 'never'))
+    again.load_state_dict(curves.state_dict())
+    assert again.points == curves.points
