@@ -297,9 +297,10 @@ class PretrainingTask(BaseTask):
         return loss
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Let the objective clip, and log the norms."""
+        """Let the objective clip, and log the norms and the rate."""
         norms = self.objective.before_step(self.progress)
         self.log_dict({f'grad_norm/{name}': norm for name, norm in norms.items()})
+        self.log('lr', optimizer.param_groups[0]['lr'])
 
     def optimizer_step(
         self,

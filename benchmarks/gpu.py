@@ -1,0 +1,100 @@
+"""Everything that needs a GPU, in one run: parity, speed, and a real adaptation.
+
+    python benchmarks/gpu.py --output benchmarks/results/h200.json \
+        --data data/eurosat_rgb --weights data/vit_tiny_patch16_224.safetensors
+
+The file is whole after every part, so that a run that is cut off leaves what it has
+measured. `--device cpu --tiny` tries every part at toy size. The exit code is 1 if a
+part failed or parity does not hold. Other variants of the adaptation than its own two
+come as a JSON list: `[{"name": "weak", "strength": 0.25, "prototypes": 2048}]`.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+BEGAN = time.monotonic()
+
+import adaptation  # noqa: E402
+import parity  # noqa: E402
+import plain_port  # noqa: E402
+import steps  # noqa: E402
+import torch  # noqa: E402
+from report import Report, header  # noqa: E402
+
+PARTS = ('parity', 'step', 'plain_port', 'adaptation')
+#: Share of the time after which a part may begin nothing more.
+UNTIL = {'parity': 1.0, 'step': 0.45, 'plain_port': 0.55, 'adaptation': 1.0}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the parts and return the exit code."""
+    options = _parse(arguments)
+    device = torch.device(options.device)
+    report = Report(options.output, PARTS, header(device, options.commit))
+
+    def left(part: str) -> float:
+        return 60 * options.minutes * UNTIL[part] - (time.monotonic() - BEGAN)
+
+    shared = (device, options.tiny)
+    timed = {
+        part: (*shared, partial(left, part), report.save)
+        for part in ('step', 'plain_port', 'adaptation')
+    }
+    recipes: tuple[adaptation.Recipe, ...] = adaptation.RECIPES
+    if options.recipes:
+        rows = json.loads(options.recipes.read_text())
+        recipes = tuple(adaptation.Recipe(**row) for row in rows)
+    measures = {
+        'parity': lambda record: parity.run(record, *shared),
+        'step': lambda record: steps.run(record, *timed['step']),
+        'plain_port': lambda record: plain_port.run(record, *timed['plain_port']),
+        'adaptation': lambda record: adaptation.run(
+            record,
+            *timed['adaptation'],
+            options.data,
+            options.weights,
+            options.steps,
+            recipes,
+            options.output,
+        ),
+    }
+    for part in PARTS:
+        if part not in options.parts:
+            report.content[part]['reason'] = 'left out by --parts'
+        elif left(part) <= 0:
+            report.content[part]['reason'] = f'--minutes {options.minutes} were over'
+        else:
+            report.run(part, measures[part])
+    report.content['seconds'] = round(time.monotonic() - BEGAN, 1)
+    report.save()
+    failed = [part for part in PARTS if report.content[part]['status'] == 'failed']
+    broken = report.content['parity'].get('within') is False
+    print(f'{options.output}: failed {failed}, parity broken: {broken}', flush=True)
+    return int(bool(failed) or broken)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add('--output', type=Path, required=True, help='JSON file; deltas go beside it')
+    add('--data', type=Path, help='folder with train, val and test, classes inside')
+    add('--weights', type=Path, help="weights of timm's vit_tiny_patch16_224")
+    add('--minutes', type=float, default=8.0, help='for everything')
+    add('--steps', type=int, help='of the adaptation; as many as fit by default')
+    add('--recipes', type=Path, help='JSON list of recipes of the adaptation')
+    add('--parts', nargs='+', choices=PARTS, default=PARTS, help='run these only')
+    add('--device', default='cuda', help='cuda, or cpu for a trial')
+    add('--tiny', action='store_true', help='toy sizes')
+    add('--commit', help='for the file, where git cannot tell')
+    options = parser.parse_args(arguments)
+    if options.device.startswith('cuda') and not torch.cuda.is_available():
+        parser.error('no CUDA device: try with --device cpu --tiny')
+    return options
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())

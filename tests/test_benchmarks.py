@@ -1,0 +1,254 @@
+"""The GPU benchmark at toy size on a CPU, and what its numbers rest on."""
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from torchgeo_explora.adapt import load_delta
+from torchgeo_explora.functional import dino_loss
+from torchgeo_explora.models import ViT
+
+ROOT = Path(__file__).parent.parent
+PARTS = ('parity', 'step', 'plain_port', 'adaptation')
+SMALL = {'embed_dim': 24, 'depth': 2, 'num_heads': 2}
+CPU = torch.device('cpu')
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    """Import a script of the folder as it sees its siblings."""
+    monkeypatch.syspath_prepend(ROOT / 'benchmarks')
+    return importlib.import_module
+
+
+@pytest.fixture(scope='module')
+def inputs(tmp_path_factory):
+    """Three classes of noise that differ in colour, and weights of a tiny ViT."""
+    folder = tmp_path_factory.mktemp('inputs')
+    generator = np.random.default_rng(0)
+    for split, images in (('train', 8), ('val', 3), ('test', 3)):
+        for channel in range(3):
+            place = folder / 'data' / split / f'class_{channel}'
+            place.mkdir(parents=True)
+            for number in range(images):
+                pixels = generator.integers(0, 160, (32, 32, 3))
+                pixels[..., channel] += 60
+                Image.fromarray(pixels.astype('uint8')).save(place / f'{number}.png')
+    vit = timm.create_model('vit_tiny_patch16_224', num_classes=0, **SMALL)
+    save_file(vit.state_dict(), folder / 'weights.safetensors')
+    return ['--data', folder / 'data', '--weights', folder / 'weights.safetensors']
+
+
+@pytest.mark.cli
+def test_toy_run_measures_every_part(inputs, tmp_path):
+    output = tmp_path / 'results' / 'toy.json'
+    command = [sys.executable, ROOT / 'benchmarks' / 'gpu.py', '--output', output]
+    command += ['--device', 'cpu', '--tiny', '--steps', '3', *inputs]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(output.read_text())
+
+    assert {'command', 'date', 'commit', 'seconds', *PARTS} <= set(found)
+    assert {'device', 'cpu', 'cores', 'memory_gib'} <= set(found['machine'])
+    assert {'torch', 'timm', 'peft', 'lightning', 'kornia', 'torchgeo'} <= set(
+        found['versions']
+    )
+    assert {part: found[part]['status'] for part in PARTS} == dict.fromkeys(
+        PARTS, 'done'
+    )
+    assert found['parity']['within'] is True
+    assert set(found['parity']['step_bfloat16']['largest']) == {
+        'terms',
+        'gradients',
+        'gradient_norms',
+    }
+
+    assert found['step']['kernels']['status'] == 'done'
+    for run in found['step']['runs'].values():
+        parts = dict(run['milliseconds'])
+        assert set(parts) == {
+            'augment',
+            'masks',
+            'teacher',
+            'targets',
+            'student',
+            'loss',
+            'backward',
+            'optimizer',
+            'average',
+            'step',
+        }
+        assert all(value > 0 for value in parts.values())
+        assert run['images_per_second'] == pytest.approx(4000 / parts['step'], rel=0.01)
+        assert run['mfu'] > 0
+    for run in found['plain_port']['runs'].values():
+        assert run['parameters']['trained'] > 0
+
+    adaptation = found['adaptation']
+    keys = {'knn_val', 'knn_test', 'linear_val', 'linear_test', 'linear_penalty'}
+    assert set(adaptation['before']) == keys
+    assert set(adaptation['variants']) == {'photometric', 'geometric'}
+    for variant in adaptation['variants'].values():
+        assert set(variant['after']) == keys
+        assert [point['step'] for point in variant['curve']] == [0, 1, 2, 3]
+        assert variant['steps'] == 3
+        delta = output.with_name(variant['delta']['file'])
+        base = ViT('vit_tiny_patch16_224', inputs[3], image_size=32, **SMALL)
+        assert load_delta(base, delta).adaptation.name(2) == '[2]-r64'
+
+
+def test_parts_that_cannot_run_say_why(bench, tmp_path):
+    output = tmp_path / 'results.json'
+    gpu = bench('gpu')
+    arguments = ['--output', str(output), '--device', 'cpu', '--tiny', '--parts']
+    assert gpu.main([*arguments, 'adaptation']) == 0
+    found = json.loads(output.read_text())
+    assert {found[part]['status'] for part in PARTS} == {'not run'}
+    assert found['adaptation']['reason'] == 'it needs --data and --weights'
+    assert found['step']['reason'] == 'left out by --parts'
+    # Started long ago: the time is over.
+    assert gpu.main([*arguments, 'step', '--minutes', '0']) == 0
+    found = json.loads(output.read_text())
+    assert found['step']['reason'] == '--minutes 0.0 were over'
+
+
+def test_failed_part_is_written_down_and_costs_no_other(bench, tmp_path, monkeypatch):
+    gpu = bench('gpu')
+
+    def fail(*_):
+        raise RuntimeError('no such kernel')
+
+    monkeypatch.setattr(bench('parity'), 'run', fail)
+    monkeypatch.setattr(bench('steps'), 'run', lambda record, *_: record.update(ok=1))
+    output = tmp_path / 'results.json'
+    arguments = ['--output', str(output), '--device', 'cpu', '--tiny']
+    assert gpu.main([*arguments, '--parts', 'parity', 'step']) == 1
+    found = json.loads(output.read_text())
+    assert found['parity']['status'] == 'failed'
+    assert 'no such kernel' in found['parity']['trace']
+    assert found['step']['ok'] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ['results.json']
+
+
+def test_part_that_is_cut_off_leaves_a_whole_file(bench, tmp_path):
+    report = bench('report')
+    file = tmp_path / 'results.json'
+    results = report.Report(file, PARTS, {})
+
+    def measure(record):
+        record['half'] = 1
+        results.save()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        results.run('step', measure)
+    found = json.loads(file.read_text())
+    assert found['step'] == {'status': 'running', 'half': 1}
+    assert found['adaptation']['status'] == 'not run'
+
+
+def test_parity_of_the_step_holds_and_a_wrong_loss_breaks_it(bench, monkeypatch):
+    parity = bench('parity')
+    assert parity.golden_step(CPU, torch.float32)['within'] is True
+
+    def wrong(*args):
+        return tuple(1.001 * term for term in dino_loss(*args))
+
+    monkeypatch.setattr('torchgeo_explora.objectives.dinov2.dino_loss', wrong)
+    found = parity.golden_step(CPU, torch.float32)
+    assert found['within'] is False
+    assert found['terms']['dino_local'] == pytest.approx(1e-3, rel=0.01)
+    assert found['terms']['ibot'] < 1e-4
+    record = {}
+    parity.run(record, CPU, True)
+    assert record['within'] is False
+
+
+def test_parity_of_functions_breaks_where_targets_are_rounded(bench, monkeypatch):
+    parity = bench('parity')
+    assert parity.functions(CPU, True)['within'] is True
+    exact = parity.sinkhorn_knopp
+    monkeypatch.setattr(parity, 'sinkhorn_knopp', lambda x, t: exact(x, t).to(x.dtype))
+    assert parity.functions(CPU, True)['within'] is False
+
+
+def test_nan_never_agrees(bench):
+    deviation = bench('parity').deviation
+    assert deviation(torch.tensor([torch.nan, 1.0]), torch.ones(2)) == torch.inf
+    assert deviation(torch.ones(2), torch.ones(2)) == 0.0
+
+
+def test_formula_of_operations_agrees_with_torchs_counter(bench):
+    training, flops, steps = bench('training'), bench('flops'), bench('steps')
+    sizes = training.TINY
+    student = ViT('vit_small_patch14_dinov2', image_size=56, **SMALL)
+    objective = training.build(student, sizes, CPU, rank=4)
+    torch.manual_seed(0)
+    global_, local = torch.randn(2, 3, 3, 56, 56), torch.randn(2, 3, 3, 28, 28)
+    mask = torch.rand(6, 16) < 0.4
+    counter = FlopCounterMode(display=False)
+    clock = bench('timing').Clock(CPU)
+    clock.start()
+    clock.mark('teacher')
+    # Plain products, which torch counts one by one.
+    with (
+        steps.watch(objective, clock) as rows,
+        sdpa_kernel(SDPBackend.MATH),
+        counter,
+    ):
+        torch.stack(
+            [*objective.terms(global_, local, mask, 0.05).values()]
+        ).sum().backward()
+    hidden = int(mask.sum())
+    assert sum(rows['teacher']) == 6 + hidden
+    assert sum(rows['student']) == 6 + hidden + 6
+    found = flops.step_flops(
+        student,
+        objective.head,
+        3,
+        (56, 28),
+        2,
+        (sum(rows['student']), sum(rows['teacher'])),
+    )
+    assert found == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+def test_probe_separates_what_is_separable(bench):
+    adaptation = bench('adaptation')
+    generator = torch.Generator().manual_seed(0)
+    label = torch.arange(60) % 3
+    noise = torch.randn(60, 5, generator=generator, dtype=torch.float64)
+    features = noise / 10 + 2 * torch.eye(5, dtype=torch.float64)[label]
+    layer = adaptation.probe(features, label, 1e-3)
+    assert adaptation.accuracy(layer(features), label) == 1.0
+    # The gradient of a minimum vanishes.
+    layer.requires_grad_(True)
+    loss = torch.nn.functional.cross_entropy(layer(features), label)
+    (loss + 1e-3 / 2 * layer.weight.square().sum()).backward()
+    assert layer.weight.grad.abs().max() < 1e-4
+
+
+def test_learning_rate_follows_the_task(bench):
+    training = bench('training')
+    weights = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    optimizer = torch.optim.AdamW([{'params': [w]} for w in weights], lr=1.0)
+
+    def rates(step):
+        training.set_rate(optimizer, step, 1000, 1e-3, 256)
+        return [group['lr'] for group in optimizer.param_groups]
+
+    assert rates(49) == pytest.approx([5e-4, 5e-4])
+    assert rates(14)[1] == 0.0
+    assert rates(15)[1] == rates(15)[0] > 0
+    assert rates(1000) == pytest.approx([1e-6, 1e-6])
