@@ -11,7 +11,7 @@ README = (ROOT / 'README.md').read_text()
 
 def test_python_example_runs(tmp_path, monkeypatch):
     """The plain PyTorch way, as printed, on a small model and three batches."""
-    (code,) = re.findall(r'```python\n(.*?)```', README, re.S)
+    (code,) = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
     model = (
         "'vit_tiny_patch16_224', image_size=32, patch_size=8, embed_dim=24, depth=2,"
         " num_heads=2, weights='base.safetensors'"
@@ -30,7 +30,8 @@ def test_python_example_runs(tmp_path, monkeypatch):
     arguments = model.replace(", weights='base.safetensors'", '')
     base = eval(f'ViT({arguments})', {'ViT': ViT})
     save_file(base.canonical_state_dict(), 'base.safetensors')
-    exec(code, {'images': [torch.rand(2, 3, 32, 32) for _ in range(3)]})
+    # The code is the README's own.
+    exec(code, {'images': [torch.rand(2, 3, 32, 32) for _ in range(3)]})  # noqa: S102
     assert Path('delta.safetensors').exists()
     plain = torch.load('backbone.pth', weights_only=True)
     assert plain.keys() == base.canonical_state_dict().keys()
@@ -39,6 +40,6 @@ def test_python_example_runs(tmp_path, monkeypatch):
 def test_commands_exist():
     makefile = (ROOT / 'Makefile').read_text()
     for target in re.findall(r'make ([a-z-]+)', README):
-        assert re.search(rf'^{target}:', makefile, re.M), target
+        assert re.search(rf'^{target}:', makefile, re.MULTILINE), target
     for path in re.findall(r'(?:configs|docs)/[\w/.]+\w', README):
         assert (ROOT / path).exists(), path

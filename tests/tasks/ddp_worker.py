@@ -87,7 +87,9 @@ def main(folder, rank):
         objective = build()
         # All parameters get a gradient: DDP need not look for idle ones.
         wrapped = DistributedDataParallel(Terms(objective))
-        results.append(train(objective, wrapped, (global_[:, own], local[:, own], rows)))
+        results.append(
+            train(objective, wrapped, (global_[:, own], local[:, own], rows))
+        )
     torch.save(results, f'{folder}/{rank}.pt')
     dist.destroy_process_group()
 

@@ -17,7 +17,7 @@ from torchgeo.datamodules import (
     SpaceNet1DataModule,
     SSL4EOS12DataModule,
 )
-from torchgeo.datasets import RasterDataset, SpaceNet1, SSL4EOS12
+from torchgeo.datasets import SSL4EOS12, RasterDataset, SpaceNet1
 from torchgeo.main import main
 from torchgeo.samplers import RandomPatchSampler
 
@@ -181,7 +181,7 @@ def fit(tmp_path, tiny):
         ).fit(ExploraDinoTask(**(tiny | arguments)), data)
         assert seen.unit
         for image in seen.unit:
-            assert 0 <= image.min()
+            assert image.min() >= 0
             assert image.max() <= 1
         return seen
 
@@ -190,9 +190,7 @@ def fit(tmp_path, tiny):
 
 def assert_scaled(seen, dataset, low, high):
     """Every image is one of the data set's, mapped from low .. high to 0 .. 1."""
-    expected = [
-        UnitRange(low, high)(dataset[i]['image']) for i in range(len(dataset))
-    ]
+    expected = [UnitRange(low, high)(dataset[i]['image']) for i in range(len(dataset))]
     for image in torch.cat(seen.unit):
         assert any(torch.equal(image, other) for other in expected)
 

@@ -57,8 +57,7 @@ def shared(tmp_path_factory):
     jobs = [(global_, local, mask), (global_, local, half.flatten(0, 1))]
     torch.save(jobs, folder / 'jobs.pt')
     ranks = [
-        subprocess.Popen([sys.executable, WORKER, folder, str(rank)])
-        for rank in (0, 1)
+        subprocess.Popen([sys.executable, WORKER, folder, str(rank)]) for rank in (0, 1)
     ]
     try:
         assert [rank.wait(timeout=240) for rank in ranks] == [0, 0]
