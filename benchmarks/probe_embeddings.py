@@ -3,8 +3,8 @@
 Usage: python benchmarks/probe_embeddings.py train.parquet val.parquet test.parquet
 
 The bank of the kNN and the training set of the probe are the first file. The probe is
-scikit-learn's LogisticRegression on standardised features; its strength is chosen on the
-second file, and both are scored once on the third.
+scikit-learn's LogisticRegression on standardised features; its strength is chosen on
+the second file, and both are scored once on the third.
 """
 
 import json

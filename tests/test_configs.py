@@ -3,10 +3,15 @@
 from pathlib import Path
 
 import pytest
+import timm
+import torch
 import yaml
 from lightning.pytorch.cli import LightningCLI
 from torchgeo.datamodules import BaseDataModule
 from torchgeo.tasks import BaseTask
+
+from torchgeo_explora.adapt import count
+from torchgeo_explora.tasks import ExploraDinoTask
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / 'configs').rglob('*.yaml'))
@@ -23,7 +28,7 @@ class Parser(LightningCLI):
 
 
 def test_there_are_configs():
-    assert len(CONFIGS) >= 8
+    assert len(CONFIGS) >= 11
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
@@ -61,3 +66,42 @@ def test_class_paths_are_full(path):
                 yield from paths(item)
 
     assert all('.' in name for name in paths(yaml.safe_load(path.read_text())))
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
+def test_output_goes_to_a_folder_of_the_configurations_own(path):
+    trainer = yaml.safe_load(path.read_text())['trainer']
+    folder = trainer['default_root_dir']
+    assert folder.startswith('outputs/')
+    others = [yaml.safe_load(p.read_text())['trainer'] for p in CONFIGS if p != path]
+    assert folder not in [other['default_root_dir'] for other in others]
+    (checkpoint,) = (
+        callback['init_args']
+        for callback in trainer['callbacks']
+        if callback['class_path'].endswith('.ModelCheckpoint')
+    )
+    assert checkpoint.get('dirpath', folder) == folder
+    # Or else the last checkpoint would be older than the end of the run.
+    assert trainer['max_steps'] % checkpoint['every_n_train_steps'] == 0
+
+
+def _dinov2(path):
+    return '_dinov2.' in yaml.safe_load(path.read_text())['model']['init_args']['model']
+
+
+@pytest.mark.parametrize(
+    'path', [path for path in CONFIGS if _dinov2(path)], ids=lambda p: p.stem
+)
+def test_task_of_a_configuration_can_be_built(path):
+    """On the meta device: shapes alone, neither weights nor memory."""
+    arguments = yaml.safe_load(path.read_text())['model']['init_args']
+    config = timm.get_pretrained_cfg(arguments['model'])
+    assert config.hf_hub_id
+    with torch.device('meta'):
+        task = ExploraDinoTask(**(arguments | {'weights': None}))
+    student = task.objective.student
+    assert student.image_size == (224, 224)
+    name = student.adaptation.name(len(student.blocks))
+    assert f'# D-{name} ' in path.read_text() or f'D-{name}:' in path.read_text()
+    trained, base = count(student)
+    assert 0.02 < trained / base < 0.2

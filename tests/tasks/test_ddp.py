@@ -45,7 +45,7 @@ def run(*command, timeout=300):
 
 @pytest.fixture(scope='module')
 def shared(tmp_path_factory):
-    """Jobs of four images: (views of each job, results of one process, of the ranks)."""
+    """Jobs of four images: (views, results of one process, of the ranks)."""
     folder = tmp_path_factory.mktemp('ranks')
     generator = torch.Generator().manual_seed(0)
     global_ = torch.randn(2, 4, 3, 32, 32, generator=generator)
