@@ -65,6 +65,8 @@ class PretrainingTask(BaseTask):
         super().__init__()
         # The base is not in a checkpoint: its keys are missing by design.
         self.strict_loading = False
+        # Nothing is validated, by design; Lightning looks before `setup`.
+        warnings.filterwarnings('ignore', 'You passed in a `val_dataloader`')
         self.micro_steps = 0
         self.planned_steps = 0
         self.effective_batch = 0
@@ -96,9 +98,8 @@ class PretrainingTask(BaseTask):
         self.view = self.preprocess().to(self.device)
         take_over(datamodule)
         if stage == 'fit':
-            # The teacher is in eval mode, and there is nothing to validate, by design.
+            # The teacher is in eval mode by design.
             warnings.filterwarnings('ignore', r'Found \d+ module\(s\) in eval mode')
-            warnings.filterwarnings('ignore', 'You passed in a `val_dataloader`')
             io = self.trainer.strategy.checkpoint_io
             if not isinstance(io, DeltaCheckpointIO):
                 self.trainer.strategy.checkpoint_io = DeltaCheckpointIO(
@@ -219,7 +220,9 @@ class PretrainingTask(BaseTask):
         """Print the plan and take up the data where a resumed run stopped."""
         rank_zero_info(self.summary())
         loader: Any = self.trainer.train_dataloader
-        order_by_epoch(loader, self._epoch_and_batch, self.seed)
+        if order_by_epoch(loader, self._epoch_and_batch, self.seed):
+            # The position is kept here, not in the loader as Lightning expects.
+            warnings.filterwarnings('ignore', "You're resuming from a checkpoint that")
         # Lightning made its iterator before the sampler and the position were known.
         fetcher: Any = self.trainer.fit_loop._data_fetcher
         iter(fetcher)
