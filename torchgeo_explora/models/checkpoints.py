@@ -134,6 +134,67 @@ def from_explora(state: Mapping[str, Any]) -> tuple[State, State]:
     return backbone, rest | duplicates
 
 
+def from_satmae_group(state: Mapping[str, Any]) -> tuple[State, State]:
+    """Convert a checkpoint of SatMAE's group-channel model, MAE or classifier.
+
+    The classifier's `channel_cls_embed` is added to the class token.
+
+    Args:
+        state: The file's content: the tensors, or a dict with them under 'model'.
+
+    Returns:
+        The tensors of a `GroupChannelViT`, and the rest under their own names:
+        `mask_token`, `decoder_*`, `head.*`, `fc_norm.*`.
+
+    Raises:
+        ValueError: If it is a checkpoint of another kind.
+    """
+    backbone, rest = from_mae(state)
+    if 'channel_embed' not in backbone:
+        raise ValueError(
+            "this checkpoint has no channel_embed, so it is not of SatMAE's"
+            ' group-channel model: use from_satmae_temporal or from_mae'
+        )
+    return fold_class_code(backbone), rest
+
+
+def fold_class_code(state: Mapping[str, Tensor]) -> State:
+    """Return the state with `channel_cls_embed`, if any, added to the class token.
+
+    The code is added to the last channels of the class token and to nothing else.
+    """
+    folded: State = dict(state)
+    code = folded.pop('channel_cls_embed', None)
+    if code is not None:
+        token = folded['cls_token']
+        padding = (token.shape[-1] - code.shape[-1], 0)
+        folded['cls_token'] = token + torch.nn.functional.pad(code, padding)
+    return folded
+
+
+def from_satmae_temporal(state: Mapping[str, Any]) -> tuple[State, State]:
+    """Convert a checkpoint of SatMAE's temporal model, MAE or classifier.
+
+    Args:
+        state: The file's content: the tensors, or a dict with them under 'model'.
+
+    Returns:
+        The tensors of a `TemporalViT`, and the rest under their own names:
+        `mask_token`, `decoder_*`, `head.*`, `fc_norm.*`.
+
+    Raises:
+        ValueError: If it is a checkpoint of another kind.
+    """
+    backbone, rest = from_mae(state)
+    narrow = backbone['pos_embed'].shape[-1] < backbone['cls_token'].shape[-1]
+    if not narrow or 'channel_embed' in backbone:
+        raise ValueError(
+            'this checkpoint has no position table beside a time code, so it is not of'
+            " SatMAE's temporal model: use from_satmae_group or from_mae"
+        )
+    return backbone, rest
+
+
 def read_state(
     weights: WeightsEnum | PathLike[str] | str | bool,
     model: str,
@@ -144,8 +205,8 @@ def read_state(
     Args:
         weights: True for timm's own weights of `model` at their native size; a path to
             a .safetensors, .pth, .pt or .bin file with the names of DINOv2, MAE, timm
-            or ExPLoRA; a torchvision weights enum, or the name of one that
-            `torchgeo.models.get_weight` knows.
+            or ExPLoRA; the name of a timm model for its own; a torchvision weights
+            enum, or the name of one that `torchgeo.models.get_weight` knows.
         model: Name of the timm model, used where `weights` is True.
         in_channels: Channels wanted. Weights of 3 channels are repeated and rescaled
             to another number, or summed to 1, by timm's rule.
@@ -163,6 +224,8 @@ def read_state(
         state = _from_enum(weights)
     elif isinstance(weights, PathLike) or Path(str(weights)).suffix in _SUFFIXES:
         state = _from_file(Path(weights))  # type: ignore[arg-type]
+    elif timm.is_model(str(weights)):
+        state = _from_timm(str(weights))
     else:
         state = _from_enum(_named(str(weights)))
 

@@ -17,6 +17,7 @@ from torchvision.models._api import WeightsEnum
 from torchgeo_explora.functional import patchify, resize_grid
 from torchgeo_explora.models.backbone import Attention, Backbone, Tokens
 from torchgeo_explora.models.checkpoints import read_state
+from torchgeo_explora.models.sizes import check_size, pair
 
 _SUPPORTED = (
     'ViT takes a plain timm VisionTransformer with a class token and a learned position'
@@ -80,13 +81,13 @@ class ViT(Backbone):
         """Build the timm model and take it apart."""
         options = {'in_chans': in_channels, **timm_kwargs}
         if image_size is not None:
-            options['img_size'] = _pair(image_size)
+            options['img_size'] = pair(image_size)
         if weights:
             # The random numbers would all be overwritten, and take seconds to draw.
             options.setdefault('weight_init', 'skip')
         vit = _build(model, options, timm_kwargs)
         size, patch = vit.patch_embed.img_size, vit.patch_embed.patch_size[0]
-        _check_size(size, patch)
+        check_size(size, patch)
         arguments = {'model': model, 'in_channels': in_channels, 'image_size': size}
         super().__init__(
             arguments | timm_kwargs, vit.embed_dim, patch, in_channels, size
@@ -132,7 +133,7 @@ class ViT(Backbone):
                 ' backbone with another in_channels'
             )
         height, width = image.shape[-2:]
-        _check_size((height, width), self.patch_size)
+        check_size((height, width), self.patch_size)
         x = self.patch_embed.proj(image)
         grid = (x.shape[-2], x.shape[-1])
         x = x.flatten(2).transpose(1, 2)  # (B, D, h, w) -> (B, h * w, D)
@@ -182,22 +183,6 @@ class ViT(Backbone):
         special, patches = table[:, :prefix], table[:, prefix:]
         patches = resize_grid(patches.float(), self.grid)
         return state | {'pos_embed': torch.cat([special.float(), patches], dim=1)}
-
-
-def _pair(size: int | Sequence[int]) -> tuple[int, int]:
-    if isinstance(size, int):
-        return size, size
-    height, width = size
-    return height, width
-
-
-def _check_size(size: tuple[int, int], patch_size: int) -> None:
-    fit = tuple(max(round(side / patch_size), 1) * patch_size for side in size)
-    if fit != tuple(size):
-        raise ValueError(
-            f'image size {tuple(size)} is not a multiple of patch_size {patch_size}:'
-            f' crop or pad to {fit}'
-        )
 
 
 def _build(model: str, options: dict[str, Any], timm_kwargs: dict[str, Any]) -> Any:
