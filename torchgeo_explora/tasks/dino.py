@@ -229,9 +229,13 @@ class ExploraDinoTask(PretrainingTask):
         """Return the evaluation view."""
         return Preprocess(self.hparams['image_size'], self.mean, self.std)
 
-    def prototype_parameters(self) -> list[nn.Parameter]:
-        """Return the head's last layer."""
-        return list(self.objective.head.prototypes.parameters())
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return the delta and the head; its last layer, still at first, apart."""
+        prototypes = list(self.objective.head.prototypes.parameters())
+        apart = {id(parameter) for parameter in prototypes}
+        (group,) = super().parameter_groups()
+        group['params'] = [p for p in group['params'] if id(p) not in apart]
+        return [group, {'params': prototypes, 'still': self.freeze_prototypes}]
 
     def configure_optimizers(self) -> Any:
         """Plan the run, and give the objective its number of steps."""

@@ -4,7 +4,7 @@ import math
 import time
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from torchgeo_explora.models.backbone import Backbone
 from torchgeo_explora.objectives import Objective
 from torchgeo_explora.tasks.checkpoint import DeltaCheckpointIO
 from torchgeo_explora.tasks.intake import require_predict_set, take_over, unit_range
+from torchgeo_explora.tasks.plan import plan
 from torchgeo_explora.tasks.resume import (
     generator_states,
     mix,
@@ -52,7 +53,6 @@ class PretrainingTask(BaseTask):
     warmup: float
     betas: tuple[float, float]
     weight_decay: float
-    freeze_prototypes: float
     seed: int
     value_range: tuple[Any, Any] | None
     #: The method's letter in the paper's notation.
@@ -107,27 +107,38 @@ class PretrainingTask(BaseTask):
                 )
 
     def unit_image(self, batch: dict[str, Any]) -> Tensor:
-        """Return the images of a batch in [0, 1], (B, C, H, W).
+        """Return the images of a batch in [0, 1]: (B, C, H, W), or series of them.
 
         Raises:
             ValueError: If the images do not have the backbone's channels.
         """
         image = batch['image']
         channels = self.backbone.in_channels
-        if image.ndim != 4 or image.shape[1] != channels:
+        if image.ndim not in (4, 5) or image.shape[-3] != channels:
             raise ValueError(
                 f'the data module gives images {tuple(image.shape)}, expected'
                 f' (B, {channels}, H, W): choose its bands, or set *in_channels*'
             )
         return self.unit_range(image.float())
 
+    def training_image(self, batch: dict[str, Any]) -> Tensor:
+        """Return what the objective trains on: `unit_image`, unless it wants more."""
+        return self.unit_image(batch)
+
     @torch.no_grad()
     def embed(self, batch: dict[str, Any]) -> Tensor:
         """Return the class-token embeddings of a raw batch, (B, D), float32."""
         mode = self.training
         self.eval()
+        # Of what a batch holds, a backbone takes what it knows.
+        metadata = {
+            name: value
+            for name, value in batch.items()
+            if isinstance(value, Tensor) and name != 'image'
+        }
         try:
-            return self.backbone(self.view(self.unit_image(batch))).cls.float()
+            view = self.view(self.unit_image(batch))
+            return self.backbone(view, **metadata).cls.float()
         finally:
             self.train(mode)
 
@@ -139,26 +150,12 @@ class PretrainingTask(BaseTask):
 
     def configure_optimizers(self) -> Any:
         """Plan the run: AdamW on what trains, warm-up and cosine by optimizer step."""
-        self._plan()
-        prototypes = self.prototype_parameters()
-        held = {id(parameter) for parameter in prototypes}
-        groups: list[list[nn.Parameter]] = [
-            [
-                p
-                for p in self.objective.parameters()
-                if p.requires_grad and id(p) not in held
-            ]
-        ]
-        rates: list[Callable[[int], float]] = [self._rate_at]
-        if prototypes:
-            frozen = int(self.freeze_prototypes * self.planned_steps)
-            groups.append(prototypes)
-            rates.append(lambda step: 0.0 if step < frozen else self._rate_at(step))
+        self.planned_steps, self.effective_batch = plan(self.trainer)
+        self.lr = self.scaled_lr(self.effective_batch)
+        groups = self.parameter_groups()
+        rates = [partial(self._rate_at, group.pop('still', 0.0)) for group in groups]
         optimizer = AdamW(
-            [{'params': group} for group in groups],
-            lr=self.lr,
-            betas=self.betas,
-            weight_decay=self.weight_decay,
+            groups, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay
         )
         return {
             'optimizer': optimizer,
@@ -173,12 +170,18 @@ class PretrainingTask(BaseTask):
         describe = getattr(self.objective.augment, 'describe', None)
         return describe(self.backbone.in_channels) if describe else 'own augmentations'
 
-    def prototype_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters that stay still at the start of a run."""
-        return []
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return AdamW's groups of what trains.
 
-    def _rate_at(self, step: int) -> float:
+        Beside AdamW's own keys, 'still' is the share of the run in which a group stays
+        where it is.
+        """
+        return [{'params': [p for p in self.objective.parameters() if p.requires_grad]}]
+
+    def _rate_at(self, still: float, step: int) -> float:
         """Return the rate at an optimizer step, as a share of the largest."""
+        if step < int(still * self.planned_steps):
+            return 0.0
         rate = cosine_schedule(
             step,
             self.planned_steps,
@@ -187,34 +190,6 @@ class PretrainingTask(BaseTask):
             warmup=int(self.warmup * self.planned_steps),
         )
         return rate / self.lr
-
-    def _plan(self) -> None:
-        """Find the number of steps and the effective batch, or say what is missing."""
-        trainer = self.trainer
-        trainer.fit_loop.setup_data()
-        loader: Any = trainer.train_dataloader
-        size: int = loader.batch_size or getattr(loader.batch_sampler, 'batch_size', 1)
-        if not trainer.num_training_batches:
-            raise ValueError(
-                f'the training set gives no whole batch of {size}: use a smaller'
-                ' batch_size or more images'
-            )
-        steps = trainer.estimated_stepping_batches
-        if math.isinf(steps):
-            raise ValueError(
-                'the run has no end, and every schedule needs one: set'
-                ' trainer.max_steps (or trainer.max_epochs, for data of known length)'
-            )
-        if steps < 1:
-            raise ValueError(
-                f'{int(steps)} optimizer steps are planned: set trainer.max_steps or'
-                ' trainer.max_epochs to 1 or more'
-            )
-        self.planned_steps = int(steps)
-        self.effective_batch = (
-            size * trainer.accumulate_grad_batches * trainer.world_size
-        )
-        self.lr = self.scaled_lr(self.effective_batch)
 
     def on_train_start(self) -> None:
         """Print the plan and take up the data where a resumed run stopped."""
@@ -270,7 +245,7 @@ class PretrainingTask(BaseTask):
         if not self._checked:
             self.unit_range.check(batch['image'])
             self._checked = True
-        batch = {**batch, 'image': self.unit_image(batch)}
+        batch = {**batch, 'image': self.training_image(batch)}
         devices = [self.device] if self.device.type == 'cuda' else []
         # What is random in a step depends on (seed, rank, micro-step) alone, so that a
         # resumed run draws what an uninterrupted one would.

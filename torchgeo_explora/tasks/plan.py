@@ -1,0 +1,37 @@
+"""How long a run is, and how many images one step of it sees."""
+
+import math
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+
+def plan(trainer: Trainer) -> tuple[int, int]:
+    """Return the optimizer steps of a run, and the images per step over all devices.
+
+    Args:
+        trainer: About to fit, with its data attached.
+
+    Raises:
+        ValueError: If the run has no end or no step, or the data no whole batch.
+    """
+    trainer.fit_loop.setup_data()
+    loader: Any = trainer.train_dataloader
+    size: int = loader.batch_size or getattr(loader.batch_sampler, 'batch_size', 1)
+    if not trainer.num_training_batches:
+        raise ValueError(
+            f'the training set gives no whole batch of {size}: use a smaller'
+            ' batch_size or more images'
+        )
+    steps = trainer.estimated_stepping_batches
+    if math.isinf(steps):
+        raise ValueError(
+            'the run has no end, and every schedule needs one: set'
+            ' trainer.max_steps (or trainer.max_epochs, for data of known length)'
+        )
+    if steps < 1:
+        raise ValueError(
+            f'{int(steps)} optimizer steps are planned: set trainer.max_steps or'
+            ' trainer.max_epochs to 1 or more'
+        )
+    return int(steps), size * trainer.accumulate_grad_batches * trainer.world_size
