@@ -1,5 +1,11 @@
-"""Views of images, on the device: value ranges, multi-crop and evaluation views."""
+"""Images on the device: bands, value ranges, multi-crop and evaluation views."""
 
+from torchgeo_explora.augment.bands import (
+    Quantize,
+    SelectBands,
+    band_indices,
+    spell_band,
+)
 from torchgeo_explora.augment.ranges import UnitRange, value_range
 from torchgeo_explora.augment.views import (
     IMAGENET_MEAN,
@@ -15,8 +21,12 @@ __all__ = [
     'IMAGENET_STD',
     'MultiCrop',
     'Preprocess',
+    'Quantize',
+    'SelectBands',
     'SingleCrop',
     'UnitRange',
     'Views',
+    'band_indices',
+    'spell_band',
     'value_range',
 ]

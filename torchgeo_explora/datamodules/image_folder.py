@@ -42,9 +42,12 @@ class ImageFolderDataModule(NonGeoDataModule):
             folder of that name, or every image.
         pin_memory: Whether batches go to page-locked memory if there is a CUDA device.
         prefetch_factor: Batches read ahead by each worker; PyTorch's default if None.
+        band_names: Names of the bands in every file, in their order, where the files
+            do not tell: GeoTIFFs without band descriptions.
 
     Attributes:
         value_range: (low, high), known after ``setup`` unless given.
+        range_known: False if it is no more than the usual scale of 16 bits.
         mean: low, as a tensor.
         std: high - low, as a tensor.
         bands: Names of the bands, known after ``setup``.
@@ -67,6 +70,7 @@ class ImageFolderDataModule(NonGeoDataModule):
         predict_split: Literal['train', 'val', 'test', 'predict'] = 'predict',
         pin_memory: bool = True,
         prefetch_factor: int | None = None,
+        band_names: Sequence[str] | None = None,
     ) -> None:
         """Keep the arguments; files are listed in ``setup``."""
         super().__init__(
@@ -81,12 +85,14 @@ class ImageFolderDataModule(NonGeoDataModule):
             test_fraction=test_fraction,
             seed=seed,
             on_error=on_error,
+            band_names=band_names,
         )
         self.predict_split = predict_split
         self.pin_memory = pin_memory
         self.prefetch_factor = prefetch_factor
         self.has_val = val_fraction > 0 or os.path.isdir(os.path.join(root, 'val'))
         self.value_range: ValueRange | None = None
+        self.range_known = True
         self.bands: tuple[str, ...] = ()
         self._own_aug = self.aug
 
@@ -125,6 +131,7 @@ class ImageFolderDataModule(NonGeoDataModule):
     def _adopt(self, dataset: ImageFolder) -> None:
         """Take bands and normalisation from the first data set."""
         self.value_range = dataset.value_range
+        self.range_known = dataset.range_known
         self.bands = dataset.bands
         low, high = (torch.tensor(end) for end in dataset.value_range)
         self.mean, self.std = low, high - low

@@ -65,19 +65,23 @@ class ImageFile:
 
     Args:
         path: File to open, with one of ``SUFFIXES``.
+        names: Names of the bands, instead of what the file says.
 
     Attributes:
-        bands: A name for each band: its description in the file, else its colour,
-            else its number from 1.
+        bands: A name for each band: the one given, else its description in the file,
+            else its colour, else its number from 1.
         described: Whether the names are the file's own descriptions.
         dtype: NumPy's name of the stored type, such as 'uint8'.
         size: (H, W) in pixels.
 
     Raises:
         UnreadableImageError: If the file cannot be opened as an image.
+        ValueError: If there are not as many names as bands.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], names: Sequence[str] | None = None
+    ) -> None:
         """Open the file and read its header."""
         self.path = os.fspath(path)
         self._stack = ExitStack()
@@ -91,9 +95,19 @@ class ImageFile:
                     self._open_raster()
                 else:
                     self._open_picture()
-        except UnreadableImageError:
+            if names is not None:
+                self._rename(names)
+        except (UnreadableImageError, ValueError):
             self._stack.close()
             raise
+
+    def _rename(self, names: Sequence[str]) -> None:
+        if len(names) != len(self.bands):
+            raise ValueError(
+                f'*band_names* has {len(names)} names, {self.path} has'
+                f' {len(self.bands)} bands: name all of them, in the order of the file'
+            )
+        self.bands, self.described = tuple(names), False
 
     def _open_raster(self) -> None:
         # GDAL lists the whole folder at every open, which is slow in a large one.

@@ -63,6 +63,8 @@ class ImageFolder(NonGeoDataset):
         on_error: 'raise' stops at an unreadable image; 'skip' warns once, counts it in
             ``skipped`` and returns the next readable image in its place.
         transforms: Applied to each sample.
+        band_names: Names of the bands in every file, in their order, where the files
+            do not tell: GeoTIFFs without band descriptions.
 
     Attributes:
         paths: Paths of the split's images, sorted.
@@ -70,6 +72,8 @@ class ImageFolder(NonGeoDataset):
         classes: Names of the classes, in the order of the labels.
         bands: Names of the bands returned.
         value_range: (low, high).
+        range_known: Whether *value_range* was given or is all that 8 bits or a float
+            can mean, not the usual scale of 16 bits.
 
     Raises:
         NoImagesError: If the folder or the split has no image.
@@ -92,6 +96,7 @@ class ImageFolder(NonGeoDataset):
         seed: int = 0,
         on_error: Literal['raise', 'skip'] = 'raise',
         transforms: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+        band_names: Sequence[str] | None = None,
     ) -> None:
         """List the files and read the header of the first one."""
         if split not in SPLITS:
@@ -105,6 +110,7 @@ class ImageFolder(NonGeoDataset):
         self.size = size
         self.on_error = on_error
         self.transforms = transforms
+        self._names = band_names
 
         layout = FolderLayout(self.root, val_fraction, test_fraction, seed)
         members = layout.members(split)
@@ -125,11 +131,12 @@ class ImageFolder(NonGeoDataset):
             if value_range is None
             else check_range(value_range, self.bands)
         )
+        self.range_known = self._range_given or '16' not in self._first[2]
 
     def _read_first_header(self, wanted: tuple[int | str, ...] | None) -> None:
         for index, path in enumerate(self.paths):
             try:
-                with ImageFile(path) as file:
+                with ImageFile(path, self._names) as file:
                     self._first = (path, file.bands, file.dtype, file.size)
                     self._wanted = wanted
                     if wanted is None:
@@ -191,7 +198,7 @@ class ImageFolder(NonGeoDataset):
 
     def _read(self, index: int) -> dict[str, Any]:
         path = self.paths[index]
-        with ImageFile(path) as file:
+        with ImageFile(path, self._names) as file:
             indices = self._check_file(file)
             image = file.read(indices)
         if self.size is not None:

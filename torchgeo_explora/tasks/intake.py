@@ -1,10 +1,23 @@
 """Raw batches of TorchGeo's data modules, taken before their own normalisation."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
+from torchgeo.datasets import IntersectionDataset
 
-from torchgeo_explora.augment import UnitRange, value_range
+from torchgeo_explora.augment import (
+    SelectBands,
+    UnitRange,
+    band_indices,
+    spell_band,
+    value_range,
+)
+from torchgeo_explora.datasets import sentinel2
+
+_DATASETS = (
+    *('train_dataset', 'val_dataset', 'test_dataset', 'predict_dataset', 'dataset'),
+)
 
 
 def take_over(datamodule: Any) -> None:
@@ -18,15 +31,75 @@ def take_over(datamodule: Any) -> None:
             setattr(datamodule, name, nn.Identity())
 
 
-def unit_range(given: tuple[Any, Any] | None, datamodule: Any) -> UnitRange:
+def band_names(datamodule: Any) -> tuple[str, ...] | None:
+    """Return the names of the channels of a data module's images, in their order.
+
+    They are the `bands` of the data module or of its data sets, as TorchGeo's
+    Sentinel-2, EuroSAT and SSL4EO-S12 and our image folders have them. Call it after
+    the data module's `setup`. None if it does not tell.
+    """
+    if names := _names(datamodule):
+        return names
+    found = (_names_of(getattr(datamodule, name, None)) for name in _DATASETS)
+    return next(filter(None, found), None)
+
+
+def _names(holder: Any) -> tuple[str, ...]:
+    names = getattr(holder, 'bands', None)
+    if isinstance(names, Sequence) and not isinstance(names, str):
+        return tuple(name for name in names if isinstance(name, str))
+    return ()
+
+
+def _names_of(dataset: Any) -> tuple[str, ...]:
+    """Return the names of the channels of a data set's images, () if it tells none."""
+    if dataset is None or not getattr(dataset, 'is_image', True):
+        return ()
+    if names := _names(dataset):
+        return names
+    # A subset; the intersection of two, whose images are stacked; else one of many.
+    parts = [_names_of(part) for part in getattr(dataset, 'datasets', ())]
+    if isinstance(dataset, IntersectionDataset):
+        return tuple(name for part in parts for name in part)
+    return next(filter(None, parts), _names_of(getattr(dataset, 'dataset', None)))
+
+
+def select_bands(datamodule: Any, wanted: Sequence[str]) -> SelectBands:
+    """Return the map from a data module's images to the bands that a backbone takes.
+
+    Args:
+        datamodule: Any data module, after its `setup`.
+        wanted: Names of the backbone's bands.
+
+    Raises:
+        ValueError: If the data module does not name its bands, or lacks one.
+    """
+    names = band_names(datamodule)
+    if names is None:
+        raise ValueError(
+            f'{type(datamodule).__name__} does not name the bands of its images, and'
+            f' the backbone takes {", ".join(wanted)}: set its *bands* to their names,'
+            ' in the order of the channels'
+        )
+    return SelectBands(names, wanted)
+
+
+def unit_range(
+    given: tuple[Any, Any] | None,
+    datamodule: Any,
+    wanted: Sequence[str] | None = None,
+) -> UnitRange:
     """Return the map from raw sensor values to [0, 1].
 
     Args:
         given: (low, high) of the user, scalars or one value per channel.
         datamodule: Tells its range where the user does not.
+        wanted: Names of the channels where they are selected from the data module's.
+            If all are Sentinel-2's and neither user nor data module gave a range, it
+            is SatMAE's: mean -+ 2 standard deviations of fMoW-Sentinel.
 
     Raises:
-        ValueError: If neither does.
+        ValueError: If nothing tells the range, or a band is missing.
     """
     if given is not None:
         return UnitRange(*given)
@@ -35,7 +108,23 @@ def unit_range(given: tuple[Any, Any] | None, datamodule: Any) -> UnitRange:
             'no data module tells the range of the pixel values: give *value_range* as'
             ' [low, high], e.g. [0, 255]'
         )
-    return UnitRange(*value_range(datamodule))
+    if wanted is None:
+        return UnitRange(*value_range(datamodule))
+    bands = [spell_band(name) for name in wanted]
+    stated = getattr(datamodule, 'value_range', None) is not None
+    if set(bands) <= set(sentinel2.BANDS) and not (
+        stated and getattr(datamodule, 'range_known', True)
+    ):
+        return UnitRange(*sentinel2.reflectance_range(bands))
+    low, high = value_range(datamodule)
+    names = band_names(datamodule) or ()
+    chosen = band_indices(names, wanted)
+    return UnitRange(
+        *(
+            [end[i] for i in chosen] if len(end) == len(names) else end
+            for end in (low, high)
+        )
+    )
 
 
 def require_predict_set(datamodule: Any) -> None:

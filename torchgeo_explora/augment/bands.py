@@ -1,0 +1,98 @@
+"""Bands by name, and values as 8 bits hold them."""
+
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+# 'B2', 'b02', 'S2_B02' (So2Sat) and 'B2, central wavelength 490 nm' (GDAL).
+_SENTINEL2 = re.compile(r'(?:S2[_-])?B0*(\d{1,2}A?)(?![0-9A-Z]).*', re.IGNORECASE)
+
+
+def spell_band(name: str) -> str:
+    """Return a band's name in the spelling of Sentinel-2's products, such as 'B02'.
+
+    Names that are not of this kind stay as they are.
+    """
+    match = _SENTINEL2.fullmatch(name)
+    return f'B{match[1].upper().zfill(2)}' if match else name
+
+
+def band_indices(available: Sequence[str], wanted: Sequence[str]) -> tuple[int, ...]:
+    """Return where the wanted bands are among those of an image, from 0.
+
+    Spellings of Sentinel-2 bands ('B2', 'B02') are the same band.
+
+    Args:
+        available: Names of an image's channels, in their order.
+        wanted: Names of the bands to find.
+
+    Raises:
+        ValueError: If a band is missing, or there twice; all of them are named.
+    """
+    have = [spell_band(name) for name in available]
+    need = [spell_band(name) for name in wanted]
+    counts = [have.count(name) for name in need]
+    for number, what in ((0, 'not'), (2, 'more than once')):
+        wrong = [
+            given
+            for given, count in zip(wanted, counts, strict=True)
+            if min(count, 2) == number
+        ]
+        if wrong:
+            raise ValueError(
+                f'the backbone takes {", ".join(wrong)}, which the images have {what}:'
+                f' their bands are {", ".join(available)}; choose other *bands* and'
+                ' *groups*, or other images'
+            )
+    return tuple(have.index(name) for name in need)
+
+
+class SelectBands(nn.Module):
+    """Pick the bands that a backbone takes out of an image, by name.
+
+    Args:
+        available: Names of the image's channels, in their order.
+        wanted: Names of the bands to return, in their order.
+
+    Raises:
+        ValueError: If a band is missing, or there twice; the error names it.
+    """
+
+    def __init__(self, available: Sequence[str], wanted: Sequence[str]) -> None:
+        """Find the bands."""
+        super().__init__()
+        self.available = tuple(available)
+        self.wanted = tuple(wanted)
+        self.indices = band_indices(available, wanted)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the wanted bands, (..., K, H, W).
+
+        Args:
+            image: (..., C, H, W) with the channels of *available*.
+
+        Raises:
+            ValueError: If the image has another number of channels.
+        """
+        if image.shape[-3] != len(self.available):
+            raise ValueError(
+                f'the image has {image.shape[-3]} channels (shape'
+                f' {tuple(image.shape)}), expected the {len(self.available)} bands'
+                f' {", ".join(self.available)}: load one image at a time, of one sensor'
+            )
+        if self.wanted == self.available:
+            return image
+        return torch.stack([image.select(-3, i) for i in self.indices], dim=-3)
+
+
+class Quantize(nn.Module):
+    """Cut values in [0, 1] down to those that 8 bits can hold, as SatMAE does.
+
+    Its loader stores the clipped image in 8 bits, which truncates: floor(255 x) / 255.
+    """
+
+    def forward(self, unit: Tensor) -> Tensor:
+        """Return values in [0, 1] of the same shape, multiples of 1 / 255."""
+        return (unit * 255).floor() / 255
