@@ -7,6 +7,7 @@ from torchgeo_explora.functional.losses import (
     koleo,
     masked_mse,
     normalize_patches,
+    patch_statistics,
 )
 from torchgeo_explora.functional.masks import block_masks, random_mask, visible_indices
 from torchgeo_explora.functional.neighbors import knn_vote
@@ -32,6 +33,7 @@ __all__ = [
     'linear_warmup',
     'masked_mse',
     'normalize_patches',
+    'patch_statistics',
     'patchify',
     'random_mask',
     'replace_tokens',

@@ -118,21 +118,38 @@ def koleo(features: Tensor, eps: float = 1e-8) -> Tensor:
         return -(distance + eps).log().mean()
 
 
-def normalize_patches(patches: Tensor, eps: float = 1e-6) -> Tensor:
-    """Give every patch zero mean and unit variance (MAE's `norm_pix`).
+def patch_statistics(patches: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of every patch (MAE's `norm_pix`).
 
-    The variance is the unbiased one, over all values of a patch together.
+    The variance is the unbiased one, over all values of a patch together. NaN marks
+    unknown values, which count for nothing.
 
     Args:
-        patches: (..., P). A patch with a NaN becomes NaN, which `masked_mse` ignores.
+        patches: (..., P).
+        eps: Added to the variance.
+
+    Returns:
+        Mean and standard deviation, (..., 1) each, float32.
+    """
+    patches = patches.to(torch.promote_types(patches.dtype, torch.float32))
+    count = (~patches.isnan()).sum(-1, keepdim=True)
+    mean = patches.nansum(-1, keepdim=True) / count.clamp(min=1)
+    square = (patches - mean).square().nansum(-1, keepdim=True)
+    return mean, (square / (count - 1).clamp(min=1) + eps).sqrt()
+
+
+def normalize_patches(patches: Tensor, eps: float = 1e-6) -> Tensor:
+    """Give every patch zero mean and unit variance, as `patch_statistics` has them.
+
+    Args:
+        patches: (..., P). NaN values stay NaN, which `masked_mse` ignores.
         eps: Added to the variance.
 
     Returns:
         (..., P), float32.
     """
-    patches = patches.to(torch.promote_types(patches.dtype, torch.float32))
-    variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
-    return (patches - mean) / (variance + eps).sqrt()
+    mean, std = patch_statistics(patches, eps)
+    return (patches - mean) / std
 
 
 def masked_mse(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:

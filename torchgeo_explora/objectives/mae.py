@@ -1,0 +1,252 @@
+"""MAE's objective: predict the pixels of hidden patches from the visible ones."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchgeo_explora.functional import (
+    gather_tokens,
+    masked_mse,
+    random_mask,
+    visible_indices,
+)
+from torchgeo_explora.models import GroupChannelViT, TemporalViT
+from torchgeo_explora.models.backbone import Backbone, Tokens
+from torchgeo_explora.models.coded_decoders import GroupChannelDecoder, TemporalDecoder
+from torchgeo_explora.models.decoder import MAEDecoder
+from torchgeo_explora.objectives.objective import Objective
+
+
+class MAE(Objective):
+    """Masked autoencoding: only visible tokens are encoded, all are decoded.
+
+    He et al., *MAE* (https://arxiv.org/abs/2111.06377), and Cong et al., *SatMAE*
+    (https://arxiv.org/abs/2207.08051) for spectral groups and series of images. The
+    loss is the mean squared error over hidden patches, of pixels that are normalised
+    per patch.
+
+    Values of an image that are NaN have no data: the encoder sees 0 there, and they
+    count neither in the loss nor in a patch's mean and deviation. A patch without
+    data is never counted.
+
+    What differs: groups predict their own bands, unless *legacy_channel_order* asks
+    for SatMAE's published behaviour (docs/group_channel_order.md).
+
+    Args:
+        student: Backbone that encodes.
+        decoder_dim: Width of the decoder.
+        decoder_depth: Blocks of the decoder.
+        decoder_heads: Attention heads of the decoder.
+        decoder_mlp_ratio: Width of its hidden layers over its own.
+        decoder_channel_dim: Part of its width for the code of a spectral group.
+        decoder_time_dim: Part of its width for the code of a time.
+        norm_pix: Whether each patch of the target has zero mean and unit variance; for
+            spectral groups each place, over all its bands together.
+        legacy_channel_order: Whether spectral groups are decoded in SatMAE's order.
+        ratio: Share of the tokens that `forward` hides, between 0 and 1.
+        consistent: Whether `forward` hides the same places in all groups or images of
+            an image's tokens; each token for itself otherwise.
+        augment: Module from images in [0, 1] to normalised views; none if None.
+
+    Raises:
+        ValueError: If *ratio* is not between 0 and 1, or the decoder's widths do not
+            go together.
+    """
+
+    def __init__(
+        self,
+        student: Backbone,
+        decoder_dim: int = 512,
+        decoder_depth: int = 8,
+        decoder_heads: int = 16,
+        decoder_mlp_ratio: float = 4.0,
+        decoder_channel_dim: int = 128,
+        decoder_time_dim: int = 192,
+        norm_pix: bool = True,
+        legacy_channel_order: bool = False,
+        ratio: float = 0.75,
+        consistent: bool = False,
+        augment: nn.Module | None = None,
+    ) -> None:
+        """Build the decoder for *student*."""
+        super().__init__()
+        if not 0 < ratio < 1:
+            raise ValueError(
+                f'*ratio* must lie between 0 and 1, both excluded, not {ratio}'
+            )
+        self.student = student
+        height, width = student.image_size
+        patch = student.patch_size
+        place = (patch, (height // patch, width // patch))
+        blocks = (decoder_dim, decoder_depth, decoder_heads, decoder_mlp_ratio)
+        self.decoder: MAEDecoder
+        if isinstance(student, GroupChannelViT):
+            self.decoder = GroupChannelDecoder(
+                *(student.embed_dim, student.group_indices, *place, *blocks),
+                channel_dim=decoder_channel_dim,
+                legacy_order=legacy_channel_order,
+            )
+        elif isinstance(student, TemporalViT):
+            self.decoder = TemporalDecoder(
+                *(student.embed_dim, student.in_channels, *place, *blocks),
+                time_dim=decoder_time_dim,
+            )
+        else:
+            self.decoder = MAEDecoder(
+                student.embed_dim, student.in_channels, *place, *blocks
+            )
+        self.norm_pix = norm_pix
+        self.ratio = ratio
+        self.consistent = consistent
+        self.augment = augment
+        self.diagnostics = {}
+
+    @property
+    def pretrained(self) -> Backbone:
+        """The student."""
+        return self.student
+
+    def forward(self, batch: Mapping[str, Any], progress: float) -> dict[str, Tensor]:
+        """Draw a view and a mask, and predict: see `Objective.forward`.
+
+        The mask is drawn by torch's CPU generator: a seed means the same one on every
+        device.
+        """
+        image = batch['image']
+        if self.augment is not None:
+            image = self.augment(image)
+        # Of what a batch holds, a backbone takes what it knows.
+        metadata = {
+            name: value
+            for name, value in batch.items()
+            if isinstance(value, Tensor) and name != 'image'
+        }
+        tokens = self._embed(image, metadata)
+        mask = self.draw_mask(len(image), tokens.grid)
+        prediction = self._decode(tokens, mask, metadata)
+        target = self._target(image)
+        return {'mae': masked_mse(prediction, target, mask.to(target.device))}
+
+    def draw_mask(self, images: int, grid: tuple[int, int, int]) -> Tensor:
+        """Return a random mask, (B, N) bool on the CPU, True where hidden.
+
+        Args:
+            images: B.
+            grid: (groups or times or 1, h, w).
+
+        Raises:
+            ValueError: If no token stays visible.
+        """
+        layers, height, width = grid
+        drawn = 1 if self.consistent else layers
+        count = drawn * height * width
+        if int(count * (1 - self.ratio)) < 1:
+            raise ValueError(
+                f'*ratio* {self.ratio} hides all of {count} tokens: lower it'
+            )
+        mask = random_mask(torch.rand(images, count), self.ratio)
+        return mask.repeat(1, layers) if self.consistent else mask
+
+    def reconstruct(
+        self, image: Tensor, mask: Tensor, **metadata: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return what is predicted, and what it is compared with.
+
+        Args:
+            image: Normalised pixels, (B, C, H, W), or (B, T, C, H, W) for a series;
+                NaN where there is no data.
+            mask: (B, N) bool, True where a token is hidden; each row hides as many.
+            **metadata: As for the backbone's `embed`.
+
+        Returns:
+            Prediction and target, (B, N, P) each; for spectral groups (B, C, h * w,
+            p * p), bands in the order of the image. With `norm_pix` the target is
+            normalised.
+
+        Raises:
+            ValueError: If the mask does not fit.
+        """
+        tokens = self._embed(image, metadata)
+        prediction = self._decode(tokens, mask, metadata)
+        target = self._target(image)
+        return self.decoder.unpacked(prediction), self.decoder.unpacked(target)
+
+    def loss(self, image: Tensor, mask: Tensor, **metadata: Tensor) -> Tensor:
+        """Return the mean squared error over hidden tokens, as for `reconstruct`.
+
+        The mean over the known values of a token, then over the hidden tokens of the
+        batch that have any.
+        """
+        tokens = self._embed(image, metadata)
+        prediction = self._decode(tokens, mask, metadata)
+        return masked_mse(prediction, self._target(image), mask.to(prediction.device))
+
+    @torch.no_grad()
+    def paint(
+        self, image: Tensor, mask: Tensor, **metadata: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return what was hidden, and the reconstruction, as images.
+
+        With `norm_pix` a patch is predicted up to its mean and deviation: those of the
+        image itself are put back, so that only structure is the model's.
+
+        Args:
+            image: As for `reconstruct`.
+            mask: As for `reconstruct`.
+            **metadata: As for `reconstruct`.
+
+        Returns:
+            Bool and pixels in the shape of *image*: True where hidden, and what is
+            predicted, at visible patches too.
+        """
+        tokens = self._embed(image, metadata)
+        rows = self._decode(tokens, mask, metadata).float()
+        if self.norm_pix:
+            mean, std = self.decoder.statistics(self.student.patchify(image))
+            rows = rows * std + mean
+        hidden = mask.to(rows).unsqueeze(-1).expand_as(rows)
+        grid = tokens.grid
+        return self.decoder.pixels(hidden, grid) > 0.5, self.decoder.pixels(rows, grid)
+
+    def _embed(self, image: Tensor, metadata: Mapping[str, Tensor]) -> Tokens:
+        # 0 is the mean of normalised pixels.
+        return self.student.embed(image.nan_to_num(0), **metadata)
+
+    def _decode(
+        self, tokens: Tokens, mask: Tensor, metadata: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Return the predicted pixels of all tokens, (B, N, P)."""
+        content, position, grid = tokens
+        if mask.dtype != torch.bool or mask.shape != content.shape[:2]:
+            raise ValueError(
+                f'mask is {mask.dtype} {tuple(mask.shape)}, expected bool (B, N) ='
+                f' {tuple(content.shape[:2])} for the tokens on a grid {grid}, True'
+                ' where hidden'
+            )
+        index = visible_indices(mask).to(content.device)
+        visible = gather_tokens(content, index) + gather_tokens(position, index)
+        features = self.student.encode(visible)
+        return self.decoder(features, index, grid, **metadata)
+
+    @torch.no_grad()
+    def _target(self, image: Tensor) -> Tensor:
+        """Return the pixels to predict, (B, N, P), NaN where there are none."""
+        rows = self.student.patchify(image)
+        if not self.norm_pix:
+            return rows
+        mean, std = self.decoder.statistics(rows)
+        return (rows - mean) / std
+
+    def before_step(self, progress: float) -> dict[str, Tensor]:
+        """Return the gradient norms; MAE clips none."""
+        return {
+            name: nn.utils.get_total_norm(
+                [p.grad for p in module.parameters() if p.grad is not None]
+            )
+            for name, module in (('backbone', self.student), ('decoder', self.decoder))
+        }
+
+    def after_step(self, progress: float) -> None:
+        """Nothing moves without a gradient."""
