@@ -205,3 +205,13 @@ def test_a_delta_of_another_base_is_refused(kind, tmp_path):
     save_delta(own, tmp_path / 'delta.safetensors')
     with pytest.raises(ValueError, match='load the same weights'):
         load_delta(other, tmp_path / 'delta.safetensors')
+
+
+def test_a_random_embedding_under_a_loaded_base_has_to_train():
+    own = backbone('group')
+    adapt(copy.deepcopy(own), Adaptation(()))
+    own.load_transformer(plain().canonical_state_dict())
+    with pytest.raises(ValueError, match=r"patch_embed was drawn .* add 'patch_embed'"):
+        adapt(own, Adaptation(()))
+    # Codes may stay at their sin-cos tables, which every constructor gives.
+    adapt(own, Adaptation((), modules=['patch_embed']))

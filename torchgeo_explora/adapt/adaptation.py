@@ -166,6 +166,7 @@ def adapt[M: nn.Module](backbone: M, adaptation: Adaptation) -> M:
         )
     whole = [blocks[index] for index in adaptation.blocks(len(blocks))]
     trained = _trained(backbone, adaptation, whole)
+    _check_drawn(backbone, trained)
     layers: dict[str, nn.Module] = {}
     candidates = _frozen_modules(backbone, blocks, trained)
     if adaptation.adapter is not None and candidates:
@@ -223,6 +224,19 @@ def _trained(
     if adaptation.cls_token and isinstance(token, nn.Parameter):
         single.append(token)
     return [*single, *(p for part in parts for p in part.parameters())]
+
+
+def _check_drawn(backbone: nn.Module, trained: Sequence[nn.Parameter]) -> None:
+    """Raise if random values would stay under a base that was loaded from a file."""
+    whole = {id(parameter) for parameter in trained}
+    for name in getattr(backbone, 'drawn', ()):
+        parameters = backbone.get_submodule(name).parameters()
+        if not whole.issuperset(id(parameter) for parameter in parameters):
+            raise ValueError(
+                f'{name} was drawn at random, since the base has none, and would stay '
+                f"so: neither base nor delta could restore it; add '{name}' to "
+                '*modules*'
+            )
 
 
 def _frozen_modules(

@@ -123,6 +123,16 @@ class CodedBackbone(Backbone):
         height, width = self.image_size
         return height // self.patch_size, width // self.patch_size
 
+    @property
+    def drawn(self) -> tuple[str, ...]:
+        """Modules with random values where the rest of the base comes from a file.
+
+        The sin-cos tables are not among them: every constructor gives the same.
+        """
+        if self.fingerprint is None:
+            return ()
+        return tuple(name for name in self.scratch if name == 'patch_embed')
+
     def prefix(self) -> Tensor:
         """Return the class token with its position and no code, (1, 1, D)."""
         return self.cls_token + nn.functional.pad(
