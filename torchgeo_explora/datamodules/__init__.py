@@ -1,6 +1,11 @@
 """Data modules in TorchGeo's manner."""
 
+from torchgeo_explora.datamodules.fmow import FMoWRGBDataModule
 from torchgeo_explora.datamodules.image_folder import ImageFolderDataModule
 from torchgeo_explora.datamodules.synthetic import SyntheticScenesDataModule
 
-__all__ = ['ImageFolderDataModule', 'SyntheticScenesDataModule']
+__all__ = [
+    'FMoWRGBDataModule',
+    'ImageFolderDataModule',
+    'SyntheticScenesDataModule',
+]

@@ -1,14 +1,18 @@
 """Data sets in TorchGeo's manner."""
 
+from torchgeo_explora.datasets.fmow_rgb import FMoWRGB
 from torchgeo_explora.datasets.folder_layout import NoImagesError
 from torchgeo_explora.datasets.image_file import UnreadableImageError
 from torchgeo_explora.datasets.image_folder import ImageFolder
 from torchgeo_explora.datasets.synthetic import SyntheticScenes
+from torchgeo_explora.datasets.table_dataset import NoSamplesError
 from torchgeo_explora.datasets.value_range import measure_range
 
 __all__ = [
+    'FMoWRGB',
     'ImageFolder',
     'NoImagesError',
+    'NoSamplesError',
     'SyntheticScenes',
     'UnreadableImageError',
     'measure_range',

@@ -1,0 +1,79 @@
+"""TorchGeo's own command on small generated data: fit and test."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from torchgeo.main import main
+
+pytestmark = [
+    pytest.mark.cli,
+    pytest.mark.filterwarnings('ignore'),
+]
+
+TRAINER = {
+    'accelerator': 'cpu',
+    'fast_dev_run': True,
+    'logger': False,
+    'enable_progress_bar': False,
+    'enable_model_summary': False,
+}
+PRETRAIN = {
+    'class_path': 'torchgeo_explora.tasks.ExploraDinoTask',
+    'init_args': {
+        'model': 'vit_tiny_patch16_224',
+        'weights': None,
+        'model_args': {'patch_size': 8, 'embed_dim': 24, 'depth': 2, 'num_heads': 2},
+        'image_size': 32,
+        'local_size': 16,
+        'local_views': 2,
+        'rank': 4,
+        'prototypes': 32,
+        'hidden_dim': 16,
+        'bottleneck_dim': 8,
+    },
+}
+
+
+def classify(num_classes, in_channels=3):
+    """TorchGeo's own classification task."""
+    return {
+        'class_path': 'torchgeo.tasks.Classification',
+        'init_args': {
+            'model': 'resnet18',
+            'num_classes': num_classes,
+            'in_channels': in_channels,
+        },
+    }
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Run a command on a model and a data module."""
+
+    def call(command, model, name, **arguments):
+        config = {
+            'trainer': TRAINER | {'default_root_dir': str(tmp_path)},
+            'model': model,
+            'data': {
+                'class_path': f'torchgeo_explora.datamodules.{name}',
+                'init_args': {
+                    key: str(value) if isinstance(value, Path) else value
+                    for key, value in arguments.items()
+                },
+            },
+        }
+        path = tmp_path / 'config.yaml'
+        path.write_text(yaml.safe_dump(config))
+        main([command, '--config', str(path)])
+
+    return call
+
+
+def test_fmow_rgb(fake, run, tmp_path):
+    root = fake('fmow').write_fmow(tmp_path)
+    arguments = {'root': root, 'batch_size': 4, 'size': 32}
+    run('fit', PRETRAIN, 'FMoWRGBDataModule', **arguments)
+    for crop in ('box', 'image'):
+        for command in ('fit', 'test'):
+            run(command, classify(62), 'FMoWRGBDataModule', crop=crop, **arguments)

@@ -1,0 +1,84 @@
+"""fMoW, in batches."""
+
+import os
+from typing import Literal
+
+import torch
+
+from torchgeo_explora.datamodules.splits import SplitDataModule
+from torchgeo_explora.datasets.fmow_rgb import MEAN, STD, FMoWRGB
+from torchgeo_explora.datasets.table_dataset import OnError
+
+
+class FMoWRGBDataModule(SplitDataModule):
+    """Batches of :class:`~torchgeo_explora.datasets.FMoWRGB`.
+
+    *aug* normalises with SatMAE's statistics. A batch has ``image``, ``label`` and
+    ``index``; the boxes stay in the data set.
+
+    Args:
+        root: Folder of ``train``, ``val`` and ``test_gt``, or of the CSV files.
+        batch_size: Images in a batch.
+        num_workers: Worker processes that read images.
+        size: Side in pixels of the square images.
+        crop: 'box' for one sample a bounding box, 'image' for one an image.
+        variant: 'rgb' or 'msrgb'.
+        train_csv: CSV file in *root* to train on, instead of the folder.
+        val_csv: CSV file to validate with.
+        test_csv: CSV file to test with.
+        index_dir: Folder of the index files; *root* if None.
+        max_missing: Largest share of listed samples that may be missing, in [0, 1].
+        on_error: 'raise' stops at an unreadable image, 'skip' takes the next one.
+        predict_split: Split to predict, in the order of its files.
+        pin_memory: Whether batches go to page-locked memory if there is a CUDA device.
+        prefetch_factor: Batches read ahead by each worker; PyTorch's default if None.
+    """
+
+    mean = 255 * torch.tensor(MEAN)
+    std = 255 * torch.tensor(STD)
+    dropped = ('bbox_xyxy',)
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str] = 'data',
+        batch_size: int = 64,
+        num_workers: int = 0,
+        size: int = 224,
+        crop: Literal['box', 'image'] = 'box',
+        variant: Literal['rgb', 'msrgb'] = 'rgb',
+        train_csv: str | None = None,
+        val_csv: str | None = None,
+        test_csv: str | None = None,
+        index_dir: str | os.PathLike[str] | None = None,
+        max_missing: float = 0.01,
+        on_error: OnError = 'raise',
+        predict_split: Literal['train', 'val', 'test'] = 'val',
+        pin_memory: bool = True,
+        prefetch_factor: int | None = None,
+    ) -> None:
+        """Keep the arguments; the index is opened in ``setup``."""
+        splits = {'train': 'train', 'val': 'val', 'test': 'test'}
+        super().__init__(
+            FMoWRGB,
+            batch_size,
+            num_workers,
+            pin_memory,
+            prefetch_factor,
+            {**splits, 'predict': predict_split},
+            root=root,
+            size=size,
+            crop=crop,
+            variant=variant,
+            index_dir=index_dir,
+            max_missing=max_missing,
+            on_error=on_error,
+        )
+        self.csv = {'train': train_csv, 'val': val_csv, 'test': test_csv}
+
+    def open_split(self, stage: str) -> FMoWRGB:
+        """Return the data set of a stage: 'train', 'val', 'test' or 'predict'."""
+        kwargs = {'split': self.splits[stage], **self.kwargs}
+        csv = self.csv[self.splits[stage]]
+        if csv is not None:
+            kwargs['csv'] = os.path.join(self.kwargs['root'], csv)
+        return FMoWRGB(**kwargs)

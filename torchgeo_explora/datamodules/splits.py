@@ -1,0 +1,137 @@
+"""What the data modules of data sets with splits share."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, default_collate
+from torchgeo.datamodules import NonGeoDataModule
+from torchgeo.datasets import NonGeoDataset
+
+from torchgeo_explora.datamodules.normalize import Normalize
+from torchgeo_explora.datasets.leakage import warn_of_shared_places
+from torchgeo_explora.datasets.value_range import ValueRange
+
+#: ImageNet's mean and standard deviation of 8-bit values.
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
+RGB = ('red', 'green', 'blue')
+
+
+class SplitDataModule(NonGeoDataModule):
+    """Batches of a data set whose class takes *split*.
+
+    Nothing but normalisation happens to the images, and tasks that augment replace it.
+
+    ``path`` is part of the batch in prediction only: TorchGeo's tasks plot validation
+    samples with a function that takes tensors alone.
+
+    Args:
+        dataset_class: The data set.
+        batch_size: Images in a batch.
+        num_workers: Worker processes that read images.
+        pin_memory: Whether batches go to page-locked memory if there is a CUDA device.
+        prefetch_factor: Batches read ahead by each worker; PyTorch's default if None.
+        splits: Name of the split by stage: 'train', 'val', 'test' and 'predict'.
+        **kwargs: Arguments of the data set.
+
+    Attributes:
+        bands: Names of the bands.
+        value_range: (low, high) of the sensor values.
+        mean: Mean of the sensor values that *aug* subtracts.
+        std: Standard deviation that it divides by.
+    """
+
+    bands: Sequence[str] = RGB
+    value_range: ValueRange = (0.0, 255.0)
+    mean = torch.tensor(IMAGENET_MEAN)
+    std = torch.tensor(IMAGENET_STD)
+    #: Keys that no batch has, since their samples differ in shape.
+    dropped: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        dataset_class: type[NonGeoDataset],
+        batch_size: int,
+        num_workers: int,
+        pin_memory: bool,
+        prefetch_factor: int | None,
+        splits: dict[str, str],
+        **kwargs: Any,
+    ) -> None:
+        """Keep the arguments; files are listed in ``setup``."""
+        super().__init__(dataset_class, batch_size, num_workers, **kwargs)
+        self.pin_memory = pin_memory
+        self.prefetch_factor = prefetch_factor
+        self.splits = splits
+        self.collate_fn = self.collate
+        self.aug = Normalize(self.mean, self.std)
+
+    def open_split(self, stage: str) -> Dataset[Any]:
+        """Return the data set of a stage: 'train', 'val', 'test' or 'predict'."""
+        kwargs = {'split': self.splits[stage], **self.kwargs}
+        return self.dataset_class(**kwargs)
+
+    def setup(self, stage: str) -> None:
+        """Open the splits of a stage.
+
+        Args:
+            stage: 'fit', 'validate', 'test' or 'predict'.
+
+        Raises:
+            NoSamplesError: If a split has no sample.
+        """
+        if stage == 'fit':
+            self.train_dataset = self.open_split('train')
+        if stage in ('fit', 'validate'):
+            self.val_dataset = self.open_split('val')
+        if stage == 'test':
+            self.test_dataset = self.open_split('test')
+        if stage == 'predict':
+            self.predict_dataset = self.open_split('predict')
+        if stage == 'fit' and hasattr(self.train_dataset, 'places'):
+            splits: tuple[Any, Any] = (self.train_dataset, self.val_dataset)
+            warn_of_shared_places(
+                {split.split: split.places for split in splits},
+                type(self.train_dataset).__name__,
+            )
+
+    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return a batch without the keys that cannot be stacked."""
+        return default_collate(
+            [{k: v for k, v in s.items() if k not in self.dropped} for s in samples]
+        )
+
+    def _dataloader_factory(self, split: str) -> DataLoader[dict[str, Any]]:
+        dataset = self._valid_attribute(f'{split}_dataset', 'dataset')
+        batch_size = self._valid_attribute(f'{split}_batch_size', 'batch_size')
+        training = split == 'train'
+        if training:
+            ranks = self.trainer.world_size if self.trainer else 1
+            share = math.ceil(len(dataset) / ranks)
+            if share < batch_size:
+                raise ValueError(
+                    f'*batch_size* is {batch_size} but there are only {share} training'
+                    f' samples for each process, and a last part batch is dropped: no'
+                    f' batch is left. Pass batch_size={share} or less'
+                )
+        return DataLoader(
+            dataset,
+            batch_size=batch_size,
+            shuffle=training,
+            num_workers=self.num_workers,
+            collate_fn=self.collate_fn,
+            drop_last=training,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=self.pin_memory and torch.cuda.is_available(),
+            prefetch_factor=self.prefetch_factor if self.num_workers else None,
+        )
+
+    def on_after_batch_transfer(
+        self, batch: dict[str, Any], dataloader_idx: int
+    ) -> dict[str, Any]:
+        """Normalise, and keep ``path`` for prediction only."""
+        if self.trainer and not self.trainer.predicting:
+            batch.pop('path', None)
+        return super().on_after_batch_transfer(batch, dataloader_idx)

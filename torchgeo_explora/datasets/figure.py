@@ -1,0 +1,58 @@
+"""One way to plot a sample."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import Tensor
+
+
+def plot_image(
+    unit: Tensor,
+    sample: dict[str, Any],
+    classes: Sequence[str] = (),
+    show_titles: bool = True,
+    suptitle: str | None = None,
+) -> Figure:
+    """Plot one image, or the images of a series side by side.
+
+    Args:
+        unit: True colour in [0, 1], (3, H, W) or (T, 3, H, W).
+        sample: ``label`` and ``prediction`` become a title where they are single
+            classes, ``bbox_xyxy`` (N, 4) rectangles.
+        classes: Class names.
+        show_titles: Whether to write the classes.
+        suptitle: Title of the figure.
+
+    Returns:
+        The figure.
+    """
+    pictures = unit[None] if unit.ndim == 3 else unit
+    figure, row = plt.subplots(
+        1, len(pictures), figsize=(4 * len(pictures), 4), squeeze=False
+    )
+    for axes, picture in zip(row[0], pictures, strict=True):
+        axes.imshow(picture.permute(1, 2, 0).clamp(0, 1).numpy())
+        axes.axis('off')
+        for x, y, right, bottom in sample.get('bbox_xyxy', ()):
+            axes.add_patch(
+                Rectangle(
+                    (x.item(), y.item()),
+                    (right - x).item(),
+                    (bottom - y).item(),
+                    fill=False,
+                    edgecolor='red',
+                )
+            )
+    if show_titles and classes:
+        lines = [
+            f'{key.capitalize()}: {classes[int(sample[key])]}'
+            for key in ('label', 'prediction')
+            if key in sample and sample[key].ndim == 0
+        ]
+        row[0][0].set_title('\n'.join(lines))
+    if suptitle is not None:
+        figure.suptitle(suptitle)
+    return figure

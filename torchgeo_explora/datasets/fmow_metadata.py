@@ -1,0 +1,98 @@
+"""The JSON file beside an fMoW image: boxes, time and place."""
+
+import json
+from datetime import datetime
+from typing import Any, NamedTuple
+
+#: Sides of a box that are this short, in pixels, hold nothing: the baseline skips them.
+SMALLEST_SIDE = 2
+
+
+class Box(NamedTuple):
+    """An object: its class, None if not said, and [x, y, w, h] in pixels."""
+
+    category: str | None
+    xywh: tuple[int, int, int, int]
+
+
+class Metadata(NamedTuple):
+    """What the file says; empty where it says nothing."""
+
+    boxes: tuple[Box, ...]
+    timestamp: str
+    place: str
+
+
+def read_metadata(path: str) -> Metadata:
+    """Read a metadata file.
+
+    ``bounding_boxes`` is a list, or one object where there is one box. Boxes of 2
+    pixels or less on a side are left out.
+
+    Args:
+        path: A ``..._rgb.json`` or ``..._msrgb.json``.
+
+    Returns:
+        Boxes, the time as written, and the place: longitude and latitude of the first
+        box to 3 decimals, about 100 m.
+
+    Raises:
+        ValueError: If the file is no JSON object.
+        OSError: If it cannot be opened.
+    """
+    with open(path, encoding='utf-8') as file:
+        content = json.load(file)
+    if not isinstance(content, dict):
+        raise ValueError(f'{path} holds a {type(content).__name__}, not an object')
+    listed = content.get('bounding_boxes') or []
+    if isinstance(listed, dict):
+        listed = [listed]
+    boxes, place = [], ''
+    for item in listed:
+        xywh = _xywh(item.get('box')) if isinstance(item, dict) else None
+        if xywh is None:
+            continue
+        place = place or _centre(item.get('raw_location'))
+        if min(xywh[2:]) > SMALLEST_SIDE:
+            boxes.append(Box(item.get('category'), xywh))
+    return Metadata(tuple(boxes), str(content.get('timestamp') or ''), place)
+
+
+def _xywh(values: Any) -> tuple[int, int, int, int] | None:
+    try:
+        x, y, width, height = (int(value) for value in values)
+    except (TypeError, ValueError):
+        return None
+    return x, y, width, height
+
+
+def _centre(polygon: Any) -> str:
+    """Return the middle of a 'POLYGON ((lon lat, ...))', '' if it is none."""
+    _, _, text = str(polygon or '').partition('((')
+    try:
+        points = [
+            [float(value) for value in point.split()]
+            for point in text.partition(')')[0].split(',')
+        ]
+        longitudes, latitudes = zip(*(point[:2] for point in points), strict=True)
+    except ValueError:
+        return ''
+    middle = [(min(v) + max(v)) / 2 for v in (longitudes, latitudes)]
+    return f'{middle[0]:.3f} {middle[1]:.3f}'
+
+
+def parse_time(timestamp: str) -> tuple[int, int, int] | None:
+    """Return (year - 2002, month - 1, hour), the code of SatMAE's temporal model.
+
+    Args:
+        timestamp: ISO time such as '2015-07-25T07:23:14Z', of which fMoW writes the
+            seconds with or without fractions.
+
+    Returns:
+        The code, or None if the text is no time.
+    """
+    try:
+        time = datetime.fromisoformat(timestamp)
+    except ValueError:
+        return None
+    return time.year - 2002, time.month - 1, time.hour

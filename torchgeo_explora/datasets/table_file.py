@@ -1,0 +1,91 @@
+"""A table of samples that is built once and read from disk afterwards."""
+
+import contextlib
+import json
+import os
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow as pa
+
+
+class TableFile:
+    """An Arrow table in a file, memory-mapped.
+
+    A million rows open in milliseconds, and the processes of a machine share their
+    memory. The file is written under a temporary name and then renamed, so a table cut
+    short is never read; one that is damaged or was made from other sources is built
+    again.
+
+    Args:
+        path: The file. Where it cannot be written, the table stays in memory.
+        source: What the table depends on, such as names, sizes and dates of its
+            sources, in values that JSON knows.
+        build: Makes the table.
+
+    Attributes:
+        path: The file, None if it could not be written.
+    """
+
+    def __init__(
+        self, path: str, source: dict[str, Any], build: Callable[[], pa.Table]
+    ) -> None:
+        """Open the file, or build the table and write it."""
+        self.path: str | None = path
+        self._table: pa.Table | None = None
+        key = json.dumps(source, sort_keys=True).encode()
+        found = None
+        with contextlib.suppress(OSError, pa.ArrowInvalid):
+            found = _open(path)
+        if found is not None and (found.schema.metadata or {}).get(b'source') == key:
+            self._table = found
+            return
+        built = build().combine_chunks()
+        built = built.replace_schema_metadata(
+            {**(built.schema.metadata or {}), b'source': key}
+        )
+        try:
+            _write(built, path)
+        except OSError as error:
+            warnings.warn(
+                f'cannot keep the index in {path} ({error.strerror}), so every start'
+                f' builds it again: pass *index_dir*, a folder that can be written',
+                stacklevel=2,
+            )
+            self.path, self._table = None, built
+
+    @property
+    def table(self) -> pa.Table:
+        """The table."""
+        if self._table is None:
+            assert self.path is not None
+            self._table = _open(self.path)
+        return self._table
+
+    def note(self, name: str) -> Any:
+        """Return a value that was stored beside the table, None if there is none."""
+        raw = (self.table.schema.metadata or {}).get(name.encode())
+        return None if raw is None else json.loads(raw)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the mapped table out: a spawned worker opens the file itself."""
+        return {**self.__dict__, '_table': None if self.path else self._table}
+
+
+def _open(path: str) -> pa.Table:
+    with pa.memory_map(path) as source:
+        return pa.ipc.open_file(source).read_all()
+
+
+def _write(table: pa.Table, path: str) -> None:
+    os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+    part = f'{path}.{os.getpid()}.part'
+    try:
+        with pa.OSFile(part, 'wb') as sink, pa.ipc.new_file(sink, table.schema) as file:
+            file.write_table(table)
+        os.replace(part, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.remove(part)
+        raise
