@@ -6,9 +6,17 @@ import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
+from torch.utils.data import ConcatDataset, Dataset
 from torchgeo import datamodules
 
-from torchgeo_explora.tasks.intake import require_predict_set, take_over, unit_range
+from torchgeo_explora.datasets.sentinel2 import reflectance_range
+from torchgeo_explora.tasks.intake import (
+    band_names,
+    require_predict_set,
+    select_bands,
+    take_over,
+    unit_range,
+)
 
 
 def _raw(count=2, channels=3):
@@ -56,6 +64,85 @@ def test_no_range_at_all_asks_for_one():
         unit_range(None, None)
     with pytest.raises(ValueError, match=r'SimpleNamespace has no \*mean\*'):
         unit_range(None, SimpleNamespace())
+
+
+def _ends(unit):
+    return unit.low.flatten(), unit.high.flatten()
+
+
+@pytest.mark.parametrize(
+    'module',
+    [
+        SimpleNamespace(bands=['B2', 'B8A'], mean=0, std=10000),
+        SimpleNamespace(bands=['B02', 'B8A'], mean=[1000, 2000], std=[300, 400]),
+        # What TorchGeo says of a Sentinel-2 raster that it knows nothing of.
+        SimpleNamespace(bands=['B02', 'B8A'], mean=0, std=255),
+        # The usual scale of 16 bits, which nobody asked for.
+        SimpleNamespace(
+            bands=['B02', 'B8A'], value_range=(0, 10000), range_known=False
+        ),
+    ],
+)
+def test_sentinel2_has_the_range_of_satmae(module):
+    low, high = _ends(unit_range(None, module, ['B8A', 'B02']))
+    expected = reflectance_range(['B8A', 'B02'])
+    assert_close((low, high), tuple(torch.tensor(end) for end in expected))
+
+
+def test_the_users_range_goes_before_that_of_satmae():
+    module = SimpleNamespace(bands=['B02', 'B8A'], value_range=(0, 3000))
+    for unit in (
+        unit_range((0, 3000), SimpleNamespace(bands=['B02', 'B8A']), ['B8A']),
+        unit_range(None, module, ['B8A']),
+    ):
+        assert_close(_ends(unit), (torch.tensor([0.0]), torch.tensor([3000.0])))
+
+
+def test_ranges_of_bands_follow_the_bands_that_are_picked():
+    module = SimpleNamespace(
+        bands=['B02', 'B8A', 'B12'], value_range=([1, 2, 3], [10, 20, 30])
+    )
+    low, high = _ends(unit_range(None, module, ['B12', 'B2']))
+    assert (low.tolist(), high.tolist()) == ([3, 1], [30, 10])
+    other = SimpleNamespace(bands=['VV', 'VH'], mean=[900.0, 800.0], std=[20.0, 30.0])
+    low, high = _ends(unit_range(None, other, ['VH']))
+    assert (low.tolist(), high.tolist()) == ([740], [860])
+
+
+def test_bands_are_those_of_the_data_module_or_of_its_data_sets():
+    images = SimpleNamespace(bands=['B02', 'B03'])
+    assert band_names(images) == ('B02', 'B03')
+    assert band_names(SimpleNamespace(bands=(), val_dataset=images)) == ('B02', 'B03')
+    subset = SimpleNamespace(dataset=SimpleNamespace(dataset=images))
+    assert band_names(SimpleNamespace(train_dataset=subset)) == ('B02', 'B03')
+    many = ConcatDataset([Bands(['B02']), Bands(['B02'])])
+    assert band_names(SimpleNamespace(dataset=many)) == ('B02',)
+
+
+class Bands(Dataset):
+    """A data set that names its bands."""
+
+    def __init__(self, bands):
+        self.bands = bands
+
+    def __len__(self):
+        return 1
+
+
+@pytest.mark.parametrize(
+    'module',
+    [
+        None,
+        SimpleNamespace(),
+        SimpleNamespace(bands='s2'),
+        SimpleNamespace(bands=[1, 2, 3]),
+        SimpleNamespace(dataset=SimpleNamespace(bands=['B02'], is_image=False)),
+    ],
+)
+def test_a_data_module_without_names_of_bands_says_so(module):
+    assert band_names(module) is None
+    with pytest.raises(ValueError, match=r'does not name the bands .*takes B02, B03'):
+        select_bands(module, ['B02', 'B03'])
 
 
 @pytest.mark.parametrize('name', ['EuroSATDataModule', 'RESISC45DataModule'])
