@@ -234,3 +234,19 @@ def test_command_line_reaches_every_argument(tmp_path):
                 f'--data.value_range={value_range}',
             ]
         )
+
+
+@pytest.mark.parametrize('given', [None, (0, 5000)])
+def test_names_of_bands_and_the_certainty_of_the_range_are_passed_on(tmp_path, given):
+    array = np.random.default_rng(0).integers(0, 5000, (2, 8, 8)).astype('uint16')
+    profile = {'dtype': 'uint16', 'count': 2, 'height': 8, 'width': 8}
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        with rasterio.open(tmp_path / '0.tif', 'w', **profile) as file:
+            file.write(array)
+    data = ImageFolderDataModule(
+        tmp_path, batch_size=1, band_names=['B02', 'B8A'], value_range=given
+    )
+    data.setup('fit')
+    assert data.bands == ('B02', 'B8A')
+    assert data.range_known is (given is not None)

@@ -268,6 +268,14 @@ def test_value_range_follows_the_stored_type(tmp_path, dtype, expected):
     )
 
 
+def test_the_usual_scale_of_16_bits_is_not_known_to_be_right(tmp_path):
+    save_tiff(tmp_path / 'deep' / '0.tif', values(0, (1, 8, 8), 'uint16'))
+    save_tiff(tmp_path / 'bytes' / '0.tif', values(0, (1, 8, 8)))
+    assert not ImageFolder(tmp_path / 'deep').range_known
+    assert ImageFolder(tmp_path / 'deep', value_range=(0, 10000)).range_known
+    assert ImageFolder(tmp_path / 'bytes').range_known
+
+
 def test_types_without_a_usual_range_need_one(tmp_path):
     save_tiff(tmp_path / 'a.tif', values(0, (2, 8, 8), 'int32'))
     with pytest.raises(ValueError, match=r'a.tif holds int32 values.*value_range='):
@@ -291,6 +299,24 @@ def test_bands_are_found_by_name_in_files_of_different_order(tmp_path):
         torch.testing.assert_close(
             sample['image'], torch.from_numpy(array.astype('float32'))
         )
+
+
+def test_bands_without_descriptions_can_be_named(tmp_path):
+    first = save_tiff(tmp_path / '0.tif', values(0, (3, 8, 8)))
+    save_tiff(tmp_path / '1.tif', values(1, (2, 8, 8)))
+    names = ('B02', 'B03', 'B8A')
+    assert ImageFolder(tmp_path, band_names=names).bands == names
+    dataset = ImageFolder(tmp_path, bands=['B8A', 1], band_names=names)
+    assert dataset.bands == ('B8A', 'B02')
+    assert np.array_equal(dataset[0]['image'].numpy(), first[[2, 0]])
+    with pytest.raises(ValueError, match=r'\*band_names\* has 3 names, .*1\.tif has 2'):
+        dataset[1]
+
+
+def test_names_that_are_given_replace_descriptions(tmp_path):
+    array = save_tiff(tmp_path / '0.tif', values(0, (2, 8, 8)), names=['b', 'a'])
+    dataset = ImageFolder(tmp_path, bands=['a'], band_names=['a', 'b'])
+    assert np.array_equal(dataset[0]['image'].numpy(), array[:1])
 
 
 def test_bands_are_found_by_number_from_one(tmp_path):
