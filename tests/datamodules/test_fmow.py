@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from torchgeo_explora.datamodules import FMoWRGBDataModule
+from torchgeo_explora.datamodules import FMoWRGBDataModule, FMoWTemporalDataModule
 from torchgeo_explora.datasets.fmow_rgb import MEAN, STD
 
 
@@ -67,3 +67,23 @@ def test_batch_larger_than_the_training_set_is_refused(root):
     data.setup('fit')
     with pytest.raises(ValueError, match=r'only 8 training samples.*batch_size=8'):
         data.train_dataloader()
+
+
+def test_batches_of_series(root):
+    data = FMoWTemporalDataModule(
+        root, batch_size=8, size=32, val_csv='val_62classes.csv'
+    )
+    data.setup('fit')
+    data.setup('test')
+    batch = next(iter(data.train_dataloader()))
+    assert batch['image'].shape == (8, 3, 3, 32, 32)
+    assert batch['timestamps'].shape == (8, 3, 3)
+    (batch,) = data.val_dataloader()
+    assert batch['label'].tolist() == [6, 6, 61, 61]
+    # Times of 2013 and 2014: the earlier one first, the image drawn last again.
+    assert batch['timestamps'][0].tolist() == [[11, 5, 8], [12, 5, 8], [12, 5, 8]]
+    assert batch['timestamps'][1].tolist() == [[11, 5, 8], [11, 5, 8], [12, 5, 8]]
+    unit = data.aug(batch)['image']
+    expected = (batch['image'][2, 1, 0] / 255 - MEAN[0]) / STD[0]
+    assert_close(unit[2, 1, 0], expected)
+    assert data.test_dataset.labels.tolist() == [6, 6]

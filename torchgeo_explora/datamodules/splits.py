@@ -70,8 +70,13 @@ class SplitDataModule(NonGeoDataModule):
 
     def open_split(self, stage: str) -> Dataset[Any]:
         """Return the data set of a stage: 'train', 'val', 'test' or 'predict'."""
-        kwargs = {'split': self.splits[stage], **self.kwargs}
+        split = self.splits[stage]
+        kwargs = {'split': split, **self.kwargs, **self.split_arguments(split)}
         return self.dataset_class(**kwargs)
+
+    def split_arguments(self, split: str) -> dict[str, Any]:
+        """Return arguments of the data set that differ from split to split."""
+        return {}
 
     def setup(self, stage: str) -> None:
         """Open the splits of a stage.

@@ -69,6 +69,8 @@ class FMoWRGB(TableDataset):
         transforms: Applied to each sample.
 
     Attributes:
+        index: The table of all images.
+        rows: Row of each sample in it.
         paths: Path of each sample.
         labels: Labels, (N,) int64.
         classes: The 62 names, alphabetical.
@@ -107,7 +109,7 @@ class FMoWRGB(TableDataset):
         self.size = size
         place = None if csv is None else os.fspath(csv)
         folder = os.path.dirname(os.path.abspath(place)) if place else self.root
-        self._index, self.base = open_index(
+        self.index, self.base = open_index(
             self.root,
             split,
             variant,
@@ -116,18 +118,18 @@ class FMoWRGB(TableDataset):
         )
         what = f'split {split!r} of fMoW in {place or self.root}'
         losing = (ABSENT, NO_BOX, NO_METADATA) if crop == 'box' else (ABSENT,)
-        judge_index(self._index, losing, max_missing, what)
-        self._rows, self._boxes, self.labels = self._select()
-        if not len(self._rows):
+        judge_index(self.index, losing, max_missing, what)
+        self.rows, self._boxes, self.labels = self._select()
+        if not len(self.rows):
             raise NoSamplesError(
                 f'{what} has no image with a bounding box: pass crop="image", or put'
                 f' the JSON files beside the images'
             )
-        super().__init__(len(self._rows), what, on_error, transforms)
+        super().__init__(len(self.rows), what, on_error, transforms)
 
     def _select(self) -> tuple[NDArray[np.int64], NDArray[np.int64], Tensor]:
         """Return the image of each sample, the number of its box, and its label."""
-        table = self._index.table
+        table = self.index.table
         if self.crop == 'image':
             rows = np.arange(table.num_rows)
             labels = table['label'].to_numpy()
@@ -137,26 +139,30 @@ class FMoWRGB(TableDataset):
         boxes = np.flatnonzero(labels >= 0)
         return rows[boxes], boxes, torch.from_numpy(labels[boxes].astype(np.int64))
 
+    def path(self, index: int) -> str:
+        """Return the path of a sample."""
+        row = int(self.rows[index])
+        return os.path.join(self.base, self.index.table['path'][row].as_py())
+
     @property
     def paths(self) -> list[str]:
         """Path of each sample."""
-        names = self._index.table['path'].take(self._rows)
+        names = self.index.table['path'].take(self.rows)
         return [os.path.join(self.base, name) for name in names.to_pylist()]
 
     @property
     def places(self) -> list[str]:
         """Longitude and latitude of each sample to 3 decimals, '' if unknown."""
-        return self._index.table['place'].take(self._rows).to_pylist()
+        return self.index.table['place'].take(self.rows).to_pylist()
 
-    def _read(self, index: int) -> dict[str, Any]:
+    def read(self, index: int) -> dict[str, Any]:
         """Return image, label, box and path.
 
         ``image`` is (3, H, W), 0 to 255; ``bbox_xyxy`` (N, 4) float32, both corners in
         the pixels of the image returned; ``label`` 0-d long; ``path``.
         """
-        row = int(self._rows[index])
-        table = self._index.table
-        path = os.path.join(self.base, table['path'][row].as_py())
+        row = int(self.rows[index])
+        table, path = self.index.table, self.path(index)
         boxes = table['boxes'][row].as_py()
         with open_picture(path) as image:
             width, height = image.size

@@ -83,11 +83,11 @@ def cut(
     scale = (2 * size[1] / (right - left), 2 * size[0] / (bottom - top))
     image.draft(None, (int(width * scale[0]) + 1, int(height * scale[1]) + 1))
     across, down = image.width / width, image.height / height
-    box = (left * across, top * down, right * across, bottom * down)
+    left, right, top, bottom = left * across, right * across, top * down, bottom * down
     # Whole pixels first: what lies outside of the region must not bleed into it.
-    whole = tuple(map(math.floor, box[:2])) + tuple(map(math.ceil, box[2:]))
-    part = image.convert('RGB').crop(whole)
-    rest = (box[0] - whole[0], box[1] - whole[1], box[2] - whole[0], box[3] - whole[1])
+    x, y = math.floor(left), math.floor(top)
+    part = image.convert('RGB').crop((x, y, math.ceil(right), math.ceil(bottom)))
+    rest = (left - x, top - y, right - x, bottom - y)
     pixels = part.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=rest)
     return to_tensor(np.asarray(pixels))
 

@@ -37,6 +37,8 @@ class Domain:
         haze: Least and most haze, 1 being dense.
         blur: Deviation of the point spread, in pixels.
         tint: Gain of red, green and blue; other bands take that of red.
+        exposure: Deviation of the logarithm of a scene's gain.
+        balance: Deviation of the logarithm of a band's gain in a scene.
         gamma: Exponent of the tone curve of 8-bit images.
         noise: Deviation of the noise, in parts of the full range.
         stripes: Deviation of the columns' offsets, in parts of the full range.
@@ -48,6 +50,8 @@ class Domain:
     haze: tuple[float, float]
     blur: float
     tint: tuple[float, float, float]
+    exposure: float
+    balance: float
     gamma: float
     noise: float
     stripes: float
@@ -61,6 +65,8 @@ DOMAINS = {
         haze=(0.0, 0.25),
         blur=0.55,
         tint=(1.0, 1.0, 1.0),
+        exposure=0.0,
+        balance=0.0,
         gamma=0.85,
         noise=0.008,
         stripes=0.0,
@@ -72,6 +78,8 @@ DOMAINS = {
         haze=(0.4, 1.0),
         blur=0.8,
         tint=(1.15, 0.95, 0.8),
+        exposure=0.25,
+        balance=0.15,
         gamma=1.2,
         noise=0.02,
         stripes=0.01,
@@ -256,18 +264,21 @@ def _sense(
         return torch.tensor(values)[drawn].view(-1, 1, 1)
 
     light, haze = per_scene(0.85, 1.15), per_scene(*domain.haze)
+    stripes = torch.randn((count, 1, 1, size), generator=generator) * domain.stripes
+    noise = torch.randn((count, channels, size, size), generator=generator)
+    noise = stripes + noise * domain.noise
+    exposure = torch.randn((count, 1, 1, 1), generator=generator) * domain.exposure
+    balance = torch.randn((count, channels, 1, 1), generator=generator)
+    gain = (exposure + balance * domain.balance).exp()
+
     value = _blur(reflectance, domain.blur) * light
     value = value * of_band(_VAPOUR) * (1 - 0.45 * haze)
     value = value + (of_band(_AIR) + of_band(_HAZE) * haze) / 100
     red, green, blue = domain.tint
-    value = value * of_band((blue, blue, green, *[red] * 10))
+    value = value * of_band((blue, blue, green, *[red] * 10)) * gain
     if picture:
         # Reflectance of 0.3 is white, as in the usual true-colour products.
         value = (value / 0.3).clamp(0, 1) ** domain.gamma
-    stripes = torch.randn((count, 1, 1, size), generator=generator) * domain.stripes
-    noise = torch.randn((count, channels, size, size), generator=generator)
-    noise = stripes + noise * domain.noise
-    if picture:
         return ((value + noise) * 255).round().clamp(0, 255).to(torch.uint8)
     # B10 holds little more than nothing: its noise is as small.
     value = value + noise * 0.3 * of_band(

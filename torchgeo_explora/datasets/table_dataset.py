@@ -35,7 +35,7 @@ def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
 class TableDataset(NonGeoDataset):
     """Samples by number, one file or one group of files each.
 
-    A subclass reads a sample in ``_read`` and raises ``UnreadableImageError`` where it
+    A subclass reads a sample in ``read`` and raises ``UnreadableImageError`` where it
     cannot.
 
     Args:
@@ -69,7 +69,7 @@ class TableDataset(NonGeoDataset):
         return {name: label for label, name in enumerate(self.classes)}
 
     @abstractmethod
-    def _read(self, index: int) -> dict[str, Any]:
+    def read(self, index: int) -> dict[str, Any]:
         """Return a sample, without ``index``."""
 
     def __len__(self) -> int:
@@ -98,7 +98,7 @@ class TableDataset(NonGeoDataset):
             if self._unreadable[found]:
                 continue
             try:
-                sample = self._read(found)
+                sample = self.read(found)
             except UnreadableImageError as error:
                 if self.on_error == 'raise':
                     raise
