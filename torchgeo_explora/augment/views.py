@@ -13,6 +13,9 @@ from torchgeo_explora.augment.photometric import band_chain, colour_chain
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+# Share of missing pixels in a resized one above which it is missing too.
+_TOUCHED = 1e-3
+
 
 class Views(NamedTuple):
     """Normalised crops of B images, crop-major."""
@@ -196,19 +199,36 @@ class SingleCrop(nn.Module):
 
         Args:
             image: (B, C, H, W), or a series (B, T, C, H, W), all times of which get the
-                same box; floating, in [0, 1], finite.
+                same box; floating, in [0, 1], NaN where there is no data.
 
         Returns:
-            (B, C, S, S) or (B, T, C, S, S), float32, normalised.
+            (B, C, S, S) or (B, T, C, S, S), float32, normalised; NaN where a pixel
+            without data had a part in it.
 
         Raises:
             ValueError: If *image* has another shape or type.
         """
         _require_images(image, series=True)
         bands = image.flatten(1, -3).float()  # (B, T, C, H, W) -> (B, T * C, H, W)
+        missing = bands.isnan()
         with torch.autocast(image.device.type, enabled=False):
-            (view,) = random_crops(bands, 1, self.image_size, self.scale)
+            if missing.any():
+                # One NaN would spread over a row: what is missing goes along apart.
+                bands = torch.cat([bands.nan_to_num(0), missing.float()], dim=1)
+                (view,) = random_crops(bands, 1, self.image_size, self.scale)
+                view, touched = view.chunk(2, dim=1)
+                view = view.masked_fill(touched > _TOUCHED, torch.nan)
+            else:
+                (view,) = random_crops(bands, 1, self.image_size, self.scale)
             return self.normalize(view.unflatten(1, image.shape[1:-2]))
+
+    def describe(self, channels: int) -> str:
+        """Return one line on what is done to images of that many channels."""
+        low, high = self.scale
+        return (
+            f'1 view of {self.image_size} px, {low:g} to {high:g} of the area of an'
+            ' image; no change of values'
+        )
 
 
 class Preprocess(nn.Module):

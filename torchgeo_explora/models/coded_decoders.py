@@ -1,6 +1,6 @@
 """SatMAE's decoders: for spectral groups, and for series of images."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -86,7 +86,7 @@ class GroupChannelDecoder(MAEDecoder):
         self.register_buffer('order', order, persistent=False)
         self.register_buffer('slots', slots, persistent=False)
 
-    def code(self, **metadata: Tensor) -> Tensor:
+    def code(self, metadata: Mapping[str, Tensor]) -> Tensor:
         """Return the code of each group, (1, G, C)."""
         return self.channel_embed[:, :-1]
 
@@ -170,11 +170,18 @@ class TemporalDecoder(MAEDecoder):
                 ' hour each take a third, half sines and half cosines'
             )
         super().__init__(
-            *(embed_dim, in_channels, patch_size, grid),
-            *(dim, depth, heads, mlp_ratio, time_dim),
+            embed_dim,
+            in_channels,
+            patch_size,
+            grid,
+            dim,
+            depth,
+            heads,
+            mlp_ratio,
+            time_dim,
         )
 
-    def code(self, **metadata: Tensor) -> Tensor:
+    def code(self, metadata: Mapping[str, Tensor]) -> Tensor:
         """Return the code of each time, (B, T, C)."""
         return sincos_1d(metadata['timestamps'], self.code_dim // 3).flatten(2)
 

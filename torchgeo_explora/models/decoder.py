@@ -1,7 +1,6 @@
 """The decoder of a masked autoencoder: visible tokens in, pixels of all tokens out."""
 
 from collections.abc import Mapping
-from functools import partial
 from math import isqrt, prod
 from typing import Any
 
@@ -75,31 +74,29 @@ class MAEDecoder(nn.Module):
         self.patch_size = patch_size
         self.grid = grid
         self.code_dim = code_dim
-        norm = partial(LayerNorm, eps=1e-6)
         self.embed = nn.Linear(embed_dim, dim)
         self.mask_token = nn.Parameter(0.02 * torch.randn(1, 1, dim))
         table = sincos_2d(grid, dim - code_dim)
         # The class token's row is zero: (h * w, D - C) -> (1, 1 + h * w, D - C)
         table = nn.functional.pad(table, (0, 0, 1, 0))[None]
         self.pos_embed = nn.Parameter(table, requires_grad=False)
-        self.blocks = nn.Sequential(
-            *(
-                Block(dim, heads, mlp_ratio, qkv_bias=True, norm_layer=norm)
-                for _ in range(depth)
-            )
-        )
-        self.norm = norm(dim)
+        blocks = [Block(dim, heads, mlp_ratio, qkv_bias=True) for _ in range(depth)]
+        for block in blocks:
+            start_as_mae(block)
+            host: Any = block
+            host.attn = Attention(host.attn)
+        self.blocks = nn.Sequential(*blocks)
+        self.norm = LayerNorm(dim)
         self.pred: nn.Module = nn.Linear(dim, in_channels * patch_size**2)
-        start_as_mae(self)
-        for block in self.blocks:
-            block.attn = Attention(block.attn)
+        start_as_mae(self.embed)
+        start_as_mae(self.pred)
 
     def forward(
         self,
         features: Features,
         index: Tensor,
         grid: tuple[int, int, int],
-        **metadata: Tensor,
+        metadata: Mapping[str, Tensor],
     ) -> Tensor:
         """Return the predicted pixels of all tokens, (B, N, P).
 
@@ -107,17 +104,17 @@ class MAEDecoder(nn.Module):
             features: What the backbone made of the visible tokens.
             index: Where those stand among the N tokens, (B, K).
             grid: (groups or times or 1, h, w); N is the product.
-            **metadata: As for the backbone's `embed`.
+            metadata: As for the backbone's `embed`.
         """
         visible = self.embed(features.patch)
         tokens = scatter_tokens(visible, index, self.mask_token, prod(grid))
         place, code = self.pos_embed[:, :1], self.class_code()
         cls = self.embed(features.cls).unsqueeze(1) + torch.cat([place, code], dim=-1)
-        tokens = tokens + self.position(grid, self.code(**metadata))
+        tokens = tokens + self.position(grid, self.code(metadata))
         x = self.blocks(torch.cat([cls, tokens], dim=1))
         return self.predict(self.norm(x)[:, 1:])
 
-    def code(self, **metadata: Tensor) -> Tensor:
+    def code(self, metadata: Mapping[str, Tensor]) -> Tensor:
         """Return what tokens carry beside their position, (1 or B, G or T, C)."""
         return self.pos_embed.new_empty(1, 1, 0)
 

@@ -79,24 +79,32 @@ class MAE(Objective):
         self.student = student
         height, width = student.image_size
         patch = student.patch_size
-        place = (patch, (height // patch, width // patch))
-        blocks = (decoder_dim, decoder_depth, decoder_heads, decoder_mlp_ratio)
+        sizes: dict[str, Any] = {
+            'patch_size': patch,
+            'grid': (height // patch, width // patch),
+            'dim': decoder_dim,
+            'depth': decoder_depth,
+            'heads': decoder_heads,
+            'mlp_ratio': decoder_mlp_ratio,
+        }
         self.decoder: MAEDecoder
         if isinstance(student, GroupChannelViT):
             self.decoder = GroupChannelDecoder(
-                *(student.embed_dim, student.group_indices, *place, *blocks),
+                student.embed_dim,
+                student.group_indices,
                 channel_dim=decoder_channel_dim,
                 legacy_order=legacy_channel_order,
+                **sizes,
             )
         elif isinstance(student, TemporalViT):
             self.decoder = TemporalDecoder(
-                *(student.embed_dim, student.in_channels, *place, *blocks),
+                student.embed_dim,
+                student.in_channels,
                 time_dim=decoder_time_dim,
+                **sizes,
             )
         else:
-            self.decoder = MAEDecoder(
-                student.embed_dim, student.in_channels, *place, *blocks
-            )
+            self.decoder = MAEDecoder(student.embed_dim, student.in_channels, **sizes)
         self.norm_pix = norm_pix
         self.ratio = ratio
         self.consistent = consistent
@@ -228,7 +236,7 @@ class MAE(Objective):
         index = visible_indices(mask).to(content.device)
         visible = gather_tokens(content, index) + gather_tokens(position, index)
         features = self.student.encode(visible)
-        return self.decoder(features, index, grid, **metadata)
+        return self.decoder(features, index, grid, metadata)
 
     @torch.no_grad()
     def _target(self, image: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
-"""A delta file beside every checkpoint."""
+"""Checkpoints: a delta file beside each, and none that does not fit."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
@@ -46,3 +47,37 @@ class DeltaCheckpointIO(CheckpointIO):
         """Remove the checkpoint and the delta."""
         self.inner.remove_checkpoint(path)
         Path(path).with_suffix('.safetensors').unlink(missing_ok=True)
+
+
+def require_fit(
+    checkpoint: Mapping[str, Any], base: str | None, keys: AbstractSet[str]
+) -> dict[str, Any]:
+    """Return what a pre-training task left in a checkpoint beside the tensors.
+
+    Args:
+        checkpoint: As read from the file.
+        base: Fingerprint of this task's base.
+        keys: Names of the tensors that this task keeps.
+
+    Raises:
+        ValueError: If the checkpoint is none of a task, or of another base or task.
+    """
+    saved: dict[str, Any] | None = checkpoint.get('explora')
+    if saved is None:
+        raise ValueError(
+            'this checkpoint was not written by a torchgeo_explora pre-training'
+            ' task: load backbone weights through *weights* instead'
+        )
+    if saved['base'] != base:
+        raise ValueError(
+            f'the checkpoint was trained on base {saved["base"][:12]}, this task'
+            f' has base {str(base)[:12]}: give the same *model* and *weights*'
+        )
+    found = checkpoint['state_dict'].keys()
+    if keys != found:
+        raise ValueError(
+            'the checkpoint does not fit this task: missing'
+            f' {sorted(keys - found)[:5]}, unexpected'
+            f' {sorted(found - keys)[:5]}; give the arguments it was made with'
+        )
+    return saved

@@ -1,19 +1,18 @@
 """D-ExPLoRA: extended DINOv2 pre-training."""
 
 import math
-from collections.abc import Mapping, Sequence
-from enum import Enum
+from collections.abc import Sequence
 from typing import Any
 
 from peft import PeftConfig
 from torch import nn
 from torchvision.models._api import WeightsEnum
 
-from torchgeo_explora.adapt import Adaptation, adapt, lora
-from torchgeo_explora.augment import MultiCrop, Preprocess
+from torchgeo_explora.augment import MultiCrop
 from torchgeo_explora.models import ViT
 from torchgeo_explora.objectives import DINOv2
 from torchgeo_explora.tasks.pretraining import PretrainingTask
+from torchgeo_explora.tasks.student import choose_adapter, plain_arguments
 
 
 class ExploraDinoTask(PretrainingTask):
@@ -129,20 +128,8 @@ class ExploraDinoTask(PretrainingTask):
         Raises:
             ValueError: If *adapter* comes together with *rank* or *alpha*.
         """
-        if adapter is not None and (rank is not None or alpha is not None):
-            raise ValueError(
-                '*rank* and *alpha* describe the default LoRA: with *adapter* given,'
-                ' set them there (`r`, `lora_alpha`)'
-            )
-        if isinstance(adapter, Mapping):  # from a checkpoint's hyper-parameters
-            adapter = Adaptation.from_dict({'adapter': adapter}).adapter
-        given = None
-        if adapter is not None:
-            given = Adaptation(adapter=adapter).to_dict()['adapter']
-        elif rank != 0:
-            adapter = lora(rank or 64, 1 if alpha is None else alpha)
         self.weights = weights
-        self.adapter = adapter
+        self.adapter = choose_adapter(adapter, rank, alpha)
         self.base_lr = base_lr
         self.min_lr = min_lr
         self.warmup = warmup
@@ -154,17 +141,12 @@ class ExploraDinoTask(PretrainingTask):
         # A tuple hides the module: none may be assigned before `Module.__init__`.
         self._augmentations = (augmentations,)
         super().__init__()
-        # Plain values only: a checkpoint must load with `weights_only=True`.
-        self.save_hyperparameters(
-            {
-                'weights': str(weights) if isinstance(weights, str | Enum) else weights,
-                'adapter': given,
-            }
-        )
+        self.save_hyperparameters(plain_arguments(weights, adapter))
 
     def configure_models(self) -> None:
         """Build backbone, delta and objective."""
         hparams = self.hparams
+        self.image_size = hparams['image_size']
         student = ViT(
             hparams['model'],
             self.weights,
@@ -175,18 +157,7 @@ class ExploraDinoTask(PretrainingTask):
         )
         # Copied with the backbone otherwise, into the teacher too.
         mask_token, student.rest = student.rest.get('mask_token'), {}
-        adapt(
-            student,
-            Adaptation(
-                unfreeze=tuple(hparams['unfreeze']),
-                norms=hparams['norms'],
-                cls_token=hparams['cls_token'],
-                adapter=self.adapter,
-                modules=tuple(hparams['modules']),
-            ),
-        )
-        self.mean = tuple(hparams['mean'] or _for_channels(student, student.mean))
-        self.std = tuple(hparams['std'] or _for_channels(student, student.std))
+        self.adapt_student(student, hparams['modules'])
         (augmentations,) = self._augmentations
         if augmentations is None:
             size, patch = hparams['image_size'], student.patch_size
@@ -225,10 +196,6 @@ class ExploraDinoTask(PretrainingTask):
         """Return base_lr * sqrt(effective batch / 1024)."""
         return self.base_lr * math.sqrt(effective_batch / 1024)
 
-    def preprocess(self) -> Preprocess:
-        """Return the evaluation view."""
-        return Preprocess(self.hparams['image_size'], self.mean, self.std)
-
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the delta and the head; its last layer, still at first, apart."""
         prototypes = list(self.objective.head.prototypes.parameters())
@@ -242,10 +209,3 @@ class ExploraDinoTask(PretrainingTask):
         plan = super().configure_optimizers()
         self.objective.steps = self.planned_steps
         return plan
-
-
-def _for_channels(backbone: ViT, statistic: tuple[float, ...]) -> tuple[float, ...]:
-    """Return a statistic of the base's three channels for as many as there are."""
-    if len(statistic) == backbone.in_channels:
-        return statistic
-    return (sum(statistic) / len(statistic),) * backbone.in_channels

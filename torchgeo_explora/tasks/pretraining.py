@@ -4,6 +4,7 @@ import math
 import time
 import warnings
 from abc import abstractmethod
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,19 +12,31 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_info
+from peft import PeftConfig
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchgeo.tasks import BaseTask
 
-from torchgeo_explora.adapt import base_fingerprint, count, delta_state_dict, save_delta
-from torchgeo_explora.augment import Preprocess
+from torchgeo_explora.adapt import (
+    adapt,
+    base_fingerprint,
+    count,
+    delta_state_dict,
+    save_delta,
+)
+from torchgeo_explora.augment import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from torchgeo_explora.callbacks.embeddings import EmbeddingWriter
 from torchgeo_explora.functional import cosine_schedule
 from torchgeo_explora.models.backbone import Backbone
 from torchgeo_explora.objectives import Objective
-from torchgeo_explora.tasks.checkpoint import DeltaCheckpointIO
-from torchgeo_explora.tasks.intake import require_predict_set, take_over, unit_range
+from torchgeo_explora.tasks.checkpoint import DeltaCheckpointIO, require_fit
+from torchgeo_explora.tasks.intake import (
+    require_predict_set,
+    select_bands,
+    take_over,
+    unit_range,
+)
 from torchgeo_explora.tasks.plan import plan
 from torchgeo_explora.tasks.resume import (
     generator_states,
@@ -31,6 +44,7 @@ from torchgeo_explora.tasks.resume import (
     order_by_epoch,
     restore_generators,
 )
+from torchgeo_explora.tasks.student import adaptation, for_channels
 
 
 class PretrainingTask(BaseTask):
@@ -44,10 +58,11 @@ class PretrainingTask(BaseTask):
     raw sensor values, maps them to [0, 1] and normalises as the base was trained.
     """
 
-    ignore = ('weights', 'adapter', 'augmentations')
+    ignore: tuple[str, ...] = ('weights', 'adapter', 'augmentations')
     monitor = 'loss'
 
     #: Attributes set by a subclass before `super().__init__`.
+    adapter: PeftConfig | None
     base_lr: float
     min_lr: float
     warmup: float
@@ -58,7 +73,11 @@ class PretrainingTask(BaseTask):
     #: The method's letter in the paper's notation.
     letter: str
 
+    #: Set by `configure_models`.
     objective: Objective
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
     def __init__(self) -> None:
         """Build the objective."""
@@ -67,6 +86,7 @@ class PretrainingTask(BaseTask):
         self.strict_loading = False
         # Nothing is validated, by design; Lightning looks before `setup`.
         warnings.filterwarnings('ignore', 'You passed in a `val_dataloader`')
+        self.select: nn.Module = nn.Identity()
         self.micro_steps = 0
         self.planned_steps = 0
         self.effective_batch = 0
@@ -83,18 +103,35 @@ class PretrainingTask(BaseTask):
     def scaled_lr(self, effective_batch: int) -> float:
         """Return the rate in use for images per optimizer step, over all devices."""
 
-    @abstractmethod
+    def adapt_student(self, student: Backbone, modules: Sequence[str]) -> None:
+        """Make the delta trainable, and choose the statistics of the images.
+
+        Args:
+            student: Plain backbone.
+            modules: Names of modules and parameters that train whole besides.
+        """
+        adapt(student, adaptation(self.hparams, self.adapter, modules))
+        for name, default in (('mean', IMAGENET_MEAN), ('std', IMAGENET_STD)):
+            statistic = getattr(student, name, default)
+            given = self.hparams[name] or for_channels(statistic, student.in_channels)
+            setattr(self, name, tuple(given))
+
     def preprocess(self) -> Preprocess:
         """Return the evaluation view of an image in [0, 1]."""
+        return Preprocess(self.image_size, self.mean, self.std)
 
     # Data -----------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Take over the data module's normalisation."""
+        """Take over the data module's normalisation, and find the bands it gives."""
         datamodule = getattr(self.trainer, 'datamodule', None)
         if stage == 'predict':
             require_predict_set(datamodule)
-        self.unit_range = unit_range(self.value_range, datamodule).to(self.device)
+        bands = getattr(self.backbone, 'bands', None)
+        if bands is not None:
+            self.select = select_bands(datamodule, bands)
+        self.unit_range = unit_range(self.value_range, datamodule, bands)
+        self.unit_range.to(self.device)
         self.view = self.preprocess().to(self.device)
         take_over(datamodule)
         if stage == 'fit':
@@ -112,7 +149,7 @@ class PretrainingTask(BaseTask):
         Raises:
             ValueError: If the images do not have the backbone's channels.
         """
-        image = batch['image']
+        image = self.select(batch['image'])
         channels = self.backbone.in_channels
         if image.ndim not in (4, 5) or image.shape[-3] != channels:
             raise ValueError(
@@ -243,7 +280,7 @@ class PretrainingTask(BaseTask):
             FloatingPointError: If a term is not finite; the error names it.
         """
         if not self._checked:
-            self.unit_range.check(batch['image'])
+            self.unit_range.check(self.select(batch['image']))
             self._checked = True
         batch = {**batch, 'image': self.training_image(batch)}
         devices = [self.device] if self.device.type == 'cuda' else []
@@ -337,26 +374,8 @@ class PretrainingTask(BaseTask):
         Raises:
             ValueError: If the checkpoint belongs to another base or architecture.
         """
-        saved = checkpoint.get('explora')
-        if saved is None:
-            raise ValueError(
-                'this checkpoint was not written by a torchgeo_explora pre-training'
-                ' task: load backbone weights through *weights* instead'
-            )
         base = base_fingerprint(self.objective.student)
-        if saved['base'] != base:
-            raise ValueError(
-                f'the checkpoint was trained on base {saved["base"][:12]}, this task'
-                f' has base {str(base)[:12]}: give the same *model* and *weights*'
-            )
-        expected = delta_state_dict(self).keys()
-        found = checkpoint['state_dict'].keys()
-        if expected != found:
-            raise ValueError(
-                'the checkpoint does not fit this task: missing'
-                f' {sorted(expected - found)[:5]}, unexpected'
-                f' {sorted(found - expected)[:5]}; give the arguments it was made with'
-            )
+        saved = require_fit(checkpoint, base, delta_state_dict(self).keys())
         self.micro_steps = saved['micro_steps']
         self._resumed = saved['generators']
 

@@ -1,0 +1,276 @@
+"""M-ExPLoRA: extended masked-autoencoder pre-training."""
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import Any
+
+from peft import PeftConfig
+from torch import Tensor, nan, nn
+from torchvision.models._api import WeightsEnum
+
+from torchgeo_explora.adapt import Adaptation, adapt, count, lora
+from torchgeo_explora.adapt.delta import adapted
+from torchgeo_explora.augment import Quantize, SingleCrop
+from torchgeo_explora.models import ViT
+from torchgeo_explora.models.backbone import Backbone
+from torchgeo_explora.objectives import MAE
+from torchgeo_explora.tasks.pretraining import PretrainingTask
+from torchgeo_explora.tasks.student import choose_adapter, plain_arguments
+
+
+class ExploraMAETask(PretrainingTask):
+    """Adapt a ViT to unlabelled images with MAE's objective and a small delta.
+
+    Khanna et al., *ExPLoRA* (https://arxiv.org/abs/2406.10973). The defaults are the
+    paper's M-[24]-r64 for a ViT-L on RGB images. Any other backbone, such as
+    `GroupChannelViT` for spectral groups or `TemporalViT` for series, is given whole as
+    *model*, by its class path in a configuration: the backbone decides what its tokens
+    are, and the task needs no argument for each kind.
+
+    A decoder that comes with the weights is frozen but for its norms and LoRA of rank
+    *decoder_rank*; without one it trains whole, and the start-up line says so. It is
+    thrown away after: the delta holds the backbone's alone.
+
+    What differs from the authors' code: time is counted in optimizer steps, and what
+    the weights do not give (embeddings and codes of another kind of backbone) trains
+    whole without being named.
+    """
+
+    letter = 'M'
+    ignore = ('model', *PretrainingTask.ignore)
+    objective: MAE
+
+    def __init__(
+        self,
+        model: Backbone | str = 'vit_large_patch16_224.mae',
+        weights: WeightsEnum | str | bool | None = True,
+        in_channels: int | None = None,
+        image_size: int | None = None,
+        crop_scale: tuple[float, float] = (0.2, 1.0),
+        unfreeze: Sequence[int] = (-1,),
+        norms: bool = True,
+        cls_token: bool = True,
+        modules: Sequence[str] = (),
+        rank: int | None = None,
+        alpha: int | None = None,
+        adapter: PeftConfig | dict[str, Any] | None = None,
+        decoder_dim: int = 512,
+        decoder_depth: int = 8,
+        decoder_heads: int = 16,
+        decoder_mlp_ratio: float = 4.0,
+        decoder_channel_dim: int = 128,
+        decoder_time_dim: int = 192,
+        decoder_rank: int = 32,
+        mask_ratio: float = 0.75,
+        consistent_mask: bool = False,
+        norm_pix: bool = True,
+        legacy_channel_order: bool = False,
+        base_lr: float = 4.5e-4,
+        min_lr: float = 0.0,
+        warmup: float = 0.005,
+        betas: tuple[float, float] = (0.9, 0.95),
+        weight_decay: float = 0.0,
+        no_data: float | None = None,
+        quantize: bool = False,
+        augmentations: nn.Module | None = None,
+        value_range: tuple[Any, Any] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        drop_path: float | None = None,
+        model_args: dict[str, Any] | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Build the adapted student and the decoder.
+
+        Args:
+            model: A backbone, or the name of a timm VisionTransformer.
+            weights: A path to a checkpoint, a weights enum or its name, True for timm's
+                own of a named model, or None for random weights. A given backbone
+                loads them by its `start_from`; None leaves it as it is.
+            in_channels: Channels of the images, for a named model (3 if None).
+            image_size: Size of the views, in pixels; 224 for a named model, that of a
+                given backbone if None.
+            crop_scale: Range of a view's share of the image's area.
+            unfreeze: Indices of the blocks that train whole; negative ones count from
+                the end.
+            norms: Whether all normalisation layers train.
+            cls_token: Whether the class token trains.
+            modules: Names of modules or parameters that train whole besides.
+            rank: Rank of the default LoRA on q and v (64 if None); 0 for no adapter.
+            alpha: LoRA scaling is alpha / rank (alpha 1 if None, as the authors have),
+                in the decoder too.
+            adapter: Any PEFT config instead of the default LoRA; then neither *rank*
+                nor *alpha* may be given.
+            decoder_dim: Width of the decoder.
+            decoder_depth: Blocks of the decoder.
+            decoder_heads: Attention heads of the decoder.
+            decoder_mlp_ratio: Width of its hidden layers over its own.
+            decoder_channel_dim: Part of its width for the code of a spectral group.
+            decoder_time_dim: Part of its width for the code of a time.
+            decoder_rank: Rank of LoRA on q and v of a decoder that comes with the
+                weights; 0 for none.
+            mask_ratio: Share of the tokens that are hidden, between 0 and 1.
+            consistent_mask: Whether the same places are hidden in all groups or times.
+            norm_pix: Whether pixels are predicted normalised per patch.
+            legacy_channel_order: Whether spectral groups are decoded as SatMAE
+                published it, which its released decoders need.
+            base_lr: Rate for an effective batch of 256; the rate in use is this times
+                effective batch / 256.
+            min_lr: Rate at the end of the cosine.
+            warmup: Share of the run with a linear warm-up.
+            betas: AdamW's coefficients.
+            weight_decay: AdamW's weight decay, of matrices only.
+            no_data: Sensor value that means no data where all bands have it. NaN means
+                so everywhere. Such pixels do not count in the loss.
+            quantize: Whether to cut values to 8 bits, as SatMAE's loader does.
+            augmentations: Module from (B, C, H, W) in [0, 1], NaN where there is no
+                data, to normalised views of one size, instead of MAE's.
+            value_range: (low, high) of the sensor values, scalars or one per channel;
+                found from the data module if None.
+            mean: Mean of the normalisation, of values in [0, 1]; the base's if None,
+                averaged over its channels where there are not as many.
+            std: Standard deviation, likewise.
+            drop_path: Drop-path rate of a named model (0 if None).
+            model_args: Further arguments of a named model (`embed_dim`, `depth`, ...).
+            seed: Seed of augmentation, masks and the order of the images.
+
+        Raises:
+            ValueError: If *adapter* comes together with *rank* or *alpha*, or arguments
+                of a named model with a backbone.
+        """
+        self.weights = weights
+        self.adapter = choose_adapter(adapter, rank, alpha)
+        self.base_lr = base_lr
+        self.min_lr = min_lr
+        self.warmup = warmup
+        self.betas = betas
+        self.weight_decay = weight_decay
+        self.value_range = value_range
+        self.seed = seed
+        if isinstance(model, Mapping):  # from a checkpoint's hyper-parameters
+            model = _build(model)
+        # A tuple hides modules: none may be assigned before `Module.__init__`.
+        self._given = (model, augmentations)
+        super().__init__()
+        self.save_hyperparameters(
+            plain_arguments(weights, adapter) | {'model': _described(model)}
+        )
+
+    def configure_models(self) -> None:
+        """Build backbone, delta, decoder and objective."""
+        hparams = self.hparams
+        model, augmentations = self._given
+        student = self._named(model) if isinstance(model, str) else self._filled(model)
+        rest, student.rest = getattr(student, 'rest', {}), {}
+        fresh = getattr(student, 'scratch', ())
+        self.adapt_student(student, [*hparams['modules'], *fresh])
+        self.image_size = hparams['image_size'] or student.image_size[0]
+        if augmentations is None:
+            augmentations = SingleCrop(
+                self.image_size, tuple(hparams['crop_scale']), self.mean, self.std
+            )
+        self.quantize = Quantize() if hparams['quantize'] else nn.Identity()
+        self.objective = MAE(
+            student,
+            decoder_dim=hparams['decoder_dim'],
+            decoder_depth=hparams['decoder_depth'],
+            decoder_heads=hparams['decoder_heads'],
+            decoder_mlp_ratio=hparams['decoder_mlp_ratio'],
+            decoder_channel_dim=hparams['decoder_channel_dim'],
+            decoder_time_dim=hparams['decoder_time_dim'],
+            norm_pix=hparams['norm_pix'],
+            legacy_channel_order=hparams['legacy_channel_order'],
+            ratio=hparams['mask_ratio'],
+            consistent=hparams['consistent_mask'],
+            augment=augmentations,
+        )
+        if any(name.startswith('decoder_') for name in rest):
+            decoder = self.objective.decoder
+            fresh = decoder.start_from(rest)
+            rank, alpha = hparams['decoder_rank'], hparams['alpha']
+            adapter = lora(rank, 1 if alpha is None else alpha) if rank else None
+            adapt(
+                decoder,
+                Adaptation((), cls_token=False, adapter=adapter, modules=fresh),
+            )
+
+    def _named(self, model: str) -> ViT:
+        """Return a timm model with its weights."""
+        hparams = self.hparams
+        return ViT(
+            model,
+            self.weights,
+            in_channels=hparams['in_channels'] or 3,
+            image_size=hparams['image_size'] or 224,
+            drop_path_rate=hparams['drop_path'] or 0.0,
+            **(hparams['model_args'] or {}),
+        )
+
+    def _filled(self, student: Any) -> Any:
+        """Return a backbone that was given, with the weights in it."""
+        kind = type(student).__name__
+        for name in ('in_channels', 'drop_path', 'model_args'):
+            if self.hparams[name] is not None:
+                raise ValueError(
+                    f'*{name}* describes a timm model by name: set it among the'
+                    f' arguments of {kind}'
+                )
+        if self.weights is True:
+            raise ValueError(
+                f'*weights* True means those of a timm model by name: for {kind} give'
+                ' the path of a checkpoint or the name of a timm model, or None to'
+                ' leave it as it is'
+            )
+        if self.weights:
+            student.start_from(self.weights)
+        return student
+
+    def summary(self) -> str:
+        """Return what is about to run, and what becomes of the decoder."""
+        decoder = self.objective.decoder
+        trained, size = count(decoder)
+        share = f'{trained / 1e6:.2f} of {size / 1e6:.2f} M parameters train'
+        if adapted(decoder) is None:
+            return f'{super().summary()}\ndecoder: not in the weights, new; {share}'
+        rank = self.hparams['decoder_rank']
+        return (
+            f'{super().summary()}\ndecoder: from the weights, frozen but for norms and'
+            f' LoRA of rank {rank}; {share}'
+        )
+
+    def scaled_lr(self, effective_batch: int) -> float:
+        """Return base_lr * effective batch / 256."""
+        return self.base_lr * effective_batch / 256
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return matrices and, without weight decay, vectors, as MAE does."""
+        (group,) = super().parameter_groups()
+        matrices = [p for p in group['params'] if p.ndim > 1]
+        vectors = [p for p in group['params'] if p.ndim < 2]
+        return [{'params': matrices}, {'params': vectors, 'weight_decay': 0.0}]
+
+    def unit_image(self, batch: dict[str, Any]) -> Tensor:
+        """Return the images of a batch in [0, 1], in 8 bits if wanted."""
+        return self.quantize(super().unit_image(batch))
+
+    def training_image(self, batch: dict[str, Any]) -> Tensor:
+        """Return the images in [0, 1], NaN where there is no data."""
+        raw = self.select(batch['image'])
+        missing = raw.isnan()
+        if (value := self.hparams['no_data']) is not None:
+            missing = missing | (raw == value).all(-3, keepdim=True)
+        return self.unit_image(batch).masked_fill(missing, nan)
+
+
+def _described(model: Backbone | str) -> str | dict[str, Any]:
+    """Return a backbone as its class path and arguments, which `_build` undoes."""
+    if isinstance(model, str):
+        return model
+    kind = type(model)
+    path = f'{kind.__module__}.{kind.__qualname__}'
+    return {'class_path': path, 'init_args': model.arguments}
+
+
+def _build(description: Mapping[str, Any]) -> Backbone:
+    module, _, name = description['class_path'].rpartition('.')
+    return getattr(import_module(module), name)(**description['init_args'])
