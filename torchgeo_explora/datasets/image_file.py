@@ -79,6 +79,10 @@ class ImageFile:
         ValueError: If there are not as many names as bands.
     """
 
+    bands: tuple[str, ...]
+    dtype: str
+    _mode: str
+
     def __init__(
         self, path: str | os.PathLike[str], names: Sequence[str] | None = None
     ) -> None:
@@ -122,7 +126,7 @@ class ImageFile:
         self._raster_indices = [i + 1 for i in kept]
         self.described = all(image.descriptions)
         colours = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
-        self.bands: tuple[str, ...] = tuple(
+        self.bands = tuple(
             image.descriptions[i]
             or (
                 image.colorinterp[i].name
@@ -131,7 +135,7 @@ class ImageFile:
             )
             for i in kept
         )
-        self.dtype: str = image.dtypes[0]
+        self.dtype = image.dtypes[0]
         self.size: tuple[int, int] = (image.height, image.width)
         self._image = image
 
