@@ -114,6 +114,13 @@ def test_a_plain_vit_of_another_make_is_refused(kind, options, message):
     assert own.fingerprint is None
 
 
+def test_a_plain_vit_without_a_class_token_is_refused():
+    state = plain().canonical_state_dict()
+    del state['cls_token']
+    with pytest.raises(RuntimeError, match=r'Missing key\(s\).*cls_token'):
+        backbone('group').load_transformer(state)
+
+
 @pytest.mark.parametrize('kind', KINDS)
 def test_weights_of_a_file_are_those_of_a_plain_vit_or_of_its_own_kind(kind, tmp_path):
     rest = {'mask_token': torch.ones(1, 1, 8), 'decoder_norm.bias': torch.ones(8)}

@@ -29,11 +29,11 @@ _EMBEDDINGS = ('patch_embed.', 'pos_embed')
 class CodedBackbone(Backbone):
     """The blocks of a plain ViT under embeddings that a plain ViT does not have.
 
-    Of the D channels that mark a token's place, the first D - C hold its position in
-    the image, the last C a code of another kind: spectral group or time (SatMAE, Cong
-    et al., https://arxiv.org/abs/2207.08051). Position and code start as sin-cos
-    tables and can train; the position table has a row for the class token, zero at
-    the start, which has no code.
+    Of the D values that mark a token's place, the first D - E hold its position in the
+    image, the last E a code of another kind: spectral group or time (SatMAE, Cong et
+    al., https://arxiv.org/abs/2207.08051). Position and code start as sin-cos tables
+    and can train; the position table has a row for the class token, zero at the start,
+    which has no code.
 
     A subclass makes the `patch_embed` and what its code needs.
 
@@ -46,7 +46,7 @@ class CodedBackbone(Backbone):
         depth: Number of blocks.
         num_heads: Attention heads.
         mlp_ratio: Width of a block's hidden layer over D.
-        code_dim: Width of the code.
+        code_dim: E, width of the code.
         code: Name of the argument that gives it, for the error.
 
     Attributes:
@@ -104,7 +104,7 @@ class CodedBackbone(Backbone):
         self.scratch = self.own
         self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, embed_dim))
         table = sincos_2d(self.grid, embed_dim - code_dim)
-        # The class token's row is zero: (h * w, D - C) -> (1, 1 + h * w, D - C)
+        # The class token's row is zero: (h * w, D - E) -> (1, 1 + h * w, D - E)
         self.pos_embed = nn.Parameter(nn.functional.pad(table, (0, 0, 1, 0))[None])
         self.norm_pre = nn.Identity()
         blocks = [
@@ -140,7 +140,7 @@ class CodedBackbone(Backbone):
         )
 
     def position(self, grid: tuple[int, int]) -> Tensor:
-        """Return the position of patches on a grid (h, w), (1, h * w, D - C)."""
+        """Return the position of patches on a grid (h, w), (1, h * w, D - E)."""
         return resize_grid(self.pos_embed[:, 1:], grid, offset=0.1, source=self.grid)
 
     def start_from(self, weights: WeightsEnum | PathLike[str] | str) -> None:
@@ -181,11 +181,7 @@ class CodedBackbone(Backbone):
         from torchgeo_explora.adapt import fingerprint
 
         published = fuse_qkv(state)
-        taken = {k: v for k, v in published.items() if not k.startswith(_EMBEDDINGS)}
-        table = published.get('pos_embed')
-        # A table without a row for the class token is a square.
-        if table is not None and isqrt(table.shape[1]) ** 2 != table.shape[1]:
-            taken['cls_token'] = taken['cls_token'].float() + table[:, :1].float()
+        taken = _transformer(published)
         mine = self.state_dict()
         embedding = {k: v for k, v in published.items() if k.startswith('patch_embed.')}
         fits = embedding.keys() == {k for k in mine if k.startswith('patch_embed.')}
@@ -217,6 +213,17 @@ class CodedBackbone(Backbone):
             return state
         patches = resize_grid(table[:, 1:].float(), self.grid)
         return state | {'pos_embed': torch.cat([table[:, :1].float(), patches], dim=1)}
+
+
+def _transformer(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a plain ViT's tensors but its embeddings, the class token positioned."""
+    taken = {k: v for k, v in state.items() if not k.startswith(_EMBEDDINGS)}
+    table = state.get('pos_embed')
+    # A table without a row for the class token is a square.
+    if table is not None and isqrt(table.shape[1]) ** 2 != table.shape[1]:
+        row = table[:, :1].float()
+        taken |= {k: v.float() + row for k, v in taken.items() if k == 'cls_token'}
+    return taken
 
 
 def start_as_mae(module: nn.Module) -> None:

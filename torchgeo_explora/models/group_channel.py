@@ -46,7 +46,7 @@ class GroupChannelViT(CodedBackbone):
         depth: Number of blocks.
         num_heads: Attention heads.
         mlp_ratio: Width of a block's hidden layer over D.
-        channel_embed_dim: Width of the channel code; the position has the rest of D.
+        channel_embed_dim: E, width of the channel code; the position has the rest of D.
         weights: None for random weights, or as for `start_from`.
 
     Attributes:
@@ -128,8 +128,8 @@ class GroupChannelViT(CodedBackbone):
             layer(part)
             for layer, part in zip(self.patch_embed, self._parts(image), strict=True)
         ]
-        place = self.position(grid).unsqueeze(1)  # (1, 1, h * w, D - C)
-        code = self.channel_embed.unsqueeze(2)  # (1, G, 1, C)
+        place = self.position(grid).unsqueeze(1)  # (1, 1, h * w, D - E)
+        code = self.channel_embed.unsqueeze(2)  # (1, G, 1, E)
         places = place.expand(-1, len(self.groups), -1, -1)
         codes = code.expand(-1, -1, place.shape[2], -1)
         # (1, G, h * w, D) -> (1, G * h * w, D)

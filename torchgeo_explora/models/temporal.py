@@ -31,8 +31,8 @@ class TemporalViT(CodedBackbone):
         depth: Number of blocks.
         num_heads: Attention heads.
         mlp_ratio: Width of a block's hidden layer over D.
-        time_embed_dim: Width of the time code, a third each for year, month and hour;
-            the position has the rest of D.
+        time_embed_dim: E, width of the time code, a third each for year, month and
+            hour; the position has the rest of D.
         weights: None for random weights, or as for `start_from`.
 
     Attributes:
@@ -106,7 +106,7 @@ class TemporalViT(CodedBackbone):
         content = content.unflatten(0, (batch, times)).flatten(1, 2)
 
         code = self.time_code(self._checked(timestamps, image)).unsqueeze(2)
-        place = self.position(grid).unsqueeze(1)  # (1, 1, h * w, D - C)
+        place = self.position(grid).unsqueeze(1)  # (1, 1, h * w, D - E)
         places = place.expand(batch, times, -1, -1)
         codes = code.expand(-1, -1, place.shape[2], -1)
         # (B, T, h * w, D) -> (B, T * h * w, D)
@@ -114,7 +114,7 @@ class TemporalViT(CodedBackbone):
         return Tokens(content, position, (times, *grid))
 
     def time_code(self, timestamps: Tensor) -> Tensor:
-        """Return the sin-cos code of times (B, T, 3) as (B, T, C)."""
+        """Return the sin-cos code of times (B, T, 3) as (B, T, E)."""
         return sincos_1d(timestamps, self.code_dim // 3).flatten(2)
 
     def patchify(self, image: Tensor) -> Tensor:
