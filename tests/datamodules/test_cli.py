@@ -77,3 +77,12 @@ def test_fmow_rgb(fake, run, tmp_path):
     for crop in ('box', 'image'):
         for command in ('fit', 'test'):
             run(command, classify(62), 'FMoWRGBDataModule', crop=crop, **arguments)
+
+
+def test_fmow_sentinel(fake, run, tmp_path):
+    root = fake('fmow_sentinel').write_fmow_sentinel(tmp_path)
+    arguments = {'root': root, 'batch_size': 4, 'size': 32}
+    name = 'FMoWSentinelDataModule'
+    run('fit', PRETRAIN, name, bands=['B04', 'B03', 'B02'], **arguments)
+    for command in ('fit', 'test'):
+        run(command, classify(62, 13), name, **arguments)

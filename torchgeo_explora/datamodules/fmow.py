@@ -79,7 +79,8 @@ class FMoWRGBDataModule(SplitDataModule):
 
     def split_arguments(self, split: str) -> dict[str, Any]:
         """Name the CSV file of a split."""
-        return _csv_of(self.csv[split], self.kwargs['root'])
+        csv = self.csv[split]
+        return {} if csv is None else {'csv': os.path.join(self.kwargs['root'], csv)}
 
 
 class FMoWTemporalDataModule(SplitDataModule):
@@ -156,8 +157,5 @@ class FMoWTemporalDataModule(SplitDataModule):
 
     def split_arguments(self, split: str) -> dict[str, Any]:
         """Name the CSV file of a split."""
-        return _csv_of(self.csv[split], self.kwargs['root'])
-
-
-def _csv_of(csv: str | None, root: str | os.PathLike[str]) -> dict[str, Any]:
-    return {} if csv is None else {'csv': os.path.join(root, csv)}
+        csv = self.csv[split]
+        return {} if csv is None else {'csv': os.path.join(self.kwargs['root'], csv)}

@@ -1,6 +1,7 @@
 """Data sets in TorchGeo's manner."""
 
 from torchgeo_explora.datasets.fmow_rgb import FMoWRGB
+from torchgeo_explora.datasets.fmow_sentinel import FMoWSentinel
 from torchgeo_explora.datasets.fmow_temporal import FMoWTemporal
 from torchgeo_explora.datasets.folder_layout import NoImagesError
 from torchgeo_explora.datasets.image_file import UnreadableImageError
@@ -11,6 +12,7 @@ from torchgeo_explora.datasets.value_range import measure_range
 
 __all__ = [
     'FMoWRGB',
+    'FMoWSentinel',
     'FMoWTemporal',
     'ImageFolder',
     'NoImagesError',

@@ -106,7 +106,7 @@ def list_csv(csv: str) -> Listing:
         if table.num_columns > 2
         else ''
     )
-    frame['exists'], frame['json'] = _look_up(base, frame['path'])
+    frame['exists'], frame['json'] = look_up(base, frame['path'])
     problems = [(path, ABSENT) for path in frame['path'][~frame['exists']]]
     if len(problems) == len(frame):
         raise NoSamplesError(
@@ -157,8 +157,13 @@ def _paths(csv: str, table: pa.Table) -> pd.Series:
     return column.to_pandas().str.replace('\\', '/')
 
 
-def _look_up(base: str, paths: pd.Series) -> tuple[pd.Series, pd.Series]:
-    """Return which files exist, and which have a JSON file beside them."""
+def look_up(base: str, paths: pd.Series) -> tuple[pd.Series, pd.Series]:
+    """Return which files exist, and which have a JSON file beside them.
+
+    Args:
+        base: Folder that the paths start at.
+        paths: With forward slashes.
+    """
     # A folder is listed once: far less than a question for each of its files.
     pieces = paths.str.rpartition('/')
     folders = {folder: _names(os.path.join(base, folder)) for folder in set(pieces[0])}

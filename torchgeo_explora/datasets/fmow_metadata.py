@@ -52,7 +52,7 @@ def read_metadata(path: str) -> Metadata:
         xywh = _xywh(item.get('box')) if isinstance(item, dict) else None
         if xywh is None:
             continue
-        place = place or _centre(item.get('raw_location'))
+        place = place or centre(item.get('raw_location'))
         if min(xywh[2:]) > SMALLEST_SIDE:
             boxes.append(Box(item.get('category'), xywh))
     return Metadata(tuple(boxes), str(content.get('timestamp') or ''), place)
@@ -66,8 +66,12 @@ def _xywh(values: Any) -> tuple[int, int, int, int] | None:
     return x, y, width, height
 
 
-def _centre(polygon: Any) -> str:
-    """Return the middle of a 'POLYGON ((lon lat, ...))', '' if it is none."""
+def centre(polygon: Any) -> str:
+    """Return the middle of a 'POLYGON ((lon lat, ...))', '' if it is none.
+
+    Returns:
+        Longitude and latitude to 3 decimals, about 100 m.
+    """
     _, _, text = str(polygon or '').partition('((')
     try:
         points = [

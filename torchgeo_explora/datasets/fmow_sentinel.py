@@ -1,0 +1,170 @@
+"""fMoW-Sentinel: the places of fMoW as Sentinel-2 saw them."""
+
+import os
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torchgeo.datasets import RGBBandsMissingError
+
+from torchgeo_explora.augment.bands import band_indices, spell_band
+from torchgeo_explora.datasets import sentinel2
+from torchgeo_explora.datasets.figure import plot_image
+from torchgeo_explora.datasets.fmow_classes import CLASSES
+from torchgeo_explora.datasets.fmow_sentinel_index import open_sentinel_index
+from torchgeo_explora.datasets.image_file import ImageFile, UnreadableImageError
+from torchgeo_explora.datasets.problems import judge
+from torchgeo_explora.datasets.resize import fit_square
+from torchgeo_explora.datasets.table_dataset import (
+    NoSamplesError,
+    OnError,
+    TableDataset,
+    Transform,
+    check_choice,
+)
+from torchgeo_explora.datasets.value_range import to_unit
+
+#: Names of the splits in files and folders.
+SPLITS = {'train': 'train', 'val': 'val', 'test': 'test_gt'}
+
+
+class FMoWSentinel(TableDataset):
+    """fMoW-Sentinel: 62 classes, 13 Sentinel-2 bands, several images a place.
+
+    Cong et al., *SatMAE* (https://arxiv.org/abs/2207.08051); data:
+    https://purl.stanford.edu/vg497cb6002. One sample a row of the CSV file, sorted by
+    class, place and time.
+
+    Args:
+        root: Folder of ``train.csv``, ``val.csv``, ``test_gt.csv`` and
+            ``fmow-sentinel`` (or of its split folders).
+        split: 'train', 'val' or 'test'.
+        bands: Names of the bands to return and their order, such as 'B8A'; all 13 by
+            default. Files without band descriptions have them in the order of the
+            wavelengths.
+        size: Side in pixels of the square images, whose shorter side is resized and
+            whose centre is cropped; None returns them as they are.
+        years: First and last year of the images.
+        csv: Another CSV file, such as the filtered ones of SatMAE.
+        index_dir: Folder of the index file; *root* if None.
+        max_missing: Largest share of listed samples that may be missing, in [0, 1].
+        on_error: 'raise' stops at an unreadable image, 'skip' takes the next one.
+        transforms: Applied to each sample.
+
+    Attributes:
+        paths: Path of each sample.
+        labels: Labels, (N,) int64.
+        classes: The 62 names, alphabetical.
+        bands: Names of the bands returned.
+
+    Raises:
+        NoSamplesError: If there is no sample; a DatasetNotFoundError.
+        FileNotFoundError: If too many samples are missing.
+        ValueError: If an argument is wrong, or the CSV file lacks columns.
+    """
+
+    classes = CLASSES
+    all_bands = sentinel2.BANDS
+    rgb_bands = sentinel2.RGB
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str] = 'data',
+        split: Literal['train', 'val', 'test'] = 'train',
+        bands: Sequence[str] = sentinel2.BANDS,
+        size: int | None = 96,
+        years: tuple[int, int] = (2000, 2020),
+        csv: str | os.PathLike[str] | None = None,
+        index_dir: str | os.PathLike[str] | None = None,
+        max_missing: float = 0.01,
+        on_error: OnError = 'raise',
+        transforms: Transform | None = None,
+    ) -> None:
+        """Open the index, or build it."""
+        check_choice('split', split, tuple(SPLITS))
+        self.root, self.split, self.size = os.fspath(root), split, size
+        self.bands = tuple(spell_band(name) for name in bands)
+        for name in self.bands:
+            check_choice('bands', name, self.all_bands)
+        self.value_range = sentinel2.reflectance_range(self.bands)
+        self.index = open_sentinel_index(
+            self.root,
+            SPLITS[split],
+            None if csv is None else os.fspath(csv),
+            None if index_dir is None else os.fspath(index_dir),
+        )
+        what = f'split {split!r} of fMoW-Sentinel in {csv or root}'
+        judge(
+            self.index.note('counts'),
+            self.index.note('listed'),
+            max_missing,
+            what,
+            self.index.note('example'),
+            self.index.note('report'),
+        )
+        taken = self.index.table['year'].to_numpy()
+        self.rows = np.flatnonzero((taken >= years[0]) & (taken <= years[1]))
+        if not len(self.rows):
+            raise NoSamplesError(f'{what} has no image of the years {years}')
+        labels = self.index.table['label'].to_numpy()[self.rows]
+        self.labels = torch.from_numpy(labels.astype(np.int64))
+        super().__init__(len(self.rows), what, on_error, transforms)
+
+    @property
+    def paths(self) -> list[str]:
+        """Path of each sample."""
+        names = self.index.table['path'].take(self.rows)
+        return [os.path.join(self.root, name) for name in names.to_pylist()]
+
+    @property
+    def places(self) -> list[str]:
+        """Longitude and latitude of each sample to 3 decimals, '' if unknown."""
+        return self.index.table['place'].take(self.rows).to_pylist()
+
+    def read(self, index: int) -> dict[str, Any]:
+        """Return image, label and path.
+
+        ``image`` is (C, H, W) in Level-1C digital numbers; ``label`` 0-d long.
+        """
+        name = self.index.table['path'][int(self.rows[index])].as_py()
+        path = os.path.join(self.root, name)
+        with ImageFile(path) as file:
+            if len(file.bands) != len(self.all_bands):
+                raise UnreadableImageError(
+                    f'{path} has {len(file.bands)} bands, expected the'
+                    f' {len(self.all_bands)} of Sentinel-2. Replace the file'
+                )
+            names = file.bands if file.described else self.all_bands
+            image = file.read(band_indices(names, self.bands))
+        return {
+            'image': image if self.size is None else fit_square(image, self.size),
+            'label': torch.tensor(int(self.labels[index])),
+            'path': path,
+        }
+
+    def plot(
+        self,
+        sample: dict[str, Any],
+        show_titles: bool = True,
+        suptitle: str | None = None,
+    ) -> Figure:
+        """Plot a sample in true colour.
+
+        Args:
+            sample: As returned by indexing; 'prediction' is shown too.
+            show_titles: Whether to write the class over the image.
+            suptitle: Title of the figure.
+
+        Returns:
+            The figure.
+
+        Raises:
+            RGBBandsMissingError: If *bands* has no true colour.
+        """
+        if not set(self.rgb_bands) <= set(self.bands):
+            raise RGBBandsMissingError
+        unit = to_unit(sample['image'], self.value_range)
+        colour = unit[[self.bands.index(name) for name in self.rgb_bands]]
+        return plot_image(colour, sample, self.classes, show_titles, suptitle)
