@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from parity import full_float32
 from PIL import Image
 from report import NotRunError
 from steps import peak, release, reset_peak
@@ -300,7 +301,8 @@ def embed(backbone: Backbone, image: Tensor, setting: Setting) -> Tensor:
     host: Any = backbone
     view = Preprocess(setting.image_size, host.mean, host.std).to(image.device)
     parts = image.split(512)
-    return torch.cat([backbone(view(part.float().div_(255))).cls for part in parts])
+    with full_float32():
+        return torch.cat([backbone(view(x.float().div_(255))).cls for x in parts])
 
 
 def embed_all(

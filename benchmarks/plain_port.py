@@ -132,6 +132,7 @@ def measure(
         )
         for pair in zip(teacher.parameters(), student.parameters(), strict=True)
     ]
+    targets, sources = zip(*pairs, strict=True)
     clock = Clock(device)
     for number in range(WARMUP + TIMED):
         if number == WARMUP:
@@ -150,8 +151,7 @@ def measure(
         optimizer.zero_grad()
         clock.mark('optimizer')
         with torch.no_grad():
-            for target, source in pairs:
-                target.lerp_(source, 0.006)
+            torch._foreach_lerp_(targets, sources, 0.006)
         clock.mark('average')
     parts = clock.milliseconds(skip=WARMUP)
     return {

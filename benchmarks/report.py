@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ class Report:
         """Write what is known so far."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_name(f'.{self.path.name}.part')
-        part.write_text(json.dumps(self.content, indent=1) + '\n')
+        part.write_text(json.dumps(_plain(self.content), indent=1) + '\n')
         os.replace(part, self.path)
 
     def run(self, part: str, measure: Callable[[dict[str, Any]], None]) -> None:
@@ -166,3 +167,12 @@ def _version(name: str) -> str:
         return version(name)
     except PackageNotFoundError:
         return 'not installed'
+
+
+def _plain(value: Any) -> Any:
+    """Return the value with infinities as text, which JSON does not know."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, float) and not isfinite(value) else value

@@ -82,8 +82,8 @@ def run(
             if stopped:
                 record['runs'][key] = {'status': 'not run', 'reason': stopped}
                 continue
-            objective = objective or _objective(model, sizes, device)
             try:
+                objective = objective or _objective(model, sizes, device)
                 found = measure(objective, size, sizes, rate, device)
                 record['runs'][key] = {'status': 'done'} | found
                 if 'kernels' not in record and not model.half_base:

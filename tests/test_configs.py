@@ -84,11 +84,7 @@ def test_output_goes_to_a_folder_of_the_configurations_own(path):
     assert checkpoint.get('dirpath', folder) == folder
 
 
-@pytest.mark.parametrize(
-    'path',
-    [path for path in CONFIGS if path.parent.name == 'pretrain'],
-    ids=lambda p: p.stem,
-)
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
 def test_last_checkpoint_is_that_of_the_last_step(path):
     trainer = yaml.safe_load(path.read_text())['trainer']
     periods = [

@@ -1,6 +1,7 @@
 """Tests of the delta as a file."""
 
 import copy
+import os
 
 import pytest
 import torch
@@ -199,3 +200,12 @@ def test_plain_backbone_has_no_delta_to_save(tiny_backbone, tmp_path):
 def test_reserved_metadata_are_refused(trained, tmp_path):
     with pytest.raises(ValueError, match=r"rename \['base'\]"):
         save_delta(trained, tmp_path / 'delta.safetensors', {'base': 'mine'})
+
+
+def test_file_may_be_read_by_whom_the_umask_allows(trained, path):
+    before = os.umask(0o022)
+    try:
+        save_delta(trained, path)
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o644

@@ -1,6 +1,7 @@
 """The embeddings file: columns, order, several processes."""
 
 import pyarrow.parquet as pq
+import pytest
 import torch
 
 from torchgeo_explora.callbacks import EmbeddingWriter
@@ -52,3 +53,43 @@ def test_parts_are_joined_in_input_order_without_repeats(tmp_path):
     assert table['index'].to_pylist() == [0, 1, 2, 3, 4]
     assert [row[0] for row in table['embedding'].to_pylist()] == [0, 1, 2, 3, 4]
     assert [p.name for p in tmp_path.iterdir()] == ['embeddings.parquet']
+
+
+def test_scenes_are_numbered_and_keep_their_bounds(tmp_path):
+    """A sampler over scenes gives places, not numbers; two processes take turns."""
+    bounds = torch.arange(18, dtype=torch.float64).view(2, 9)
+    places = [(slice(0, 1), slice(0, 1), slice(0, 1))] * 2
+    for rank in (1, 0):
+        writer = EmbeddingWriter()
+        trainer = Ranked(tmp_path, rank, 2)
+        writer.on_predict_start(trainer, None)
+        embedding = torch.full((2, 3), float(rank))
+        writer.write_on_batch_end(
+            trainer, None, embedding, places, {'bounds': bounds}, 0, 0
+        )
+        writer.on_predict_end(trainer, None)
+    table = pq.read_table(tmp_path / 'embeddings.parquet')
+    assert table['index'].to_pylist() == [0, 1, 2, 3]
+    assert [row[0] for row in table['embedding'].to_pylist()] == [0, 1, 0, 1]
+    assert table['bounds'].to_pylist()[2] == [9, 10, 12, 13]
+
+
+def test_an_image_that_stood_in_for_a_broken_one_is_written_once(tmp_path):
+    """`on_error: skip` gives the next image again, with its own index."""
+    batch = {'index': torch.tensor([0, 2, 2]), 'path': ['a', 'c', 'c']}
+    table = pq.read_table(_write(tmp_path, 0, 1, [([0, 1, 2], batch)]))
+    assert table['index'].to_pylist() == [0, 2]
+    assert table['path'].to_pylist() == ['a', 'c']
+
+
+def test_a_process_without_images_has_no_part(tmp_path):
+    stale = tmp_path / '.embeddings.parquet.1.part'
+    stale.write_bytes(b'left by an interrupted run')
+    _write(tmp_path, 1, 2, [])
+    table = pq.read_table(_write(tmp_path, 0, 2, [([0], {})]))
+    assert table['index'].to_pylist() == [0]
+
+
+def test_nothing_to_predict_is_said(tmp_path):
+    with pytest.warns(UserWarning, match='no image'):
+        assert not _write(tmp_path, 0, 1, []).exists()

@@ -99,14 +99,18 @@ def neighbours(bank, queries):
     return torch.cdist(queries, bank).topk(10, largest=False).indices
 
 
-@pytest.mark.parametrize('domain', ['source', 'target'])
-def test_mean_colour_tells_few_classes_apart(scenes, domain):
+@pytest.mark.parametrize(
+    # The target's exposure and white balance change from scene to scene.
+    ('domain', 'least', 'most'),
+    [('source', 0.3, 0.65), ('target', 0.1, 0.3)],
+)
+def test_mean_colour_tells_few_classes_apart(scenes, domain, least, most):
     bank, queries = (
         scenes[domain, split].images.float().mean((2, 3)) for split in ('train', 'val')
     )
     labels = torch.arange(300) % 10
     found = labels[neighbours(bank, queries)].mode(1).values
-    assert 0.3 < (found == labels).float().mean() < 0.65
+    assert least < (found == labels).float().mean() < most
 
 
 def test_domains_look_different(scenes):

@@ -157,3 +157,13 @@ def test_centred_targets_ignore_a_constant_added_to_the_centre(generator):
         centered_softmax(logits, center + 1, 0.05), target, atol=1e-5, rtol=1e-4
     )
     assert centered_softmax(logits.bfloat16(), center, 0.05).dtype == torch.float32
+
+
+def test_sinkhorn_keeps_a_row_far_below_the_others():
+    """Such a row's exponentials vanish in float32; float64 has the answer."""
+    logits = torch.randn((6, 8), generator=torch.Generator().manual_seed(0)) * 0.1
+    logits[2] -= 4.0
+    truth = sinkhorn_knopp(logits.double(), 0.02)
+    torch.testing.assert_close(
+        sinkhorn_knopp(logits, 0.02), truth.float(), rtol=1e-3, atol=1e-5
+    )

@@ -7,8 +7,10 @@ import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from peft import LoHaConfig
+from torch.utils.data import DataLoader, IterableDataset
 
 from torchgeo_explora.adapt import delta_state_dict, load_delta
+from torchgeo_explora.callbacks import EmbeddingWriter
 from torchgeo_explora.datamodules import ImageFolderDataModule
 from torchgeo_explora.models import ViT
 from torchgeo_explora.tasks import ExploraDinoTask
@@ -225,7 +227,6 @@ def test_rank_beside_an_adapter_is_refused(tiny):
     ('change', 'message'),
     [
         ({'image_size': 33}, 'not a multiple of patch_size'),
-        ({'local_size': 15}, 'not a multiple of patch_size'),
         ({'unfreeze': [7]}, 'names block 7'),
         ({'model': 'vit_tinny_patch16_224'}, 'did you mean'),
         ({'model': 'swin_tiny_patch4_window7_224', 'model_args': None}, 'Swin'),
@@ -241,3 +242,66 @@ def test_wrong_channel_count_is_named(tmp_path, folder, tiny):
     task = _task(tiny, in_channels=4)
     with pytest.raises(ValueError, match='in_channels'):
         _trainer(tmp_path).fit(task, _data(folder))
+
+
+class Endless(IterableDataset):
+    """Iterable data without a length."""
+
+    def __iter__(self):
+        while True:
+            yield {'image': torch.rand(3, 40, 40) * 255}
+
+
+def test_iterable_data_trains_for_max_steps(tmp_path, tiny):
+    task = _task(tiny, value_range=[0, 255])
+    loader = DataLoader(Endless(), batch_size=4)
+    _trainer(tmp_path, max_steps=2).fit(task, loader)
+    assert task.trainer.global_step == 2
+
+
+def test_iterable_data_needs_max_steps(tmp_path, tiny):
+    task = _task(tiny, value_range=[0, 255])
+    with pytest.raises(ValueError, match='no end'):
+        _trainer(tmp_path, max_steps=-1, max_epochs=1).fit(
+            task, DataLoader(Endless(), batch_size=4)
+        )
+
+
+def test_half_precision_weights_are_refused(tmp_path, folder, tiny):
+    with pytest.raises(ValueError, match='bf16-mixed'):
+        _trainer(tmp_path, precision='bf16-true').fit(_task(tiny), _data(folder))
+
+
+def test_the_users_own_writer_is_kept(tmp_path, folder, tiny):
+    writer = EmbeddingWriter(tmp_path / 'mine.parquet')
+    _trainer(tmp_path, callbacks=[writer]).predict(
+        _task(tiny), _data(folder), return_predictions=False
+    )
+    assert (tmp_path / 'mine.parquet').is_file()
+    assert not (tmp_path / 'embeddings.parquet').exists()
+
+
+def test_prediction_checks_the_value_range_too(tmp_path, folder, tiny):
+    task = _task(tiny, value_range=[20000, 30000])
+    with pytest.raises(ValueError, match='outside the value range'):
+        _trainer(tmp_path).predict(task, _data(folder))
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        ({'local_size': 20}, r'\*local_size\* 20 .* use 16'),
+        ({'base_lr': 0.0}, r'\*base_lr\*'),
+        ({'rank': 0, 'alpha': 3}, r'\*alpha\*'),
+        (
+            {
+                'rank': None,
+                'adapter': {'class_path': 'peft.LoHaConfig', 'init_args': {'rr': 2}},
+            },
+            r'peft.LoHaConfig does not take .*rr',
+        ),
+    ],
+)
+def test_wrong_arguments_are_named(tiny, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        _task(tiny, **arguments)

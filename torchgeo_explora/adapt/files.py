@@ -77,9 +77,17 @@ def save_delta(
     part = path.with_name(f'.{path.name}.{os.getpid()}.part')
     try:
         save_file(tensors, part, metadata=header)
+        # safetensors makes the file readable by its owner alone.
+        part.chmod(0o666 & ~_umask())
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def load_delta[M: nn.Module](backbone: M, path: str | os.PathLike[str]) -> M:

@@ -35,10 +35,12 @@ class Curves(Callback):
         batch_idx: int,
     ) -> None:
         """Take the values that were logged in this step."""
+        step = trainer.global_step
         for name in self.metrics:
             value = trainer.logged_metrics.get(name, trainer.callback_metrics.get(name))
-            if value is not None:
-                self.points[name][trainer.global_step] = float(value)
+            # Reading a value waits for the device: once per optimizer step.
+            if value is not None and step not in self.points[name]:
+                self.points[name][step] = float(value)
 
     @rank_zero_only
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

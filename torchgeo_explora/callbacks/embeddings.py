@@ -9,15 +9,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 
 class EmbeddingWriter(BasePredictionWriter):
-    """Write (index, path, label, embedding) rows in the order of the input.
+    """Write (index, path, label, bounds, embedding) rows in the order of the input.
 
-    `path` and `label` are columns where the batches have them. Several processes write
-    a part each; the first one joins the parts.
+    `path`, `label` and `bounds` are columns where the batches have them; `bounds` are
+    those of TorchGeo's geospatial data sets, (xmin, xmax, ymin, ymax) in the units of
+    their coordinate system. An image that stands twice, as a sampler or a skipped file
+    has it, is written once. Several processes write a part each; the first one joins
+    the parts.
 
     Args:
         path: File to write; `embeddings.parquet` in the trainer's root folder if None.
@@ -28,7 +31,7 @@ class EmbeddingWriter(BasePredictionWriter):
         super().__init__(write_interval='batch')
         self.path = Path(path) if path is not None else None
         self._writer: pq.ParquetWriter | None = None
-        self._rows = 0
+        self._written: set[int] = set()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the place of the file."""
@@ -36,7 +39,8 @@ class EmbeddingWriter(BasePredictionWriter):
         target.parent.mkdir(parents=True, exist_ok=True)
         self._target = target
         self._part = self._part_of(trainer.global_rank)
-        self._rows = 0
+        self._part.unlink(missing_ok=True)  # of a run that was interrupted
+        self._written = set()
 
     def _part_of(self, rank: int) -> Path:
         return self._target.with_name(f'.{self._target.name}.{rank}.part')
@@ -52,24 +56,44 @@ class EmbeddingWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """Append a batch to this process's part."""
-        size = len(prediction)
-        # Data that has no index of its own is numbered as it comes.
-        index = list(batch_indices or range(self._rows, self._rows + size))
-        self._rows += size
+        index = self._numbers(trainer, len(prediction), batch_indices, batch)
         columns: dict[str, pa.Array] = {'index': pa.array(index, pa.int64())}
         if 'path' in batch:
             columns['path'] = pa.array([str(path) for path in batch['path']])
         label = batch.get('label')
         if isinstance(label, Tensor) and label.ndim == 1:
             columns['label'] = pa.array(label.cpu().numpy())
-        values = prediction.float().cpu().contiguous().numpy()
-        columns['embedding'] = pa.FixedSizeListArray.from_arrays(
-            pa.array(values.reshape(-1)), values.shape[1]
-        )
-        table = pa.table(columns)
+        bounds = batch.get('bounds')
+        if isinstance(bounds, Tensor) and bounds.ndim == 2:
+            # x, y and time, each as start, stop and step
+            columns['bounds'] = _rows(bounds[:, [0, 1, 3, 4]].double())
+        columns['embedding'] = _rows(prediction.float())
+        new = [
+            number not in self._written and number not in index[:place]
+            for place, number in enumerate(index)
+        ]
+        self._written.update(index)
+        table = pa.table(columns).filter(pa.array(new))
         if self._writer is None:
             self._writer = pq.ParquetWriter(self._part, table.schema)
         self._writer.write_table(table)
+
+    def _numbers(
+        self,
+        trainer: Trainer,
+        size: int,
+        batch_indices: Sequence[int] | None,
+        batch: dict[str, Any],
+    ) -> list[int]:
+        """Return the place of each image in the input."""
+        given = batch.get('index')
+        if isinstance(given, Tensor) and given.ndim == 1:
+            return given.tolist()
+        # Samplers over scenes give places on Earth, not numbers.
+        if batch_indices and all(isinstance(index, int) for index in batch_indices):
+            return list(batch_indices)
+        first, world = len(self._written), trainer.world_size
+        return [(first + i) * world + trainer.global_rank for i in range(size)]
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the parts and join them."""
@@ -79,7 +103,12 @@ class EmbeddingWriter(BasePredictionWriter):
         trainer.strategy.barrier('embeddings')
         if not trainer.is_global_zero:
             return
-        parts = [self._part_of(rank) for rank in range(trainer.world_size)]
+        # A process that got no image wrote none.
+        ranks = range(trainer.world_size)
+        parts = [part for rank in ranks if (part := self._part_of(rank)).exists()]
+        if not parts:
+            rank_zero_warn('no embeddings: there was no image to predict on')
+            return
         if trainer.world_size > 1:
             table = pa.concat_tables([pq.read_table(part) for part in parts])
             table = table.sort_by('index')
@@ -91,3 +120,9 @@ class EmbeddingWriter(BasePredictionWriter):
                 part.unlink()
         os.replace(parts[0], self._target)
         rank_zero_info(f'embeddings: {self._target}')
+
+
+def _rows(values: Tensor) -> pa.Array:
+    """Return a matrix as one list a row."""
+    array = values.cpu().contiguous().numpy()
+    return pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)), len(array[0]))

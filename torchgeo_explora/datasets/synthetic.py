@@ -92,8 +92,9 @@ class SyntheticScenes(NonGeoDataset):
 
     Made for quick starts and tests: nothing is downloaded. Classes share their
     materials, so mean colour alone tells few of them apart. The 'target' domain has
-    another sensor look (haze, tint, blur, noise, stripes) and other fields (larger,
-    turned, drier) than the 'source' domain.
+    another sensor look (haze, tint, blur, noise, stripes, and an exposure and white
+    balance that change from scene to scene) and other fields (larger, turned, drier)
+    than the 'source' domain.
 
     All scenes are drawn at construction and kept in memory (12 kB each in RGB, 104 kB
     with all bands at 64 pixels). Scene i depends on the seed, domain, split and i

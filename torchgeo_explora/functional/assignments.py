@@ -15,9 +15,10 @@ def sinkhorn_knopp(logits: Tensor, temperature: float, iterations: int = 3) -> T
 
     The largest logit of each prototype, over all ranks, is subtracted first. The first
     scaling divides it out again: the result is that of the plain exponential, without
-    its overflow. (A row's maximum is not neutral: prototypes are scaled before rows.)
-    The two scalings are kept as vectors, so that the matrix is written at the start
-    and at the end only.
+    its overflow. Each row's largest rest is subtracted too, and carried in the row's
+    first scale (alone it would not be neutral: prototypes are scaled before rows), so
+    that a row far below the others on all prototypes does not vanish. The two scalings
+    are kept as vectors, so that the matrix is written at the start and the end only.
 
     Args:
         logits: (R, K), of this rank's rows.
@@ -39,9 +40,11 @@ def sinkhorn_knopp(logits: Tensor, temperature: float, iterations: int = 3) -> T
         rows, prototypes = mass.shape
         peak = mass.amax(0) if rows else mass.new_full((prototypes,), -torch.inf)
         _all_reduce(peak, dist.ReduceOp.MAX)
-        mass.sub_(peak).div_(temperature).exp_()
+        mass.sub_(peak)
+        rest = mass.amax(1, keepdim=True)  # (R, 1), 0 or below
+        mass.sub_(rest).div_(temperature).exp_()
 
-        row_scale = mass.new_ones(rows)
+        row_scale = (rest.squeeze(1) / temperature).exp()
         for _ in range(iterations):
             total = mass.T @ row_scale  # (K,)
             _all_reduce(total, dist.ReduceOp.SUM)

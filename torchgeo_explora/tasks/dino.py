@@ -31,7 +31,8 @@ class ExploraDinoTask(PretrainingTask):
     def __init__(
         self,
         model: str = 'vit_large_patch14_dinov2',
-        weights: WeightsEnum | str | bool | None = True,
+        # bool first: a command line's `true` is no name.
+        weights: bool | WeightsEnum | str | None = True,
         in_channels: int = 3,
         image_size: int = 224,
         local_size: int | None = None,
@@ -126,8 +127,11 @@ class ExploraDinoTask(PretrainingTask):
             seed: Seed of augmentation, masks and the order of the images.
 
         Raises:
-            ValueError: If *adapter* comes together with *rank* or *alpha*.
+            ValueError: If *adapter* comes together with *rank* or *alpha*, *base_lr* is
+                not positive, or *local_size* is not a multiple of the patch.
         """
+        if base_lr <= 0:
+            raise ValueError(f'*base_lr* must be positive, not {base_lr}')
         self.weights = weights
         self.adapter = choose_adapter(adapter, rank, alpha)
         self.base_lr = base_lr
@@ -164,6 +168,11 @@ class ExploraDinoTask(PretrainingTask):
             local = hparams['local_size'] or patch * max(
                 1, round(size * 98 / 224 / patch)
             )
+            if local % patch:
+                raise ValueError(
+                    f'*local_size* {local} is not a multiple of the patch size {patch}:'
+                    f' use {patch * max(1, round(local / patch))}'
+                )
             augmentations = MultiCrop(
                 global_size=size,
                 local_size=local,

@@ -6,6 +6,25 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 
+def require_replicas(trainer: Trainer) -> None:
+    """Raise unless every device holds the whole model, its delta in float32.
+
+    Raises:
+        ValueError: If the strategy shards the model, or the precision casts it whole.
+    """
+    strategy = type(trainer.strategy).__name__
+    if strategy.startswith(('FSDP', 'DeepSpeed', 'ModelParallel')):
+        raise ValueError(
+            f'{strategy} shards the model, and student and teacher share its frozen'
+            ' tensors: use trainer.strategy=ddp'
+        )
+    if str(trainer.precision).endswith('-true') and trainer.precision != '32-true':
+        raise ValueError(
+            f'precision {trainer.precision} would keep the trained weights in half'
+            ' precision, where small steps vanish: use bf16-mixed'
+        )
+
+
 def plan(trainer: Trainer) -> tuple[int, int]:
     """Return the optimizer steps of a run, and the images per step over all devices.
 
@@ -24,7 +43,8 @@ def plan(trainer: Trainer) -> tuple[int, int]:
             ' batch_size or more images'
         )
     steps = trainer.estimated_stepping_batches
-    if math.isinf(steps):
+    # Without a length and max_steps, Lightning estimates -1.
+    if math.isinf(steps) or steps < 0:
         raise ValueError(
             'the run has no end, and every schedule needs one: set'
             ' trainer.max_steps (or trainer.max_epochs, for data of known length)'

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, IterableDataset, Sampler
 
 
 class ResumableOrder(Sampler[Any]):
@@ -56,6 +56,9 @@ def order_by_epoch(
     Returns:
         False where there is no sampler to hold (iterable data, own batch sampler).
     """
+    # Of iterable data torch's own sampler is endless.
+    if isinstance(loader.dataset, IterableDataset):
+        return False
     batches = loader.batch_sampler
     sampler = getattr(batches, 'sampler', None)
     if sampler is None:

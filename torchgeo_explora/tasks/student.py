@@ -24,6 +24,8 @@ def choose_adapter(
         ValueError: If *adapter* comes together with *rank* or *alpha*.
     """
     if adapter is None:
+        if rank == 0 and alpha is not None:
+            raise ValueError('*alpha* scales an adapter, and *rank* 0 means none')
         return None if rank == 0 else lora(rank or 64, 1 if alpha is None else alpha)
     if rank is not None or alpha is not None:
         raise ValueError(
@@ -31,6 +33,11 @@ def choose_adapter(
             ' set them there (`r`, `lora_alpha`)'
         )
     if isinstance(adapter, Mapping):
+        if 'class_path' in adapter:
+            raise ValueError(
+                f'*adapter* {adapter["class_path"]} does not take the arguments'
+                f' {dict(adapter.get("init_args") or {})}: see its documentation'
+            )
         adapter = Adaptation.from_dict({'adapter': adapter}).adapter
     return adapter
 
