@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.utilities import rank_zero_info
-from matplotlib.figure import Figure
 from torch import Tensor
+
+from torchgeo_explora.augment import Views
+from torchgeo_explora.callbacks.figures import keep, panels
 
 
 class Pictures(Callback):
@@ -54,10 +55,13 @@ class Pictures(Callback):
                 views = augment(image)
             mean = torch.tensor(pl_module.mean, device=image.device).view(-1, 1, 1)
             std = torch.tensor(pl_module.std, device=image.device).view(-1, 1, 1)
-            rows = [image, *(views.global_ * std + mean), *(views.local * std + mean)]
-            titles = ['image', 'global 1', 'global 2']
-            titles += [f'local {i + 1}' for i in range(len(views.local))]
-            self._write(trainer, 'crops', rows, titles)
+            crops = {'view': views}
+            if isinstance(views, Views):
+                names = [f'global {i + 1}' for i in range(2)]
+                names += [f'local {i + 1}' for i in range(len(views.local))]
+                crops = dict(zip(names, [*views.global_, *views.local], strict=True))
+            rows = [image, *(crop * std + mean for crop in crops.values())]
+            self._write(trainer, 'crops', rows, ['image', *crops])
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Draw the features before and after."""
@@ -71,9 +75,12 @@ class Pictures(Callback):
     def _components(self, pl_module: Any, image: Tensor) -> Tensor:
         """Return the first three components of the patch features, (B, 3, h, w)."""
         backbone = pl_module.backbone
-        view = pl_module.view(image)
+        # A resumed run has its images from a checkpoint, on the CPU.
+        view = pl_module.view(image.to(pl_module.device))
         features = backbone(view).patch.float()  # (B, N, D)
         height, width = (side // backbone.patch_size for side in view.shape[-2:])
+        # Spectral groups share a place.
+        features = features.unflatten(1, (-1, height * width)).mean(1)
         flat = features.flatten(0, 1)
         flat = flat - flat.mean(0)
         _, _, axes = torch.linalg.svd(flat, full_matrices=False)
@@ -83,33 +90,19 @@ class Pictures(Callback):
         points = flat @ axes.T  # (B * N, 3)
         low, high = points.quantile(0.02, 0), points.quantile(0.98, 0)
         colours = ((points - low) / (high - low).clamp_min(1e-6)).clamp(0, 1)
-        return colours.view(len(image), height, width, 3).permute(0, 3, 1, 2)
+        return colours.view(len(image), height, width, 3).permute(0, 3, 1, 2).cpu()
 
     def _write(
         self, trainer: Trainer, name: str, rows: list[Tensor], titles: list[str]
     ) -> None:
         """Draw a row of pictures a step, to the folder and to TensorBoard."""
-        count = len(rows[0])
-        figure = Figure(
-            figsize=(1.3 * count + 0.6, 1.3 * len(rows)), layout='constrained'
-        )
-        panels = figure.subplots(len(rows), count, squeeze=False)
-        for line, row, title in zip(panels, rows, titles, strict=True):
+        figure, grid = panels(len(rows), len(rows[0]))
+        for line, row, title in zip(grid, rows, titles, strict=True):
             for axes, image in zip(line, row, strict=True):
                 shown = image if len(image) == 3 else image[list(self.bands)]
                 axes.imshow(shown.clamp(0, 1).permute(1, 2, 0).cpu().numpy())
-                axes.set_xticks([])
-                axes.set_yticks([])
             line[0].set_ylabel(title)
-        path = Path(self.folder or trainer.default_root_dir) / f'{name}.png'
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=120)
-        rank_zero_info(f'{name}: {path}')
-        for logger in trainer.loggers:
-            experiment = getattr(logger, 'experiment', None)
-            add_figure = getattr(experiment, 'add_figure', None)
-            if add_figure is not None:
-                add_figure(name, figure, global_step=trainer.global_step)
+        keep(figure, name, trainer, self.folder)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the images and their first features, for the picture at the end."""

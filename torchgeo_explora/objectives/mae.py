@@ -16,7 +16,7 @@ from torchgeo_explora.models import GroupChannelViT, TemporalViT
 from torchgeo_explora.models.backbone import Backbone, Tokens
 from torchgeo_explora.models.coded_decoders import GroupChannelDecoder, TemporalDecoder
 from torchgeo_explora.models.decoder import MAEDecoder
-from torchgeo_explora.objectives.objective import Objective
+from torchgeo_explora.objectives.objective import Objective, batch_metadata
 
 
 class MAE(Objective):
@@ -125,12 +125,7 @@ class MAE(Objective):
         image = batch['image']
         if self.augment is not None:
             image = self.augment(image)
-        # Of what a batch holds, a backbone takes what it knows.
-        metadata = {
-            name: value
-            for name, value in batch.items()
-            if isinstance(value, Tensor) and name != 'image'
-        }
+        metadata = batch_metadata(batch)
         tokens = self._embed(image, metadata)
         mask = self.draw_mask(len(image), tokens.grid)
         prediction = self._decode(tokens, mask, metadata)

@@ -50,3 +50,16 @@ class Objective(nn.Module, ABC):
         Args:
             progress: The value that the forward of this step got.
         """
+
+
+def batch_metadata(batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the tensors of a batch beside its image: a backbone takes what it knows.
+
+    Args:
+        batch: Of a data module.
+    """
+    return {
+        name: value
+        for name, value in batch.items()
+        if isinstance(value, Tensor) and name != 'image'
+    }

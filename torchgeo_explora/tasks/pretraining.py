@@ -30,6 +30,7 @@ from torchgeo_explora.callbacks.embeddings import EmbeddingWriter
 from torchgeo_explora.functional import cosine_schedule
 from torchgeo_explora.models.backbone import Backbone
 from torchgeo_explora.objectives import Objective
+from torchgeo_explora.objectives.objective import batch_metadata
 from torchgeo_explora.tasks.checkpoint import DeltaCheckpointIO, require_fit
 from torchgeo_explora.tasks.intake import (
     require_predict_set,
@@ -37,7 +38,7 @@ from torchgeo_explora.tasks.intake import (
     take_over,
     unit_range,
 )
-from torchgeo_explora.tasks.plan import plan
+from torchgeo_explora.tasks.plan import plan, require_replicas
 from torchgeo_explora.tasks.resume import (
     generator_states,
     mix,
@@ -135,6 +136,7 @@ class PretrainingTask(BaseTask):
         self.view = self.preprocess().to(self.device)
         take_over(datamodule)
         if stage == 'fit':
+            require_replicas(self.trainer)
             # The teacher is in eval mode by design.
             warnings.filterwarnings('ignore', r'Found \d+ module\(s\) in eval mode')
             io = self.trainer.strategy.checkpoint_io
@@ -156,6 +158,9 @@ class PretrainingTask(BaseTask):
                 f'the data module gives images {tuple(image.shape)}, expected'
                 f' (B, {channels}, H, W): choose its bands, or set *in_channels*'
             )
+        if not self._checked:
+            self.unit_range.check(image)
+            self._checked = True
         return self.unit_range(image.float())
 
     def training_image(self, batch: dict[str, Any]) -> Tensor:
@@ -167,15 +172,9 @@ class PretrainingTask(BaseTask):
         """Return the class-token embeddings of a raw batch, (B, D), float32."""
         mode = self.training
         self.eval()
-        # Of what a batch holds, a backbone takes what it knows.
-        metadata = {
-            name: value
-            for name, value in batch.items()
-            if isinstance(value, Tensor) and name != 'image'
-        }
         try:
             view = self.view(self.unit_image(batch))
-            return self.backbone(view, **metadata).cls.float()
+            return self.backbone(view, **batch_metadata(batch)).cls.float()
         finally:
             self.train(mode)
 
@@ -183,6 +182,9 @@ class PretrainingTask(BaseTask):
 
     def configure_callbacks(self) -> list[Callback]:
         """Write what `predict` returns to a Parquet file."""
+        # Lightning lets a task's callback replace the user's of the same type.
+        if any(isinstance(c, EmbeddingWriter) for c in self.trainer.callbacks):  # type: ignore[attr-defined]
+            return []
         return [EmbeddingWriter()]
 
     def configure_optimizers(self) -> Any:
@@ -279,9 +281,6 @@ class PretrainingTask(BaseTask):
         Raises:
             FloatingPointError: If a term is not finite; the error names it.
         """
-        if not self._checked:
-            self.unit_range.check(self.select(batch['image']))
-            self._checked = True
         batch = {**batch, 'image': self.training_image(batch)}
         devices = [self.device] if self.device.type == 'cuda' else []
         # What is random in a step depends on (seed, rank, micro-step) alone, so that a
@@ -296,7 +295,7 @@ class PretrainingTask(BaseTask):
             raise FloatingPointError(
                 f'the loss term {bad} is not finite at optimizer step'
                 f' {self.trainer.global_step}: lower base_lr, or look for images with'
-                ' no-data values; the last checkpoint is whole'
+                ' no-data values; checkpoints written before are whole'
             )
         loss = torch.stack(list(terms.values())).sum()
         size = batch['image'].shape[0]

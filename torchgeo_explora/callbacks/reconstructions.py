@@ -1,0 +1,172 @@
+"""Pictures of what a masked autoencoder makes of hidden patches."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from torch import Tensor
+
+from torchgeo_explora.augment import band_indices
+from torchgeo_explora.callbacks.figures import keep, panels
+from torchgeo_explora.objectives.objective import batch_metadata
+
+_GREY = 0.5
+_TRUE_COLOUR = ('B04', 'B03', 'B02')
+
+
+class Reconstructions(Callback):
+    """Input, masked input, reconstruction and error of a few images.
+
+    The images, and what is hidden of them, stay the same through the run. With
+    `norm_pix` a patch is predicted up to its mean and deviation: those of the image
+    are put back. Visible patches are shown as they are. A series takes one column per
+    time. Written as `reconstructions.png`, over again each time, and to TensorBoard,
+    where it is the logger.
+
+    Args:
+        folder: Where to write; the trainer's root folder if None.
+        every_n_steps: Optimizer steps between two pictures; only the last one if None.
+        images: Images, or series, shown.
+        bands: Three channels shown as red, green and blue: indices, or names where the
+            backbone has names. The first three if None, or the true colours among
+            Sentinel-2's bands. Of more than three channels the middle 96 % of the
+            values shown are stretched over the range.
+        seed: Of the mask.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path | None = None,
+        every_n_steps: int | None = None,
+        images: int = 6,
+        bands: Sequence[int | str] | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Keep the settings."""
+        self.folder = folder
+        self.every_n_steps = every_n_steps
+        self.images = images
+        self.bands = bands
+        self.seed = seed
+        self._batch: dict[str, Tensor] = {}
+        self._first: Tensor | None = None
+        self._drawn = 0
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Take the images, and what is made of them before the first step."""
+        if self._batch or not trainer.is_global_zero:
+            return
+        few = {k: v[: self.images] for k, v in batch_metadata(batch).items()}
+        few['image'] = batch['image'][: self.images]
+        self._batch = {**few, 'image': pl_module.view(pl_module.unit_image(few))}
+        self._first = self._paint(pl_module)[1]
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Draw when it is due."""
+        step, every = trainer.global_step, self.every_n_steps
+        # Micro-batches that follow a step share its number.
+        if every and step % every == 0 and step != self._drawn:
+            self._draw(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Draw the last picture."""
+        if trainer.global_step != self._drawn:
+            self._draw(trainer, pl_module)
+
+    def _paint(self, pl_module: Any) -> tuple[Tensor, Tensor]:
+        """Return where pixels are hidden, and what is predicted, as `MAE.paint`."""
+        objective, mode = pl_module.objective, pl_module.training
+        metadata = batch_metadata(self._batch)
+        image = self._batch['image'] = self._batch['image'].to(pl_module.device)
+        pl_module.eval()
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            grid = objective.student.embed(image, **metadata).grid
+            mask = objective.draw_mask(len(image), grid)
+            painted: tuple[Tensor, Tensor] = objective.paint(image, mask, **metadata)
+        pl_module.train(mode)
+        return painted
+
+    def _draw(self, trainer: Trainer, pl_module: Any) -> None:
+        if self._first is None:
+            return
+        self._drawn = trainer.global_step
+        hidden, now = self._paint(pl_module)
+        channels = self._channels(pl_module.backbone)
+        mean, std = (
+            torch.tensor(values, device=now.device)[:, None, None]
+            for values in (pl_module.mean, pl_module.std)
+        )
+        # (B, C, H, W) or (B, T, C, H, W) -> (B or B * T, 3, H, W) in [0, 1]
+        image, start, now = (
+            (row.to(now.device) * std + mean)[..., channels, :, :].flatten(0, -4)
+            for row in (self._batch['image'], self._first, now)
+        )
+        hidden = hidden[..., channels, :, :].flatten(0, -4)
+        error = ((now - image).abs() * hidden).mean(1)
+        largest = error.flatten().quantile(0.99).clamp(min=1e-6).item()
+        if pl_module.backbone.in_channels > 3:
+            values = image.transpose(0, 1).flatten(1)  # (3, values)
+            low, high = values.quantile(torch.tensor([0.02, 0.98]).to(values), dim=1)
+            scale = (high - low).clamp(min=1e-6)[:, None, None]
+            image, start, now = (
+                (row - low[:, None, None]) / scale for row in (image, start, now)
+            )
+        rows = {
+            'input': image,
+            'masked': image.masked_fill(hidden, _GREY),
+            'at the start': torch.where(hidden, start, image),
+            f'step {trainer.global_step}': torch.where(hidden, now, image),
+        }
+        figure, grid = panels(len(rows) + 1, len(image))
+        for line, (title, row) in zip(grid, rows.items(), strict=False):
+            for axes, picture in zip(line, row, strict=True):
+                axes.imshow(picture.clamp(0, 1).permute(1, 2, 0).cpu().numpy())
+            line[0].set_ylabel(title)
+        for axes, picture in zip(grid[-1], error, strict=True):
+            axes.imshow(picture.cpu().numpy(), cmap='magma', vmin=0, vmax=largest)
+        grid[-1][0].set_ylabel(f'error to {largest:.2g}')
+        keep(figure, 'reconstructions', trainer, self.folder)
+
+    def _channels(self, backbone: Any) -> list[int]:
+        """Return the three channels to show.
+
+        Raises:
+            ValueError: If a band is named that the backbone does not have, or a name is
+                given where it has none.
+        """
+        names: Any = getattr(backbone, 'bands', None)
+        chosen = self.bands
+        if chosen is None:
+            known = names is not None and set(_TRUE_COLOUR) <= set(names)
+            chosen = _TRUE_COLOUR if known else range(3)
+        wanted = [band for band in chosen if isinstance(band, str)]
+        if wanted and names is None:
+            raise ValueError(
+                f'*bands* names {", ".join(wanted)}, but {type(backbone).__name__} has'
+                ' no names for its channels: give their indices'
+            )
+        return [
+            band_indices(names, [band])[0] if isinstance(band, str) else band
+            for band in chosen
+        ]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the images, and what was made of them at the start."""
+        return {'batch': dict(self._batch), 'first': self._first}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore them."""
+        self._batch = dict(state_dict['batch'])
+        self._first = state_dict['first']
