@@ -220,3 +220,27 @@ def test_one_seed_gives_the_same_views_on_an_accelerator():
         # A value at the threshold of solarization may fall to the other side.
         far = (view.cpu() - other).abs() > 1e-3
         assert far.float().mean() < 1e-3
+
+
+def test_single_crop_marks_what_missing_pixels_touched():
+    image = torch.rand(2, 3, 32, 32)
+    torch.manual_seed(3)
+    whole = SingleCrop(16)(image)
+    image[1, 2, :, :12] = torch.nan
+    torch.manual_seed(3)
+    view = SingleCrop(16)(image)
+    missing = view.isnan()
+    assert missing[1, 2].any()
+    assert not missing[0].any()
+    assert not missing[1, :2].any()
+    # Far from what is missing nothing changes.
+    assert torch.equal(view[~missing], whole[~missing])
+
+
+def test_single_crop_of_nothing_is_nothing():
+    assert SingleCrop(16)(torch.full((1, 3, 24, 24), torch.nan)).isnan().all()
+
+
+def test_single_crop_describes_itself():
+    line = SingleCrop(64, (0.5, 1.0)).describe(10)
+    assert line.startswith('1 view of 64 px, 0.5 to 1 of the area')

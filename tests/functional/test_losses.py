@@ -15,6 +15,7 @@ from torchgeo_explora.functional import (
     losses,
     masked_mse,
     normalize_patches,
+    patch_statistics,
 )
 
 
@@ -433,3 +434,22 @@ def test_weights_of_a_crop_do_not_depend_on_how_much_it_hides():
     student = torch.zeros(4, 2, requires_grad=True)
     ibot_loss(student, target, mask, 1.0).backward()
     assert_close(student.grad[0].abs().sum(), student.grad[1:].abs().sum())
+
+
+def test_unknown_values_have_no_part_in_a_patchs_statistics(generator):
+    patches = torch.rand(2, 3, 48, generator=generator, dtype=torch.float64)
+    known = patches[0, 1, 5:].clone()
+    patches[0, 1, :5] = torch.nan
+    mean, std = patch_statistics(patches)
+    assert_close(mean[0, 1, 0], known.mean())
+    assert_close(std[0, 1, 0], (known.var() + 1e-6).sqrt())
+    result = normalize_patches(patches)
+    assert_close(result[0, 1, 5:], normalize_patches(known))
+    assert result.isnan().sum() == 5
+
+
+def test_a_patch_without_values_has_finite_statistics():
+    mean, std = patch_statistics(torch.full((1, 4), torch.nan))
+    assert_close(mean, torch.zeros(1, 1))
+    assert_close(std, torch.full((1, 1), 1e-3))
+    assert normalize_patches(torch.tensor([torch.nan, 3.0])).nansum() == 0

@@ -13,8 +13,9 @@ from torchgeo_explora.augment.photometric import band_chain, colour_chain
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# Share of missing pixels in a resized one above which it is missing too.
-_TOUCHED = 1e-3
+# Of pixels that are not missing, and the change of it that makes a resized one missing.
+_MARK = 0.25
+_TOUCHED = 1e-4
 
 
 class Views(NamedTuple):
@@ -213,11 +214,14 @@ class SingleCrop(nn.Module):
         missing = bands.isnan()
         with torch.autocast(image.device.type, enabled=False):
             if missing.any():
-                # One NaN would spread over a row: what is missing goes along apart.
-                bands = torch.cat([bands.nan_to_num(0), missing.float()], dim=1)
+                # One NaN would spread over a row: what is missing goes along apart,
+                # in the middle of the range, where no weight below 0 is clamped.
+                marks = _MARK + missing / 2
+                bands = torch.cat([bands.nan_to_num(0), marks], dim=1)
                 (view,) = random_crops(bands, 1, self.image_size, self.scale)
-                view, touched = view.chunk(2, dim=1)
-                view = view.masked_fill(touched > _TOUCHED, torch.nan)
+                view, marks = view.chunk(2, dim=1)
+                touched = (marks - _MARK).abs() > _TOUCHED
+                view = view.masked_fill(touched, torch.nan)
             else:
                 (view,) = random_crops(bands, 1, self.image_size, self.scale)
             return self.normalize(view.unflatten(1, image.shape[1:-2]))

@@ -130,8 +130,6 @@ class ExploraDinoTask(PretrainingTask):
             ValueError: If *adapter* comes together with *rank* or *alpha*, *base_lr* is
                 not positive, or *local_size* is not a multiple of the patch.
         """
-        if base_lr <= 0:
-            raise ValueError(f'*base_lr* must be positive, not {base_lr}')
         self.weights = weights
         self.adapter = choose_adapter(adapter, rank, alpha)
         self.base_lr = base_lr

@@ -43,7 +43,8 @@ class ExploraMAETask(PretrainingTask):
     def __init__(
         self,
         model: Backbone | str = 'vit_large_patch16_224.mae',
-        weights: WeightsEnum | str | bool | None = True,
+        # bool first: a command line's `true` is no name.
+        weights: bool | WeightsEnum | str | None = True,
         in_channels: int | None = None,
         image_size: int | None = None,
         crop_scale: tuple[float, float] = (0.2, 1.0),
@@ -135,8 +136,8 @@ class ExploraMAETask(PretrainingTask):
             seed: Seed of augmentation, masks and the order of the images.
 
         Raises:
-            ValueError: If *adapter* comes together with *rank* or *alpha*, or arguments
-                of a named model with a backbone.
+            ValueError: If *adapter* comes together with *rank* or *alpha*, arguments of
+                a named model with a backbone, or *base_lr* is not positive.
         """
         self.weights = weights
         self.adapter = choose_adapter(adapter, rank, alpha)

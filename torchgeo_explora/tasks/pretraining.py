@@ -81,7 +81,13 @@ class PretrainingTask(BaseTask):
     std: tuple[float, ...]
 
     def __init__(self) -> None:
-        """Build the objective."""
+        """Build the objective.
+
+        Raises:
+            ValueError: If the learning rate is not positive.
+        """
+        if self.base_lr <= 0:
+            raise ValueError(f'*base_lr* must be positive, not {self.base_lr}')
         super().__init__()
         # The base is not in a checkpoint: its keys are missing by design.
         self.strict_loading = False
