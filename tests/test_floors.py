@@ -21,6 +21,7 @@ FLOORS = {
     'analysis': 3,
     'cli': 4,
     'export': 4,
+    'plugin': 4,
 }
 FILES = sorted(PACKAGE.rglob('*.py'))
 

@@ -3,12 +3,16 @@
 from importlib import import_module
 from typing import Any
 
+from torchgeo_explora import plugin
+
 __version__ = '0.1.0'
 
 # Public names load on first use (PEP 562), so that importing the package is cheap.
 _HOMES = {
     'Adaptation': 'torchgeo_explora.adapt',
     'ExploraDinoTask': 'torchgeo_explora.tasks',
+    'ExploraMAETask': 'torchgeo_explora.tasks',
+    'ExploraWeights': 'torchgeo_explora.models.weights',
     'ImageFolderDataModule': 'torchgeo_explora.datamodules',
     'ViT': 'torchgeo_explora.models',
     'load_delta': 'torchgeo_explora.adapt',
@@ -29,3 +33,6 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     """List the public names."""
     return sorted(__all__)
+
+
+plugin.register()

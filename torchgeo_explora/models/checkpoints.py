@@ -1,8 +1,10 @@
-"""Published weight files <-> the names and shapes of our backbones, dict -> dict."""
+"""Published weight files <-> the names and shapes of our backbones, dict -> dict.
 
-import argparse
-import pickle
-import re
+Each format has `from_*`, from the content of a file to (backbone, rest), and `to_*`,
+from these back to the tensors of the file. None resizes anything: that is the work of
+the backbone.
+"""
+
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -11,188 +13,87 @@ from typing import Any
 import timm
 import torch
 from huggingface_hub.constants import HF_HUB_CACHE
-from safetensors.torch import load_file
 from timm.models import adapt_input_conv
-from torch import Tensor
 from torchvision.models._api import WeightsEnum
 
-State = dict[str, Tensor]
+from torchgeo_explora.models.files import SUFFIXES, read_file
+from torchgeo_explora.models.huggingface import (
+    from_transformers,
+    is_transformers,
+    to_transformers,
+)
+from torchgeo_explora.models.names import State, fuse_qkv, split_qkv, unwrapped
+from torchgeo_explora.models.published import (
+    from_dinov2,
+    from_explora,
+    from_mae,
+    from_timm,
+    to_dinov2,
+    to_explora,
+    to_mae,
+    to_timm,
+)
+from torchgeo_explora.models.satmae import (
+    fold_class_code,
+    from_satmae_group,
+    from_satmae_temporal,
+    to_satmae_group,
+    to_satmae_temporal,
+)
+from torchgeo_explora.models.wrapped import (
+    from_lightly_train,
+    from_torchgeo,
+    to_lightly_train,
+    to_torchgeo,
+    unwrapped_backbone,
+)
 
-_FUSED = re.compile(r'(.*\battn\.)qkv\.(weight|bias)')
-_QUERY = re.compile(r'(.*\battn\.)q\.(weight|bias)')
-_CHUNKED = re.compile(r'(blocks\.)\d+\.(\d+\.)')
-_SUFFIXES = ('.safetensors', '.pth', '.pt', '.bin')
-# Parts that a file may hold beside the backbone: they go to `rest`, nothing else does.
-_REST = ('mask_token', 'decoder_', 'dino_head.', 'ibot_head.', 'head.', 'fc_norm.')
-
-
-def fuse_qkv(state: Mapping[str, Tensor]) -> State:
-    """Return the state with every split `attn.{q,k,v}` joined to timm's `attn.qkv`."""
-    fused: State = dict(state)
-    for match in filter(None, map(_QUERY.fullmatch, state)):
-        parts = [f'{match[1]}{name}.{match[2]}' for name in 'qkv']
-        # Under an adapter q or v has another name: such a layer stays as it is.
-        if all(part in state for part in parts):
-            tensors = [fused.pop(part) for part in parts]
-            fused[f'{match[1]}qkv.{match[2]}'] = torch.cat(tensors)
-    return fused
-
-
-def split_qkv(state: Mapping[str, Tensor]) -> State:
-    """Return the state with every fused `attn.qkv` as our `attn.{q,k,v}` (views)."""
-    split: State = {}
-    for key, value in state.items():
-        match = _FUSED.fullmatch(key)
-        if match:
-            # Rows of the fused layer: all of q, then all of k, then all of v.
-            for name, part in zip('qkv', value.chunk(3), strict=True):
-                split[f'{match[1]}{name}.{match[2]}'] = part
-        else:
-            split[key] = value
-    return split
-
-
-def from_mae(state: Mapping[str, Any]) -> tuple[State, State]:
-    """Convert a checkpoint of MAE (facebookresearch/mae), encoder only or full.
-
-    Args:
-        state: The file's content: the tensors, or a dict with them under 'model'.
-
-    Returns:
-        The backbone's tensors in timm names, and the rest under their own names:
-        `mask_token`, `decoder_*` and a classifier, if any.
-    """
-    backbone: State = {}
-    rest: State = {}
-    for key, value in _unwrapped(state).items():
-        (rest if key.startswith(_REST) else backbone)[key] = value
-    return backbone, rest
-
-
-def from_dinov2(state: Mapping[str, Any]) -> tuple[State, State]:
-    """Convert a checkpoint of DINOv2 (facebookresearch/dinov2).
-
-    Takes released files, teacher files (`{'teacher': {'backbone. ...'}}`) and training
-    states with chunked blocks. SwiGLU's w12, w3 become timm's fc1, fc2. With registers,
-    the class token absorbs its position row: timm's register models have no such row.
-
-    Args:
-        state: The file's content: the tensors, or a dict with them under 'teacher',
-            'model' or 'state_dict'.
-
-    Returns:
-        The backbone's tensors in timm names, and the rest under their own names:
-        `mask_token`, `dino_head.*`, `ibot_head.*`, and a student beside its teacher.
-    """
-    flat = _unwrapped(state)
-    prefixes = ('teacher.backbone.', 'student.backbone.', 'backbone.')
-    prefix = next((p for p in prefixes if any(k.startswith(p) for k in flat)), '')
-    inner, outer = {}, {}
-    for key, value in flat.items():
-        if key.startswith(prefix):
-            inner[key.removeprefix(prefix)] = value
-        else:
-            outer[key.removeprefix(prefix.removesuffix('backbone.'))] = value
-    backbone, rest = from_mae(inner)
-
-    named: State = {}
-    for key, value in backbone.items():
-        name = _CHUNKED.sub(r'\1\2', key)
-        name = name.replace('.mlp.w12.', '.mlp.fc1.').replace('.mlp.w3.', '.mlp.fc2.')
-        named[name] = value
-    if 'register_tokens' in named:
-        table = named['pos_embed']
-        named['reg_token'] = named.pop('register_tokens')
-        named['cls_token'] = named['cls_token'] + table[:, :1]
-        named['pos_embed'] = table[:, 1:]
-    return named, rest | outer
+__all__ = [
+    'State',
+    'fold_class_code',
+    'from_any',
+    'from_dinov2',
+    'from_explora',
+    'from_lightly_train',
+    'from_mae',
+    'from_satmae_group',
+    'from_satmae_temporal',
+    'from_timm',
+    'from_torchgeo',
+    'from_transformers',
+    'fuse_qkv',
+    'read_state',
+    'split_qkv',
+    'to_dinov2',
+    'to_explora',
+    'to_lightly_train',
+    'to_mae',
+    'to_satmae_group',
+    'to_satmae_temporal',
+    'to_timm',
+    'to_torchgeo',
+    'to_transformers',
+]
 
 
-def from_explora(state: Mapping[str, Any]) -> tuple[State, State]:
-    """Convert a checkpoint of the ExPLoRA authors (LoRA already merged).
-
-    Full files hold each query, key and value projection twice, fused and as `q_proj`,
-    `k_proj`, `v_proj`: the fused one is used, the duplicates are in the rest.
+def from_any(state: Mapping[str, Any]) -> tuple[State, State]:
+    """Convert a file of any of these formats, whichever it is.
 
     Args:
-        state: The file's content, with the tensors under 'teacher' or 'model'.
+        state: The file's content.
 
     Returns:
-        The backbone's tensors in timm names, and the rest as in `from_dinov2`.
+        The backbone's tensors in timm names, and the rest: decoder, heads, and what
+        else was in the file, under the names that the format's own converter gives.
     """
-    flat = _unwrapped(state)
-    single: State = {}
-    duplicates: State = {}
-    for key, value in flat.items():
-        name = re.sub(r'\battn\.([qkv])_proj\.', r'attn.\1.', key)
-        fused = re.sub(r'\battn\.[qkv]\.', 'attn.qkv.', name)
-        if name != key and fused in flat:
-            duplicates[key] = value
-        else:
-            single[name] = value
-    backbone, rest = from_dinov2(fuse_qkv(single))
-    return backbone, rest | duplicates
-
-
-def from_satmae_group(state: Mapping[str, Any]) -> tuple[State, State]:
-    """Convert a checkpoint of SatMAE's group-channel model, MAE or classifier.
-
-    The classifier's `channel_cls_embed` is added to the class token.
-
-    Args:
-        state: The file's content: the tensors, or a dict with them under 'model'.
-
-    Returns:
-        The tensors of a `GroupChannelViT`, and the rest under their own names:
-        `mask_token`, `decoder_*`, `head.*`, `fc_norm.*`.
-
-    Raises:
-        ValueError: If it is a checkpoint of another kind.
-    """
-    backbone, rest = from_mae(state)
-    if 'channel_embed' not in backbone:
-        raise ValueError(
-            "this checkpoint has no channel_embed, so it is not of SatMAE's"
-            ' group-channel model: use from_satmae_temporal or from_mae'
-        )
-    return fold_class_code(backbone), rest
-
-
-def fold_class_code(state: Mapping[str, Tensor]) -> State:
-    """Return the state with `channel_cls_embed`, if any, added to the class token.
-
-    The code is added to the last channels of the class token and to nothing else.
-    """
-    folded: State = dict(state)
-    code = folded.pop('channel_cls_embed', None)
-    if code is not None:
-        token = folded['cls_token']
-        padding = (token.shape[-1] - code.shape[-1], 0)
-        folded['cls_token'] = token + torch.nn.functional.pad(code, padding)
-    return folded
-
-
-def from_satmae_temporal(state: Mapping[str, Any]) -> tuple[State, State]:
-    """Convert a checkpoint of SatMAE's temporal model, MAE or classifier.
-
-    Args:
-        state: The file's content: the tensors, or a dict with them under 'model'.
-
-    Returns:
-        The tensors of a `TemporalViT`, and the rest under their own names:
-        `mask_token`, `decoder_*`, `head.*`, `fc_norm.*`.
-
-    Raises:
-        ValueError: If it is a checkpoint of another kind.
-    """
-    backbone, rest = from_mae(state)
-    narrow = backbone['pos_embed'].shape[-1] < backbone['cls_token'].shape[-1]
-    if not narrow or 'channel_embed' in backbone:
-        raise ValueError(
-            'this checkpoint has no position table beside a time code, so it is not of'
-            " SatMAE's temporal model: use from_satmae_group or from_mae"
-        )
-    return backbone, rest
+    inner, outer = unwrapped_backbone(unwrapped(state))
+    if is_transformers(inner):
+        backbone, rest = from_transformers(inner)
+    else:
+        # ExPLoRA's names include DINOv2's, and those MAE's and timm's: a rule leaves
+        # alone what it does not know, so one call serves all without a guess.
+        backbone, rest = from_explora(inner)
+    return fold_class_code(backbone), rest | outer
 
 
 def read_state(
@@ -204,9 +105,9 @@ def read_state(
 
     Args:
         weights: True for timm's own weights of `model` at their native size; a path to
-            a .safetensors, .pth, .pt or .bin file with the names of DINOv2, MAE, timm
-            or ExPLoRA; the name of a timm model for its own; a torchvision weights
-            enum, or the name of one that `torchgeo.models.get_weight` knows.
+            a .safetensors, .pth, .pt, .bin or .ckpt file of any format here; the name
+            of a timm model for its own; a torchvision weights enum, or the name of one
+            that `torchgeo.models.get_weight` knows.
         model: Name of the timm model, used where `weights` is True.
         in_channels: Channels wanted. Weights of 3 channels are repeated and rescaled
             to another number, or summed to 1, by timm's rule.
@@ -222,16 +123,15 @@ def read_state(
         state = _from_timm(model)
     elif isinstance(weights, WeightsEnum):
         state = _from_enum(weights)
-    elif isinstance(weights, PathLike) or Path(str(weights)).suffix in _SUFFIXES:
-        state = _from_file(Path(weights))  # type: ignore[arg-type]
+    elif isinstance(weights, PathLike) or Path(str(weights)).suffix in SUFFIXES:
+        state = read_file(Path(weights))  # type: ignore[arg-type]
+        _refuse_delta(state, weights)
     elif timm.is_model(str(weights)):
         state = _from_timm(str(weights))
     else:
         state = _from_enum(_named(str(weights)))
 
-    # ExPLoRA's names include DINOv2's, and those MAE's and timm's: a rule leaves alone
-    # what it does not know, so one call serves all and needs no guess at the format.
-    backbone, rest = from_explora(state)
+    backbone, rest = from_any(state)
     kernel = backbone.get('patch_embed.proj.weight')
     if kernel is not None and kernel.shape[1] == 3 != in_channels:
         adapted = adapt_input_conv(in_channels, kernel)
@@ -239,32 +139,14 @@ def read_state(
     return backbone, rest
 
 
-def _unwrapped(state: Mapping[str, Any]) -> State:
-    """Return the tensors of a file, whatever it wraps them in."""
-    for name in ('model', 'state_dict', 'teacher'):
-        if isinstance(state.get(name), Mapping):
-            return _unwrapped(state[name])
-    return dict(state)
-
-
-def _from_file(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f'weights file {path} does not exist: give the path of a downloaded'
-            f' checkpoint ({", ".join(_SUFFIXES)})'
-        )
-    if path.suffix == '.safetensors':
-        return load_file(path)
-    try:
-        # Training scripts store their arguments beside the tensors: plain data.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location='cpu', weights_only=True)
-    except pickle.UnpicklingError as error:
+def _refuse_delta(state: Mapping[str, Any], path: object) -> None:
+    """Raise where a user gives what pre-training wrote as weights of a base."""
+    if 'explora' in state or any('.lora_A.' in key for key in state):
         raise ValueError(
-            f'weights file {path} holds Python objects beside tensors, which are not'
-            ' loaded because they can run code: if you trust the file, open it with'
-            ' torch.load(path, weights_only=False) and save its state dict alone'
-        ) from error
+            f'{path} holds a delta, not a whole backbone: build the backbone on its'
+            ' base, then call load_delta with the .safetensors file; or merge it by'
+            ' `explora merge`'
+        )
 
 
 def _from_timm(model: str) -> Mapping[str, Any]:
@@ -289,6 +171,9 @@ def _from_timm(model: str) -> Mapping[str, Any]:
 def _from_enum(weights: WeightsEnum) -> Mapping[str, Any]:
     try:
         return weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
+    except FileNotFoundError:
+        # Says where to put the file already.
+        raise
     except OSError as error:
         folder = Path(torch.hub.get_dir()) / 'checkpoints'
         raise FileNotFoundError(
@@ -305,7 +190,7 @@ def _named(name: str) -> WeightsEnum:
         return get_weight(name)
     except ValueError as error:
         raise ValueError(
-            f'weights {name!r} is neither a file ({", ".join(_SUFFIXES)}) nor a name'
+            f'weights {name!r} is neither a file ({", ".join(SUFFIXES)}) nor a name'
             " like 'ViTSmall16_Weights.SENTINEL2_ALL_MOCO' that"
             ' torchgeo.models.get_weight knows'
         ) from error

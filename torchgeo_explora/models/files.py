@@ -1,0 +1,109 @@
+"""Weight files of others: read without running code, fetched and checked."""
+
+import argparse
+import hashlib
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+#: What the names of weight files end in.
+SUFFIXES = ('.safetensors', '.pth', '.pt', '.bin', '.ckpt')
+
+# How torch names what it did not unpickle.
+_OBJECT = re.compile(r'Unsupported (?:global: GLOBAL|class) (\S+)')
+_DAMAGED = (
+    'weights file {} is cut short or damaged ({}): remove it, and copy or download it'
+    ' again'
+)
+
+
+def read_file(path: Path) -> Mapping[str, Any]:
+    """Return what a weight file holds: tensors, possibly wrapped, on the CPU.
+
+    Files of pickled objects are refused, since unpickling can run code. The exception
+    is `argparse.Namespace`, plain data that MAE and SatMAE keep beside the tensors.
+
+    Args:
+        path: A safetensors file, or one of `torch.save`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is cut short, or holds other objects than data.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f'weights file {path} does not exist: give the path of a downloaded'
+            f' checkpoint ({", ".join(SUFFIXES)})'
+        )
+    try:
+        if path.suffix == '.safetensors':
+            return load_file(path)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            state = torch.load(path, map_location='cpu', weights_only=True)
+    except PermissionError:
+        raise
+    except pickle.UnpicklingError as error:
+        if found := _OBJECT.search(str(error)):
+            raise ValueError(
+                f'weights file {path} holds Python objects ({found[1]}) beside tensors,'
+                ' which are not loaded because they can run code: if you trust the'
+                ' file, open it with torch.load(path, weights_only=False) and save its'
+                ' state dict alone'
+            ) from error
+        raise ValueError(_DAMAGED.format(path, 'no checkpoint')) from error
+    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
+        raise ValueError(_DAMAGED.format(path, error or 'empty')) from error
+    if not isinstance(state, Mapping):
+        raise ValueError(
+            f'weights file {path} holds a {type(state).__name__}, expected a state'
+            ' dict: save model.state_dict() instead'
+        )
+    return state
+
+
+def fetch(url: str, sha256: str | None = None, progress: bool = True) -> Path:
+    """Return the place of a published file in torch.hub's cache, fetching it first.
+
+    Args:
+        url: Where it is published; its last part is the name in the cache.
+        sha256: What its SHA-256 must be, None where that is not known.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        FileNotFoundError: If it is neither in the cache nor to be had.
+        ValueError: If its SHA-256 is another; a download is then not kept.
+    """
+    folder = Path(torch.hub.get_dir()) / 'checkpoints'
+    path = folder / url.rpartition('/')[2]
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            # Goes to a temporary file, which is renamed when it is whole.
+            torch.hub.download_url_to_file(url, str(path), sha256, progress)
+        except OSError as error:
+            raise FileNotFoundError(
+                f'could not download {url} ({error}): without a network, get the file'
+                f' elsewhere and put it at {path}'
+            ) from error
+        except RuntimeError as error:
+            raise ValueError(
+                f'what {url} sends is not the published file ({error}): try again, and'
+                ' do not use the file if it stays so'
+            ) from error
+    elif sha256 is not None and (found := _sha256(path)) != sha256:
+        raise ValueError(
+            f'{path} has SHA-256 {found[:12]}, the published file {sha256[:12]}: remove'
+            ' it, so that it is downloaded again'
+        )
+    return path
+
+
+def _sha256(path: Path) -> str:
+    with path.open('rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()

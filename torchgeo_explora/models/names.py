@@ -1,0 +1,94 @@
+"""Names of a ViT's tensors: timm's, with fused or split attention."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+State = dict[str, Tensor]
+
+#: Tensors of a plain ViT outside its blocks, and in each block, in timm's names.
+OUTER = (
+    *('cls_token', 'pos_embed', 'patch_embed.proj.weight', 'patch_embed.proj.bias'),
+    *('norm.weight', 'norm.bias'),
+)
+BLOCK = tuple(
+    f'{layer}.{kind}'
+    for layer in ('norm1', 'attn.qkv', 'attn.proj', 'norm2', 'mlp.fc1', 'mlp.fc2')
+    for kind in ('weight', 'bias')
+)
+#: What a block of DINOv2 has besides.
+LAYER_SCALE = ('ls1.gamma', 'ls2.gamma')
+
+_FUSED = re.compile(r'(.*\battn\.)qkv\.(weight|bias)')
+_QUERY = re.compile(r'(.*\battn\.)q\.(weight|bias)')
+_BLOCK = re.compile(r'blocks\.(\d+)\.(.+)')
+# Parts that a file may hold beside the backbone: they go to `rest`, nothing else does.
+_REST = ('mask_token', 'decoder_', 'dino_head.', 'ibot_head.', 'head.', 'fc_norm.')
+
+
+def is_rest(name: str) -> bool:
+    """Tell whether a tensor belongs to a decoder or a head, not to the backbone."""
+    return name.startswith(_REST)
+
+
+def unwrapped(state: Mapping[str, Any]) -> State:
+    """Return the tensors of a file, whatever it wraps them in."""
+    for name in ('model', 'state_dict', 'teacher'):
+        if isinstance(state.get(name), Mapping):
+            return unwrapped(state[name])
+    return dict(state)
+
+
+def fuse_qkv(state: Mapping[str, Tensor]) -> State:
+    """Return the state with every split `attn.{q,k,v}` joined to timm's `attn.qkv`."""
+    fused: State = dict(state)
+    for match in filter(None, map(_QUERY.fullmatch, state)):
+        parts = [f'{match[1]}{name}.{match[2]}' for name in 'qkv']
+        # Under an adapter q or v has another name: such a layer stays as it is.
+        if all(part in state for part in parts):
+            tensors = [fused.pop(part) for part in parts]
+            fused[f'{match[1]}qkv.{match[2]}'] = torch.cat(tensors)
+    return fused
+
+
+def split_qkv(state: Mapping[str, Tensor]) -> State:
+    """Return the state with every fused `attn.qkv` as our `attn.{q,k,v}` (views)."""
+    split: State = {}
+    for key, value in state.items():
+        match = _FUSED.fullmatch(key)
+        if match:
+            # Rows of the fused layer: all of q, then all of k, then all of v.
+            for name, part in zip('qkv', value.chunk(3), strict=True):
+                split[f'{match[1]}{name}.{match[2]}'] = part
+        else:
+            split[key] = value
+    return split
+
+
+def require(
+    state: Mapping[str, Any], format: str, outer: Sequence[str], block: Sequence[str]
+) -> None:
+    """Raise unless the state has exactly the tensors that a format has names for.
+
+    Args:
+        state: Tensors in timm's names.
+        format: Name of the format, for the error.
+        outer: Names outside the blocks.
+        block: Names in each block.
+
+    Raises:
+        ValueError: If not; every missing and every other key is listed.
+    """
+    indices = {int(match[1]) for match in map(_BLOCK.fullmatch, state) if match}
+    depth = max(indices, default=-1) + 1
+    expected = {*outer, *(f'blocks.{i}.{name}' for i in range(depth) for name in block)}
+    missing, surplus = expected - state.keys(), state.keys() - expected
+    if missing or surplus:
+        raise ValueError(
+            f'these weights are not what {format} holds:'
+            f' missing {", ".join(sorted(missing)) or "nothing"};'
+            f' without a name there {", ".join(sorted(surplus)) or "nothing"}'
+        )
