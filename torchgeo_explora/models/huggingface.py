@@ -157,9 +157,11 @@ def to_transformers(
     for key, value in split_qkv(rest).items():
         if key == 'mask_token' and scaled:
             named[f'{prefix}embeddings.mask_token'] = value
+        elif key.startswith('decoder_blocks.'):
+            name = _file_name(key, 'decoder_blocks', 'decoder.decoder_layers', _VIT)
+            named[name] = value
         elif key == 'mask_token' or key.startswith('decoder_'):
-            name = _file_name(key, 'decoder_blocks', 'decoder_layers', _VIT)
-            named[f'decoder.{name}'] = value
+            named[f'decoder.{key}'] = value
         elif key.startswith(('head.', 'fc_norm.')):
             raise ValueError(f'{kind} of transformers has no name for {key}')
         else:
