@@ -16,6 +16,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 from torchgeo_explora.adapt import load_delta, read_delta_metadata
+from torchgeo_explora.augment import UnitRange
 from torchgeo_explora.datamodules import ImageFolderDataModule
 from torchgeo_explora.models import ViT
 from torchgeo_explora.tasks import ExploraDinoTask
@@ -203,7 +204,7 @@ def test_embeddings_of_two_processes_are_complete_and_in_order(command):
     task = ExploraDinoTask(**arguments)
     load_delta(task.objective.teacher, place / 'out' / 'delta.safetensors')
     task.view = task.preprocess()
-    task.unit_range = torch.nn.Identity()
+    task.unit_range = UnitRange(0, 255)
     batch = torch.stack([sample['image'] for sample in images])
-    expected = task.embed({'image': batch / 255})
+    expected = task.embed({'image': batch})
     assert_close(torch.tensor(table['embedding'].to_pylist()), expected)

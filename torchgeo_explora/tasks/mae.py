@@ -1,5 +1,6 @@
 """M-ExPLoRA: extended masked-autoencoder pre-training."""
 
+import json
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
@@ -269,7 +270,8 @@ def _described(model: Backbone | str) -> str | dict[str, Any]:
         return model
     kind = type(model)
     path = f'{kind.__module__}.{kind.__qualname__}'
-    return {'class_path': path, 'init_args': model.arguments}
+    # Lists for tuples, as a configuration has them.
+    return {'class_path': path, 'init_args': json.loads(json.dumps(model.arguments))}
 
 
 def _build(description: Mapping[str, Any]) -> Backbone:
