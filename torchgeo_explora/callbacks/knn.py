@@ -138,8 +138,12 @@ class OnlineKNN(Callback):
         )
         features, labels = [], []
         for batch in loader:
-            batch = {k: v for k, v in batch.items() if k in ('image', 'label')}
-            batch['image'] = batch['image'].to(pl_module.device)
+            # A backbone may know more of an image, such as its date.
+            batch = {
+                name: value.to(pl_module.device)
+                for name, value in batch.items()
+                if isinstance(value, Tensor)
+            }
             features.append(pl_module.embed(batch))  # type: ignore[operator]
             labels.append(batch['label'])
         embeddings = torch.nn.functional.normalize(torch.cat(features), dim=-1)
