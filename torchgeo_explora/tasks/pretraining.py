@@ -91,6 +91,7 @@ class PretrainingTask(BaseTask):
         super().__init__()
         # The base is not in a checkpoint: its keys are missing by design.
         self.strict_loading = False
+        warnings.filterwarnings('ignore', 'Found keys that are in the model state dict')
         # Nothing is validated, by design; Lightning looks before `setup`.
         warnings.filterwarnings('ignore', 'You passed in a `val_dataloader`')
         self.select: nn.Module = nn.Identity()
