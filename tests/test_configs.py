@@ -1,5 +1,6 @@
 """Every shipped configuration parses with TorchGeo's own command."""
 
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from torchgeo.datamodules import BaseDataModule
 from torchgeo.tasks import BaseTask
 
 from torchgeo_explora.adapt import count
-from torchgeo_explora.tasks import ExploraDinoTask
+from torchgeo_explora.tasks import ExploraDinoTask, ExploraMAETask
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / 'configs').rglob('*.yaml'))
@@ -115,3 +116,27 @@ def test_task_of_a_configuration_can_be_built(path):
     assert f'# D-{name} ' in path.read_text() or f'D-{name}:' in path.read_text()
     trained, base = count(student)
     assert 0.02 < trained / base < 0.2
+
+
+def _mae(path):
+    model = yaml.safe_load(path.read_text())['model']
+    return model['class_path'].endswith('.ExploraMAETask')
+
+
+@pytest.mark.parametrize(
+    'path', [path for path in CONFIGS if _mae(path)], ids=lambda p: p.stem
+)
+def test_masked_autoencoder_of_a_configuration_can_be_built(path):
+    arguments = yaml.safe_load(path.read_text())['model']['init_args']
+    model = arguments['model']
+    with torch.device('meta'):
+        if isinstance(model, dict):
+            module, _, kind = model['class_path'].rpartition('.')
+            backbone = getattr(import_module(module), kind)
+            arguments['model'] = backbone(**model['init_args'])
+        task = ExploraMAETask(**(arguments | {'weights': None}))
+    student = task.objective.student
+    name = student.adaptation.name(len(student.blocks))
+    assert path.read_text().startswith(f'# M-{name} of ')
+    trained, base = count(student)
+    assert 0.02 < trained / base < 0.25

@@ -75,7 +75,7 @@ def test_the_published_order_numbers_outputs_as_if_they_were_bands():
 
 
 def test_a_hidden_group_teaches_its_own_layer_alone():
-    """docs/group_channel_order.md: as published, B08 of a hidden group 0 does not."""
+    """docs/group_channel_order.md: as published, one output of group 1 instead."""
     for legacy in (False, True):
         decoder = groups(SATMAE, legacy_order=legacy)
         rows = decoder.predict(torch.randn(1, 18, 24))
