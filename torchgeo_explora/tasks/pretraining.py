@@ -335,11 +335,8 @@ class PretrainingTask(BaseTask):
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self.objective.after_step(progress)
         now = time.perf_counter()
-        self.log(
-            'images_per_second',
-            self.effective_batch / (now - self._clock),
-            prog_bar=True,
-        )
+        rate = self.effective_batch / (now - self._clock)
+        self.log('images_per_second', rate, prog_bar=True)
         self._clock = now
 
     def predict_step(
