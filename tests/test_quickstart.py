@@ -29,7 +29,7 @@ def test_quickstart_leaves_a_delta_and_pictures(tmp_path):
     path = tmp_path / 'config.yaml'
     path.write_text(yaml.safe_dump(config))
     command = [sys.executable, '-m', 'torchgeo', 'fit', '--config', str(path)]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     said = run.stdout + run.stderr
     assert run.returncode == 0, said[-2000:]
     assert 'kNN before 0.' in said
