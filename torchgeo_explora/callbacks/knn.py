@@ -55,7 +55,10 @@ class OnlineKNN(Callback):
         missing = self._missing_labels(trainer)
         self._on = missing is None
         if missing:
-            rank_zero_info(f'online kNN is off: {missing}')
+            rank_zero_info(
+                f'online kNN is off: {missing}; a checkpoint that monitors it keeps the'
+                ' last delta only'
+            )
         elif trainer.global_step not in self.history:
             accuracy = self._evaluate(trainer, pl_module)
             for logger in trainer.loggers:
