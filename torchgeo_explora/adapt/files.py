@@ -20,6 +20,7 @@ from torchgeo_explora.adapt.delta import (
     delta_state_dict,
     fingerprint,
 )
+from torchgeo_explora.writing import replacing
 
 _FORMAT = 'torchgeo-explora-delta'
 _FORMAT_VERSION = 1
@@ -72,22 +73,8 @@ def save_delta(
         'base': host.fingerprint or '',
         'delta': fingerprint(tensors),
     }
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'.{path.name}.{os.getpid()}.part')
-    try:
+    with replacing(path) as part:
         save_file(tensors, part, metadata=header)
-        # safetensors makes the file readable by its owner alone.
-        part.chmod(0o666 & ~_umask())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def load_delta[M: nn.Module](backbone: M, path: str | os.PathLike[str]) -> M:

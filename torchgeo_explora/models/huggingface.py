@@ -105,7 +105,7 @@ def from_transformers(state: Mapping[str, Any]) -> tuple[State, State]:
         elif inner == 'embeddings.mask_token':
             rest['mask_token'] = value
         else:
-            backbone[_name(inner)] = value
+            backbone[timm_name(inner)] = value
     for match in filter(None, map(_GATE.fullmatch, [*backbone])):
         gate, up = (f'{match[1]}{part}_proj.{match[2]}' for part in ('gate', 'up'))
         joined = torch.cat([backbone.pop(gate), backbone.pop(up)])
@@ -177,8 +177,11 @@ def _layer(name: str) -> tuple[str, str]:
     return name, ''
 
 
-def _name(key: str) -> str:
-    """Return timm's name; one that no rule knows stays, and loading will list it."""
+def timm_name(key: str) -> str:
+    """Return timm's name of a tensor of Dinov2Model or ViTModel.
+
+    A name that no rule knows stays, and loading will list it.
+    """
     if match := _LAYER.fullmatch(key):
         layer, kind = _layer(match[2])
         return f'blocks.{match[1]}.{_TIMM.get(layer, layer)}{kind}'

@@ -12,6 +12,7 @@ from torchgeo_explora.models.published import from_dinov2, from_timm, to_dinov2,
 _TORCHGEO = (
     'model.backbone.model.',  # BYOL: the online network
     'model.encoder.model.',  # SemanticSegmentation with a timm encoder
+    'modelmodel..',  # our own export for that task
     'backbone.vit.',  # MAE
     'backbone.',  # MoCo, SimCLR: the query network
     'model.',  # Classification, Regression

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchvision.models._api import WeightsEnum
 
 _WIDTHS = {
+    'small': {'embed_dim': 384, 'depth': 12, 'num_heads': 6},
     'base': {'embed_dim': 768, 'depth': 12, 'num_heads': 12},
     'large': {'embed_dim': 1024, 'depth': 24, 'num_heads': 16},
 }
@@ -72,19 +73,30 @@ _sentinel = _config(10, 96, mean=(0.0,) * 10, std=(1.0,) * 10)
 _ARCHITECTURES: dict[str, tuple[Callable[..., nn.Module], dict[str, Any]]] = {
     **{
         f'explora_vit_{size}_patch14_224': (partial(_dinov2, size), _rgb)
-        for size in ('small', 'base', 'large')
+        for size in _WIDTHS
     },
     **{
         f'explora_vit_{size}_group_patch8_96': (partial(_group, size), _sentinel)
-        for size in _WIDTHS
+        for size in ('base', 'large')
     },
     **{
         f'explora_vit_{size}_temporal_patch16_224': (partial(_temporal, size), _rgb)
-        for size in _WIDTHS
+        for size in ('base', 'large')
     },
 }
 # timm looks for this name in the module of a model that is registered.
 default_cfgs = {name: config for name, (_, config) in _ARCHITECTURES.items()}
+
+
+def names_of(embed_dim: int, depth: int) -> list[str]:
+    """Return the names of the architectures of a width and a depth."""
+    return [
+        name
+        for size, widths in _WIDTHS.items()
+        for name in _ARCHITECTURES
+        if f'_{size}_' in name
+        and (widths['embed_dim'], widths['depth']) == (embed_dim, depth)
+    ]
 
 
 def create(name: str, pretrained: bool = False, **options: Any) -> nn.Module:

@@ -1,0 +1,20 @@
+"""A backbone, delta folded in, for other libraries."""
+
+from torchgeo_explora.export.checkpoint import (
+    export_timm,
+    export_torchgeo,
+    export_torchgeo_segmentation,
+)
+from torchgeo_explora.export.onnx_file import export_onnx
+from torchgeo_explora.export.peft_folder import export_peft, export_peft_transformers
+from torchgeo_explora.export.transformers_folder import export_transformers
+
+__all__ = [
+    'export_onnx',
+    'export_peft',
+    'export_peft_transformers',
+    'export_timm',
+    'export_torchgeo',
+    'export_torchgeo_segmentation',
+    'export_transformers',
+]

@@ -1,0 +1,130 @@
+"""Whole backbones as folders of Hugging Face transformers."""
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchgeo_explora.adapt import merged
+from torchgeo_explora.export.extras import require
+from torchgeo_explora.models import Backbone, ViT
+from torchgeo_explora.models.huggingface import to_transformers
+from torchgeo_explora.writing import filling
+
+
+def export_transformers(backbone: Backbone, folder: str | os.PathLike[str]) -> None:
+    """Write a folder that `transformers.AutoModel.from_pretrained` loads.
+
+    It is a Dinov2Model where the backbone has LayerScale (with registers,
+    Dinov2WithRegistersModel), a ViTModel otherwise. An image processor with the base's
+    mean and standard deviation is beside it. Features are the same at the backbone's
+    image size; other sizes are resized by the rule of transformers.
+
+    Args:
+        backbone: Adapted or plain.
+        folder: Where `config.json` and the weights go.
+
+    Raises:
+        ModuleNotFoundError: If transformers is not installed.
+        OSError: If the files cannot be written.
+        ValueError: If transformers has no such model.
+    """
+    model = transformers_model(backbone)
+    height, width = backbone.image_size
+    from transformers import BitImageProcessor
+
+    size = {'height': height, 'width': width}
+    processor: Any = BitImageProcessor(
+        size=size,
+        crop_size=size,
+        do_center_crop=False,
+        image_mean=list(getattr(backbone, 'mean', ())),
+        image_std=list(getattr(backbone, 'std', ())),
+    )
+    with filling(folder) as part:
+        model.save_pretrained(part)
+        processor.save_pretrained(part)
+
+
+def transformers_model(backbone: Backbone) -> Any:
+    """Return the backbone as a model of transformers, delta folded in.
+
+    Raises:
+        ModuleNotFoundError: If transformers is not installed.
+        ValueError: If transformers has no such model.
+    """
+    require('transformers')
+    import transformers
+
+    if not isinstance(backbone, ViT):
+        raise ValueError(
+            f'transformers has no model for a {type(backbone).__name__}: use'
+            ' export_timm or export_onnx'
+        )
+    if backbone.image_size[0] != backbone.image_size[1]:
+        raise ValueError(
+            f'transformers takes square position tables only, this one is for'
+            f' {backbone.image_size}: build the backbone with another image_size'
+        )
+    plain: Any = merged(backbone).cpu().eval()
+    state = plain.canonical_state_dict()
+    kind, options = _kind(state)
+    # These have no default that fits every timm model.
+    options |= {
+        'hidden_size': plain.embed_dim,
+        'num_hidden_layers': len(plain.blocks),
+        'num_attention_heads': plain.blocks[0].attn.num_heads,
+        'image_size': plain.image_size[0],
+        'patch_size': plain.patch_size,
+        'num_channels': plain.in_channels,
+        'layer_norm_eps': plain.norm.eps,
+        'qkv_bias': 'blocks.0.attn.qkv.bias' in state,
+    }
+    # Its register models always have a mask token, used in training alone.
+    rest = (
+        {'mask_token': torch.zeros(1, plain.embed_dim)} if 'reg_token' in state else {}
+    )
+    build = getattr(transformers, f'{kind}Model')
+    extra = {'add_pooling_layer': False} if kind == 'ViT' else {}
+    model, report = build.from_pretrained(
+        None,
+        config=getattr(transformers, f'{kind}Config')(**options),
+        state_dict=to_transformers(state, rest),
+        output_loading_info=True,
+        **extra,
+    )
+    if wrong := {name: keys for name, keys in report.items() if keys}:
+        raise ValueError(f'transformers cannot hold these weights: {wrong}')
+    return model.eval()
+
+
+def _kind(state: dict[str, Tensor]) -> tuple[str, dict[str, Any]]:
+    """Return the kind of model, and what its configuration needs for it."""
+    fc1, fc2 = (state[f'blocks.0.mlp.{name}.weight'] for name in ('fc1', 'fc2'))
+    width, hidden = fc2.shape
+    if 'blocks.0.ls1.gamma' not in state:
+        return 'ViT', {'intermediate_size': hidden}
+    gated = len(fc1) == 2 * hidden
+    options: dict[str, Any] = {
+        'mlp_ratio': _mlp_ratio(width, hidden, gated),
+        'use_swiglu_ffn': gated,
+    }
+    if 'reg_token' in state:
+        options['num_register_tokens'] = state['reg_token'].shape[1]
+        return 'Dinov2WithRegisters', options
+    # The backbone has no mask token: transformers would add a random one.
+    return 'Dinov2', options | {'use_mask_token': False}
+
+
+def _mlp_ratio(width: int, hidden: int, gated: bool) -> int:
+    """Return the whole number from which transformers gets the hidden width."""
+    for ratio in range(1, 17):
+        # For SwiGLU it takes two thirds, to the next multiple of 8.
+        rounded = (int(width * ratio * 2 / 3) + 7) // 8 * 8
+        if hidden == (rounded if gated else width * ratio):
+            return ratio
+    raise ValueError(
+        f'transformers has no whole mlp_ratio that makes {hidden} of width {width}: its'
+        ' models cannot hold this backbone, use export_timm'
+    )
