@@ -86,3 +86,13 @@ def test_fmow_sentinel(fake, run, tmp_path):
     run('fit', PRETRAIN, name, bands=['B04', 'B03', 'B02'], **arguments)
     for command in ('fit', 'test'):
         run(command, classify(62, 13), name, **arguments)
+
+
+def test_scenes(fake, run, tmp_path):
+    """From a folder of overlapping scenes in two zones to a delta, by one command."""
+    root = fake('scenes').write_scenes(tmp_path / 'scenes')
+    arguments = {'paths': root, 'batch_size': 4, 'size': 32, 'length': 8}
+    run('fit', PRETRAIN, 'ScenesDataModule', **arguments)
+    run('predict', PRETRAIN, 'ScenesDataModule', **arguments)
+    run('fit', PRETRAIN, 'ScenesDataModule', crs='EPSG:32632', **arguments)
+    assert (tmp_path / 'delta.safetensors').exists()

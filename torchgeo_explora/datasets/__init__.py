@@ -6,6 +6,8 @@ from torchgeo_explora.datasets.fmow_temporal import FMoWTemporal
 from torchgeo_explora.datasets.folder_layout import NoImagesError
 from torchgeo_explora.datasets.image_file import UnreadableImageError
 from torchgeo_explora.datasets.image_folder import ImageFolder
+from torchgeo_explora.datasets.scene_windows import SceneWindows
+from torchgeo_explora.datasets.scenes import Scenes
 from torchgeo_explora.datasets.synthetic import SyntheticScenes
 from torchgeo_explora.datasets.table_dataset import NoSamplesError
 from torchgeo_explora.datasets.value_range import measure_range
@@ -17,6 +19,8 @@ __all__ = [
     'ImageFolder',
     'NoImagesError',
     'NoSamplesError',
+    'SceneWindows',
+    'Scenes',
     'SyntheticScenes',
     'UnreadableImageError',
     'measure_range',

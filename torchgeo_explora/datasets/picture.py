@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from rasterio.errors import RasterioError
 from torch import Tensor
 
 from torchgeo_explora.datasets.image_file import UnreadableImageError
@@ -17,9 +18,10 @@ from torchgeo_explora.datasets.image_file import UnreadableImageError
 #: (left, top, right, bottom) in pixels, right and bottom not included.
 type Region = tuple[float, float, float, float]
 
-# What Pillow was seen to raise on damaged bytes.
+# What Pillow and GDAL were seen to raise on damaged bytes.
 _DAMAGE = (
     OSError,
+    RasterioError,
     SyntaxError,
     ValueError,
     EOFError,

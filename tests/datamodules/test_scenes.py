@@ -1,0 +1,69 @@
+import pytest
+import torch
+from torch.testing import assert_close
+
+from torchgeo_explora.datamodules import ScenesDataModule
+
+
+@pytest.fixture
+def root(fake, tmp_path):
+    return fake('scenes').write_scenes(tmp_path)
+
+
+def test_batches(root):
+    data = ScenesDataModule(root, batch_size=4, size=32, length=10)
+    data.setup('fit')
+    batches = list(data.train_dataloader())
+    assert [len(batch['image']) for batch in batches] == [4, 4]
+    assert batches[0].keys() == {'image', 'path', 'index'}
+    assert data.bands == ('B04', 'B03', 'B02')
+    assert data.value_range == (0, 10000)
+    assert not data.range_known
+    unit = data.aug(batches[0])['image']
+    assert_close(unit, batches[0]['image'] / 10000)
+    assert data.val_dataloader() == []
+
+
+def test_prediction_goes_over_the_windows_in_order(root):
+    data = ScenesDataModule(root, batch_size=4, size=32, length=10)
+    data.setup('predict')
+    batches = list(data.predict_dataloader())
+    assert torch.cat([batch['index'] for batch in batches]).tolist() == list(range(10))
+
+
+def test_augmentation_of_a_task_survives_another_stage(root):
+    data = ScenesDataModule(root, size=32, length=10)
+    data.setup('fit')
+    data.aug = torch.nn.Identity()
+    data.setup('predict')
+    assert isinstance(data.aug, torch.nn.Identity)
+
+
+def test_range_of_each_band(root):
+    data = ScenesDataModule(
+        root, size=32, length=4, value_range=([1000, 1000, 0], [1100, 1200, 400])
+    )
+    data.setup('fit')
+    image = data.train_dataset[0]['image']
+    unit = data.aug({'image': image[None]})['image'][0]
+    assert_close(unit[2], image[2] / 400)
+    assert unit.min() >= 0
+    assert unit.max() <= 1
+
+
+def test_series(root):
+    data = ScenesDataModule(root, batch_size=4, size=32, length=8, times=3)
+    data.setup('fit')
+    batch = next(iter(data.train_dataloader()))
+    assert batch['image'].shape == (4, 3, 3, 32, 32)
+    assert batch['timestamps'].shape == (4, 3, 3)
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_workers_read_what_the_main_process_reads(root, workers):
+    """Files that are open before the workers start do not disturb them."""
+    data = ScenesDataModule(root, 2, workers, size=32, length=16)
+    data.setup('predict')
+    alone = [data.predict_dataset[i]['image'] for i in range(16)]
+    batches = list(data.predict_dataloader())
+    assert torch.equal(torch.cat([b['image'] for b in batches]), torch.stack(alone))

@@ -1,0 +1,92 @@
+"""One large raster to predict on."""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from torchgeo.datamodules import BaseDataModule
+
+from torchgeo_explora.datasets.raster_blocks import RasterBlocks
+from torchgeo_explora.datasets.value_range import RANGES
+
+
+class RasterSceneDataModule(BaseDataModule):
+    """Blocks of one raster file, for `torchgeo predict`.
+
+    The result is a raster of the same place, see
+    :class:`~torchgeo_explora.callbacks.RasterWriter`.
+
+    Args:
+        path: A GeoTIFF or whatever else GDAL reads.
+        size: Side of a window in pixels: the *image_size* of the model.
+        overlap: Pixels that neighbouring windows share; a multiple of the patch.
+        block: Side of the blocks that are read and written, in pixels, rounded to whole
+            strides. Memory grows with its square.
+        bands: Names of the bands, where the file does not describe them.
+        value_range: (low, high) of the values. By default follows the stored type.
+        num_workers: Worker processes that read blocks.
+
+    Attributes:
+        finished: Tells the numbers of the blocks that need no work; set by the writer.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        size: int = 224,
+        overlap: int = 32,
+        block: int = 1024,
+        bands: Sequence[str] | None = None,
+        value_range: tuple[Any, Any] | None = None,
+        num_workers: int = 0,
+    ) -> None:
+        """Keep the arguments; the header is read in ``setup``.
+
+        Raises:
+            ValueError: If the overlap leaves no stride.
+        """
+        if not 0 <= overlap < size:
+            raise ValueError(
+                f'*overlap* {overlap} must be from 0 to below *size* {size}'
+            )
+        super().__init__(
+            RasterBlocks, batch_size=1, num_workers=num_workers, path=path, size=size
+        )
+        self.path = os.fspath(path)
+        self.size, self.stride = size, size - overlap
+        self.block = max(1, round(block / self.stride)) * self.stride
+        self.bands: tuple[str, ...] = tuple(bands or ())
+        self.value_range = value_range
+        self.range_known = value_range is not None
+        self.aug: nn.Module = nn.Identity()
+        self.finished: Callable[[], set[int]] = set
+        self.mean, self.std = torch.tensor(0.0), torch.tensor(1.0)
+
+    def setup(self, stage: str) -> None:
+        """Read the header.
+
+        Args:
+            stage: 'predict'; there is nothing else to do with a scene.
+        """
+        if stage != 'predict':
+            raise ValueError(f'a scene is for `torchgeo predict`, not for {stage}')
+        self.predict_dataset = self.open()
+        self.bands = self.bands or self.predict_dataset.bands
+        if self.value_range is None:
+            self.value_range = RANGES.get(self.predict_dataset.dtype)
+
+    def open(self) -> RasterBlocks:
+        """Return the blocks that are not finished."""
+        return RasterBlocks(
+            self.path, self.size, self.stride, self.block, skip=self.finished
+        )
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Return one block at a time."""
+        self.predict_dataset = self.open()
+        return DataLoader(
+            self.predict_dataset, batch_size=1, num_workers=self.num_workers
+        )

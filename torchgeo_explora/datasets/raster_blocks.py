@@ -1,0 +1,115 @@
+"""A raster of any size, read in blocks with what surrounds them."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+import torch
+from rasterio.windows import Window
+from torchgeo.datasets import NonGeoDataset
+
+from torchgeo_explora.functional.windows import window_starts
+
+
+class RasterBlocks(NonGeoDataset):
+    """Blocks of a raster file for a model that sees overlapping windows.
+
+    Windows start at multiples of a stride in the whole raster. A block is a square of
+    *block* pixels with as much around it as the windows need that touch it. Windows
+    that touch two blocks are seen with both, so that a block's result depends neither
+    on the others nor on where the raster is cut.
+
+    Args:
+        path: A file that GDAL reads.
+        size: Side of a window in pixels.
+        stride: From one window to the next.
+        block: Side of a block, a multiple of *stride*.
+        skip: Tells which blocks are not to be read, by number.
+
+    Attributes:
+        height: Of the raster, in pixels.
+        width: Likewise.
+        bands: Descriptions of the bands, () where they have none.
+        dtype: Type of the values.
+
+    Raises:
+        FileNotFoundError: If there is no file.
+        ValueError: If *block* is not a multiple of *stride*.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        size: int,
+        stride: int,
+        block: int,
+        skip: Callable[[], set[int]] = set,
+    ) -> None:
+        """Read the header."""
+        self.path = Path(path)
+        if '://' not in str(path) and not self.path.exists():
+            raise FileNotFoundError(f'no raster at {path}')
+        if block % stride:
+            raise ValueError(
+                f'*block* {block} must be a multiple of the stride {stride}: take'
+                f' {max(1, round(block / stride)) * stride}'
+            )
+        self.size, self.stride, self.block = size, stride, block
+        with rasterio.open(path) as file:
+            self.height, self.width = file.height, file.width
+            self.dtype = file.dtypes[0]
+            named = all(file.descriptions)
+            self.bands: tuple[str, ...] = tuple(file.descriptions) if named else ()
+            self.count = file.count
+        self.tops = list(range(0, self.height, block))
+        self.lefts = list(range(0, self.width, block))
+        done = skip()
+        self.numbers = [i for i in range(self.blocks) if i not in done]
+
+    @property
+    def blocks(self) -> int:
+        """Number of all blocks."""
+        return len(self.tops) * len(self.lefts)
+
+    def __len__(self) -> int:
+        """Return the number of blocks to read."""
+        return len(self.numbers)
+
+    def corner(self, number: int) -> tuple[int, int]:
+        """Return the top and left of a block, in pixels."""
+        row, column = divmod(number, len(self.lefts))
+        return self.tops[row], self.lefts[column]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return a block and its surroundings.
+
+        Returns:
+            'image' (C, h, w) float32, 'valid' (h, w) bool, False where the file has no
+            data; 'block', its number; 'inside', where the block starts in the image,
+            (top, left).
+        """
+        number = self.numbers[index]
+        top, left = self.corner(number)
+        rows = self._span(top, self.height)
+        columns = self._span(left, self.width)
+        window = Window.from_slices(rows, columns)
+        with rasterio.open(self.path) as file:
+            image = file.read(window=window).astype(np.float32)
+            valid = file.dataset_mask(window=window) > 0
+        valid &= np.isfinite(image).all(0)
+        return {
+            'image': torch.from_numpy(image),
+            'valid': torch.from_numpy(valid),
+            'block': torch.tensor(number),
+            'inside': torch.tensor([top - rows[0], left - columns[0]]),
+        }
+
+    def _span(self, first: int, length: int) -> tuple[int, int]:
+        """Return from where to where the windows reach that touch a block."""
+        last = min(first + self.block, length)
+        starts = window_starts(length, self.size, self.stride)
+        touching = [i for i in starts if i < last and i + self.size > first]
+        return touching[0], min(touching[-1] + self.size, length)
