@@ -6,6 +6,7 @@ from torchgeo_explora.augment.bands import (
     band_indices,
     spell_band,
 )
+from torchgeo_explora.augment.centre import CentreCrop
 from torchgeo_explora.augment.ranges import UnitRange, value_range
 from torchgeo_explora.augment.views import (
     IMAGENET_MEAN,
@@ -19,6 +20,7 @@ from torchgeo_explora.augment.views import (
 __all__ = [
     'IMAGENET_MEAN',
     'IMAGENET_STD',
+    'CentreCrop',
     'MultiCrop',
     'Preprocess',
     'Quantize',
