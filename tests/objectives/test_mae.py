@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from torchgeo_explora.adapt import Adaptation, adapt, lora
+from torchgeo_explora.adapt import Adaptation, adapt, count, lora
 from torchgeo_explora.functional import normalize_patches, patchify, random_mask
 from torchgeo_explora.models import GroupChannelViT, TemporalViT, ViT
 from torchgeo_explora.objectives import MAE
@@ -311,3 +311,20 @@ def test_masks_that_do_not_fit_are_refused(change, message):
 def test_widths_of_the_decoder_must_go_together(kind, change, message):
     with pytest.raises(ValueError, match=message):
         build(kind, **change)
+
+
+@pytest.mark.parametrize(
+    ('unfreeze', 'rank', 'trained'),
+    [
+        ([-1], 32, 15_707_136),
+        ([-1], 64, 18_721_792),
+        ([0, -1], 32, 28_168_192),
+        ([0, -1], 64, 31_051_776),
+    ],
+)
+def test_parameters_of_the_papers_deltas(unfreeze, rank, trained):
+    with torch.device('meta'):
+        student = ViT('vit_large_patch16_224.mae')
+    assert sum(p.numel() for p in student.parameters()) == 303_301_632
+    adapt(student, Adaptation(unfreeze, cls_token=False, adapter=lora(rank)))
+    assert count(student) == (trained, 303_301_632)
