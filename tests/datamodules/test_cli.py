@@ -96,3 +96,33 @@ def test_scenes(fake, run, tmp_path):
     run('predict', PRETRAIN, 'ScenesDataModule', **arguments)
     run('fit', PRETRAIN, 'ScenesDataModule', crs='EPSG:32632', **arguments)
     assert (tmp_path / 'delta.safetensors').exists()
+
+
+def test_camelyon17(fake, run, tmp_path):
+    root = fake('wilds').write_camelyon17(tmp_path)
+    arguments = {'root': root, 'batch_size': 4, 'size': 32}
+    name = 'Camelyon17DataModule'
+    run('fit', PRETRAIN, name, train_split='train_unlabeled', **arguments)
+    for command in ('fit', 'test'):
+        run(command, classify(2), name, **arguments)
+
+
+def test_iwildcam(fake, run, tmp_path):
+    root = fake('wilds').write_iwildcam(tmp_path)
+    arguments = {'root': root, 'batch_size': 4, 'size': 32}
+    run('fit', PRETRAIN, 'IWildCamDataModule', **arguments)
+    for command in ('fit', 'test'):
+        run(command, classify(182), 'IWildCamDataModule', **arguments)
+
+
+def test_globalwheat(fake, run, tmp_path):
+    root = fake('wilds').write_globalwheat(tmp_path)
+    detect = {
+        'class_path': 'torchgeo.tasks.ObjectDetection',
+        'init_args': {'model': 'fcos', 'backbone': 'resnet18', 'num_classes': 2},
+    }
+    arguments = {'root': root, 'batch_size': 2, 'size': 64}
+    name = 'GlobalWheatDataModule'
+    run('fit', PRETRAIN, name, train_split='extra_unlabeled', **arguments)
+    for command in ('fit', 'test'):
+        run(command, detect, name, **arguments)

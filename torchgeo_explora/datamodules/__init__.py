@@ -3,14 +3,24 @@
 from torchgeo_explora.datamodules.fmow import FMoWRGBDataModule, FMoWTemporalDataModule
 from torchgeo_explora.datamodules.fmow_sentinel import FMoWSentinelDataModule
 from torchgeo_explora.datamodules.image_folder import ImageFolderDataModule
+from torchgeo_explora.datamodules.raster_scene import RasterSceneDataModule
 from torchgeo_explora.datamodules.scenes import ScenesDataModule
 from torchgeo_explora.datamodules.synthetic import SyntheticScenesDataModule
+from torchgeo_explora.datamodules.wilds import (
+    Camelyon17DataModule,
+    GlobalWheatDataModule,
+    IWildCamDataModule,
+)
 
 __all__ = [
+    'Camelyon17DataModule',
     'FMoWRGBDataModule',
     'FMoWSentinelDataModule',
     'FMoWTemporalDataModule',
+    'GlobalWheatDataModule',
+    'IWildCamDataModule',
     'ImageFolderDataModule',
+    'RasterSceneDataModule',
     'ScenesDataModule',
     'SyntheticScenesDataModule',
 ]

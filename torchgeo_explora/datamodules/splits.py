@@ -95,8 +95,10 @@ class SplitDataModule(NonGeoDataModule):
             self.test_dataset = self.open_split('test')
         if stage == 'predict':
             self.predict_dataset = self.open_split('predict')
-        if stage == 'fit' and hasattr(self.train_dataset, 'places'):
-            splits: tuple[Any, Any] = (self.train_dataset, self.val_dataset)
+        splits: tuple[Any, Any] = (self.train_dataset, self.val_dataset)
+        # In-distribution splits share places with training by design.
+        apart = not self.splits['val'].startswith('id_')
+        if stage == 'fit' and apart and hasattr(self.train_dataset, 'places'):
             warn_of_shared_places(
                 {split.split: split.places for split in splits},
                 type(self.train_dataset).__name__,

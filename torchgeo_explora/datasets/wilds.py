@@ -1,0 +1,235 @@
+"""What the data sets of the WILDS benchmark share."""
+
+import glob
+import json
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from torchgeo_explora.datasets.figure import plot_image
+from torchgeo_explora.datasets.fmow_listing import ABSENT, look_up
+from torchgeo_explora.datasets.picture import cut, open_picture
+from torchgeo_explora.datasets.problems import judge, tally, write_report
+from torchgeo_explora.datasets.table_dataset import (
+    NoSamplesError,
+    OnError,
+    TableDataset,
+    Transform,
+)
+from torchgeo_explora.datasets.table_file import TableFile
+
+#: Columns of every index.
+SCHEMA = pa.schema(
+    {
+        'path': pa.string(),
+        'split': pa.string(),
+        'label': pa.int32(),
+        'domain': pa.int32(),
+        'place': pa.string(),
+        'boxes': pa.string(),
+    }
+)
+
+
+def find_folder(root: str, pattern: str) -> str:
+    """Return the newest version of a data set's folder in *root*, or *root* itself.
+
+    Args:
+        root: The parent of the folder, or the folder.
+        pattern: Name of the folder, such as 'camelyon17_v*'.
+    """
+    found = sorted(glob.glob(os.path.join(glob.escape(root), pattern)))
+    return found[-1] if found else root
+
+
+def open_wilds_index(
+    folder: str,
+    csv: str,
+    columns: Sequence[str],
+    describe: Callable[[pd.DataFrame], pd.DataFrame],
+    index_dir: str | None,
+) -> TableFile:
+    """Open the index of a CSV file of WILDS, or build it.
+
+    Args:
+        folder: Folder of the data set.
+        csv: Name of the file in it.
+        columns: Columns that it must have.
+        describe: Returns ``path`` (in *folder*) and what else of ``SCHEMA`` is known.
+        index_dir: Folder of the index; *folder* if None.
+
+    Returns:
+        A table with ``SCHEMA`` of the files that exist, in the order of the rows, with
+        the notes ``listed``, ``counts``, ``example`` and ``report``.
+
+    Raises:
+        NoSamplesError: If there is no CSV file.
+        ValueError: If it lacks columns.
+    """
+    file = os.path.join(folder, csv)
+    if not os.path.isfile(file):
+        raise NoSamplesError(
+            f'there is no {file}: *root* must be a WILDS data set as its own package'
+            f' downloads it (https://wilds.stanford.edu), or the folder above'
+        )
+    status = os.stat(file)
+    source = {
+        'csv': [os.path.abspath(file), status.st_size, status.st_mtime_ns],
+        'version': 1,
+    }
+    path = os.path.join(index_dir or folder, f'.{csv}.arrow')
+
+    def build() -> pa.Table:
+        table = pyarrow.csv.read_csv(
+            file,
+            # '004' is a name, no number.
+            convert_options=pyarrow.csv.ConvertOptions(
+                column_types={'patient': pa.string()}
+            ),
+        )
+        missing = [name for name in columns if name not in table.column_names]
+        if missing:
+            raise ValueError(
+                f'{file} lacks the columns {", ".join(missing)}: it has'
+                f' {", ".join(table.column_names)}'
+            )
+        frame = describe(table.to_pandas())
+        exists, _ = look_up(folder, frame['path'])
+        problems = [(name, ABSENT) for name in frame['path'][~exists.to_numpy()]]
+        kept = frame[exists.to_numpy()]
+        empty: dict[str, Any] = {'split': '', 'label': -1, 'domain': -1}
+        empty |= {'place': '', 'boxes': ''}
+        values: dict[str, Any] = {
+            name: kept[name] if name in kept else [empty[name]] * len(kept)
+            for name in SCHEMA.names
+        }
+        notes = {
+            'listed': len(frame),
+            'counts': tally(problems),
+            'example': problems[0][0] if problems else None,
+            'report': write_report(problems, f'{path}.report.csv'),
+        }
+        return pa.table(values, schema=SCHEMA).replace_schema_metadata(
+            {name: json.dumps(value) for name, value in notes.items()}
+        )
+
+    return TableFile(path, source, build)
+
+
+class WILDSDataset(TableDataset):
+    """Images of one split of a WILDS data set, with their domains.
+
+    Koh et al., *WILDS* (https://arxiv.org/abs/2012.07421); unlabelled splits: Sagawa et
+    al. (https://arxiv.org/abs/2112.05090).
+
+    Args:
+        index: The index, of one split or all.
+        base: Folder that its paths start at.
+        split: Name of the split.
+        size: Side in pixels of the square images, stretched as WILDS does; None leaves
+            them as they are.
+        max_missing: Largest share of listed files that may be missing, in [0, 1].
+        on_error: 'raise' stops at an unreadable image, 'skip' takes the next one.
+        transforms: Applied to each sample.
+
+    Attributes:
+        paths: Path of each sample.
+        labels: Labels, (N,) int64, or None.
+        domains: What WILDS groups by, (N,) int64.
+        places: A name for the place of each sample.
+    """
+
+    def __init__(
+        self,
+        index: TableFile,
+        base: str,
+        split: str,
+        size: int | None,
+        max_missing: float,
+        on_error: OnError,
+        transforms: Transform | None,
+    ) -> None:
+        """Pick the rows of the split."""
+        self.index, self.base, self.split, self.size = index, base, split, size
+        what = f'split {split!r} of {base}'
+        judge(
+            index.note('counts'),
+            index.note('listed'),
+            max_missing,
+            base,
+            index.note('example'),
+            index.note('report'),
+        )
+        names = index.table['split'].to_numpy(zero_copy_only=False)
+        self.rows: NDArray[np.int64] = np.flatnonzero(names == split)
+        self.domains = self._integers('domain')
+        labels = self._integers('label')
+        # -1 marks images without a label, or of a class that the data set has not.
+        self.labels = None if bool((labels < 0).all()) else labels
+        super().__init__(len(self.rows), what, on_error, transforms)
+
+    def _integers(self, name: str) -> torch.Tensor:
+        values = self.index.table[name].to_numpy()[self.rows]
+        return torch.from_numpy(values.astype(np.int64))
+
+    def path(self, index: int) -> str:
+        """Return the path of a sample."""
+        name = self.index.table['path'][int(self.rows[index])].as_py()
+        return os.path.join(self.base, name)
+
+    @property
+    def paths(self) -> list[str]:
+        """Path of each sample."""
+        names = self.index.table['path'].take(self.rows)
+        return [os.path.join(self.base, name) for name in names.to_pylist()]
+
+    @property
+    def places(self) -> list[str]:
+        """A name for the place of each sample."""
+        return self.index.table['place'].take(self.rows).to_pylist()
+
+    def read(self, index: int) -> dict[str, Any]:
+        """Return an image with its domain.
+
+        ``image`` is (3, H, W), 0 to 255; ``domain`` 0-d long; ``label`` 0-d long where
+        the split has labels; ``path``.
+        """
+        path = self.path(index)
+        with open_picture(path) as image:
+            size = None if self.size is None else (self.size, self.size)
+            pixels = cut(image, (0, 0, *image.size), size)
+        sample = {
+            'image': pixels,
+            'domain': torch.tensor(int(self.domains[index])),
+            'path': path,
+        }
+        if self.labels is not None:
+            sample['label'] = torch.tensor(int(self.labels[index]))
+        return sample
+
+    def plot(
+        self,
+        sample: dict[str, Any],
+        show_titles: bool = True,
+        suptitle: str | None = None,
+    ) -> Figure:
+        """Plot a sample with its boxes.
+
+        Args:
+            sample: As returned by indexing; 'prediction' is shown too.
+            show_titles: Whether to write the class over the image.
+            suptitle: Title of the figure.
+
+        Returns:
+            The figure.
+        """
+        unit = sample['image'] / 255
+        return plot_image(unit, sample, self.classes, show_titles, suptitle)
