@@ -126,3 +126,73 @@ def test_globalwheat(fake, run, tmp_path):
     run('fit', PRETRAIN, name, train_split='extra_unlabeled', **arguments)
     for command in ('fit', 'test'):
         run(command, detect, name, **arguments)
+
+
+def test_naip(fake, run, tmp_path):
+    root = fake('naip').write_naip(tmp_path)
+    arguments = {'root': root, 'batch_size': 4, 'size': 32}
+    run('fit', PRETRAIN, 'NAIPLandCoverDataModule', **arguments)
+    for command in ('fit', 'test'):
+        run(command, classify(66), 'NAIPLandCoverDataModule', **arguments)
+
+
+MASKED = {
+    'class_path': 'torchgeo_explora.tasks.ExploraMAETask',
+    'init_args': {
+        'weights': None,
+        'rank': 4,
+        'decoder_dim': 48,
+        'decoder_depth': 1,
+        'decoder_heads': 2,
+        'decoder_time_dim': 12,
+        'decoder_channel_dim': 8,
+    },
+}
+
+
+def test_fmow_temporal(fake, run, tmp_path):
+    """M-ExPLoRA of SatMAE's temporal backbone, on series with their times."""
+    backbone = {
+        'class_path': 'torchgeo_explora.models.TemporalViT',
+        'init_args': {
+            'image_size': 32,
+            'patch_size': 8,
+            'embed_dim': 48,
+            'depth': 2,
+            'num_heads': 2,
+            'time_embed_dim': 12,
+        },
+    }
+    model = {**MASKED, 'init_args': MASKED['init_args'] | {'model': backbone}}
+    root = fake('fmow').write_fmow(tmp_path)
+    arguments = {'root': root, 'batch_size': 4, 'size': 32}
+    for legacy in (False, True):
+        run('fit', model, 'FMoWTemporalDataModule', legacy_sampling=legacy, **arguments)
+
+
+def test_fmow_sentinel_by_spectral_groups(fake, run, tmp_path):
+    """M-ExPLoRA of SatMAE's group-channel backbone, bands chosen by name."""
+    groups = [
+        ['B02', 'B03', 'B04', 'B08'],
+        ['B05', 'B06', 'B07', 'B8A'],
+        ['B11', 'B12'],
+    ]
+    backbone = {
+        'class_path': 'torchgeo_explora.models.GroupChannelViT',
+        'init_args': {
+            'groups': groups,
+            'image_size': 32,
+            'patch_size': 8,
+            'embed_dim': 48,
+            'depth': 2,
+            'num_heads': 2,
+            'channel_embed_dim': 16,
+        },
+    }
+    model = {
+        **MASKED,
+        'init_args': MASKED['init_args'] | {'model': backbone, 'quantize': True},
+    }
+    root = fake('fmow_sentinel').write_fmow_sentinel(tmp_path)
+    arguments = {'root': root, 'batch_size': 4, 'size': 32}
+    run('fit', model, 'FMoWSentinelDataModule', **arguments)

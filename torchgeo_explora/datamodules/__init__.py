@@ -3,6 +3,7 @@
 from torchgeo_explora.datamodules.fmow import FMoWRGBDataModule, FMoWTemporalDataModule
 from torchgeo_explora.datamodules.fmow_sentinel import FMoWSentinelDataModule
 from torchgeo_explora.datamodules.image_folder import ImageFolderDataModule
+from torchgeo_explora.datamodules.naip import NAIPLandCoverDataModule
 from torchgeo_explora.datamodules.raster_scene import RasterSceneDataModule
 from torchgeo_explora.datamodules.scenes import ScenesDataModule
 from torchgeo_explora.datamodules.synthetic import SyntheticScenesDataModule
@@ -20,6 +21,7 @@ __all__ = [
     'GlobalWheatDataModule',
     'IWildCamDataModule',
     'ImageFolderDataModule',
+    'NAIPLandCoverDataModule',
     'RasterSceneDataModule',
     'ScenesDataModule',
     'SyntheticScenesDataModule',

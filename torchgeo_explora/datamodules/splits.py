@@ -33,7 +33,7 @@ class SplitDataModule(NonGeoDataModule):
         num_workers: Worker processes that read images.
         pin_memory: Whether batches go to page-locked memory if there is a CUDA device.
         prefetch_factor: Batches read ahead by each worker; PyTorch's default if None.
-        splits: Name of the split by stage: 'train', 'val', 'test' and 'predict'.
+        split_of: Name of the split by stage: 'train', 'val', 'test' and 'predict'.
         **kwargs: Arguments of the data set.
 
     Attributes:
@@ -57,20 +57,20 @@ class SplitDataModule(NonGeoDataModule):
         num_workers: int,
         pin_memory: bool,
         prefetch_factor: int | None,
-        splits: dict[str, str],
+        split_of: dict[str, str],
         **kwargs: Any,
     ) -> None:
         """Keep the arguments; files are listed in ``setup``."""
         super().__init__(dataset_class, batch_size, num_workers, **kwargs)
         self.pin_memory = pin_memory
         self.prefetch_factor = prefetch_factor
-        self.splits = splits
+        self.split_of = split_of
         self.collate_fn = self.collate
         self.aug = Normalize(self.mean, self.std)
 
     def open_split(self, stage: str) -> Dataset[Any]:
         """Return the data set of a stage: 'train', 'val', 'test' or 'predict'."""
-        split = self.splits[stage]
+        split = self.split_of[stage]
         kwargs = {'split': split, **self.kwargs, **self.split_arguments(split)}
         return self.dataset_class(**kwargs)
 
@@ -97,7 +97,7 @@ class SplitDataModule(NonGeoDataModule):
             self.predict_dataset = self.open_split('predict')
         splits: tuple[Any, Any] = (self.train_dataset, self.val_dataset)
         # In-distribution splits share places with training by design.
-        apart = not self.splits['val'].startswith('id_')
+        apart = not self.split_of['val'].startswith('id_')
         if stage == 'fit' and apart and hasattr(self.train_dataset, 'places'):
             warn_of_shared_places(
                 {split.split: split.places for split in splits},

@@ -9,6 +9,7 @@ from torchgeo_explora.datasets.globalwheat import GlobalWheat
 from torchgeo_explora.datasets.image_file import UnreadableImageError
 from torchgeo_explora.datasets.image_folder import ImageFolder
 from torchgeo_explora.datasets.iwildcam import IWildCam
+from torchgeo_explora.datasets.naip import NAIPLandCover
 from torchgeo_explora.datasets.scene_windows import SceneWindows
 from torchgeo_explora.datasets.scenes import Scenes
 from torchgeo_explora.datasets.synthetic import SyntheticScenes
@@ -23,6 +24,7 @@ __all__ = [
     'GlobalWheat',
     'IWildCam',
     'ImageFolder',
+    'NAIPLandCover',
     'NoImagesError',
     'NoSamplesError',
     'SceneWindows',
