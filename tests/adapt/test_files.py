@@ -15,6 +15,7 @@ from torchgeo_explora.adapt import (
     delta_state_dict,
     load_delta,
     lora,
+    merged,
     read_delta_metadata,
     save_delta,
     twin,
@@ -209,3 +210,46 @@ def test_file_may_be_read_by_whom_the_umask_allows(trained, path):
     finally:
         os.umask(before)
     assert path.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.fixture
+def second(trained, disturb, tmp_path):
+    """A delta over the base that has the first folded in."""
+    fine = disturb(adapt(merged(trained), Adaptation((), adapter=lora(2))))
+    save_delta(fine, tmp_path / 'second.safetensors')
+    return fine, tmp_path / 'second.safetensors'
+
+
+def test_second_delta_is_stored_alone(tiny_backbone, trained, path, second, images):
+    fine, file = second
+    assert file.stat().st_size < path.stat().st_size
+    first = load_delta(tiny_backbone.eval(), path)
+    found = load_delta(merged(first), file).eval()
+    torch.testing.assert_close(found(images), fine.eval()(images), rtol=0, atol=0)
+    metadata = read_delta_metadata(file)
+    parts = [trained.fingerprint, read_delta_metadata(path)['delta']]
+    assert metadata['lineage'] == '+'.join(parts)
+
+
+def test_base_that_was_folded_together_elsewhere_is_the_same(
+    tiny_backbone, path, second
+):
+    _, file = second
+    base = merged(load_delta(tiny_backbone, path))
+    with torch.no_grad():  # as another machine rounds
+        base.blocks[0].attn.q.weight[0, 0] *= 1 + 1e-6
+    load_delta(base, file)
+    again = merged(load_delta(merged(load_delta(tiny_backbone, path)), file))
+    assert again.lineage.count('+') == 2
+
+
+def test_second_delta_knows_its_base_from_others(tiny_backbone, path, second):
+    _, file = second
+    with pytest.raises(ValueError, match='load the same weights'):
+        load_delta(copy.deepcopy(tiny_backbone), file)
+    base = merged(load_delta(tiny_backbone, path))
+    # Weights that are loaded since are another base.
+    other = {key: value + 1 for key, value in base.canonical_state_dict().items()}
+    base.load_state_dict(other)
+    with pytest.raises(ValueError, match='load the same weights'):
+        load_delta(base, file)

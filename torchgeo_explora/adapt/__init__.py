@@ -1,6 +1,8 @@
 """Which weights train, the teacher that shares the others, and the delta as a file."""
 
 from torchgeo_explora.adapt.adaptation import Adaptation, adapt, lora, merged
+from torchgeo_explora.adapt.average import average_deltas
+from torchgeo_explora.adapt.collection import Deltas
 from torchgeo_explora.adapt.delta import (
     base_fingerprint,
     count,
@@ -12,7 +14,9 @@ from torchgeo_explora.adapt.teacher import ema_update_, twin
 
 __all__ = [
     'Adaptation',
+    'Deltas',
     'adapt',
+    'average_deltas',
     'base_fingerprint',
     'count',
     'delta_state_dict',

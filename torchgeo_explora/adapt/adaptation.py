@@ -18,7 +18,14 @@ from torchgeo_explora.adapt.adapters import (
     inject,
     select_layers,
 )
-from torchgeo_explora.adapt.delta import Adapted, adapted, base_fingerprint
+from torchgeo_explora.adapt.delta import (
+    Adapted,
+    adapted,
+    base_fingerprint,
+    delta_state_dict,
+    fingerprint,
+    lineage,
+)
 
 # Where torch and timm define normalisation layers, and nothing else with weights.
 _NORM_MODULES = {
@@ -174,6 +181,7 @@ def adapt[M: nn.Module](backbone: M, adaptation: Adaptation) -> M:
         check_adapter(adaptation.adapter, layers)
 
     host: Any = backbone
+    host.lineage = lineage(backbone)
     host.fingerprint = base_fingerprint(backbone)
     base = {id(tensor) for tensor in backbone.state_dict(keep_vars=True).values()}
     size = sum(parameter.numel() for parameter in backbone.parameters())
@@ -262,9 +270,9 @@ def merged[M: nn.Module](backbone: M) -> M:
     """Return a plain float32 copy of *backbone* with its delta folded in.
 
     The copy has the class and the keys of the backbone before `adapt`, and the same
-    parameters train as then. Its `fingerprint` is None: it is another base. A plain
-    backbone gives a plain copy. *backbone* and what shares tensors with it stay as
-    they are.
+    parameters train as then. Its `fingerprint` is None: it is another base, which a
+    second delta knows by the base and the delta that it came from. A plain backbone
+    gives a plain copy. *backbone* and what shares tensors with it stay as they are.
     """
     plain = copy.deepcopy(backbone).float()
     record = adapted(plain)
@@ -280,6 +288,8 @@ def merged[M: nn.Module](backbone: M) -> M:
     for name, parameter in plain.named_parameters():
         parameter.requires_grad_(name not in record.frozen)
     host: Any = plain
+    origin = lineage(backbone) or base_fingerprint(backbone)
+    host.lineage = f'{origin}+{fingerprint(delta_state_dict(backbone))}'
     for attribute in ('adaptation', 'adapted', 'peft_config'):
         vars(host).pop(attribute, None)
     host.fingerprint = None

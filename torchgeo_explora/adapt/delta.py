@@ -88,3 +88,15 @@ def base_fingerprint(backbone: nn.Module) -> str | None:
     # A backbone names its weights as they were published (fused qkv).
     names = getattr(backbone, 'canonical_state_dict', backbone.state_dict)
     return fingerprint(names())
+
+
+def lineage(backbone: nn.Module) -> str | None:
+    """Return how the base under *backbone*'s delta was folded together.
+
+    It is 'base+delta', the fingerprint of a base and that of each delta that `merged`
+    folded into it, and None for a base whose weights were loaded as they are.
+    """
+    if adapted(backbone) is None and getattr(backbone, 'fingerprint', None) is not None:
+        return None  # weights were loaded since
+    record = vars(backbone).get('lineage')
+    return record if isinstance(record, str) else None

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from torchgeo_explora import __version__
 from torchgeo_explora.adapt.adaptation import Adaptation, adapt
@@ -19,13 +19,17 @@ from torchgeo_explora.adapt.delta import (
     base_fingerprint,
     delta_state_dict,
     fingerprint,
+    lineage,
 )
 from torchgeo_explora.writing import replacing
 
 _FORMAT = 'torchgeo-explora-delta'
 _FORMAT_VERSION = 1
 _JSON = ('arguments', 'adaptation')
-_RESERVED = ('format', 'format_version', 'version', 'backbone', 'base', 'delta', *_JSON)
+_RESERVED = (
+    *('format', 'format_version', 'version', 'backbone', 'base', 'lineage', 'delta'),
+    *_JSON,
+)
 
 
 def save_delta(
@@ -45,6 +49,7 @@ def save_delta(
         metadata: More strings to keep in the file.
 
     Raises:
+        OSError: If it cannot be written; a file that was there stays.
         ValueError: If the backbone is not adapted, a tensor is not finite, or a name
             in *metadata* is reserved.
     """
@@ -62,15 +67,36 @@ def save_delta(
         kind = torch.float32 if tensor.is_floating_point() else tensor.dtype
         tensors[name] = tensor.to('cpu', kind).contiguous()
     host: Any = backbone
-    header = {
-        **(metadata or {}),
-        'format': _FORMAT,
-        'format_version': str(_FORMAT_VERSION),
-        'version': __version__,
+    origin = {
         'backbone': f'{type(backbone).__module__}.{type(backbone).__qualname__}',
         'arguments': json.dumps(getattr(backbone, 'arguments', {})),
         'adaptation': json.dumps(host.adaptation.to_dict()),
         'base': host.fingerprint or '',
+        'lineage': lineage(backbone) or '',
+    }
+    write_delta(tensors, path, {**(metadata or {}), **origin})
+
+
+def write_delta(
+    tensors: dict[str, Tensor],
+    path: str | os.PathLike[str],
+    metadata: Mapping[str, str],
+) -> None:
+    """Write tensors as a delta file.
+
+    Args:
+        tensors: The delta, on the CPU.
+        path: The file, `*.safetensors`.
+        metadata: Where they come from, as `save_delta` says it, and what else to keep.
+
+    Raises:
+        OSError: If it cannot be written; a file that was there stays.
+    """
+    header = {
+        **metadata,
+        'format': _FORMAT,
+        'format_version': str(_FORMAT_VERSION),
+        'version': __version__,
         'delta': fingerprint(tensors),
     }
     with replacing(path) as part:
@@ -94,7 +120,9 @@ def load_delta[M: nn.Module](backbone: M, path: str | os.PathLike[str]) -> M:
     """
     metadata = read_delta_metadata(path)
     base = base_fingerprint(backbone)
-    if base != metadata['base']:
+    # Folding a delta in rounds otherwise on another machine, but is the same base.
+    folded = lineage(backbone) or ''
+    if base != metadata['base'] and (not folded or folded != metadata.get('lineage')):
         raise ValueError(
             f'delta was trained on base {metadata["base"][:12]}, this backbone is '
             f'{(base or "without values")[:12]}: load the same weights'
@@ -104,7 +132,7 @@ def load_delta[M: nn.Module](backbone: M, path: str | os.PathLike[str]) -> M:
     if not plain:
         _check_adaptation(backbone, adaptation)
     # A view shares every tensor: what fails on it leaves the backbone as it was.
-    host = adapt(_view(backbone), adaptation) if plain else backbone
+    host = adapt(view(backbone), adaptation) if plain else backbone
     expected = {name: tuple(t.shape) for name, t in delta_state_dict(host).items()}
     with safe_open(path, framework='pt') as file:
         found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
@@ -150,7 +178,7 @@ def _check_adaptation(backbone: nn.Module, stored: Adaptation) -> None:
         )
 
 
-def _view[M: nn.Module](module: M) -> M:
+def view[M: nn.Module](module: M) -> M:
     """Return a copy whose tensors share their values with *module*."""
     memo: dict[int, Any] = {id(buffer): buffer for buffer in module.buffers()}
     for parameter in module.parameters():

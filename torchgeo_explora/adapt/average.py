@@ -1,0 +1,127 @@
+"""The mean of several deltas as one delta, from their files alone."""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from torchgeo_explora.adapt.collection import check_shares
+from torchgeo_explora.adapt.delta import fingerprint
+from torchgeo_explora.adapt.files import read_delta_metadata, write_delta
+
+# Kinds of LoRA whose update is not scale * B A.
+_UNLIKE = ('use_dora', 'rank_pattern', 'alpha_pattern', 'lora_bias')
+_ORIGIN = ('backbone', 'base', 'lineage')
+
+
+def average_deltas(
+    paths: Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    shares: Sequence[float] | None = None,
+) -> None:
+    """Write the mean of several deltas of one base, in weight space.
+
+    What trains whole is averaged; LoRA factors are stacked, so that their product is
+    exactly the mean of the products: ranks add up. Other adapters have no such sum, and
+    `Deltas.average` folds them into a whole backbone instead.
+
+    Args:
+        paths: Files of `save_delta`.
+        output: The file to write.
+        shares: Share of each file, sum 1; equal if None.
+
+    Raises:
+        OSError: If it cannot be written; a file that was there stays.
+        ValueError: If a file is damaged, or the deltas differ in base or adaptation, or
+            are not LoRA, or the shares do not fit.
+    """
+    if shares is None:
+        shares = [1 / len(paths)] * len(paths)
+    if len(shares) != len(paths):
+        raise ValueError(f'{len(paths)} deltas need as many shares, got {len(shares)}')
+    check_shares(shares)
+    found = [read_delta_metadata(path) for path in paths]
+    tensors = [load_file(path) for path in paths]
+    for path, metadata, state in zip(paths, found, tensors, strict=True):
+        _check_plain(path, metadata)
+        _check_alike(paths[0], (found[0], tensors[0]), path, (metadata, state))
+        if fingerprint(state) != metadata['delta']:
+            raise ValueError(
+                f'the tensors of {path} are not those that were saved: copy or download'
+                ' it again'
+            )
+
+    adapters = [metadata['adaptation']['adapter'] for metadata in found]
+    total: dict[str, Tensor] = {}
+    for key in tensors[0]:
+        parts = [state[key] for state in tensors]
+        if '.lora_A.' in key:
+            total[key] = torch.cat(parts)
+        elif '.lora_B.' in key:
+            scaled = [
+                part * (share * _scale(adapter))
+                for part, share, adapter in zip(parts, shares, adapters, strict=True)
+            ]
+            total[key] = torch.cat(scaled, dim=1)
+        else:
+            total[key] = sum(
+                (share * part for part, share in zip(parts, shares, strict=True)),
+                torch.zeros_like(parts[0]),
+            )
+    adaptation = dict(found[0]['adaptation'])
+    if adapters[0] is not None:
+        rank = sum(adapter['r'] for adapter in adapters)
+        # Each product's own scale went into its B.
+        scale = {'r': rank, 'lora_alpha': rank, 'use_rslora': False}
+        adaptation['adapter'] = {**adapters[0], **scale}
+    metadata = {
+        **{key: found[0][key] for key in _ORIGIN if key in found[0]},
+        'arguments': json.dumps(found[0]['arguments']),
+        'adaptation': json.dumps(adaptation),
+        'mean_of': json.dumps([each['delta'] for each in found]),
+        'shares': json.dumps([*shares]),
+    }
+    write_delta(total, output, metadata)
+
+
+def _scale(adapter: Mapping[str, Any]) -> float:
+    """Return what LoRA multiplies its product by."""
+    rank = adapter['r']
+    return float(
+        adapter['lora_alpha'] / (math.sqrt(rank) if adapter['use_rslora'] else rank)
+    )
+
+
+def _check_plain(path: Any, metadata: Mapping[str, Any]) -> None:
+    adapter = metadata['adaptation']['adapter']
+    if adapter is not None and (
+        adapter['peft_type'] != 'LORA' or any(adapter.get(key) for key in _UNLIKE)
+    ):
+        raise ValueError(
+            f'the adapter of {path} is not plain LoRA, and no file can hold a mean of'
+            ' such: average whole weights by Deltas(base).average()'
+        )
+
+
+def _check_alike(
+    first: Any,
+    expected: tuple[Mapping[str, Any], Mapping[str, Tensor]],
+    path: Any,
+    found: tuple[Mapping[str, Any], Mapping[str, Tensor]],
+) -> None:
+    base, other = expected[0]['base'], found[0]['base']
+    if base != other:
+        raise ValueError(
+            f'{path} was trained on base {other[:12]}, {first} on {base[:12]}: a mean'
+            ' needs deltas of one base'
+        )
+    if differing := sorted(expected[1].keys() ^ found[1].keys()):
+        raise ValueError(
+            f'{path} and {first} train other tensors, first {differing[0]}: no file can'
+            ' hold their mean; average whole weights by Deltas(base).average()'
+        )
