@@ -68,6 +68,9 @@ class RasterBlocks(NonGeoDataset):
         self.lefts = list(range(0, self.width, block))
         done = skip()
         self.numbers = [i for i in range(self.blocks) if i not in done]
+        if not self.numbers:
+            # Nothing is predicted, and nothing put together, without any block.
+            self.numbers = [self.blocks - 1]
 
     @property
     def blocks(self) -> int:
