@@ -10,8 +10,13 @@ __version__ = '0.1.0'
 # Public names load on first use (PEP 562), so that importing the package is cheap.
 _HOMES = {
     'Adaptation': 'torchgeo_explora.adapt',
+    'ExploraClassificationTask': 'torchgeo_explora.tasks',
+    'ExploraDetectionTask': 'torchgeo_explora.tasks',
     'ExploraDinoTask': 'torchgeo_explora.tasks',
+    'ExploraKNNTask': 'torchgeo_explora.tasks',
+    'ExploraLinearProbeTask': 'torchgeo_explora.tasks',
     'ExploraMAETask': 'torchgeo_explora.tasks',
+    'ExploraSegmentationTask': 'torchgeo_explora.tasks',
     'ExploraWeights': 'torchgeo_explora.models.weights',
     'ImageFolderDataModule': 'torchgeo_explora.datamodules',
     'ViT': 'torchgeo_explora.models',

@@ -4,6 +4,16 @@ from torchgeo_explora.callbacks.curves import Curves
 from torchgeo_explora.callbacks.embeddings import EmbeddingWriter
 from torchgeo_explora.callbacks.knn import OnlineKNN
 from torchgeo_explora.callbacks.pictures import Pictures
+from torchgeo_explora.callbacks.probabilities import ProbabilityWriter
+from torchgeo_explora.callbacks.raster_writer import RasterWriter
 from torchgeo_explora.callbacks.reconstructions import Reconstructions
 
-__all__ = ['Curves', 'EmbeddingWriter', 'OnlineKNN', 'Pictures', 'Reconstructions']
+__all__ = [
+    'Curves',
+    'EmbeddingWriter',
+    'OnlineKNN',
+    'Pictures',
+    'ProbabilityWriter',
+    'RasterWriter',
+    'Reconstructions',
+]

@@ -26,6 +26,11 @@ class EmbeddingWriter(BasePredictionWriter):
         path: File to write; `embeddings.parquet` in the trainer's root folder if None.
     """
 
+    #: Name of the column of values.
+    column = 'embedding'
+    #: Name of the file where none is given.
+    file = 'embeddings.parquet'
+
     def __init__(self, path: str | Path | None = None) -> None:
         """Write while predicting."""
         super().__init__(write_interval='batch')
@@ -35,7 +40,7 @@ class EmbeddingWriter(BasePredictionWriter):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the place of the file."""
-        target = self.path or Path(trainer.default_root_dir) / 'embeddings.parquet'
+        target = self.path or Path(trainer.default_root_dir) / self.file
         target.parent.mkdir(parents=True, exist_ok=True)
         self._target = target
         self._part = self._part_of(trainer.global_rank)
@@ -67,7 +72,7 @@ class EmbeddingWriter(BasePredictionWriter):
         if isinstance(bounds, Tensor) and bounds.ndim == 2:
             # x, y and time, each as start, stop and step
             columns['bounds'] = _rows(bounds[:, [0, 1, 3, 4]].double())
-        columns['embedding'] = _rows(prediction.float())
+        columns[self.column] = _rows(prediction.float())
         new = [
             number not in self._written and number not in index[:place]
             for place, number in enumerate(index)
@@ -107,7 +112,7 @@ class EmbeddingWriter(BasePredictionWriter):
         ranks = range(trainer.world_size)
         parts = [part for rank in ranks if (part := self._part_of(rank)).exists()]
         if not parts:
-            rank_zero_warn('no embeddings: there was no image to predict on')
+            rank_zero_warn(f'no {self._target.stem}: there was no image to predict on')
             return
         if trainer.world_size > 1:
             table = pa.concat_tables([pq.read_table(part) for part in parts])
@@ -119,7 +124,7 @@ class EmbeddingWriter(BasePredictionWriter):
             for part in parts[1:]:
                 part.unlink()
         os.replace(parts[0], self._target)
-        rank_zero_info(f'embeddings: {self._target}')
+        rank_zero_info(f'{self._target.stem}: {self._target}')
 
 
 def _rows(values: Tensor) -> pa.Array:

@@ -1,0 +1,164 @@
+"""Maps of whole scenes by `torchgeo predict`."""
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from lightning.pytorch import Trainer
+
+from tests.tasks.downstream import VIT, command, write_config
+from torchgeo_explora.callbacks import RasterWriter
+from torchgeo_explora.datamodules import RasterSceneDataModule
+from torchgeo_explora.functional.windows import slide
+from torchgeo_explora.tasks import ExploraKNNTask, ExploraSegmentationTask
+
+pytestmark = pytest.mark.filterwarnings('ignore')
+
+SEGMENT = {**VIT, 'num_classes': 3, 'decoder_channels': 8, 'decoder': 'linear'}
+
+
+@pytest.fixture
+def scene(tmp_path):
+    """A scene of 100 x 140 pixels with a hole of no data."""
+    values = np.random.default_rng(0).integers(1, 255, (3, 100, 140)).astype('uint8')
+    values[:, :50, 90:] = 0
+    path = tmp_path / 'in.tif'
+    with rasterio.open(
+        path,
+        'w',
+        count=3,
+        height=100,
+        width=140,
+        dtype='uint8',
+        crs='EPSG:32632',
+        transform=rasterio.transform.from_origin(5e5, 5e6, 10, 10),
+        nodata=0,
+    ) as file:
+        file.write(values)
+    return path
+
+
+def segmenter():
+    torch.manual_seed(0)
+    return ExploraSegmentationTask(**SEGMENT)
+
+
+def predict(task, scene, target, **arguments):
+    settings = {'size': 32, 'overlap': 8, 'block': 48, **arguments}
+    Trainer(
+        accelerator='cpu',
+        logger=False,
+        enable_progress_bar=False,
+        callbacks=[RasterWriter(target)],
+    ).predict(
+        task, RasterSceneDataModule(str(scene), **settings), return_predictions=False
+    )
+    return target.read_bytes()
+
+
+def test_classes_are_those_of_the_whole_scene_to_the_pixel(scene, tmp_path):
+    task, target = segmenter(), tmp_path / 'out.tif'
+    predict(task, scene, target)
+    with rasterio.open(scene) as file:
+        image = torch.from_numpy(file.read() / np.float32(255))[None]
+        valid = torch.from_numpy(file.dataset_mask() > 0)
+        place = file.crs, file.transform
+    with torch.no_grad():
+        whole = slide(image, 32, 24, task.eval().dense, valid=valid)[0].argmax(0)
+    expected = whole.masked_fill(~valid, 255).numpy()
+    with rasterio.open(target) as file:
+        assert (file.crs, file.transform) == place
+        assert (file.count, file.dtypes, file.nodata) == (1, ('uint8',), 255)
+        assert np.array_equal(file.read(1), expected)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith('.')]
+
+
+def test_killed_and_resumed_gives_the_same_file(scene, tmp_path, monkeypatch):
+    task, target = segmenter(), tmp_path / 'out.tif'
+    whole = predict(task, scene, target)
+    target.unlink()
+    mapped = []
+    map_block = task.map_block
+
+    def cut(batch):
+        if len(mapped) == 3:
+            raise RuntimeError('power cut')
+        mapped.append(int(batch['block']))
+        return map_block(batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(task, 'map_block', cut)
+        with pytest.raises(RuntimeError, match='power cut'):
+            predict(task, scene, target)
+    assert not target.exists()
+    with monkeypatch.context() as patch:
+        again = []
+        patch.setattr(
+            task,
+            'map_block',
+            lambda batch: again.append(int(batch['block'])) or map_block(batch),
+        )
+        assert predict(task, scene, target) == whole
+    assert not set(again) & set(mapped)
+
+
+def test_blocks_of_another_model_are_thrown_away(scene, tmp_path, monkeypatch):
+    task, target = segmenter(), tmp_path / 'out.tif'
+    whole = predict(task, scene, target)
+    target.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(RasterWriter, '_join', lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            predict(task, scene, target)
+    with torch.no_grad():
+        task.head.classify.bias += torch.tensor([9.0, 0, 0])
+    assert predict(task, scene, target) != whole
+
+
+def test_embeddings_have_a_band_for_each_value_and_cells_of_a_patch(scene, tmp_path):
+    torch.manual_seed(0)
+    target = tmp_path / 'out.tif'
+    predict(ExploraKNNTask(**VIT), scene, target)
+    with rasterio.open(scene) as file:
+        transform = file.transform
+    with rasterio.open(target) as file:
+        assert (file.count, file.height, file.width) == (24, 13, 18)
+        assert file.transform == transform @ rasterio.Affine.scale(8)
+        values = file.read()
+    assert np.isnan(values[:, :6, 12:]).all()
+    assert np.isfinite(values[:, 7:]).all()
+
+
+def test_scene_without_a_coordinate_system_works_and_says_so(tmp_path):
+    path = tmp_path / 'in.tif'
+    values = np.full((3, 40, 40), 7, np.uint8)
+    with rasterio.open(path, 'w', count=3, height=40, width=40, dtype='uint8') as file:
+        file.write(values)
+    with pytest.warns(UserWarning, match='has no coordinate system'):
+        predict(segmenter(), path, tmp_path / 'out.tif')
+
+
+def test_scene_without_any_data_is_all_no_data(tmp_path):
+    path, target = tmp_path / 'in.tif', tmp_path / 'out.tif'
+    with rasterio.open(
+        path, 'w', count=3, height=40, width=40, dtype='uint8', nodata=0
+    ) as file:
+        file.write(np.zeros((3, 40, 40), np.uint8))
+    predict(segmenter(), path, target)
+    with rasterio.open(target) as file:
+        assert (file.read(1) == 255).all()
+
+
+@pytest.mark.cli
+def test_command(scene, tmp_path):
+    data = {
+        'class_path': 'torchgeo_explora.datamodules.RasterSceneDataModule',
+        'init_args': {'path': str(scene), 'size': 32, 'overlap': 8, 'block': 48},
+    }
+    model = {
+        key: SEGMENT[key] for key in ('num_classes', 'decoder', 'decoder_channels')
+    }
+    config = write_config(tmp_path, 'ExploraSegmentationTask', model, data)
+    command('predict', config)
+    with rasterio.open(tmp_path / 'scene.tif') as file:
+        assert file.shape == (100, 140)

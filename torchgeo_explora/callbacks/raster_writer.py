@@ -1,0 +1,150 @@
+"""A raster of classes or embeddings, written block by block."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from rasterio.transform import Affine
+from rasterio.windows import Window
+from torch import Tensor
+
+from torchgeo_explora.adapt import base_fingerprint, delta_state_dict, fingerprint
+
+#: Largest number of classes that 8 bits hold beside a value for no data.
+_CLASSES = 255
+
+
+class RasterWriter(BasePredictionWriter):
+    """Write what a task says of a `RasterSceneDataModule` as a GeoTIFF.
+
+    Coordinate system and transform are those of the scene. Classes are 8 bits, 255
+    where there is no data; embeddings are float32, a band for each value, NaN where
+    there is no data.
+
+    Every block is a file of its own first, in a folder beside the result; the result is
+    put together at the end, in one order. So a run that was killed goes on where it
+    stopped and gives the same file, and several processes share the work. Blocks of
+    another model, scene or setting are thrown away.
+
+    Args:
+        path: The file; `scene.tif` in the trainer's root folder if None.
+    """
+
+    def __init__(self, path: str | Path | None = None) -> None:
+        """Write while predicting."""
+        super().__init__(write_interval='batch')
+        self.path = Path(path) if path is not None else None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let the data module leave out what is done."""
+        self._target = self.path or Path(trainer.default_root_dir) / 'scene.tif'
+        self._parts = self._target.with_name(f'.{self._target.name}.parts')
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        # Asked when the loader is made: the checkpoint is in the model by then.
+        datamodule.finished = lambda: self._finished(trainer, pl_module)
+
+    def _finished(self, trainer: Trainer, pl_module: Any) -> set[int]:
+        """Return the numbers of the blocks that are there; throw others away."""
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if trainer.is_global_zero:
+            state = json.dumps(
+                [
+                    fingerprint(delta_state_dict(pl_module)),
+                    base_fingerprint(pl_module.backbone),
+                    *(pl_module.mean, pl_module.std, pl_module.cell),
+                    *(datamodule.size, datamodule.stride, datamodule.block),
+                    *(str(datamodule.value_range), datamodule.bands),
+                    *_file_state(datamodule.path),
+                ]
+            )
+            identity = hashlib.sha256(state.encode()).hexdigest()
+            note = self._parts / 'identity'
+            if not note.exists() or note.read_text() != identity:
+                shutil.rmtree(self._parts, ignore_errors=True)
+                self._parts.mkdir(parents=True)
+                note.write_text(identity)
+        trainer.strategy.barrier('blocks cleared')
+        done = {int(path.stem) for path in self._parts.glob('*.npy')}
+        # Nobody writes before everybody has looked.
+        trainer.strategy.barrier('blocks listed')
+        if done:
+            rank_zero_info(f'{self._target}: {len(done)} blocks are done already')
+        return done
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Tensor,
+        batch_indices: Sequence[int] | None,
+        batch: dict[str, Any],
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Keep a block, whole or not at all."""
+        number = int(batch['block'])
+        part = self._parts / f'.{number}.{os.getpid()}.part'
+        with part.open('wb') as file:
+            np.save(file, prediction.cpu().numpy())
+        os.replace(part, self._parts / f'{number}.npy')
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the blocks together."""
+        trainer.strategy.barrier('blocks written')
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if trainer.is_global_zero:
+            self._join(datamodule, pl_module)
+            shutil.rmtree(self._parts)
+            rank_zero_info(f'scene: {self._target}')
+
+    def _join(self, datamodule: Any, pl_module: Any) -> None:
+        dataset, cell = datamodule.predict_dataset, pl_module.cell
+        first = np.load(self._parts / '0.npy', mmap_mode='r')
+        whole = first.dtype == np.uint8
+        with rasterio.open(datamodule.path) as scene:
+            crs, transform = scene.crs, scene.transform
+        if crs is None:
+            rank_zero_warn(
+                f'{datamodule.path} has no coordinate system, nor has {self._target}'
+            )
+        part = self._target.with_name(f'.{self._target.name}.part')
+        with rasterio.open(
+            part,
+            'w',
+            driver='GTiff',
+            count=len(first),
+            height=-(-dataset.height // cell),
+            width=-(-dataset.width // cell),
+            dtype=first.dtype,
+            crs=crs,
+            transform=transform @ Affine.scale(cell),
+            nodata=_CLASSES if whole else np.nan,
+            compress='deflate',
+            tiled=True,
+            blockxsize=256,
+            blockysize=256,
+            BIGTIFF='IF_SAFER',
+        ) as file:
+            for number in range(dataset.blocks):
+                top, left = (side // cell for side in dataset.corner(number))
+                values = np.load(self._parts / f'{number}.npy')
+                height, width = values.shape[1:]
+                file.write(values, window=Window(left, top, width, height))
+        os.replace(part, self._target)
+
+
+def _file_state(path: str) -> list[Any]:
+    """Return what changes when a local file does."""
+    if not os.path.exists(path):
+        return [path]
+    state = os.stat(path)
+    return [os.path.abspath(path), state.st_size, state.st_mtime_ns]

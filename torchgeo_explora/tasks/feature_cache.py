@@ -1,0 +1,110 @@
+"""Features of a frozen backbone on disk, computed once."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from numpy.lib.format import open_memmap
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+
+class CachedFeatures(Dataset[dict[str, Tensor]]):
+    """Samples of ``features`` and ``label`` instead of images.
+
+    Args:
+        path: The array of features, (N, ...) float32; the labels are beside it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Map the file into memory."""
+        self.features = np.load(path, mmap_mode='r')
+        self.labels = np.load(_labels_of(path))
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.features)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """Return the features of an image, as read from disk."""
+        return {
+            'features': torch.from_numpy(np.array(self.features[index])),
+            'label': torch.tensor(int(self.labels[index])),
+        }
+
+
+def cache_features(
+    folder: Path,
+    split: str,
+    identity: str,
+    loader: DataLoader[Any],
+    compute: Callable[[dict[str, Any]], Tensor],
+) -> CachedFeatures:
+    """Return the features of a data set, from disk if they are there.
+
+    The file's name holds a hash of what the features depend on: the *identity*, the
+    number of images and a sample of them.
+
+    Args:
+        folder: Where the files are.
+        split: Name of the split, for the file.
+        identity: What the backbone and its view are.
+        loader: Of the data set, in its order, with no random change.
+        compute: Features (B, ...) of a raw batch.
+    """
+    digest = hashlib.sha256(identity.encode())
+    dataset: Any = loader.dataset
+    size = len(dataset)
+    digest.update(f'{type(dataset).__name__} {size}'.encode())
+    for index in np.linspace(0, size - 1, min(size, 8)).astype(int).tolist():
+        sample = dataset[index]
+        digest.update(np.ascontiguousarray(sample['image'].numpy()).tobytes())
+        digest.update(str(int(sample['label'])).encode())
+    path = folder / f'{split}-{digest.hexdigest()[:16]}.npy'
+    if path.exists() and _labels_of(path).exists():
+        rank_zero_info(f'features of {split}: {path}')
+    else:
+        _fill(path, size, loader, compute)
+        rank_zero_info(f'features of {split}: written to {path}')
+    return CachedFeatures(path)
+
+
+def _fill(
+    path: Path,
+    size: int,
+    loader: DataLoader[Any],
+    compute: Callable[[dict[str, Any]], Tensor],
+) -> None:
+    """Write features and labels, each file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f'.{path.name}.{os.getpid()}.part')
+    array: Any = None
+    labels = np.zeros(size, np.int64)
+    first = 0
+    try:
+        for batch in loader:
+            features = compute(batch).float().cpu().numpy()
+            if array is None:
+                shape = (size, *features.shape[1:])
+                array = open_memmap(part, 'w+', np.float32, shape)
+            last = first + len(features)
+            array[first:last] = features
+            labels[first:last] = batch['label'].cpu().numpy()
+            first = last
+        array.flush()
+        labels_part = part.with_suffix('.labels')
+        with labels_part.open('wb') as file:
+            np.save(file, labels)
+        os.replace(labels_part, _labels_of(path))
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _labels_of(path: Path) -> Path:
+    return path.with_suffix('.labels.npy')
