@@ -11,11 +11,13 @@ from lightning.pytorch.cli import LightningCLI
 from torchgeo.datamodules import BaseDataModule
 from torchgeo.tasks import BaseTask
 
+from torchgeo_explora import models, tasks
 from torchgeo_explora.adapt import count
 from torchgeo_explora.tasks import ExploraDinoTask, ExploraMAETask
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / 'configs').rglob('*.yaml'))
+PRETRAINING = [p for p in CONFIGS if p.parent.name not in ('finetune', 'probe')]
 
 
 class Parser(LightningCLI):
@@ -85,7 +87,7 @@ def test_output_goes_to_a_folder_of_the_configurations_own(path):
     assert checkpoint.get('dirpath', folder) == folder
 
 
-@pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', PRETRAINING, ids=lambda p: p.stem)
 def test_last_checkpoint_is_that_of_the_last_step(path):
     trainer = yaml.safe_load(path.read_text())['trainer']
     periods = [
@@ -101,7 +103,7 @@ def _dinov2(path):
 
 
 @pytest.mark.parametrize(
-    'path', [path for path in CONFIGS if _dinov2(path)], ids=lambda p: p.stem
+    'path', [path for path in PRETRAINING if _dinov2(path)], ids=lambda p: p.stem
 )
 def test_task_of_a_configuration_can_be_built(path):
     """On the meta device: shapes alone, neither weights nor memory."""
@@ -116,6 +118,24 @@ def test_task_of_a_configuration_can_be_built(path):
     assert f'# D-{name} ' in path.read_text() or f'D-{name}:' in path.read_text()
     trained, base = count(student)
     assert 0.02 < trained / base < 0.2
+
+
+@pytest.mark.parametrize(
+    'path', [p for p in CONFIGS if p not in PRETRAINING], ids=lambda p: p.stem
+)
+def test_downstream_task_of_a_configuration_can_be_built(path):
+    """On the meta device, without the weights and the delta that it starts from."""
+    model = yaml.safe_load(path.read_text())['model']
+    arguments = model['init_args'] | {'weights': None, 'delta': None}
+    backbone = arguments['model']
+    with torch.device('meta'):
+        if isinstance(backbone, dict):
+            kind = getattr(models, backbone['class_path'].rpartition('.')[2])
+            arguments['model'] = kind(**backbone.get('init_args', {}))
+        task = getattr(tasks, model['class_path'].rpartition('.')[2])(**arguments)
+    assert task.image_size % task.backbone.patch_size == 0
+    trained, _ = count(task.backbone)
+    assert trained == (786_432 if path.parent.name == 'finetune' else 0)
 
 
 def _mae(path):
