@@ -1,0 +1,47 @@
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from torchgeo_explora.adapt import Adaptation, adapt, save_delta
+from torchgeo_explora.export import export_timm, rebuild
+from torchgeo_explora.export.rebuild import outline
+
+
+@pytest.mark.parametrize('name', ['dinov2', 'registers', 'groups'])
+@torch.no_grad()
+def test_delta_and_base_give_the_backbone(name, make, trained, picture, tmp_path):
+    backbone = trained(name)
+    save_delta(backbone, tmp_path / 'delta.safetensors')
+    export_timm(make(name), tmp_path / 'base.safetensors')
+    path = tmp_path / 'delta.safetensors'
+    again = rebuild(path, tmp_path / 'base.safetensors').eval()
+    image = picture(backbone)
+    assert_close(again(image), backbone(image), rtol=0, atol=0)
+    assert {p.device.type for p in outline(path).parameters()} == {'meta'}
+
+
+def test_other_base_is_refused_by_both_fingerprints(make, trained, tmp_path):
+    backbone, other = trained('dinov2'), make('dinov2')
+    save_delta(backbone, tmp_path / 'delta.safetensors')
+    torch.nn.init.ones_(other.norm.weight)
+    other.fingerprint = None
+    export_timm(other, tmp_path / 'other.safetensors')
+    message = f'base {backbone.fingerprint[:12]}, this backbone is (?!{"0" * 12})'
+    with pytest.raises(ValueError, match=message):
+        rebuild(tmp_path / 'delta.safetensors', tmp_path / 'other.safetensors')
+
+
+class Own(nn.Module):
+    """A transformer that this package does not know."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.Sequential(nn.LayerNorm(4), nn.LayerNorm(4))
+
+
+def test_backbone_of_another_package_is_not_built_by_name(tmp_path):
+    path = tmp_path / 'delta.safetensors'
+    save_delta(adapt(Own(), Adaptation(adapter=None)), path)
+    with pytest.raises(ValueError, match=r'Own, which cannot be built .* load_delta'):
+        rebuild(path)

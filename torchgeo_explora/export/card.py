@@ -1,0 +1,137 @@
+"""What a user of a published delta has to know."""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import timm
+from huggingface_hub import ModelCard, ModelCardData
+from torch import nn
+
+from torchgeo_explora.adapt import Adaptation, read_delta_metadata
+from torchgeo_explora.export.rebuild import outline
+
+# What the task that wrote a delta says of its making, in this order.
+_RECIPE = ('objective', 'steps', 'effective_batch', 'mean', 'std', 'mean_of', 'shares')
+# MAE, SatMAE and what is named after them; nothing else that has these letters.
+_MAE = re.compile(r'(?i)(?<![a-z])(?:sat|scale)?-?mae(?![a-z])')
+_TEMPLATE = """---
+{data}
+---
+
+# {name}
+
+A delta of [torchgeo-explora](https://arxiv.org/abs/2406.10973): the {adaptation} that
+changed when the base below was adapted to new imagery without labels. It is no whole
+model: it needs its base.
+
+| | |
+|---|---|
+| base | {base} |
+| SHA-256 of the base | `{fingerprint}` |
+| data | {dataset} |
+| adaptation | {adaptation} |
+| size | {megabytes:.1f} MB, {tensors} |
+{recipe}
+
+## Use
+
+```python
+from torchgeo_explora.adapt import merged
+from torchgeo_explora.export import from_hub, rebuild
+
+backbone = merged(rebuild(from_hub('{repo}'), weights={weights}))
+```
+
+## Scores
+
+{scores}
+
+## Licence
+
+{licence}
+"""
+
+
+def base_licence(model: str | None) -> str | None:
+    """Return the licence of timm's own weights of a model, None where not known."""
+    config = timm.get_pretrained_cfg(model) if model and timm.is_model(model) else None
+    return config.license if config else None
+
+
+def model_card(
+    path: str | os.PathLike[str],
+    repo: str,
+    base: str,
+    data: str,
+    scores: Mapping[str, float] | None = None,
+    licence: str | None = None,
+) -> ModelCard:
+    """Return the card of a delta.
+
+    Args:
+        path: A file of `save_delta`.
+        repo: Name of the repository, 'user/name'.
+        base: Where the base's weights come from.
+        data: What it was trained on.
+        scores: What was measured, by name; the card says so where nothing was.
+        licence: Identifier of the Hub, such as 'cc-by-nc-4.0'; the base's if None.
+
+    Raises:
+        ValueError: If the licence is not known, or allows what the base's does not.
+    """
+    metadata = read_delta_metadata(path)
+    model = metadata['arguments'].get('model')
+    of_base = base_licence(model)
+    if _MAE.search(f'{model} {base}'):
+        of_base = 'cc-by-nc-4.0'
+    licence = licence or of_base
+    if licence is None:
+        raise ValueError(
+            f'the licence of the base {base} is not known here: give the one that this'
+            ' delta may have, such as cc-by-4.0'
+        )
+    if of_base and '-nc' in of_base and '-nc' not in licence:
+        raise ValueError(
+            f'the base is non-commercial ({of_base}), and so is what is derived from'
+            f' it: {licence!r} would allow more'
+        )
+    backbone = outline(path)
+    blocks: nn.Module = backbone.get_submodule('blocks')
+    adaptation = Adaptation.from_dict(metadata['adaptation'])
+    rows = [f'| {key} | {metadata[key]} |' for key in _RECIPE if metadata.get(key)]
+    measured = [f'- {name}: {value:g}' for name, value in (scores or {}).items()]
+    header = ModelCardData(
+        license=licence,
+        library_name='torchgeo-explora',
+        tags=['torchgeo', 'remote-sensing', 'explora', 'lora'],
+        base_model=base if base.count('/') == 1 and ' ' not in base else None,
+    )
+    return ModelCard(
+        _TEMPLATE.format(
+            data=header.to_yaml(),
+            name=repo.rpartition('/')[2],
+            repo=repo,
+            base=f'{model}, {base}' if model else base,
+            weights='True' if model and base_licence(model) else "'path/to/base'",
+            fingerprint=metadata['base'],
+            dataset=data,
+            adaptation=adaptation.name(len([*blocks.children()])),
+            megabytes=Path(path).stat().st_size / 1e6,
+            tensors=f'delta `{metadata["delta"][:12]}`',
+            recipe='\n'.join(rows),
+            scores='\n'.join(measured) or 'Not measured.',
+            licence=_chain(base, of_base, licence),
+        )
+    )
+
+
+def _chain(base: str, of_base: str | None, licence: str) -> str:
+    lines = [
+        f'1. Base ({base}): {of_base or "see there"}.',
+        f'2. This delta, derived from it: {licence}.',
+    ]
+    if '-nc' in licence:
+        lines.append('\nNon-commercial: so are models that this delta is folded into.')
+    return '\n'.join(lines)

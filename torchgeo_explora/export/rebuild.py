@@ -1,0 +1,52 @@
+"""A backbone from the file of its delta."""
+
+import os
+from typing import Any
+
+import torch
+from torchvision.models._api import WeightsEnum
+
+from torchgeo_explora.adapt import load_delta, read_delta_metadata
+from torchgeo_explora.models import Backbone, GroupChannelViT, TemporalViT, ViT
+
+_KINDS: dict[str, type[Backbone]] = {
+    f'{kind.__module__}.{kind.__qualname__}': kind
+    for kind in (ViT, GroupChannelViT, TemporalViT)
+}
+
+
+def rebuild(
+    path: str | os.PathLike[str],
+    weights: WeightsEnum | os.PathLike[str] | str | bool = True,
+) -> Backbone:
+    """Return the backbone that a delta was saved from, adapted.
+
+    Args:
+        path: A file of `save_delta`.
+        weights: The base's weights, as the backbone takes them: a path, an enum or its
+            name, or True for timm's own.
+
+    Raises:
+        FileNotFoundError: If a file is missing or the weights cannot be downloaded.
+        ValueError: If the delta is damaged, or the weights are not its base.
+    """
+    kind, arguments = _kind(path)
+    return load_delta(kind(**arguments, weights=weights), path)
+
+
+def outline(path: str | os.PathLike[str]) -> Backbone:
+    """Return the plain backbone of a delta without values, for its sizes alone."""
+    kind, arguments = _kind(path)
+    with torch.device('meta'):
+        return kind(**arguments)
+
+
+def _kind(path: str | os.PathLike[str]) -> tuple[Any, dict[str, Any]]:
+    metadata = read_delta_metadata(path)
+    name = metadata['backbone']
+    if name not in _KINDS:
+        raise ValueError(
+            f'{path} is a delta of {name}, which cannot be built by its name (only'
+            f' {", ".join(sorted(_KINDS))}): build it yourself and call load_delta'
+        )
+    return _KINDS[name], metadata['arguments']
