@@ -4,11 +4,18 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from torchgeo_explora.adapt import Adaptation, adapt, count, lora
+from torchgeo_explora.adapt import (
+    Adaptation,
+    adapt,
+    count,
+    load_delta,
+    lora,
+    save_delta,
+)
 from torchgeo_explora.functional import sincos_1d, sincos_2d
 from torchgeo_explora.models import GroupChannelViT
 from torchgeo_explora.models.checkpoints import from_satmae_group
-from torchgeo_explora.models.group_channel import SATMAE_BANDS
+from torchgeo_explora.models.group_channel import SATMAE_BANDS, SATMAE_GROUPS
 
 # Ten times what the reference differs by from its own computation in float64.
 CLOSE = {'atol': 1e-5, 'rtol': 1e-4}
@@ -215,3 +222,17 @@ def test_delta_is_as_large_as_published(unfreeze, rank, delta, percent):
     trained, base = count(adapt(vit, trains))
     assert trained == delta
     assert round(100 * trained / base, 2) == percent
+
+
+def test_delta_of_other_groups_is_refused(tmp_path):
+    """Their weights have the same shapes, and would be put on other bands."""
+    groups = [list(group) for group in SATMAE_GROUPS]
+    own = backbone()
+    state = own.state_dict()
+    own.load_state_dict(state)
+    adapt(own, Adaptation(modules=('patch_embed', 'pos_embed', 'channel_embed')))
+    save_delta(own, tmp_path / 'delta.safetensors')
+    other = backbone(groups=[groups[1], groups[0], groups[2]])
+    other.load_state_dict(state)
+    with pytest.raises(ValueError, match='groups of bands'):
+        load_delta(other, tmp_path / 'delta.safetensors')

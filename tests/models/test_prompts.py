@@ -42,7 +42,8 @@ def test_prompts_are_those_of_the_paper(tiny_backbone, deep):
 def test_gradient_reaches_every_prompt_and_nothing_else(tiny_backbone, deep):
     adapt(tiny_backbone, Adaptation((), False, False, None))
     prompts = Prompts(tiny_backbone, 4, deep)
-    tiny_backbone(torch.randn(2, 3, 32, 32)).cls.sum().backward()
+    # The plain sum after a norm is a constant: its gradient is rounding noise.
+    tiny_backbone(torch.randn(2, 3, 32, 32)).cls.square()[:, ::2].sum().backward()
     assert (prompts.tokens.grad.abs().sum(-1) > 0).all()
     assert all(p.grad is None for p in tiny_backbone.parameters())
     assert not delta_state_dict(tiny_backbone)

@@ -127,6 +127,7 @@ def load_delta[M: nn.Module](backbone: M, path: str | os.PathLike[str]) -> M:
             f'delta was trained on base {metadata["base"][:12]}, this backbone is '
             f'{(base or "without values")[:12]}: load the same weights'
         )
+    _check_groups(backbone, metadata['arguments'])
     adaptation = Adaptation.from_dict(metadata['adaptation'])
     plain = adapted(backbone) is None
     if not plain:
@@ -161,6 +162,16 @@ def load_delta[M: nn.Module](backbone: M, path: str | os.PathLike[str]) -> M:
         for name, tensor in delta_state_dict(backbone).items():
             tensor.copy_(tensors[name])
     return backbone
+
+
+def _check_groups(backbone: nn.Module, stored: Mapping[str, Any]) -> None:
+    # Groups of as many bands have weights of one shape, whatever the bands are.
+    here = getattr(backbone, 'arguments', {}).get('groups')
+    if here != stored.get('groups'):
+        raise ValueError(
+            f'the delta is for the groups of bands {stored.get("groups")}, this '
+            f'backbone has {here}: build it with the groups of the delta'
+        )
 
 
 def _check_adaptation(backbone: nn.Module, stored: Adaptation) -> None:

@@ -60,6 +60,7 @@ class Reconstructions(Callback):
         """Take the images, and what is made of them before the first step."""
         if self._batch or not trainer.is_global_zero:
             return
+        self._channels(pl_module.backbone)  # wrong bands show before the first step
         few = {k: v[: self.images] for k, v in batch_metadata(batch).items()}
         few['image'] = batch['image'][: self.images]
         self._batch = {**few, 'image': pl_module.view(pl_module.unit_image(few))}
@@ -94,12 +95,15 @@ class Reconstructions(Callback):
             torch.manual_seed(self.seed)
             grid = objective.student.embed(image, **metadata).grid
             mask = objective.draw_mask(len(image), grid)
+            # A data module's own mask of pixels is none of tokens.
+            metadata.pop('mask', None)
             painted: tuple[Tensor, Tensor] = objective.paint(image, mask, **metadata)
         pl_module.train(mode)
         return painted
 
     def _draw(self, trainer: Trainer, pl_module: Any) -> None:
-        if self._first is None:
+        # A resumed run has the images on all ranks; one of them draws.
+        if self._first is None or not trainer.is_global_zero:
             return
         self._drawn = trainer.global_step
         hidden, now = self._paint(pl_module)
