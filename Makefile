@@ -20,7 +20,7 @@ test: lint
 	$(BIN)/python -m pytest
 
 unit: $(INSTALLED)
-	$(BIN)/python -m pytest -m 'not cli'
+	$(BIN)/python -m pytest -n 2 -m 'not cli'
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check
