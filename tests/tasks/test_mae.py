@@ -108,7 +108,7 @@ def test_a_new_decoder_trains_whole_and_the_start_says_so(tmp_path, folder, capl
     _trainer(tmp_path).fit(task, _data(folder))
     after = task.objective.decoder.state_dict()
     assert before.keys() - _moved(before, after) == {'pos_embed'}
-    assert 'decoder: not in the weights, new' in caplog.text
+    assert 'decoder: not in the weights, new, trains whole' in caplog.text
 
 
 def test_start_speaks_the_papers_language(tmp_path, folder, published, caplog):

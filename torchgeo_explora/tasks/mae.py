@@ -229,16 +229,24 @@ class ExploraMAETask(PretrainingTask):
 
     def summary(self) -> str:
         """Return what is about to run, and what becomes of the decoder."""
-        decoder = self.objective.decoder
+        decoder: Any = self.objective.decoder
         trained, size = count(decoder)
         share = f'{trained / 1e6:.2f} of {size / 1e6:.2f} M parameters train'
+        lines = [super().summary()]
+        student: Any = self.objective.student
+        if fresh := getattr(student, 'scratch', ()):
+            lines.append(f'backbone: {", ".join(fresh)} not in the weights, new')
         if adapted(decoder) is None:
-            return f'{super().summary()}\ndecoder: not in the weights, new; {share}'
-        rank = self.hparams['decoder_rank']
-        return (
-            f'{super().summary()}\ndecoder: from the weights, frozen but for norms and'
-            f' LoRA of rank {rank}; {share}'
-        )
+            lines.append(f'decoder: not in the weights, new, trains whole; {share}')
+        else:
+            rank = self.hparams['decoder_rank']
+            parts = ['norms', *([f'LoRA of rank {rank}'] if rank else [])]
+            parts += [f'{name}, which is new' for name in decoder.adaptation.modules]
+            lines.append(
+                'decoder: from the weights, frozen but for'
+                f' {" and ".join(parts)}; {share}'
+            )
+        return '\n'.join(lines)
 
     def scaled_lr(self, effective_batch: int) -> float:
         """Return base_lr * effective batch / 256."""
