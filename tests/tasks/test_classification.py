@@ -1,5 +1,6 @@
 """Fine-tuning to classify: what trains, losses, bad labels, and the command."""
 
+import peft
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -88,6 +89,31 @@ def test_delta_is_folded_in_before_the_fresh_adapter(tmp_path):
     torch.testing.assert_close(task.eval().backbone(image), expected)
     assert task.mean == (0.1, 0.2, 0.3)
     assert task.backbone.fingerprint != start.backbone.fingerprint
+
+
+@pytest.mark.parametrize(
+    'adapter',
+    [
+        peft.LoraConfig(r=4, target_modules=['q', 'v'], use_dora=True),
+        peft.AdaLoraConfig(
+            init_r=4, target_r=2, total_step=100, target_modules=['q', 'v']
+        ),
+        peft.BOFTConfig(boft_block_size=4, target_modules=['q', 'v']),
+        peft.LoHaConfig(r=4, target_modules=['q', 'v']),
+    ],
+    ids=['DoRA', 'AdaLoRA', 'BOFT', 'LoHa'],
+)
+def test_any_peft_config_starts_as_the_base_and_trains(adapter):
+    image = torch.randn(4, 3, 32, 32)
+    plain, task = (
+        make(adapter=a, rank=r).eval() for a, r in ((None, 0), (adapter, None))
+    )
+    torch.testing.assert_close(task.backbone(image).cls, plain.backbone(image).cls)
+    nn.init.normal_(task.head.linear.weight)
+    task.head(task.backbone(image)).square().mean().backward()
+    adapters = [p for n, p in task.backbone.named_parameters() if p.requires_grad]
+    assert adapters
+    assert any(p.grad is not None and p.grad.any() for p in adapters)
 
 
 def test_loss_is_smoothed_and_the_argument_turns_it_off():

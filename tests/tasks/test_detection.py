@@ -1,5 +1,6 @@
 """Finding objects: learning, bad boxes, and the command."""
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from lightning.pytorch import Trainer
@@ -131,3 +132,11 @@ def test_command(tmp_path):
     assert saved['global_step'] == 4
     for stage in ('validate', 'test', 'predict'):
         command(stage, config, tmp_path / 'last.ckpt')
+    table = pq.read_table(tmp_path / 'detections.parquet')
+    assert table['index'].to_pylist() == list(range(8))
+    assert all(
+        len(boxes) == len(scores)
+        for boxes, scores in zip(
+            table['boxes'].to_pylist(), table['scores'].to_pylist(), strict=True
+        )
+    )

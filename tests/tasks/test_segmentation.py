@@ -1,8 +1,12 @@
 """Labelling pixels: learning, what does not count, bad masks, and the command."""
 
+from io import BytesIO
+
+import pyarrow.parquet as pq
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from PIL import Image
 
 from tests.tasks.downstream import VIT, command, write_config
 from tests.tasks.squares import ShiftedMasks, SquareMasks
@@ -134,3 +138,7 @@ def test_command(tmp_path):
     assert saved['global_step'] == 6
     for stage in ('validate', 'test', 'predict'):
         command(stage, config, tmp_path / 'last.ckpt')
+    table = pq.read_table(tmp_path / 'masks.parquet')
+    masks = [Image.open(BytesIO(mask)) for mask in table['mask'].to_pylist()]
+    assert {mask.size for mask in masks} == {(32, 32)}
+    assert len(masks) == 8

@@ -54,7 +54,7 @@ class EmbeddingWriter(BasePredictionWriter):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        prediction: Tensor,
+        prediction: Any,
         batch_indices: Sequence[int] | None,
         batch: dict[str, Any],
         batch_idx: int,
@@ -72,7 +72,7 @@ class EmbeddingWriter(BasePredictionWriter):
         if isinstance(bounds, Tensor) and bounds.ndim == 2:
             # x, y and time, each as start, stop and step
             columns['bounds'] = _rows(bounds[:, [0, 1, 3, 4]].double())
-        columns[self.column] = _rows(prediction.float())
+        columns |= self.columns(prediction)
         new = [
             number not in self._written and number not in index[:place]
             for place, number in enumerate(index)
@@ -82,6 +82,10 @@ class EmbeddingWriter(BasePredictionWriter):
         if self._writer is None:
             self._writer = pq.ParquetWriter(self._part, table.schema)
         self._writer.write_table(table)
+
+    def columns(self, prediction: Any) -> dict[str, pa.Array]:
+        """Return what is written of a batch's prediction, here (B, D), by column."""
+        return {self.column: _rows(prediction.float())}
 
     def _numbers(
         self,

@@ -7,6 +7,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics.detection import MeanAveragePrecision
 
+from torchgeo_explora.callbacks.detections import DetectionWriter
 from torchgeo_explora.models.detector import TokenPyramid, build_detector
 from torchgeo_explora.models.pooling import token_map
 from torchgeo_explora.tasks.collate import PadSizes, wrap_collate
@@ -30,7 +31,7 @@ class ExploraDetectionTask(FinetuningTask):
 
     monitor = 'val_map'
     mode = 'max'
-    writer = None
+    writer = DetectionWriter
 
     def __init__(
         self,

@@ -77,8 +77,8 @@ class DownstreamTask(BaseTask):
 
     ignore: tuple[str, ...] = ('model', 'weights', 'augmentations')
     backbone: Backbone
-    #: Writes what `predict_step` returns, None for nothing.
-    writer: type[Callback] | None = EmbeddingWriter
+    #: Writes what `predict_batch` returns.
+    writer: type[Callback] = EmbeddingWriter
     #: Whether `dense` gives probabilities of classes, and a map shows the likeliest.
     labels_cells = False
 
@@ -242,7 +242,7 @@ class DownstreamTask(BaseTask):
         scene = isinstance(datamodule, RasterSceneDataModule)
         kind = RasterWriter if scene else self.writer
         given = self.trainer.callbacks  # type: ignore[attr-defined]
-        if kind is None or any(isinstance(callback, kind) for callback in given):
+        if any(isinstance(callback, kind) for callback in given):
             return []
         return [kind()]
 

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from peft import PeftConfig
+from peft import AdaLoraConfig, PeftConfig
 from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from torchvision.models._api import WeightsEnum
 
 from torchgeo_explora.adapt import adapt
+from torchgeo_explora.adapt.ranks import RankSchedule
 from torchgeo_explora.functional import cosine_schedule
 from torchgeo_explora.models.backbone import Backbone
 from torchgeo_explora.models.prompts import Prompts
@@ -106,6 +107,8 @@ class FinetuningTask(DownstreamTask):
         if adapter is None and rank is None:
             rank = 8
         self.adapter = choose_adapter(adapter, rank, alpha)
+        self.ranks: RankSchedule | None = None
+        self._ranks_saved: dict[str, Any] | None = None
         super().__init__(
             model,
             weights,
@@ -142,6 +145,10 @@ class FinetuningTask(DownstreamTask):
         hparams = self.hparams
         steps, self.effective_batch = plan(self.trainer)
         self.lr = hparams['base_lr'] * self.effective_batch / 256
+        if isinstance(self.adapter, AdaLoraConfig):
+            self.ranks = RankSchedule(self.backbone, self.adapter, steps)
+            if self._ranks_saved is not None:
+                self.ranks.load_state_dict(self._ranks_saved)
         groups = layer_groups(
             self.backbone,
             self._beside_backbone(),
@@ -164,6 +171,29 @@ class FinetuningTask(DownstreamTask):
                 'interval': 'step',
             },
         }
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Add AdaLoRA's penalty, once an optimizer step."""
+        if self.ranks is not None:
+            loss = loss + self.ranks.penalty() / self.trainer.accumulate_grad_batches
+        super().backward(loss, *args, **kwargs)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, then move AdaLoRA's ranks."""
+        super().optimizer_step(*args, **kwargs)
+        if self.ranks is not None:
+            self.ranks.step(self.trainer.global_step)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave the frozen base out; keep what moves AdaLoRA's ranks."""
+        super().on_save_checkpoint(checkpoint)
+        if self.ranks is not None:
+            checkpoint['explora']['ranks'] = self.ranks.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check base and keys, and keep AdaLoRA's state for the run."""
+        super().on_load_checkpoint(checkpoint)
+        self._ranks_saved = checkpoint['explora'].get('ranks')
 
     def _beside_backbone(self) -> list[Any]:
         inside = {id(p) for p in self.backbone.parameters()}

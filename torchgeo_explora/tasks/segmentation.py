@@ -11,6 +11,7 @@ from torchmetrics.wrappers import ClasswiseWrapper
 
 from torchgeo_explora.augment.labelled import random_patches
 from torchgeo_explora.callbacks.figures import keep, panels
+from torchgeo_explora.callbacks.masks import MaskWriter
 from torchgeo_explora.functional.windows import slide
 from torchgeo_explora.models.pooling import token_map
 from torchgeo_explora.models.segmenter import SegmentationHead
@@ -43,7 +44,7 @@ class ExploraSegmentationTask(FinetuningTask):
     monitor = 'val_mIoU'
     mode = 'max'
     labels_cells = True
-    writer = None
+    writer = MaskWriter
     class_weights: Tensor | None
 
     def __init__(
