@@ -65,9 +65,27 @@ def test_stock_classification_takes_the_file(trained, picture, tmp_path):
     assert_close(tokens[:, 0], backbone(image).cls, rtol=0, atol=1e-5)
     checkpoint = torch.load(path, weights_only=True)
     assert checkpoint['hyper_parameters'] == {'model': name, 'in_channels': 3}
+    assert not any('head' in key for key in checkpoint['state_dict'])
     state, rest = read_state(path, '')
     assert_close(state, merged(backbone).canonical_state_dict(), rtol=0, atol=0)
     assert not rest
+
+
+@torch.no_grad()
+def test_head_makes_it_a_whole_task(trained, picture, tmp_path):
+    backbone, path = trained('stock'), tmp_path / 'task.ckpt'
+    head = torch.nn.Linear(24, 5)
+    export_torchgeo(backbone, path, head=head)
+    task = Classification.load_from_checkpoint(path).eval()
+    image = picture(backbone)
+    assert_close(task(image), head(backbone(image).cls), rtol=0, atol=1e-5)
+
+
+def test_head_on_mean_tokens_is_refused(make, tmp_path):
+    backbone = make('stock')
+    backbone.norm = torch.nn.Identity()
+    with pytest.raises(ValueError, match="fine-tune with pooling='cls'"):
+        export_torchgeo(backbone, tmp_path / 'task.ckpt')
 
 
 @torch.no_grad()

@@ -64,7 +64,7 @@ def average_deltas(
             total[key] = torch.cat(parts)
         elif '.lora_B.' in key:
             scaled = [
-                part * (share * _scale(adapter))
+                part * (share * lora_scale(adapter))
                 for part, share, adapter in zip(parts, shares, adapters, strict=True)
             ]
             total[key] = torch.cat(scaled, dim=1)
@@ -89,8 +89,8 @@ def average_deltas(
     write_delta(total, output, metadata)
 
 
-def _scale(adapter: Mapping[str, Any]) -> float:
-    """Return what LoRA multiplies its product by."""
+def lora_scale(adapter: Mapping[str, Any]) -> float:
+    """Return what LoRA multiplies its product by, from its configuration."""
     rank = adapter['r']
     return float(
         adapter['lora_alpha'] / (math.sqrt(rank) if adapter['use_rslora'] else rank)

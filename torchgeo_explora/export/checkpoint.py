@@ -5,10 +5,11 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import lightning
 import timm
 import torch
 from safetensors.torch import save_file
-from torch import Size
+from torch import Size, nn
 
 from torchgeo_explora import __version__
 from torchgeo_explora.adapt import base_fingerprint, merged
@@ -59,16 +60,22 @@ def export_timm(
 
 
 def export_torchgeo(
-    backbone: Backbone, path: str | os.PathLike[str], model: str | None = None
+    backbone: Backbone,
+    path: str | os.PathLike[str],
+    model: str | None = None,
+    head: nn.Linear | None = None,
 ) -> str:
     """Write a checkpoint for `torchgeo.tasks.Classification(model, weights=path)`.
 
-    Regression takes it too. It loads with `weights_only=True`.
+    Regression takes it too. It loads with `weights_only=True`. With a head it is a
+    whole task besides: `torchgeo test --ckpt_path`, `Classification.
+    load_from_checkpoint`.
 
     Args:
         backbone: Adapted or plain.
         path: The file, `*.ckpt`.
         model: Name of the timm model that the task will build; found if None.
+        head: A linear classifier of the class token after the final norm.
 
     Returns:
         The name of the model, to be given to the task.
@@ -78,7 +85,15 @@ def export_torchgeo(
         ValueError: If the task could not build the backbone by that name.
     """
     state = plain_state(backbone)
+    if 'norm.weight' not in state:
+        raise ValueError(
+            'the backbone has lost its final norm to a head on mean tokens, and stock'
+            " models read the class token: fine-tune with pooling='cls'"
+        )
     name = stock_model(backbone, state, model)
+    if head is not None:
+        state['head.weight'] = head.weight.detach().cpu().float().contiguous()
+        state['head.bias'] = head.bias.detach().cpu().float().contiguous()
     _write(path, name, backbone.in_channels, to_torchgeo(state))
     return name
 
@@ -157,10 +172,17 @@ def _shapes(model: str, channels: int) -> dict[str, Size]:
 def _write(
     path: str | os.PathLike[str], model: str, channels: int, state: State
 ) -> None:
-    # What TorchGeo reads are the name and the tensors; plain values load safely.
+    # Plain values alone, so that it loads safely.
+    hyper: dict[str, Any] = {'model': model, 'in_channels': channels}
+    if (head := state.get('model.head.bias')) is not None:
+        hyper['num_classes'] = len(head)
     checkpoint = {
-        'hyper_parameters': {'model': model, 'in_channels': channels},
+        'hyper_parameters': hyper,
         'state_dict': state,
+        # Lightning asks for these where it takes the file for one of its own.
+        'pytorch-lightning_version': lightning.__version__,
+        'epoch': 0,
+        'global_step': 0,
         'torchgeo_explora': __version__,
     }
     with replacing(path) as part:

@@ -1,6 +1,8 @@
 """A backbone from the file of its delta."""
 
+import json
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,8 +10,9 @@ from torchvision.models._api import WeightsEnum
 
 from torchgeo_explora.adapt import load_delta, read_delta_metadata
 from torchgeo_explora.models import Backbone, GroupChannelViT, TemporalViT, ViT
+from torchgeo_explora.models.files import read_metadata
 
-_KINDS: dict[str, type[Backbone]] = {
+_KINDS: dict[str, Any] = {
     f'{kind.__module__}.{kind.__qualname__}': kind
     for kind in (ViT, GroupChannelViT, TemporalViT)
 }
@@ -32,6 +35,27 @@ def rebuild(
     """
     kind, arguments = _kind(path)
     return load_delta(kind(**arguments, weights=weights), path)
+
+
+def reopen(path: str | os.PathLike[str]) -> Backbone:
+    """Return the plain backbone that `export_timm` wrote.
+
+    Args:
+        path: The file, which names the kind of backbone and its arguments.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is cut short, or does not say what backbone it is of.
+    """
+    metadata = read_metadata(Path(path))
+    kind = _KINDS.get(metadata.get('backbone', ''))
+    if kind is None or 'arguments' not in metadata:
+        raise ValueError(
+            f'{path} does not say what backbone it is of: give a delta, or a file that'
+            ' export_timm or `explora merge` wrote'
+        )
+    arguments = json.loads(metadata['arguments'])
+    return kind(**arguments, weights=Path(path))
 
 
 def outline(path: str | os.PathLike[str]) -> Backbone:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 #: What the names of weight files end in.
@@ -36,11 +36,7 @@ def read_file(path: Path) -> Mapping[str, Any]:
         FileNotFoundError: If there is no such file.
         ValueError: If it is cut short, or holds other objects than data.
     """
-    if not path.is_file():
-        raise FileNotFoundError(
-            f'weights file {path} does not exist: give the path of a downloaded'
-            f' checkpoint ({", ".join(SUFFIXES)})'
-        )
+    _require(path)
     try:
         if path.suffix == '.safetensors':
             return load_file(path)
@@ -65,6 +61,34 @@ def read_file(path: Path) -> Mapping[str, Any]:
             ' dict: save model.state_dict() instead'
         )
     return state
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return what a safetensors file says of itself; nothing for one of `torch.save`.
+
+    Args:
+        path: The file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is cut short.
+    """
+    _require(path)
+    if path.suffix != '.safetensors':
+        return {}
+    try:
+        with safe_open(path, 'pt') as file:
+            return dict(file.metadata() or {})
+    except SafetensorError as error:
+        raise ValueError(_DAMAGED.format(path, error)) from error
+
+
+def _require(path: Path) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f'weights file {path} does not exist: give the path of a downloaded'
+            f' checkpoint ({", ".join(SUFFIXES)})'
+        )
 
 
 def fetch(url: str, sha256: str | None = None, progress: bool = True) -> Path:

@@ -1,0 +1,207 @@
+"""The `explora` command."""
+
+import numpy as np
+import pytest
+import timm
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from timm.models import register_model
+from torch.testing import assert_close
+from transformers import AutoModel
+
+from torchgeo_explora import export as exports
+from torchgeo_explora.adapt import Adaptation, adapt, load_delta, lora, save_delta
+from torchgeo_explora.cli import main
+from torchgeo_explora.models import ViT
+
+SIZES = {'embed_dim': 24, 'depth': 2, 'num_heads': 2}
+MODEL = 'vit_small_patch14_dinov2'
+
+
+@register_model
+def explora_tiny_command(pretrained=False, **options):
+    """What `--model` names."""
+    return timm.create_model(MODEL, **{'img_size': 28, **SIZES, **options})
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A base and two deltas of it, as files."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        base = ViT(MODEL, image_size=28, **SIZES)
+        state = {k: v.contiguous() for k, v in base.canonical_state_dict().items()}
+        save_file(state, tmp_path / 'base.safetensors')
+        for number in (1, 2):
+            backbone = ViT(MODEL, tmp_path / 'base.safetensors', 3, 28, **SIZES)
+            adapt(backbone, Adaptation(cls_token=False, adapter=lora(2)))
+            for parameter in backbone.parameters():
+                if parameter.requires_grad:
+                    parameter.data += 0.1 * number * torch.randn_like(parameter)
+            save_delta(backbone, tmp_path / f'{number}.safetensors', {'steps': '5'})
+    return tmp_path
+
+
+@pytest.fixture
+def expected(files):
+    """The backbone with the first delta."""
+    base = ViT(MODEL, files / 'base.safetensors', image_size=28, **SIZES)
+    return load_delta(base, files / '1.safetensors').eval()
+
+
+def run(*arguments):
+    main([str(argument) for argument in arguments])
+
+
+def test_help_names_every_command_and_argument(capsys):
+    commands = {
+        'info': ['files'],
+        'merge': ['delta', 'output', '--weights'],
+        'export': ['file', 'output', '--format', '--weights', '--model', 'onnx'],
+        'diff': ['first', 'second'],
+        'average': ['deltas', '--output', '--shares'],
+        'push': ['delta', 'repo', '--base', '--data', '--scores', '--licence'],
+        'pull': ['repo', 'output', '--revision'],
+    }
+    with pytest.raises(SystemExit, match='0'):
+        run('--help')
+    text = capsys.readouterr().out
+    assert all(name in text for name in [*commands, *('fit', 'validate', 'test')])
+    for name, arguments in commands.items():
+        with pytest.raises(SystemExit, match='0'):
+            run(name, '--help')
+        text = capsys.readouterr().out
+        assert all(argument in text for argument in arguments), name
+
+
+def test_info_of_files_and_folders(files, capsys):
+    run('info', files / '1.safetensors', files / 'base.safetensors')
+    text = capsys.readouterr().out
+    assert 'delta [2]-r2 of vit_small_patch14_dinov2' in text
+    assert 'tensors of a backbone and 0 others' in text
+    run('info', files)
+    assert capsys.readouterr().out.count('safetensors: ') == 3
+
+
+@torch.no_grad()
+def test_merge_and_export(files, expected, capsys):
+    delta, base = files / '1.safetensors', files / 'base.safetensors'
+    run('merge', delta, files / 'merged.safetensors', '--weights', base)
+    merged = ViT(MODEL, files / 'merged.safetensors', image_size=28, **SIZES).eval()
+    image = torch.randn(2, 3, 28, 28)
+    assert_close(merged(image), expected(image))
+
+    given = ['--weights', base]
+    run('export', delta, files / 'hf', '--format', 'transformers', *given)
+    run('export', files / 'merged.safetensors', files / 'h2', '--format=transformers')
+    for folder in ('hf', 'h2'):
+        model = AutoModel.from_pretrained(files / folder).eval()
+        found = model(image).last_hidden_state[:, 0]
+        assert_close(found, expected(image).cls, rtol=0, atol=1e-5)
+    run('export', delta, files / 'peft', '--format', 'peft', *given)
+    assert (files / 'peft' / 'adapter_config.json').exists()
+    capsys.readouterr()
+    named = ['--model', 'explora_tiny_command']
+    run('export', delta, files / 'x.ckpt', '--format', 'torchgeo', *given, *named)
+    assert 'model: explora_tiny_command, weights: ' in capsys.readouterr().out
+    form = 'torchgeo-segmentation'
+    run('export', delta, files / 'y.ckpt', '--format', form, *given, *named)
+    assert 'backbone: tu-explora_tiny_command' in capsys.readouterr().out
+
+
+def test_diff_says_whether_files_differ(files, capsys):
+    one, two = files / '1.safetensors', files / '2.safetensors'
+    run('diff', one, one)
+    assert capsys.readouterr().out == 'no difference\n'
+    with pytest.raises(SystemExit) as error:
+        run('diff', one, two)
+    assert error.value.code == 1
+    assert 'norm.weight: relative distance' in capsys.readouterr().out
+
+
+def test_average_writes_a_delta(files):
+    one, two = files / '1.safetensors', files / '2.safetensors'
+    output = files / 'mean.safetensors'
+    run('average', one, two, '--output', output, '--shares', '[0.25, 0.75]')
+    a, b, mean = (load_file(file)['norm.weight'] for file in (one, two, output))
+    assert_close(mean, 0.25 * a + 0.75 * b)
+
+
+def test_push_and_pull_pass_on_what_they_are_given(files, monkeypatch, capsys):
+    calls = []
+
+    def push(*arguments):
+        calls.append(arguments)
+        return 'https://hub.example/user/name'
+
+    monkeypatch.setattr(exports, 'push_to_hub', push)
+    delta = str(files / '1.safetensors')
+    options = ['--base', 'timm/base', '--data', 'mine', '--scores', '{knn: 0.8}']
+    run('push', delta, 'user/name', *options, '--licence', 'mit', '--public', 'true')
+    expected = (delta, 'user/name', 'timm/base', 'mine', {'knn': 0.8}, 'mit', False)
+    assert calls == [expected]
+    assert capsys.readouterr().out == 'https://hub.example/user/name\n'
+
+    monkeypatch.setattr(exports, 'from_hub', lambda repo, revision: files / delta)
+    run('pull', 'user/name', files / 'pulled.safetensors')
+    assert (files / 'pulled.safetensors').read_bytes() == (files / delta).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['info', 'nothing.safetensors'], 'explora info: .*does not exist'),
+        (['merge', '1.safetensors', 'x', '--weights', '2.safetensors'], 'not a whole'),
+        (['export', 'base.safetensors', 'x'], 'does not say what backbone it is of'),
+        (['average', '1.safetensors', '--output', 'x', '--shares', '[2]'], 'sum to 1'),
+    ],
+)
+def test_failure_is_one_sentence(files, monkeypatch, arguments, message):
+    monkeypatch.chdir(files)
+    with pytest.raises(SystemExit, match=message):
+        run(*arguments)
+    assert not (files / 'x').exists()
+
+
+def test_unknown_format_is_refused_with_the_known_ones(files, capsys):
+    with pytest.raises(SystemExit, match='2'):
+        run('export', files / '1.safetensors', files / 'x', '--format', 'tflite')
+    assert 'torchgeo-segmentation' in capsys.readouterr().err
+
+
+@pytest.mark.cli
+@pytest.mark.filterwarnings('ignore')
+def test_fit_knows_short_names(tmp_path):
+    for number in range(8):
+        pixels = np.random.default_rng(number).integers(0, 255, (32, 32, 3))
+        Image.fromarray(pixels.astype('uint8')).save(tmp_path / f'{number}.png')
+    config = {
+        'trainer': {
+            'accelerator': 'cpu',
+            'max_steps': 1,
+            'logger': False,
+            'default_root_dir': str(tmp_path / 'run'),
+            'callbacks': [{'class_path': 'Curves'}],
+        },
+        'model': {
+            'class_path': 'ExploraMAETask',
+            'init_args': {
+                'model': 'vit_tiny_patch16_224',
+                'weights': None,
+                'image_size': 32,
+                'model_args': SIZES,
+                'decoder_dim': 16,
+                'decoder_depth': 1,
+                'decoder_heads': 2,
+            },
+        },
+        'data': {
+            'class_path': 'ImageFolderDataModule',
+            'init_args': {'root': str(tmp_path), 'batch_size': 4},
+        },
+    }
+    (tmp_path / 'config.yaml').write_text(yaml.safe_dump(config))
+    run('fit', '--config', tmp_path / 'config.yaml')
+    assert [*(tmp_path / 'run').rglob('delta.safetensors')]

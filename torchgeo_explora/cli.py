@@ -1,0 +1,251 @@
+"""The `explora` command: deltas and weights as files, and TorchGeo's own command."""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import docstring_parser
+from jsonargparse import ArgumentParser
+
+from torchgeo_explora import __version__
+
+# Heavy libraries are imported by the command that needs them: help comes at once.
+
+Format = Literal[
+    'timm',
+    'torchgeo',
+    'torchgeo-segmentation',
+    'transformers',
+    'peft',
+    'peft-transformers',
+    'onnx',
+]
+
+
+def info(files: list[str]) -> None:
+    """Print what files of deltas or weights say of themselves.
+
+    Args:
+        files: Files, or folders, of which every safetensors file is described.
+    """
+    from torchgeo_explora.export.describe import describe
+
+    for path in map(Path, files):
+        for file in sorted(path.glob('**/*.safetensors')) if path.is_dir() else [path]:
+            print(describe(file))
+
+
+def merge(delta: str, output: str, weights: str = 'timm') -> None:
+    """Fold a delta into its base: plain safetensors in timm's names.
+
+    Args:
+        delta: The delta's file.
+        output: The file to write.
+        weights: The base's weights: a file, the name of published weights such as
+            ExploraWeights.FMOW_RGB, or 'timm' for timm's own.
+    """
+    export(delta, output, 'timm', weights)
+
+
+def export(
+    file: str,
+    output: str,
+    format: Format = 'timm',
+    weights: str = 'timm',
+    model: str | None = None,
+) -> None:
+    """Write a backbone for another library.
+
+    Args:
+        file: A delta's file, or the output of `explora merge`.
+        output: The file to write; a folder for transformers and peft.
+        format: What to write. A peft folder holds the delta alone.
+        weights: The base's weights, for a delta: a file, the name of published
+            weights such as ExploraWeights.FMOW_RGB, or 'timm' for timm's own.
+        model: For torchgeo: the name by which timm builds the model, if it cannot be
+            found.
+    """
+    from torchgeo_explora import export as exports
+
+    backbone = _backbone(file, weights)
+    if format == 'torchgeo':
+        name = exports.export_torchgeo(backbone, output, model)
+        print(f'wrote {output}: model: {name}, weights: {output}')
+        return
+    if format == 'torchgeo-segmentation':
+        name = exports.export_torchgeo_segmentation(backbone, output, model)
+        print(f'wrote {output}: model: dpt, backbone: {name}, weights: {output}')
+        return
+    write: dict[str, Callable[[Any, str], None]] = {
+        'timm': exports.export_timm,
+        'transformers': exports.export_transformers,
+        'peft': exports.export_peft,
+        'peft-transformers': exports.export_peft_transformers,
+        'onnx': exports.export_onnx,
+    }
+    write[format](backbone, output)
+    print(f'wrote {output}')
+
+
+def _backbone(file: str, weights: str) -> Any:
+    from torchgeo_explora.export.describe import is_delta
+    from torchgeo_explora.export.rebuild import rebuild, reopen
+
+    if is_delta(Path(file)):
+        return rebuild(file, True if weights == 'timm' else weights)
+    return reopen(file)
+
+
+def diff(first: str, second: str) -> int:
+    """Print in what two deltas or files of weights differ.
+
+    Returns 1 if they differ, as `diff` does.
+
+    Args:
+        first: A file.
+        second: Another.
+    """
+    from torchgeo_explora.export.describe import differences
+
+    lines = differences(first, second)
+    print('\n'.join(lines) or 'no difference')
+    return 1 if lines else 0
+
+
+def average(deltas: list[str], output: str, shares: list[float] | None = None) -> None:
+    """Write the mean of several deltas of one base as a delta.
+
+    Args:
+        deltas: Their files.
+        output: The file to write.
+        shares: Share of each, sum 1; equal if not given.
+    """
+    from torchgeo_explora.adapt import average_deltas
+
+    average_deltas(deltas, output, shares)
+    print(f'wrote {output}')
+
+
+def push(
+    delta: str,
+    repo: str,
+    base: str,
+    data: str,
+    scores: dict[str, float] | None = None,
+    licence: str | None = None,
+    public: bool = False,
+) -> None:
+    """Upload a delta to the Hugging Face Hub, with a card.
+
+    Args:
+        delta: The delta's file.
+        repo: Name of the repository, user/name; it is made.
+        base: Where the base's weights come from, for the card.
+        data: What it was trained on, for the card.
+        scores: What was measured, by name, for the card.
+        licence: Identifier of the Hub, such as cc-by-nc-4.0; the base's if not given.
+        public: Whether a repository that is made can be seen by all.
+    """
+    from torchgeo_explora.export import push_to_hub
+
+    print(push_to_hub(delta, repo, base, data, scores, licence, not public))
+
+
+def pull(repo: str, output: str, revision: str | None = None) -> None:
+    """Download a delta from the Hugging Face Hub.
+
+    Args:
+        repo: Name of the repository, user/name.
+        output: The file to write.
+        revision: Commit, branch or tag; the newest if not given.
+    """
+    import shutil
+
+    from torchgeo_explora.export import from_hub
+    from torchgeo_explora.writing import replacing
+
+    file = from_hub(repo, revision)
+    with replacing(output) as part:
+        shutil.copyfile(file, part)
+    print(f'wrote {output}')
+
+
+# Each command, and which of its arguments need no name.
+_COMMANDS: dict[Callable[..., int | None], tuple[str, ...]] = {
+    info: ('files',),
+    merge: ('delta', 'output'),
+    export: ('file', 'output'),
+    diff: ('first', 'second'),
+    average: ('deltas',),
+    push: ('delta', 'repo'),
+    pull: ('repo', 'output'),
+}
+# TorchGeo's own, with what they do.
+_TORCHGEO = {
+    'fit': 'Train.',
+    'validate': 'Evaluate on the validation split.',
+    'test': 'Evaluate on the test split.',
+    'predict': 'Write predictions or embeddings.',
+}
+
+
+def _torchgeo(arguments: Sequence[str] | None) -> None:
+    """Run TorchGeo's command with the names of this package known in short."""
+    from torchgeo.main import main
+
+    import torchgeo_explora.callbacks
+    import torchgeo_explora.datamodules
+    import torchgeo_explora.tasks  # noqa: F401
+
+    main(None if arguments is None else [*arguments])
+
+
+def parser() -> ArgumentParser:
+    """Return the parser of the command."""
+    top = ArgumentParser(
+        prog='explora',
+        description='Deltas and weights as files; fit, validate, test and predict are'
+        " TorchGeo's, with this package's classes known by their short names.",
+        version=__version__,
+    )
+    commands = top.add_subcommands(dest='command')
+    for function, unnamed in _COMMANDS.items():
+        documentation = docstring_parser.parse(function.__doc__ or '')
+        help_of = {each.arg_name: each.description for each in documentation.params}
+        summary = documentation.short_description
+        command = ArgumentParser(description=summary)
+        for name in unnamed:
+            several: dict[str, Any] = {'nargs': '+'} if name.endswith('s') else {}
+            command.add_argument(name, type=str, help=help_of[name], **several)
+        command.add_function_arguments(function, as_group=False, skip={*unnamed})
+        commands.add_subcommand(function.__name__, command, help=summary)
+    for name, summary in _TORCHGEO.items():
+        text = f"TorchGeo's `{name}`. {summary}"
+        commands.add_subcommand(name, ArgumentParser(description=text), help=text)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command.
+
+    Args:
+        arguments: Those of the process if None.
+
+    Raises:
+        SystemExit: With what went wrong in one sentence, or with a code.
+    """
+    given = [*(sys.argv[1:] if arguments is None else arguments)]
+    if given and given[0] in _TORCHGEO:
+        # Lightning wants the process's own arguments unnamed.
+        _torchgeo(arguments)
+        return
+    config = parser().parse_args(given)
+    name = config.command
+    function = next(each for each in _COMMANDS if each.__name__ == name)
+    try:
+        code = function(**config[name].as_dict())
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        sys.exit(f'explora {name}: {error}')
+    if code:
+        sys.exit(code)

@@ -1,0 +1,110 @@
+"""What is in a file of weights, and in what two differ, in words."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from torchgeo_explora.adapt import Adaptation, read_delta_metadata
+from torchgeo_explora.adapt.average import lora_scale
+from torchgeo_explora.export.rebuild import outline
+from torchgeo_explora.models.checkpoints import from_any
+from torchgeo_explora.models.files import read_file, read_metadata
+
+
+def describe(path: str | os.PathLike[str]) -> str:
+    """Return what a delta or a file of whole weights says of itself.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged, or holds other objects than data.
+    """
+    path = Path(path)
+    if is_delta(path):
+        metadata = read_delta_metadata(path)
+        state: Mapping[str, Tensor] = load_file(path)
+        title = _title(path, metadata)
+        hidden = ('adaptation', 'arguments', 'backbone', 'format', 'format_version')
+        notes = {k: v for k, v in metadata.items() if k not in hidden and v != ''}
+    else:
+        state, rest = from_any(read_file(path))
+        title = f'weights, {len(state)} tensors of a backbone and {len(rest)} others'
+        notes = read_metadata(path)
+    numbers = sum(tensor.numel() for tensor in state.values())
+    size = path.stat().st_size
+    lines = [
+        f'{path}: {title}',
+        f'  size: {numbers / 1e6:.2f} M parameters, {size / 1e6:.2f} MB',
+        *(f'  {key}: {value}' for key, value in sorted(notes.items())),
+    ]
+    return '\n'.join(lines)
+
+
+def differences(
+    first: str | os.PathLike[str], second: str | os.PathLike[str]
+) -> list[str]:
+    """Return in what two files differ, one line each; none if they hold the same.
+
+    Tensors are compared by the relative distance |b - a| / |a|. LoRA factors are
+    compared as their product, since other factors can make the same update.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If one is damaged, or holds other objects than data.
+    """
+    lines = []
+    notes = [read_metadata(Path(path)) for path in (first, second)]
+    for key in sorted(notes[0].keys() | notes[1].keys()):
+        values = [each.get(key, 'nothing') for each in notes]
+        if values[0] != values[1]:
+            lines.append(f'{key}: {values[0]} | {values[1]}')
+    one, other = (_tensors(Path(path)) for path in (first, second))
+    lines += [f'{name}: only in {first}' for name in one if name not in other]
+    lines += [f'{name}: only in {second}' for name in other if name not in one]
+    for name in one:
+        if name not in other:
+            continue
+        a, b = one[name].double(), other[name].double()
+        if a.shape != b.shape:
+            lines.append(f'{name}: shape {tuple(a.shape)} | {tuple(b.shape)}')
+        elif not torch.equal(a, b):
+            distance = (b - a).norm() / a.norm().clamp(min=1e-30)
+            lines.append(f'{name}: relative distance {distance:.3g}')
+    return lines
+
+
+def is_delta(path: Path) -> bool:
+    """Tell whether a file is one of `save_delta`, by what it says of itself."""
+    return 'delta' in read_metadata(path)
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors to compare, with each LoRA product in place of its factors."""
+    if not is_delta(path):
+        return from_any(read_file(path))[0]
+    adapter = read_delta_metadata(path)['adaptation']['adapter'] or {}
+    state = load_file(path)
+    for key in [*state]:
+        if '.lora_A.' in key and not adapter.get('use_dora'):
+            down, up = state.pop(key), state.pop(key.replace('.lora_A.', '.lora_B.'))
+            layer = key.partition('.lora_A.')[0]
+            state[f'{layer} (update)'] = lora_scale(adapter) * up @ down
+    return state
+
+
+def _title(path: Path, metadata: dict[str, Any]) -> str:
+    adaptation = Adaptation.from_dict(metadata['adaptation'])
+    try:
+        depth = len([*outline(path).get_submodule('blocks').children()])
+    except ValueError:  # a backbone of another package
+        return f'delta of {metadata["backbone"]}'
+    arguments = metadata['arguments']
+    name = arguments.get('model') or metadata['backbone'].rpartition('.')[2]
+    return (
+        f'delta {adaptation.name(depth)} of {name}, image size'
+        f' {arguments["image_size"]}'
+    )
