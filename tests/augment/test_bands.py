@@ -73,6 +73,11 @@ def test_a_band_that_is_there_twice_is_refused_only_if_wanted():
         band_indices(available, ['B6'])
 
 
+def test_two_spellings_of_one_band_are_refused():
+    with pytest.raises(ValueError, match='B2, B02, which are spellings of one band'):
+        band_indices(['B02', 'B03'], ['B2', 'B03', 'B02'])
+
+
 def test_bands_come_in_the_order_wanted():
     image = torch.rand(2, 3, 4, 4)
     select = SelectBands(['B12', 'B2', 'B3'], ['B03', 'B12'])

@@ -201,6 +201,23 @@ def test_preprocess_resizes_the_whole_image(image_size, shape):
     assert torch.equal(series[:, 0], view)
 
 
+@pytest.mark.parametrize('size', [16, 8])
+def test_preprocess_keeps_missing_pixels_apart(size):
+    image = torch.rand(1, 2, 16, 16)
+    whole = Preprocess(size)
+    whole.normalize = torch.nn.Identity()
+    expected = whole(image)
+    image[0, 1, :3, 5] = torch.nan
+    view = whole(image)
+    missing = view.isnan()
+    assert missing.any()
+    assert missing.float().mean() < 0.2
+    assert not missing[0, 0].any()
+    assert_close(view[~missing], expected[~missing])
+    if size == 16:
+        assert torch.equal(missing, image.isnan())
+
+
 def test_preprocess_tells_its_statistics():
     view = Preprocess(32, mean=[0.5], std=[0.25])
     assert (view.mean, view.std) == ((0.5,), (0.25,))

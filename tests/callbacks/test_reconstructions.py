@@ -1,5 +1,8 @@
 """Pictures of reconstructions: what is shown, and when."""
 
+import warnings
+from types import SimpleNamespace
+
 import pytest
 import torch
 from PIL import Image
@@ -36,7 +39,7 @@ class Module(torch.nn.Module):
         self.mean = (0.5,) * student.in_channels
         self.std = (0.25,) * student.in_channels
 
-    def unit_image(self, batch):
+    def known_image(self, batch):
         return batch['image']
 
     def view(self, image):
@@ -126,6 +129,22 @@ def test_picture_survives_a_checkpoint(tmp_path):
 def test_bands_are_names_or_indices(bands, expected):
     backbone = Module('groups').backbone
     assert Reconstructions(bands=bands)._channels(backbone) == expected
+
+
+def test_a_single_channel_is_shown_in_grey():
+    assert Reconstructions()._channels(SimpleNamespace(in_channels=1)) == [0, 0, 0]
+
+
+def test_pixels_without_data_do_not_spoil_the_picture(tmp_path):
+    callback, trainer, module = Reconstructions(), Run(tmp_path), Module('plain')
+    given = batch('plain')
+    given['image'][0, :, :5] = torch.nan
+    callback.on_train_batch_start(trainer, module, given, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        trainer.global_step = 1
+        callback.on_train_end(trainer, module)
+    assert (tmp_path / 'reconstructions.png').exists()
 
 
 def test_bands_without_names_are_indices():

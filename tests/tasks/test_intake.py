@@ -89,6 +89,18 @@ def test_sentinel2_has_the_range_of_satmae(module):
     assert_close((low, high), tuple(torch.tensor(end) for end in expected))
 
 
+@pytest.mark.parametrize('names', [['B2', 'B3'], ['B2', 'B3', 'B11'], ['red', 'B4']])
+def test_landsat_does_not_get_the_range_of_sentinel2(names):
+    module = SimpleNamespace(bands=names, mean=0, std=10000)
+    low, high = _ends(unit_range(None, module, names[:2]))
+    assert (low.tolist(), high.tolist()) == ([0], [10000])
+
+
+def test_loaders_without_a_data_module_give_the_bands_as_they_are():
+    image = torch.rand(1, 2, 4, 4)
+    assert select_bands(None, ['B02', 'red'])(image) is image
+
+
 def test_the_users_range_goes_before_that_of_satmae():
     module = SimpleNamespace(bands=['B02', 'B8A'], value_range=(0, 3000))
     for unit in (
@@ -132,7 +144,6 @@ class Bands(Dataset):
 @pytest.mark.parametrize(
     'module',
     [
-        None,
         SimpleNamespace(),
         SimpleNamespace(bands='s2'),
         SimpleNamespace(bands=[1, 2, 3]),

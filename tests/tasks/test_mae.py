@@ -19,6 +19,7 @@ from torchgeo_explora.datamodules import ImageFolderDataModule
 from torchgeo_explora.models import GroupChannelViT, TemporalViT, ViT
 from torchgeo_explora.models.checkpoints import fuse_qkv
 from torchgeo_explora.models.decoder import MAEDecoder
+from torchgeo_explora.objectives import MAE
 from torchgeo_explora.tasks import ExploraMAETask
 
 ARCHITECTURE = {'patch_size': 8, 'embed_dim': 24, 'depth': 3, 'num_heads': 2}
@@ -234,11 +235,64 @@ def test_missing_values_do_not_count_and_may_be_named():
     image[0, :, :4] = 0  # in all bands
     image[1, 0, :4] = 0  # in one: a value like any other
     image[1, 1, 8:10] = torch.nan
-    missing = task.training_image({'image': image}).isnan()
+    missing = task.known_image({'image': image}).isnan()
     assert missing[0, :, :4].all()
     assert missing[0].sum() == 3 * 4 * 32
     assert missing[1, 1, 8:10].all()
     assert missing[1].sum() == 2 * 32
+
+
+def test_declared_no_data_is_no_reason_to_doubt_the_range():
+    task = _task(no_data=-9999)
+    task.unit_range = UnitRange(0, 2)
+    image = torch.full((1, 3, 32, 32), -9999.0)
+    image[..., :8] = torch.rand(1, 3, 32, 8)
+    assert task.unit_image({'image': image}).isfinite().all()
+
+
+def test_embeddings_see_no_data_as_training_does():
+    task = _task(no_data=0)
+    task.unit_range = UnitRange(0, 2)
+    task.view = task.preprocess()
+    image = torch.rand(1, 3, 32, 32) + 0.1
+    image[..., :8] = 0
+    view = (image / 2 - torch.tensor(task.mean).view(3, 1, 1)) / torch.tensor(
+        task.std
+    ).view(3, 1, 1)
+    view[..., :8] = 0
+    assert_close(task.embed({'image': image}), task.backbone.eval()(view).cls)
+
+
+def test_views_are_square_and_whole_patches():
+    backbone = GroupChannelViT(**GROUPS | {'image_size': (32, 16)})
+    with pytest.raises(ValueError, match='made for 32 x 16 pixels'):
+        _task(model=backbone, model_args=None, image_size=None, decoder_channel_dim=8)
+    with pytest.raises(ValueError, match='not a multiple of patch_size 8'):
+        _task(image_size=30)
+
+
+def test_a_published_decoder_of_groups_asks_for_its_order(tmp_path):
+    seed_everything(0)
+    backbone = GroupChannelViT(**GROUPS)
+    objective = MAE(backbone, 16, 2, 2, decoder_channel_dim=8)
+    decoder = fuse_qkv(objective.decoder.state_dict())
+    state = fuse_qkv(backbone.state_dict())
+    for name, value in decoder.items():
+        state[name if name == 'mask_token' else f'decoder_{name}'] = value
+    torch.save({'model': state}, tmp_path / 'satmae.pth')
+    given = {k: v for k, v in TINY.items() if k not in ('model_args', 'image_size')}
+    given |= {'weights': str(tmp_path / 'satmae.pth'), 'decoder_channel_dim': 8}
+    with pytest.warns(UserWarning, match='legacy_channel_order'):
+        ExploraMAETask(**given | {'model': GroupChannelViT(**GROUPS)})
+
+
+def test_a_checkpoint_of_other_groups_is_refused(tmp_path, folder, published):
+    task = _group_task(published)
+    _trainer(tmp_path).fit(task, _data(folder))
+    other = {**GROUPS, 'groups': [['green', 'red'], ['blue']]}
+    task = _group_task(published, model=GroupChannelViT(**other))
+    with pytest.raises(ValueError, match='trained on the spectral groups'):
+        _trainer(tmp_path).fit(task, _data(folder), ckpt_path=tmp_path / 'last.ckpt')
 
 
 def test_eight_bits_are_an_option():
@@ -272,9 +326,11 @@ def test_a_given_backbone_starts_from_an_rgb_mae(tmp_path, folder, published, ca
 
 def _group_task(weights, **kwargs):
     seed_everything(0)
-    given = {k: v for k, v in TINY.items() if k not in ('model_args', 'image_size')}
+    given = {
+        k: v for k, v in TINY.items() if k not in ('model', 'model_args', 'image_size')
+    }
     settings = given | {'decoder_channel_dim': 8, 'weights': weights} | kwargs
-    return ExploraMAETask(**settings | {'model': GroupChannelViT(**GROUPS)})
+    return ExploraMAETask(**{'model': GroupChannelViT(**GROUPS)} | settings)
 
 
 def test_a_series_takes_its_dates_from_the_batch():
@@ -288,7 +344,7 @@ def test_a_series_takes_its_dates_from_the_batch():
         'image': torch.rand(2, 2, 3, 40, 40),
         'timestamps': torch.tensor([[[13, 6, 7], [14, 0, 0]]] * 2),
     }
-    image = task.training_image(batch)
+    image = task.known_image(batch)
     loss = task.objective({**batch, 'image': image}, 0.0)['mae']
     assert loss.isfinite()
     task.view = task.preprocess()

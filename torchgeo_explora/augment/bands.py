@@ -33,6 +33,11 @@ def band_indices(available: Sequence[str], wanted: Sequence[str]) -> tuple[int, 
     """
     have = [spell_band(name) for name in available]
     need = [spell_band(name) for name in wanted]
+    if twice := [w for w, n in zip(wanted, need, strict=True) if need.count(n) > 1]:
+        raise ValueError(
+            f'the backbone takes {", ".join(twice)}, which are spellings of one band:'
+            ' name it once among its *bands*'
+        )
     counts = [have.count(name) for name in need]
     for number, what in ((0, 'not'), (2, 'more than once')):
         wrong = [

@@ -1,6 +1,6 @@
 """Views of images in [0, 1]: multi-crop for training, one whole view for evaluation."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -211,19 +211,10 @@ class SingleCrop(nn.Module):
         """
         _require_images(image, series=True)
         bands = image.flatten(1, -3).float()  # (B, T, C, H, W) -> (B, T * C, H, W)
-        missing = bands.isnan()
         with torch.autocast(image.device.type, enabled=False):
-            if missing.any():
-                # One NaN would spread over a row: what is missing goes along apart,
-                # in the middle of the range, where no weight below 0 is clamped.
-                marks = _MARK + missing / 2
-                bands = torch.cat([bands.nan_to_num(0), marks], dim=1)
-                (view,) = random_crops(bands, 1, self.image_size, self.scale)
-                view, marks = view.chunk(2, dim=1)
-                touched = (marks - _MARK).abs() > _TOUCHED
-                view = view.masked_fill(touched, torch.nan)
-            else:
-                (view,) = random_crops(bands, 1, self.image_size, self.scale)
+            view = _resampled(
+                bands, lambda x: random_crops(x, 1, self.image_size, self.scale)[0]
+            )
             return self.normalize(view.unflatten(1, image.shape[1:-2]))
 
     def describe(self, channels: int) -> str:
@@ -265,17 +256,33 @@ class Preprocess(nn.Module):
         """Return the view: *image* with image_size for H and W, float32, normalised.
 
         Args:
-            image: (B, C, H, W) or (B, T, C, H, W), floating, in [0, 1].
+            image: (B, C, H, W) or (B, T, C, H, W), floating, in [0, 1], NaN where there
+                is no data: so is the view, where such a pixel had a part in it.
 
         Raises:
             ValueError: If *image* has another shape or type.
         """
         _require_images(image, series=True)
         bands = image.flatten(1, -3).float()  # (B, T, C, H, W) -> (B, T * C, H, W)
-        view = F.interpolate(
-            bands, size=self.image_size, mode='bicubic', antialias=True
-        ).clamp(0, 1)
+        view = _resampled(
+            bands,
+            lambda x: F.interpolate(
+                x, size=self.image_size, mode='bicubic', antialias=True
+            ).clamp(0, 1),
+        )
         return self.normalize(view.unflatten(1, image.shape[1:-2]))
+
+
+def _resampled(bands: Tensor, resample: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return what *resample* makes of bands, (B, C, H, W), some of which may be NaN."""
+    missing = bands.isnan()
+    if not missing.any():
+        return resample(bands)
+    # One NaN would spread over a row: what is missing goes along apart, in the middle
+    # of the range, where no weight below 0 is clamped.
+    marks = _MARK + missing / 2
+    view, marks = resample(torch.cat([bands.nan_to_num(0), marks], dim=1)).chunk(2, 1)
+    return view.masked_fill((marks - _MARK).abs() > _TOUCHED, torch.nan)
 
 
 def _require_images(image: Tensor, series: bool = False) -> None:

@@ -9,6 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from torchgeo_explora.writing import replacing
+
 
 def panels(rows: int, columns: int) -> tuple[Figure, NDArray[np.object_]]:
     """Return a figure of pictures without ticks, and its axes (rows, columns)."""
@@ -34,8 +36,8 @@ def keep(
         folder: The trainer's root folder if None.
     """
     path = Path(folder or trainer.default_root_dir) / f'{name}.png'
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    with replacing(path) as part:
+        figure.savefig(part, dpi=120, format='png')
     rank_zero_info(f'{name}: {path}')
     for logger in trainer.loggers:
         add_figure = getattr(getattr(logger, 'experiment', None), 'add_figure', None)

@@ -30,9 +30,10 @@ class Reconstructions(Callback):
         every_n_steps: Optimizer steps between two pictures; only the last one if None.
         images: Images, or series, shown.
         bands: Three channels shown as red, green and blue: indices, or names where the
-            backbone has names. The first three if None, or the true colours among
-            Sentinel-2's bands. Of more than three channels the middle 96 % of the
-            values shown are stretched over the range.
+            backbone has names. If None, the true colours among Sentinel-2's bands,
+            else the first three; the first one in grey where there are fewer. Of more
+            than three channels the middle 96 % of the values shown are stretched over
+            the range.
         seed: Of the mask.
     """
 
@@ -63,7 +64,7 @@ class Reconstructions(Callback):
         self._channels(pl_module.backbone)  # wrong bands show before the first step
         few = {k: v[: self.images] for k, v in batch_metadata(batch).items()}
         few['image'] = batch['image'][: self.images]
-        self._batch = {**few, 'image': pl_module.view(pl_module.unit_image(few))}
+        self._batch = {**few, 'image': pl_module.view(pl_module.known_image(few))}
         self._first = self._paint(pl_module)[1]
 
     def on_train_batch_end(
@@ -117,7 +118,9 @@ class Reconstructions(Callback):
             (row.to(now.device) * std + mean)[..., channels, :, :].flatten(0, -4)
             for row in (self._batch['image'], self._first, now)
         )
-        hidden = hidden[..., channels, :, :].flatten(0, -4)
+        # Black where there is no data, and no error.
+        hidden = hidden[..., channels, :, :].flatten(0, -4) & ~image.isnan()
+        image = image.nan_to_num(0)
         error = ((now - image).abs() * hidden).mean(1)
         largest = error.flatten().quantile(0.99).clamp(min=1e-6).item()
         if pl_module.backbone.in_channels > 3:
@@ -154,7 +157,8 @@ class Reconstructions(Callback):
         chosen = self.bands
         if chosen is None:
             known = names is not None and set(_TRUE_COLOUR) <= set(names)
-            chosen = _TRUE_COLOUR if known else range(3)
+            first = range(3) if backbone.in_channels >= 3 else (0, 0, 0)
+            chosen = _TRUE_COLOUR if known else first
         wanted = [band for band in chosen if isinstance(band, str)]
         if wanted and names is None:
             raise ValueError(

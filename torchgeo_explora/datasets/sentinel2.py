@@ -1,6 +1,9 @@
 """Sentinel-2 bands and the range of their values."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
+
+from torchgeo_explora.augment.bands import spell_band
 
 #: Bands of a Level-1C product, in the order of their wavelength.
 BANDS = (
@@ -52,3 +55,13 @@ def reflectance_range(
         tuple(MEAN[band] - 2 * STD[band] for band in bands),
         tuple(MEAN[band] + 2 * STD[band] for band in bands),
     )
+
+
+def tells_sentinel2(names: Iterable[str]) -> bool:
+    """Return whether one of some bands' names can only be of Sentinel-2.
+
+    Landsat has a B2 of other values too: two digits ('B02'), the sensor ('S2_B2') or a
+    band that Landsat does not have (B8A, B12) tell them apart.
+    """
+    own = re.compile(r'S2[_-]|B0', re.IGNORECASE)
+    return any(spell_band(n) in ('B8A', 'B12') or own.match(n) for n in names)

@@ -144,10 +144,10 @@ class TemporalViT(CodedBackbone):
             raise ValueError(f'{what}; the batch has none')
         if timestamps.shape != expected:
             raise ValueError(f'{what}; their shape is {tuple(timestamps.shape)}')
-        low = timestamps.new_tensor([-200, 0, 0])
-        high = timestamps.new_tensor([200, 11, 23])
+        times = timestamps.double()  # small integer types do not hold the bounds
+        low, high = times.new_tensor([[-200, 0, 0], [200, 11, 23]])
         # NaN is neither above nor below.
-        fits = (timestamps >= low) & (timestamps <= high)
+        fits = (times >= low) & (times <= high)
         if not fits.all():
             wrong = timestamps[~fits.all(-1)][0].tolist()
             raise ValueError(f'{what}; among them is {wrong}')

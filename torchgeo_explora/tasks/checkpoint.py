@@ -8,6 +8,9 @@ from typing import Any
 
 from lightning.fabric.plugins import CheckpointIO
 
+from torchgeo_explora.adapt import base_fingerprint
+from torchgeo_explora.models.backbone import Backbone
+
 
 class DeltaCheckpointIO(CheckpointIO):
     """Write `name.safetensors` with each `name.ckpt`, and remove both together.
@@ -49,14 +52,23 @@ class DeltaCheckpointIO(CheckpointIO):
         Path(path).with_suffix('.safetensors').unlink(missing_ok=True)
 
 
+def identity(backbone: Backbone) -> dict[str, Any]:
+    """Return what a delta of a backbone fits to: base, and bands of spectral groups."""
+    groups = getattr(backbone, 'groups', None)
+    return {
+        'base': base_fingerprint(backbone),
+        'groups': groups and [list(group) for group in groups],
+    }
+
+
 def require_fit(
-    checkpoint: Mapping[str, Any], base: str | None, keys: AbstractSet[str]
+    checkpoint: Mapping[str, Any], expected: Mapping[str, Any], keys: AbstractSet[str]
 ) -> dict[str, Any]:
     """Return what a pre-training task left in a checkpoint beside the tensors.
 
     Args:
         checkpoint: As read from the file.
-        base: Fingerprint of this task's base.
+        expected: `identity` of this task's backbone.
         keys: Names of the tensors that this task keeps.
 
     Raises:
@@ -68,10 +80,16 @@ def require_fit(
             'this checkpoint was not written by a torchgeo_explora pre-training'
             ' task: load backbone weights through *weights* instead'
         )
-    if saved['base'] != base:
+    if saved['base'] != expected['base']:
         raise ValueError(
-            f'the checkpoint was trained on base {saved["base"][:12]}, this task'
-            f' has base {str(base)[:12]}: give the same *model* and *weights*'
+            f'the checkpoint was trained on base {str(saved["base"])[:12]}, this task'
+            f' has base {str(expected["base"])[:12]}: give the same *model* and'
+            ' *weights* (a checkpoint does not know weights loaded inside *model*)'
+        )
+    if saved['groups'] != expected['groups']:
+        raise ValueError(
+            f'the checkpoint was trained on the spectral groups {saved["groups"]}, this'
+            f' task has {expected["groups"]}: give the same *model*'
         )
     found = checkpoint['state_dict'].keys()
     if keys != found:

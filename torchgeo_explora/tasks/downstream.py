@@ -15,13 +15,7 @@ from torch.nn.functional import max_pool2d
 from torchgeo.tasks import BaseTask
 from torchvision.models._api import WeightsEnum
 
-from torchgeo_explora.adapt import (
-    Adaptation,
-    adapt,
-    base_fingerprint,
-    count,
-    delta_state_dict,
-)
+from torchgeo_explora.adapt import Adaptation, adapt, count, delta_state_dict
 from torchgeo_explora.augment import CentreCrop
 from torchgeo_explora.callbacks.embeddings import EmbeddingWriter
 from torchgeo_explora.callbacks.raster_writer import RasterWriter
@@ -36,7 +30,7 @@ from torchgeo_explora.tasks.backbone import (
     rebuild,
     statistics,
 )
-from torchgeo_explora.tasks.checkpoint import require_fit
+from torchgeo_explora.tasks.checkpoint import identity, require_fit
 from torchgeo_explora.tasks.collate import explain_mixed_sizes
 from torchgeo_explora.tasks.intake import require_predict_set, take_over
 from torchgeo_explora.tasks.plan import require_replicas
@@ -292,7 +286,7 @@ class DownstreamTask(BaseTask):
         """Leave the frozen base out."""
         checkpoint['state_dict'] = delta_state_dict(self)
         checkpoint['explora'] = {
-            'base': base_fingerprint(self.backbone),
+            **identity(self.backbone),
             'micro_steps': self.micro_steps,
         }
 
@@ -302,6 +296,6 @@ class DownstreamTask(BaseTask):
         Raises:
             ValueError: If the checkpoint belongs to another base or architecture.
         """
-        base = base_fingerprint(self.backbone)
-        saved = require_fit(checkpoint, base, delta_state_dict(self).keys())
+        keys = delta_state_dict(self).keys()
+        saved = require_fit(checkpoint, identity(self.backbone), keys)
         self.micro_steps = saved['micro_steps']

@@ -68,13 +68,14 @@ def select_bands(datamodule: Any, wanted: Sequence[str]) -> SelectBands:
     """Return the map from a data module's images to the bands that a backbone takes.
 
     Args:
-        datamodule: Any data module, after its `setup`.
+        datamodule: Any data module, after its `setup`; None for loaders without one,
+            whose images are taken to have the wanted bands.
         wanted: Names of the backbone's bands.
 
     Raises:
         ValueError: If the data module does not name its bands, or lacks one.
     """
-    names = band_names(datamodule)
+    names = band_names(datamodule) if datamodule is not None else tuple(wanted)
     if names is None:
         raise ValueError(
             f'{type(datamodule).__name__} does not name the bands of its images, and'
@@ -95,8 +96,9 @@ def unit_range(
         given: (low, high) of the user, scalars or one value per channel.
         datamodule: Tells its range where the user does not.
         wanted: Names of the channels where they are selected from the data module's.
-            If all are Sentinel-2's and neither user nor data module gave a range, it
-            is SatMAE's: mean -+ 2 standard deviations of fMoW-Sentinel.
+            If the data module's names are Sentinel-2's beyond doubt and neither user
+            nor data module gave a range, it is SatMAE's: mean -+ 2 standard deviations
+            of fMoW-Sentinel.
 
     Raises:
         ValueError: If nothing tells the range, or a band is missing.
@@ -111,13 +113,13 @@ def unit_range(
     if wanted is None:
         return UnitRange(*value_range(datamodule))
     bands = [spell_band(name) for name in wanted]
+    names = band_names(datamodule) or ()
     stated = getattr(datamodule, 'value_range', None) is not None
-    if set(bands) <= set(sentinel2.BANDS) and not (
-        stated and getattr(datamodule, 'range_known', True)
-    ):
+    known = stated and getattr(datamodule, 'range_known', True)
+    sentinel = sentinel2.tells_sentinel2(names) and set(bands) <= set(sentinel2.BANDS)
+    if sentinel and not known:
         return UnitRange(*sentinel2.reflectance_range(bands))
     low, high = value_range(datamodule)
-    names = band_names(datamodule) or ()
     chosen = band_indices(names, wanted)
     return UnitRange(
         *(

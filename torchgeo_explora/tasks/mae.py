@@ -1,6 +1,7 @@
 """M-ExPLoRA: extended masked-autoencoder pre-training."""
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
@@ -12,8 +13,9 @@ from torchvision.models._api import WeightsEnum
 from torchgeo_explora.adapt import Adaptation, adapt, count, lora
 from torchgeo_explora.adapt.delta import adapted
 from torchgeo_explora.augment import Quantize, SingleCrop
-from torchgeo_explora.models import ViT
+from torchgeo_explora.models import GroupChannelViT, ViT
 from torchgeo_explora.models.backbone import Backbone
+from torchgeo_explora.models.sizes import check_size
 from torchgeo_explora.objectives import MAE
 from torchgeo_explora.tasks.pretraining import PretrainingTask
 from torchgeo_explora.tasks.student import choose_adapter, plain_arguments
@@ -166,7 +168,8 @@ class ExploraMAETask(PretrainingTask):
         rest, student.rest = getattr(student, 'rest', {}), {}
         fresh = getattr(student, 'scratch', ())
         self.adapt_student(student, [*hparams['modules'], *fresh])
-        self.image_size = hparams['image_size'] or student.image_size[0]
+        self.image_size = hparams['image_size'] or _side(student)
+        check_size((self.image_size, self.image_size), student.patch_size)
         if augmentations is None:
             augmentations = SingleCrop(
                 self.image_size, tuple(hparams['crop_scale']), self.mean, self.std
@@ -189,6 +192,14 @@ class ExploraMAETask(PretrainingTask):
         if any(name.startswith('decoder_') for name in rest):
             decoder = self.objective.decoder
             fresh = decoder.start_from(rest)
+            whole = isinstance(student, GroupChannelViT) and not fresh
+            if whole and not hparams['legacy_channel_order']:
+                warnings.warn(
+                    "a decoder of SatMAE's release was trained in its published order"
+                    ' of bands: set *legacy_channel_order* to True, or go on if yours'
+                    ' was not (docs/group_channel_order.md)',
+                    stacklevel=2,
+                )
             rank, alpha = hparams['decoder_rank'], hparams['alpha']
             adapter = lora(rank, 1 if alpha is None else alpha) if rank else None
             adapt(
@@ -259,17 +270,33 @@ class ExploraMAETask(PretrainingTask):
         vectors = [p for p in group['params'] if p.ndim < 2]
         return [{'params': matrices}, {'params': vectors, 'weight_decay': 0.0}]
 
+    def sensor_image(self, batch: dict[str, Any]) -> Tensor:
+        """Return the raw images, NaN where there is no data."""
+        image = super().sensor_image(batch)
+        no_data = self.hparams['no_data']
+        if no_data is None:
+            return image
+        return image.masked_fill((image == no_data).all(-3, keepdim=True), nan)
+
     def unit_image(self, batch: dict[str, Any]) -> Tensor:
-        """Return the images of a batch in [0, 1], in 8 bits if wanted."""
+        """Return the images in [0, 1], in 8 bits if wanted."""
         return self.quantize(super().unit_image(batch))
 
-    def training_image(self, batch: dict[str, Any]) -> Tensor:
+    def known_image(self, batch: dict[str, Any]) -> Tensor:
         """Return the images in [0, 1], NaN where there is no data."""
-        raw = self.select(batch['image'])
-        missing = raw.isnan()
-        if (value := self.hparams['no_data']) is not None:
-            missing = missing | (raw == value).all(-3, keepdim=True)
+        missing = self.sensor_image(batch).isnan()
         return self.unit_image(batch).masked_fill(missing, nan)
+
+
+def _side(backbone: Backbone) -> int:
+    """Return the side of the square views that a backbone is made for."""
+    height, width = backbone.image_size
+    if height != width:
+        raise ValueError(
+            f'the backbone is made for {height} x {width} pixels, and views are square:'
+            ' give *image_size*'
+        )
+    return height
 
 
 def _described(model: Backbone | str) -> str | dict[str, Any]:

@@ -18,20 +18,14 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchgeo.tasks import BaseTask
 
-from torchgeo_explora.adapt import (
-    adapt,
-    base_fingerprint,
-    count,
-    delta_state_dict,
-    save_delta,
-)
+from torchgeo_explora.adapt import adapt, count, delta_state_dict, save_delta
 from torchgeo_explora.augment import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from torchgeo_explora.callbacks.embeddings import EmbeddingWriter
 from torchgeo_explora.functional import cosine_schedule
 from torchgeo_explora.models.backbone import Backbone
 from torchgeo_explora.objectives import Objective
 from torchgeo_explora.objectives.objective import batch_metadata
-from torchgeo_explora.tasks.checkpoint import DeltaCheckpointIO, require_fit
+from torchgeo_explora.tasks.checkpoint import DeltaCheckpointIO, identity, require_fit
 from torchgeo_explora.tasks.intake import (
     require_predict_set,
     select_bands,
@@ -152,8 +146,11 @@ class PretrainingTask(BaseTask):
                     io, self.save_delta
                 )
 
-    def unit_image(self, batch: dict[str, Any]) -> Tensor:
-        """Return the images of a batch in [0, 1]: (B, C, H, W), or series of them.
+    def sensor_image(self, batch: dict[str, Any]) -> Tensor:
+        """Return the raw images of a batch, (B, C, H, W), or series of them.
+
+        Returns:
+            The backbone's channels in sensor values, float32; NaN has no data.
 
         Raises:
             ValueError: If the images do not have the backbone's channels.
@@ -165,13 +162,18 @@ class PretrainingTask(BaseTask):
                 f'the data module gives images {tuple(image.shape)}, expected'
                 f' (B, {channels}, H, W): choose its bands, or set *in_channels*'
             )
+        return image.float()
+
+    def unit_image(self, batch: dict[str, Any]) -> Tensor:
+        """Return the images of a batch in [0, 1], finite, shaped as `sensor_image`."""
+        image = self.sensor_image(batch)
         if not self._checked:
             self.unit_range.check(image)
             self._checked = True
-        return self.unit_range(image.float())
+        return self.unit_range(image)
 
-    def training_image(self, batch: dict[str, Any]) -> Tensor:
-        """Return what the objective trains on: `unit_image`, unless it wants more."""
+    def known_image(self, batch: dict[str, Any]) -> Tensor:
+        """Return `unit_image`, NaN where a method knows that there is no data."""
         return self.unit_image(batch)
 
     @torch.no_grad()
@@ -180,7 +182,8 @@ class PretrainingTask(BaseTask):
         mode = self.training
         self.eval()
         try:
-            view = self.view(self.unit_image(batch))
+            # 0 is the mean of normalised pixels: what training shows there, too.
+            view = self.view(self.known_image(batch)).nan_to_num(0)
             return self.backbone(view, **batch_metadata(batch)).cls.float()
         finally:
             self.train(mode)
@@ -264,7 +267,7 @@ class PretrainingTask(BaseTask):
         student: Any = self.objective.student
         trained, base = count(student)
         name = student.adaptation.name(len(student.blocks))
-        heads = _trainable(self.objective) - _trainable(student)
+        heads = count(self.objective)[0] - trained
         return (
             f'{self.letter}-{name}: {base / 1e6:.2f} M parameters,'
             f' {trained / 1e6:.2f} M trained ({100 * trained / base:.1f} %),'
@@ -288,7 +291,7 @@ class PretrainingTask(BaseTask):
         Raises:
             FloatingPointError: If a term is not finite; the error names it.
         """
-        batch = {**batch, 'image': self.training_image(batch)}
+        batch = {**batch, 'image': self.known_image(batch)}
         devices = [self.device] if self.device.type == 'cuda' else []
         # What is random in a step depends on (seed, rank, micro-step) alone, so that a
         # resumed run draws what an uninterrupted one would.
@@ -366,7 +369,7 @@ class PretrainingTask(BaseTask):
         """Keep the delta, heads and generators; leave the base out."""
         checkpoint['state_dict'] = delta_state_dict(self)
         checkpoint['explora'] = {
-            'base': base_fingerprint(self.objective.student),
+            **identity(self.objective.student),
             'micro_steps': self.micro_steps,
             'generators': generator_states(),
         }
@@ -377,8 +380,8 @@ class PretrainingTask(BaseTask):
         Raises:
             ValueError: If the checkpoint belongs to another base or architecture.
         """
-        base = base_fingerprint(self.objective.student)
-        saved = require_fit(checkpoint, base, delta_state_dict(self).keys())
+        expected = identity(self.objective.student)
+        saved = require_fit(checkpoint, expected, delta_state_dict(self).keys())
         self.micro_steps = saved['micro_steps']
         self._resumed = saved['generators']
 
@@ -391,8 +394,3 @@ class PretrainingTask(BaseTask):
         path = folder / 'delta.safetensors'
         self.save_delta(path)
         rank_zero_info(f'delta: {path} ({path.stat().st_size / 2**20:.2f} MiB)')
-
-
-def _trainable(module: nn.Module) -> int:
-    """Return the number of parameters that train."""
-    return sum(p.numel() for p in module.parameters() if p.requires_grad)
