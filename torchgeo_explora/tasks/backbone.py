@@ -50,21 +50,7 @@ def build_backbone(
             **(model_args or {}),
         )
     else:
-        backbone = model
-        for name, value in (('in_channels', in_channels), ('model_args', model_args)):
-            if value is not None:
-                raise ValueError(
-                    f'*{name}* describes a timm model by name: set it among the'
-                    f' arguments of {type(model).__name__}'
-                )
-        if weights is True:
-            raise ValueError(
-                '*weights* True means those of a timm model by name: for'
-                f' {type(model).__name__} give the path of a checkpoint or the name of'
-                ' a timm model, or None to leave it as it is'
-            )
-        if weights:
-            backbone.start_from(weights)
+        backbone = fill(model, weights, in_channels=in_channels, model_args=model_args)
     backbone.rest = {}
     if delta is not None:
         metadata = read_delta_metadata(delta)
@@ -77,6 +63,38 @@ def build_backbone(
             if name in metadata:
                 setattr(backbone, name, tuple(json.loads(metadata[name])))
     return backbone
+
+
+def fill(
+    backbone: Any, weights: WeightsEnum | str | bool | None, **named: Any
+) -> Backbone:
+    """Return a backbone that was given, with the weights in it.
+
+    Args:
+        backbone: Any with `start_from`.
+        weights: What that takes; None leaves it as it is.
+        **named: Arguments of a task for a timm model by name, all None.
+
+    Raises:
+        ValueError: If one of them is not, or *weights* is True.
+    """
+    kind = type(backbone).__name__
+    for name, value in named.items():
+        if value is not None:
+            raise ValueError(
+                f'*{name}* describes a timm model by name: set it among the arguments'
+                f' of {kind}'
+            )
+    if weights is True:
+        raise ValueError(
+            f'*weights* True means those of a timm model by name: for {kind} give the'
+            ' path of a checkpoint or the name of a timm model, or None to leave it as'
+            ' it is'
+        )
+    if weights:
+        backbone.start_from(weights)
+    filled: Backbone = backbone
+    return filled
 
 
 def statistics(
@@ -123,7 +141,8 @@ def describe(model: Backbone | str) -> str | dict[str, Any]:
         return model
     kind = type(model)
     path = f'{kind.__module__}.{kind.__qualname__}'
-    return {'class_path': path, 'init_args': model.arguments}
+    # Lists for tuples, as a configuration has them.
+    return {'class_path': path, 'init_args': json.loads(json.dumps(model.arguments))}
 
 
 def rebuild(model: Backbone | str | Mapping[str, Any]) -> Backbone | str:

@@ -1,9 +1,7 @@
 """M-ExPLoRA: extended masked-autoencoder pre-training."""
 
-import json
 import warnings
-from collections.abc import Mapping, Sequence
-from importlib import import_module
+from collections.abc import Sequence
 from typing import Any
 
 from peft import PeftConfig
@@ -17,6 +15,7 @@ from torchgeo_explora.models import GroupChannelViT, ViT
 from torchgeo_explora.models.backbone import Backbone
 from torchgeo_explora.models.sizes import check_size
 from torchgeo_explora.objectives import MAE
+from torchgeo_explora.tasks.backbone import describe, fill, rebuild
 from torchgeo_explora.tasks.pretraining import PretrainingTask
 from torchgeo_explora.tasks.student import choose_adapter, plain_arguments
 
@@ -151,20 +150,20 @@ class ExploraMAETask(PretrainingTask):
         self.weight_decay = weight_decay
         self.value_range = value_range
         self.seed = seed
-        if isinstance(model, Mapping):  # from a checkpoint's hyper-parameters
-            model = _build(model)
         # A tuple hides modules: none may be assigned before `Module.__init__`.
-        self._given = (model, augmentations)
+        self._given = (rebuild(model), augmentations)
         super().__init__()
         self.save_hyperparameters(
-            plain_arguments(weights, adapter) | {'model': _described(model)}
+            plain_arguments(weights, adapter) | {'model': describe(self._given[0])}
         )
 
     def configure_models(self) -> None:
         """Build backbone, delta, decoder and objective."""
         hparams = self.hparams
         model, augmentations = self._given
-        student = self._named(model) if isinstance(model, str) else self._filled(model)
+        student: Any = (
+            self._named(model) if isinstance(model, str) else self._filled(model)
+        )
         rest, student.rest = getattr(student, 'rest', {}), {}
         fresh = getattr(student, 'scratch', ())
         self.adapt_student(student, [*hparams['modules'], *fresh])
@@ -219,24 +218,10 @@ class ExploraMAETask(PretrainingTask):
             **(hparams['model_args'] or {}),
         )
 
-    def _filled(self, student: Any) -> Any:
+    def _filled(self, student: Backbone) -> Backbone:
         """Return a backbone that was given, with the weights in it."""
-        kind = type(student).__name__
-        for name in ('in_channels', 'drop_path', 'model_args'):
-            if self.hparams[name] is not None:
-                raise ValueError(
-                    f'*{name}* describes a timm model by name: set it among the'
-                    f' arguments of {kind}'
-                )
-        if self.weights is True:
-            raise ValueError(
-                f'*weights* True means those of a timm model by name: for {kind} give'
-                ' the path of a checkpoint or the name of a timm model, or None to'
-                ' leave it as it is'
-            )
-        if self.weights:
-            student.start_from(self.weights)
-        return student
+        names = ('in_channels', 'drop_path', 'model_args')
+        return fill(student, self.weights, **{n: self.hparams[n] for n in names})
 
     def summary(self) -> str:
         """Return what is about to run, and what becomes of the decoder."""
@@ -297,18 +282,3 @@ def _side(backbone: Backbone) -> int:
             ' give *image_size*'
         )
     return height
-
-
-def _described(model: Backbone | str) -> str | dict[str, Any]:
-    """Return a backbone as its class path and arguments, which `_build` undoes."""
-    if isinstance(model, str):
-        return model
-    kind = type(model)
-    path = f'{kind.__module__}.{kind.__qualname__}'
-    # Lists for tuples, as a configuration has them.
-    return {'class_path': path, 'init_args': json.loads(json.dumps(model.arguments))}
-
-
-def _build(description: Mapping[str, Any]) -> Backbone:
-    module, _, name = description['class_path'].rpartition('.')
-    return getattr(import_module(module), name)(**description['init_args'])
