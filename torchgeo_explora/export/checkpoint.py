@@ -13,7 +13,7 @@ from torch import Size, nn
 
 from torchgeo_explora import __version__
 from torchgeo_explora.adapt import base_fingerprint, fingerprint, merged
-from torchgeo_explora.adapt.delta import lineage
+from torchgeo_explora.adapt.delta import lineage_merged
 from torchgeo_explora.models import Backbone
 from torchgeo_explora.models.names import State
 from torchgeo_explora.models.wrapped import to_torchgeo
@@ -74,7 +74,7 @@ def export_timm(
         'backbone': f'{type(backbone).__module__}.{type(backbone).__qualname__}',
         'arguments': json.dumps(backbone.arguments),
         'base': base_fingerprint(backbone) or '',
-        'lineage': lineage(merged(backbone)) or '',
+        'lineage': lineage_merged(backbone) or '',
         'weights': fingerprint(state),
     }
     for name in ('mean', 'std'):
