@@ -252,3 +252,16 @@ def test_learning_rate_follows_the_task(bench):
     assert rates(14)[1] == 0.0
     assert rates(15)[1] == rates(15)[0] > 0
     assert rates(1000) == pytest.approx([1e-6, 1e-6])
+
+
+@pytest.mark.cli
+@pytest.mark.filterwarnings('ignore')
+def test_sizes_of_delta_and_checkpoint_are_measured(bench, tmp_path):
+    output = tmp_path / 'sizes.json'
+    bench('delta_size').main(['--tiny', '--repeats', '2', '--output', str(output)])
+    found = json.loads(output.read_text())
+    assert [found[part]['status'] for part in ('delta', 'checkpoint')] == ['done'] * 2
+    assert 0 < found['delta']['share'] < 1
+    assert found['delta']['bytes']['delta'] > 4 * found['delta']['trained']
+    # Student and teacher share the base, and its moments are not there.
+    assert 0 < found['checkpoint']['share_of_size'] < 1

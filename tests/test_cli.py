@@ -12,7 +12,14 @@ from torch.testing import assert_close
 from transformers import AutoModel
 
 from torchgeo_explora import export as exports
-from torchgeo_explora.adapt import Adaptation, adapt, load_delta, lora, save_delta
+from torchgeo_explora.adapt import (
+    Adaptation,
+    adapt,
+    load_delta,
+    lora,
+    merged,
+    save_delta,
+)
 from torchgeo_explora.cli import main
 from torchgeo_explora.models import ViT
 
@@ -81,8 +88,30 @@ def test_info_of_files_and_folders(files, capsys):
     text = capsys.readouterr().out
     assert 'delta [2]-r2 of vit_small_patch14_dinov2' in text
     assert 'tensors of a backbone and 0 others' in text
+    (files / 'empty').mkdir()
+    with pytest.raises(SystemExit, match='empty has no safetensors file: name files'):
+        run('info', files / 'empty')
     run('info', files)
     assert capsys.readouterr().out.count('safetensors: ') == 3
+
+
+@torch.no_grad()
+def test_delta_over_a_delta_is_merged_in_turn(files, expected):
+    base, first = files / 'base.safetensors', files / 'first.safetensors'
+    run('merge', files / '1.safetensors', first, '--weights', base)
+    second = adapt(merged(expected), Adaptation((), adapter=lora(1)))
+    second.blocks[0].attn.q.lora_B['default'].weight.fill_(0.5)
+    save_delta(second, files / 'over.safetensors')
+    run(
+        'merge',
+        files / 'over.safetensors',
+        files / 'both.safetensors',
+        '--weights',
+        first,
+    )
+    found = ViT(MODEL, files / 'both.safetensors', image_size=28, **SIZES).eval()
+    image = torch.randn(1, 3, 28, 28)
+    assert_close(found(image), second.eval()(image))
 
 
 @torch.no_grad()
@@ -155,11 +184,13 @@ def test_push_and_pull_pass_on_what_they_are_given(files, monkeypatch, capsys):
         (['info', 'nothing.safetensors'], 'explora info: .*does not exist'),
         (['merge', '1.safetensors', 'x', '--weights', '2.safetensors'], 'not a whole'),
         (['export', 'base.safetensors', 'x'], 'does not say what backbone it is of'),
+        (['export', 'run.ckpt', 'x'], 'no checkpoint of an ExploraClassificationTask'),
         (['average', '1.safetensors', '--output', 'x', '--shares', '[2]'], 'sum to 1'),
     ],
 )
 def test_failure_is_one_sentence(files, monkeypatch, arguments, message):
     monkeypatch.chdir(files)
+    torch.save({'explora': {}, 'state_dict': {}}, 'run.ckpt')
     with pytest.raises(SystemExit, match=message):
         run(*arguments)
     assert not (files / 'x').exists()

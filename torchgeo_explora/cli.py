@@ -32,18 +32,22 @@ def info(files: list[str]) -> None:
     from torchgeo_explora.export.describe import describe
 
     for path in map(Path, files):
-        for file in sorted(path.glob('**/*.safetensors')) if path.is_dir() else [path]:
+        found = sorted(path.glob('**/*.safetensors')) if path.is_dir() else [path]
+        if not found:
+            raise ValueError(f'the folder {path} has no safetensors file: name files')
+        for file in found:
             print(describe(file))
 
 
-def merge(delta: str, output: str, weights: str = 'timm') -> None:
+def merge(delta: str, output: str, weights: str | None = None) -> None:
     """Fold a delta into its base: plain safetensors in timm's names.
 
     Args:
-        delta: The delta's file.
+        delta: The delta's file, or the checkpoint of a fine-tuned classifier.
         output: The file to write.
-        weights: The base's weights: a file, the name of published weights such as
-            ExploraWeights.FMOW_RGB, or 'timm' for timm's own.
+        weights: The base's weights: a file, or the name of published weights such as
+            ExploraWeights.FMOW_RGB. If not given, timm's own for a delta, and those
+            that a checkpoint was trained with.
     """
     export(delta, output, 'timm', weights)
 
@@ -52,25 +56,35 @@ def export(
     file: str,
     output: str,
     format: Format = 'timm',
-    weights: str = 'timm',
+    weights: str | None = None,
     model: str | None = None,
 ) -> None:
     """Write a backbone for another library.
 
     Args:
-        file: A delta's file, or the output of `explora merge`.
+        file: A delta's file, the output of `explora merge`, or the checkpoint of a
+            fine-tuned classifier (ExploraClassificationTask).
         output: The file to write; a folder for transformers and peft.
-        format: What to write. A peft folder holds the delta alone.
-        weights: The base's weights, for a delta: a file, the name of published
-            weights such as ExploraWeights.FMOW_RGB, or 'timm' for timm's own.
+        format: What to write. A peft folder holds the delta alone; of a fine-tuned
+            classifier, torchgeo has the head too.
+        weights: The base's weights: a file, or the name of published weights such as
+            ExploraWeights.FMOW_RGB. If not given, timm's own for a delta, and those
+            that a checkpoint was trained with.
         model: For torchgeo: the name by which timm builds the model, if it cannot be
             found.
     """
     from torchgeo_explora import export as exports
+    from torchgeo_explora.export.finetuned import reload
 
-    backbone = _backbone(file, weights)
+    head: dict[str, Any] = {}
+    if Path(file).suffix == '.ckpt':
+        task = reload(file, weights)
+        backbone = task.backbone
+        head = {'head': task.head.linear, 'task': task.hparams['task']}
+    else:
+        backbone = _backbone(file, weights)
     if format == 'torchgeo':
-        name = exports.export_torchgeo(backbone, output, model)
+        name = exports.export_torchgeo(backbone, output, model, **head)
         print(f'wrote {output}: model: {name}, weights: {output}')
         return
     if format == 'torchgeo-segmentation':
@@ -88,12 +102,12 @@ def export(
     print(f'wrote {output}')
 
 
-def _backbone(file: str, weights: str) -> Any:
+def _backbone(file: str, weights: str | None) -> Any:
     from torchgeo_explora.export.describe import is_delta
     from torchgeo_explora.export.rebuild import rebuild, reopen
 
     if is_delta(Path(file)):
-        return rebuild(file, True if weights == 'timm' else weights)
+        return rebuild(file, weights or True)
     return reopen(file)
 
 
@@ -249,3 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f'explora {name}: {error}')
     if code:
         sys.exit(code)
+
+
+if __name__ == '__main__':
+    main()

@@ -122,3 +122,8 @@ def test_damaged_file_is_refused(write, tmp_path):
     path.write_bytes(content)
     with pytest.raises(ValueError, match='not those that were saved'):
         average_deltas([path], tmp_path / 'mean.safetensors')
+
+
+def test_mean_of_nothing_is_refused(tmp_path):
+    with pytest.raises(ValueError, match='needs one delta or more'):
+        average_deltas([], tmp_path / 'mean.safetensors')

@@ -1,6 +1,7 @@
 """Tests of the delta as a file."""
 
 import copy
+import json
 import os
 
 import pytest
@@ -37,12 +38,14 @@ def path(trained, tmp_path):
     return path
 
 
-def rewrite(path, tensors=None, **metadata):
+def rewrite(path, tensors=None, sealed=False, **metadata):
     """Write the file again with other tensors or metadata."""
     from safetensors import safe_open
 
     with safe_open(path, 'pt') as file:
         header = {**file.metadata(), **metadata}
+    if not sealed:
+        del header['metadata_sha256']
     save_file(load_file(path) if tensors is None else tensors, path, header)
 
 
@@ -146,6 +149,16 @@ def test_damaged_tensors_are_refused(tiny_backbone, path):
     assert all(p.requires_grad for p in tiny_backbone.parameters())
 
 
+def test_changed_metadata_are_refused(tiny_backbone, path):
+    """A LoRA of another scale would load, and give other features."""
+    adaptation = read_delta_metadata(path)['adaptation']
+    adaptation['adapter']['lora_alpha'] = 100
+    rewrite(path, sealed=True, adaptation=json.dumps(adaptation))
+    with pytest.raises(ValueError, match=r'metadata of .* \(their SHA-256 differs\)'):
+        load_delta(tiny_backbone, path)
+    assert all(p.requires_grad for p in tiny_backbone.parameters())
+
+
 def test_other_safetensors_file_is_refused(tiny_backbone, tmp_path):
     save_file({'a': torch.ones(1)}, tmp_path / 'weights.safetensors')
     with pytest.raises(ValueError, match='is not a delta'):
@@ -161,7 +174,8 @@ def test_missing_file_is_named(tiny_backbone, tmp_path):
     ('metadata', 'match'),
     [
         ({'format_version': '2'}, 'delta format 2.*upgrade'),
-        ({'adaptation': '{"unfreeze"'}, 'metadata of .* are damaged'),
+        ({'adaptation': '{"unfreeze"'}, r'not those that were saved \(wrong adapt'),
+        ({'arguments': '[]'}, r'not those that were saved \(wrong arguments'),
     ],
 )
 def test_metadata_of_another_kind_are_refused(path, metadata, match):

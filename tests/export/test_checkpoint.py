@@ -18,6 +18,7 @@ from torchgeo_explora.export import (
 )
 from torchgeo_explora.models import GroupChannelViT, ViT
 from torchgeo_explora.models.checkpoints import read_state
+from torchgeo_explora.models.prompts import Prompts
 
 
 @pytest.mark.parametrize('name', ['dinov2', 'gated', 'registers', 'mae', 'stock'])
@@ -86,6 +87,20 @@ def test_head_on_mean_tokens_is_refused(make, tmp_path):
     backbone.norm = torch.nn.Identity()
     with pytest.raises(ValueError, match="fine-tune with pooling='cls'"):
         export_torchgeo(backbone, tmp_path / 'task.ckpt')
+
+
+def test_visual_prompts_are_refused(make, tmp_path):
+    backbone = make('stock')
+    Prompts(backbone, 2)
+    with pytest.raises(ValueError, match=r'visual prompts.*fine-tune with prompts=0'):
+        export_timm(backbone, tmp_path / 'plain.safetensors')
+
+
+def test_several_labels_stay_several(make, tmp_path):
+    head = torch.nn.Linear(24, 5)
+    path = tmp_path / 'task.ckpt'
+    export_torchgeo(make('stock'), path, head=head, task='multilabel')
+    assert Classification.load_from_checkpoint(path).hparams['num_labels'] == 5
 
 
 @torch.no_grad()

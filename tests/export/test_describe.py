@@ -82,3 +82,39 @@ def test_damaged_and_missing_files_are_named(path, tmp_path):
         describe(path)
     with pytest.raises(FileNotFoundError, match='does not exist'):
         describe(tmp_path / 'nothing.safetensors')
+
+
+def test_changed_delta_is_told(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    for look in (describe, lambda file: differences(file, file)):
+        with pytest.raises(ValueError, match='not those that were saved'):
+            look(path)
+
+
+def test_checkpoint_of_training_is_described(tmp_path):
+    content = {
+        'explora': {'base': 'abc'},
+        'state_dict': {'a': torch.ones(3)},
+        'global_step': 7,
+        'hyper_parameters': {
+            '_class_path': 'torchgeo_explora.tasks.ExploraDinoTask',
+            'model': 'vit',
+            'weights': 'base.safetensors',
+        },
+    }
+    torch.save(content, tmp_path / 'last.ckpt')
+    text = describe(tmp_path / 'last.ckpt')
+    assert 'checkpoint of ExploraDinoTask after 7 optimizer steps' in text
+    assert '  weights: base.safetensors' in text
+
+
+def test_delta_and_whole_weights_are_not_compared(path, make, tmp_path):
+    export_timm(make('dinov2'), tmp_path / 'plain.safetensors')
+    for files in (
+        (path, tmp_path / 'plain.safetensors'),
+        (path.parent / 'plain.safetensors', path),
+    ):
+        with pytest.raises(ValueError, match=r'delta.safetensors is a delta and the'):
+            differences(*files)

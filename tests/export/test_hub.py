@@ -15,6 +15,7 @@ from torch.testing import assert_close
 
 from torchgeo_explora.adapt import delta_state_dict, save_delta
 from torchgeo_explora.export import export_timm, from_hub, push_to_hub, rebuild
+from torchgeo_explora.export.card import base_licence
 
 COMMIT = '0123456789abcdef0123456789abcdef01234567'
 
@@ -167,7 +168,7 @@ def test_refused_upload_says_what_to_do(delta, tmp_path, error):
     _, path = delta
     recorder = Recorder(tmp_path / 'uploaded', error)
     with pytest.raises(ConnectionError, match=r'upload to user/x .*hf auth'):
-        push_to_hub(path, 'user/x', 'timm/base', 'data', api=recorder)
+        push_to_hub(path, 'user/x', 'mine', 'data', licence='mit', api=recorder)
 
 
 @pytest.mark.parametrize('name', ['mae', 'dinov2'])
@@ -191,6 +192,10 @@ def test_unknown_licence_must_be_given(trained, tmp_path):
     save_delta(trained('groups'), path)
     with pytest.raises(ValueError, match='licence of the base mine is not known'):
         push_to_hub(path, 'user/x', 'mine', 'data')
+    # Who published a base says what may be done with it, not its architecture.
+    save_delta(trained('dinov2'), tmp_path / 'known.safetensors')
+    with pytest.raises(ValueError, match='licence of the base mine is not known'):
+        push_to_hub(tmp_path / 'known.safetensors', 'user/x', 'mine', 'data')
     recorder = Recorder(tmp_path / 'uploaded')
     push_to_hub(path, 'user/x', 'mine', 'data', licence='cc-by-4.0', api=recorder)
     assert load_file(recorder.folder / 'delta.safetensors')
@@ -203,3 +208,29 @@ def test_file_that_is_no_delta_is_not_pushed(make, tmp_path):
     export_timm(make('dinov2'), tmp_path / 'plain.safetensors')
     with pytest.raises(ValueError, match='is not a delta'):
         push_to_hub(tmp_path / 'plain.safetensors', 'user/x', 'base', 'data')
+
+
+@pytest.mark.parametrize(
+    ('base', 'licence'),
+    [
+        ('timm/vit_large_patch14_dinov2.lvd142m', 'apache-2.0'),
+        ('facebook/dinov2-with-registers-large', 'apache-2.0'),
+        ('timm/vit_large_patch16_224.mae', 'cc-by-nc-4.0'),
+        ('SatMAE, fMoW', 'cc-by-nc-4.0'),
+        ('ExploraWeights.FMOW_SENTINEL', 'cc-by-nc-4.0'),
+        ('ExploraWeights.FMOW_RGB', None),
+        ('a model of my own', None),
+        ('timm/nowhere', None),
+    ],
+)
+def test_licence_of_a_base_is_what_is_known(base, licence):
+    assert base_licence(base) == licence
+
+
+def test_changed_delta_is_not_pushed(delta):
+    _, path = delta
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match='not those that were saved'):
+        push_to_hub(path, 'user/x', 'timm/base', 'data', licence='mit')

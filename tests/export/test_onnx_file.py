@@ -1,3 +1,5 @@
+"""Backbones as ONNX. An export takes seconds: each is made once, for several tests."""
+
 import copy
 
 import numpy as np
@@ -46,6 +48,7 @@ def exported(tmp_path_factory):
     return export
 
 
+@pytest.mark.cli
 @pytest.mark.parametrize('name', ['dinov2', 'groups'])
 @torch.no_grad()
 def test_any_batch_and_any_image_size(name, exported, picture):
@@ -63,6 +66,7 @@ def test_any_batch_and_any_image_size(name, exported, picture):
             assert_close(features(path, batch), [*backbone(batch)], rtol=0, atol=1e-5)
 
 
+@pytest.mark.cli
 @torch.no_grad()
 def test_registers_have_one_image_size(exported, picture):
     backbone, path = exported('registers')
@@ -70,6 +74,7 @@ def test_registers_have_one_image_size(exported, picture):
         assert_close(features(path, image), [*backbone(image)], rtol=0, atol=1e-5)
 
 
+@pytest.mark.cli
 def test_file_that_computes_something_else_is_noticed(exported):
     backbone, path = exported('dinov2')
     onnx_file._compare(path, backbone)

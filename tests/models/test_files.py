@@ -1,4 +1,5 @@
 import argparse
+import errno
 import pickle
 
 import numpy as np
@@ -61,6 +62,10 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
     path.write_text('<html>404</html>')
     with pytest.raises(ValueError, match=r'no checkpoint.*: remove it'):
         read_file(path)
+    for content in (b'abc', b'root:x:0:0\n'):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r'page.pth is cut short or damaged'):
+            read_file(path)
     path.write_bytes(pickle.dumps(TENSORS, protocol=2))
     with pytest.raises(ValueError, match=r'page.pth'):
         read_file(path)
@@ -86,3 +91,20 @@ def test_failed_download_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r'could not download http://127'):
         fetch('http://127.0.0.1:9/weights.pth', progress=False)
     assert not [*(tmp_path / 'checkpoints').iterdir()]
+
+
+def test_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    (tmp_path / 'file').touch()
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'file'))
+    with pytest.raises(OSError, match=r'could not write .*weights.pth .*TORCH_HOME'):
+        fetch('http://127.0.0.1:9/weights.pth', progress=False)
+
+
+def test_full_disk_is_no_missing_network(tmp_path, monkeypatch):
+    def fill(url, path, *_):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', fill)
+    with pytest.raises(OSError, match=r'could not write .*No space left.*make room'):
+        fetch('http://127.0.0.1:9/weights.pth', progress=False)

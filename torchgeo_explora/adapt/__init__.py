@@ -9,7 +9,12 @@ from torchgeo_explora.adapt.delta import (
     delta_state_dict,
     fingerprint,
 )
-from torchgeo_explora.adapt.files import load_delta, read_delta_metadata, save_delta
+from torchgeo_explora.adapt.files import (
+    load_delta,
+    read_delta,
+    read_delta_metadata,
+    save_delta,
+)
 from torchgeo_explora.adapt.teacher import ema_update_, twin
 
 __all__ = [
@@ -25,6 +30,7 @@ __all__ = [
     'load_delta',
     'lora',
     'merged',
+    'read_delta',
     'read_delta_metadata',
     'save_delta',
     'twin',

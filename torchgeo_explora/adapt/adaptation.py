@@ -22,9 +22,8 @@ from torchgeo_explora.adapt.delta import (
     Adapted,
     adapted,
     base_fingerprint,
-    delta_state_dict,
-    fingerprint,
     lineage,
+    lineage_merged,
 )
 
 # Where torch and timm define normalisation layers, and nothing else with weights.
@@ -288,8 +287,7 @@ def merged[M: nn.Module](backbone: M) -> M:
     for name, parameter in plain.named_parameters():
         parameter.requires_grad_(name not in record.frozen)
     host: Any = plain
-    origin = lineage(backbone) or base_fingerprint(backbone)
-    host.lineage = f'{origin}+{fingerprint(delta_state_dict(backbone))}'
+    host.lineage = lineage_merged(backbone)
     for attribute in ('adaptation', 'adapted', 'peft_config'):
         vars(host).pop(attribute, None)
     host.fingerprint = None

@@ -7,12 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from torchgeo_explora.adapt.collection import check_shares
-from torchgeo_explora.adapt.delta import fingerprint
-from torchgeo_explora.adapt.files import read_delta_metadata, write_delta
+from torchgeo_explora.adapt.files import read_delta, write_delta
 
 # Kinds of LoRA whose update is not scale * B A.
 _UNLIKE = ('use_dora', 'rank_pattern', 'alpha_pattern', 'lora_bias')
@@ -37,24 +35,20 @@ def average_deltas(
 
     Raises:
         OSError: If it cannot be written; a file that was there stays.
-        ValueError: If a file is damaged, or the deltas differ in base or adaptation, or
-            are not LoRA, or the shares do not fit.
+        ValueError: If there is no file or one is damaged, or the deltas differ in base
+            or adaptation, or are not LoRA, or the shares do not fit.
     """
+    if not paths:
+        raise ValueError('a mean needs one delta or more: *paths* is empty')
     if shares is None:
         shares = [1 / len(paths)] * len(paths)
     if len(shares) != len(paths):
         raise ValueError(f'{len(paths)} deltas need as many shares, got {len(shares)}')
     check_shares(shares)
-    found = [read_delta_metadata(path) for path in paths]
-    tensors = [load_file(path) for path in paths]
+    found, tensors = zip(*map(read_delta, paths), strict=True)
     for path, metadata, state in zip(paths, found, tensors, strict=True):
         _check_plain(path, metadata)
         _check_alike(paths[0], (found[0], tensors[0]), path, (metadata, state))
-        if fingerprint(state) != metadata['delta']:
-            raise ValueError(
-                f'the tensors of {path} are not those that were saved: copy or download'
-                ' it again'
-            )
 
     adapters = [metadata['adaptation']['adapter'] for metadata in found]
     total: dict[str, Tensor] = {}

@@ -100,3 +100,12 @@ def lineage(backbone: nn.Module) -> str | None:
         return None  # weights were loaded since
     record = vars(backbone).get('lineage')
     return record if isinstance(record, str) else None
+
+
+def lineage_merged(backbone: nn.Module) -> str | None:
+    """Return the lineage that *backbone* has once its delta is folded in."""
+    origin = lineage(backbone)
+    if adapted(backbone) is None:
+        return origin
+    origin = origin or base_fingerprint(backbone)
+    return f'{origin}+{fingerprint(delta_state_dict(backbone))}'

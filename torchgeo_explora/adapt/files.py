@@ -1,6 +1,7 @@
 """The delta as a file."""
 
 import copy
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from torchgeo_explora import __version__
@@ -26,9 +27,10 @@ from torchgeo_explora.writing import replacing
 _FORMAT = 'torchgeo-explora-delta'
 _FORMAT_VERSION = 1
 _JSON = ('arguments', 'adaptation')
+_REQUIRED = ('format_version', 'backbone', 'base', 'delta', *_JSON)
 _RESERVED = (
     *('format', 'format_version', 'version', 'backbone', 'base', 'lineage', 'delta'),
-    *_JSON,
+    *('metadata_sha256', *_JSON),
 )
 
 
@@ -40,8 +42,8 @@ def save_delta(
     """Write the delta of *backbone* as float32 safetensors.
 
     The metadata name the backbone and its arguments, the adaptation, the SHA-256 of
-    the base and of the delta, and the package version. The file appears whole or not
-    at all.
+    the base, of the delta and of themselves, and the package version. The file
+    appears whole or not at all.
 
     Args:
         backbone: An adapted backbone, or its twin.
@@ -99,6 +101,7 @@ def write_delta(
         'version': __version__,
         'delta': fingerprint(tensors),
     }
+    header['metadata_sha256'] = _seal(header)
     with replacing(path) as part:
         save_file(tensors, part, metadata=header)
 
@@ -150,12 +153,7 @@ def load_delta[M: nn.Module](backbone: M, path: str | os.PathLike[str]) -> M:
                 f'{found.get(name, "none")}; build the backbone with the arguments in '
                 "the file's metadata"
             )
-        tensors = {name: file.get_tensor(name) for name in found}
-    if fingerprint(tensors) != metadata['delta']:
-        raise ValueError(
-            f'the tensors of {path} are not those that were saved: copy or download '
-            'it again'
-        )
+    tensors = read_delta(path)[1]
     if plain:
         adapt(backbone, adaptation)
     with torch.no_grad():
@@ -199,13 +197,35 @@ def view[M: nn.Module](module: M) -> M:
     return copy.deepcopy(module, memo)
 
 
+def read_delta(
+    path: str | os.PathLike[str],
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return what a delta says of itself, and its tensors, on the CPU.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is cut short, is no delta, is of a newer format, or
+            holds anything else than what `save_delta` wrote.
+    """
+    metadata = read_delta_metadata(path)
+    tensors = load_file(path)
+    if fingerprint(tensors) != metadata['delta']:
+        raise ValueError(
+            f'the tensors of {path} are not those that were saved: copy or download '
+            'it again'
+        )
+    return metadata, tensors
+
+
 def read_delta_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return what `save_delta` wrote beside the tensors.
 
     `arguments` and `adaptation` are dictionaries, everything else is a string.
 
     Raises:
-        ValueError: If the file is cut short, is no delta, or is of a newer format.
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is cut short, is no delta, is of a newer format, or its
+            metadata were changed.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f'no delta at {path}')
@@ -219,15 +239,32 @@ def read_delta_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
         ) from error
     if metadata.get('format') != _FORMAT:
         raise ValueError(f'{path} is not a delta: give a file that `save_delta` wrote')
-    if int(metadata['format_version']) > _FORMAT_VERSION:
+    # Absent where another program wrote the file.
+    sealed = metadata.get('metadata_sha256', _seal(metadata)) == _seal(metadata)
+    version = metadata.get('format_version', '')
+    if version.isdecimal() and int(version) > _FORMAT_VERSION:
         raise ValueError(
-            f'{path} has delta format {metadata["format_version"]}, this version reads '
+            f'{path} has delta format {version}, this version reads '
             f'{_FORMAT_VERSION}: upgrade torchgeo-explora'
         )
-    try:
-        metadata |= {key: json.loads(metadata[key]) for key in _JSON}
-    except (KeyError, json.JSONDecodeError) as error:
+    wrong = [key for key in _REQUIRED if key not in metadata]
+    for key in _JSON:
+        try:
+            metadata[key] = json.loads(metadata.get(key, ''))
+        except json.JSONDecodeError:
+            metadata[key] = None
+        if not isinstance(metadata[key], dict):
+            wrong.append(key)
+    if wrong or not sealed:
+        reason = f'wrong {", ".join(wrong)}' if wrong else 'their SHA-256 differs'
         raise ValueError(
-            f'the metadata of {path} are damaged ({error!r}): copy or download it again'
-        ) from error
+            f'the metadata of {path} are not those that were saved ({reason}): copy or '
+            'download it again'
+        )
     return metadata
+
+
+def _seal(metadata: Mapping[str, str]) -> str:
+    """Return the SHA-256 of all metadata but itself."""
+    rest = {key: value for key, value in metadata.items() if key != 'metadata_sha256'}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()

@@ -9,13 +9,15 @@ import timm
 from huggingface_hub import ModelCard, ModelCardData
 from torch import nn
 
-from torchgeo_explora.adapt import Adaptation, read_delta_metadata
+from torchgeo_explora.adapt import Adaptation, read_delta
 from torchgeo_explora.export.rebuild import outline
+from torchgeo_explora.models.weights import ExploraWeights
 
 # What the task that wrote a delta says of its making, in this order.
 _RECIPE = ('objective', 'steps', 'effective_batch', 'mean', 'std', 'mean_of', 'shares')
 # MAE, SatMAE and what is named after them; nothing else that has these letters.
 _MAE = re.compile(r'(?i)(?<![a-z])(?:sat|scale)?-?mae(?![a-z])')
+_DINOV2 = re.compile(r'facebook/dinov2-[\w-]+')
 _TEMPLATE = """---
 {data}
 ---
@@ -54,9 +56,20 @@ backbone = merged(rebuild(from_hub('{repo}'), weights={weights}))
 """
 
 
-def base_licence(model: str | None) -> str | None:
-    """Return the licence of timm's own weights of a model, None where not known."""
-    config = timm.get_pretrained_cfg(model) if model and timm.is_model(model) else None
+def base_licence(base: str) -> str | None:
+    """Return the licence of a base's weights, None where it is not known here.
+
+    Args:
+        base: Where they come from: a repository of the Hub, a member of
+            `ExploraWeights`, or words.
+    """
+    published = {str(each): each.meta['license'] for each in list(ExploraWeights)}
+    if _MAE.search(base) or 'CC-BY-NC' in published.get(base, ''):
+        return 'cc-by-nc-4.0'
+    if _DINOV2.fullmatch(base):
+        return 'apache-2.0'
+    owner, _, name = base.partition('/')
+    config = timm.get_pretrained_cfg(name) if owner == 'timm' and name else None
     return config.license if config else None
 
 
@@ -79,12 +92,14 @@ def model_card(
         licence: Identifier of the Hub, such as 'cc-by-nc-4.0'; the base's if None.
 
     Raises:
-        ValueError: If the licence is not known, or allows what the base's does not.
+        ValueError: If the file is damaged, the licence is not known, or it allows what
+            the base's does not.
     """
-    metadata = read_delta_metadata(path)
+    metadata, _ = read_delta(path)
     model = metadata['arguments'].get('model')
-    of_base = base_licence(model)
-    if _MAE.search(f'{model} {base}'):
+    of_base = base_licence(base)
+    # The name of a timm model ends in that of its weights.
+    if _MAE.search(model or ''):
         of_base = 'cc-by-nc-4.0'
     licence = licence or of_base
     if licence is None:
@@ -114,7 +129,7 @@ def model_card(
             name=repo.rpartition('/')[2],
             repo=repo,
             base=f'{model}, {base}' if model else base,
-            weights='True' if model and base_licence(model) else "'path/to/base'",
+            weights=_weights(model, base),
             fingerprint=metadata['base'],
             dataset=data,
             adaptation=adaptation.name(len([*blocks.children()])),
@@ -135,3 +150,14 @@ def _chain(base: str, of_base: str | None, licence: str) -> str:
     if '-nc' in licence:
         lines.append('\nNon-commercial: so are models that this delta is folded into.')
     return '\n'.join(lines)
+
+
+def _weights(model: str | None, base: str) -> str:
+    """Return what a user gives as *weights* to get the base, as code."""
+    if base in map(str, list(ExploraWeights)):
+        return repr(base)
+    if model and timm.is_model(model):
+        config = timm.get_pretrained_cfg(model)
+        if config and config.hf_hub_id == base:
+            return 'True'
+    return "'path/to/base'"

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import lightning
 import timm
@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from torch import Size, nn
 
 from torchgeo_explora import __version__
-from torchgeo_explora.adapt import base_fingerprint, merged
+from torchgeo_explora.adapt import base_fingerprint, fingerprint, merged
+from torchgeo_explora.adapt.delta import lineage_merged
 from torchgeo_explora.models import Backbone
 from torchgeo_explora.models.names import State
 from torchgeo_explora.models.wrapped import to_torchgeo
@@ -21,11 +22,27 @@ from torchgeo_explora.writing import replacing
 
 
 def plain_state(backbone: Backbone) -> State:
-    """Return all weights in timm's names, float32 on the CPU, delta folded in."""
-    return {
+    """Return all weights in timm's names, float32 on the CPU, delta folded in.
+
+    Raises:
+        ValueError: If the final norm is gone, or a block has prompts in front of it.
+    """
+    blocks: Any = backbone.blocks
+    if any(block._forward_pre_hooks for block in blocks):
+        raise ValueError(
+            'the backbone has visual prompts, which other libraries have no place for:'
+            ' fine-tune with prompts=0'
+        )
+    state = {
         name: tensor.to('cpu').contiguous()
         for name, tensor in merged(backbone).canonical_state_dict().items()
     }
+    if 'norm.weight' not in state:
+        raise ValueError(
+            'the backbone has lost its final norm to a head on mean tokens, and stock'
+            " models read the class token: fine-tune with pooling='cls'"
+        )
+    return state
 
 
 def export_timm(
@@ -37,6 +54,8 @@ def export_timm(
 
     `timm.create_model(name, checkpoint_path=path, num_classes=0, img_size=...)` reads
     it where timm has the architecture, and `weights=path` of a backbone here always.
+    The metadata name the backbone, its arguments, mean and standard deviation, and what
+    the weights were folded from.
 
     Args:
         backbone: Adapted or plain.
@@ -45,7 +64,9 @@ def export_timm(
 
     Raises:
         OSError: If it cannot be written; a file that was there stays.
+        ValueError: If the backbone is no plain one any more.
     """
+    state = plain_state(backbone)
     header = {
         **(metadata or {}),
         'format': 'pt',
@@ -53,8 +74,12 @@ def export_timm(
         'backbone': f'{type(backbone).__module__}.{type(backbone).__qualname__}',
         'arguments': json.dumps(backbone.arguments),
         'base': base_fingerprint(backbone) or '',
+        'lineage': lineage_merged(backbone) or '',
+        'weights': fingerprint(state),
     }
-    state = plain_state(backbone)
+    for name in ('mean', 'std'):
+        if values := getattr(backbone, name, None):
+            header[name] = json.dumps([*values])
     with replacing(path) as part:
         save_file(state, part, metadata=header)
 
@@ -64,6 +89,7 @@ def export_torchgeo(
     path: str | os.PathLike[str],
     model: str | None = None,
     head: nn.Linear | None = None,
+    task: Literal['binary', 'multiclass', 'multilabel'] = 'multiclass',
 ) -> str:
     """Write a checkpoint for `torchgeo.tasks.Classification(model, weights=path)`.
 
@@ -76,6 +102,7 @@ def export_torchgeo(
         path: The file, `*.ckpt`.
         model: Name of the timm model that the task will build; found if None.
         head: A linear classifier of the class token after the final norm.
+        task: What the head's outputs mean, as TorchGeo's *task*.
 
     Returns:
         The name of the model, to be given to the task.
@@ -85,16 +112,17 @@ def export_torchgeo(
         ValueError: If the task could not build the backbone by that name.
     """
     state = plain_state(backbone)
-    if 'norm.weight' not in state:
-        raise ValueError(
-            'the backbone has lost its final norm to a head on mean tokens, and stock'
-            " models read the class token: fine-tune with pooling='cls'"
-        )
     name = stock_model(backbone, state, model)
+    outputs: dict[str, Any] = {}
     if head is not None:
         state['head.weight'] = head.weight.detach().cpu().float().contiguous()
         state['head.bias'] = head.bias.detach().cpu().float().contiguous()
-    _write(path, name, backbone.in_channels, to_torchgeo(state))
+        # Where `--ckpt_path` is given, Lightning's command asks the file for its task.
+        outputs = {'_class_path': 'torchgeo.tasks.Classification', 'task': task}
+        if task != 'binary':
+            count = 'num_classes' if task == 'multiclass' else 'num_labels'
+            outputs[count] = head.out_features
+    _write(path, name, backbone.in_channels, to_torchgeo(state), outputs)
     return name
 
 
@@ -125,7 +153,8 @@ def export_torchgeo_segmentation(
         if key.startswith('head.'):
             state[key] = torch.zeros(shape)
     # TorchGeo deletes every 'model.' from a key, and the encoder wants one.
-    _write(path, name, backbone.in_channels, to_torchgeo(state, prefix='modelmodel..'))
+    named = to_torchgeo(state, prefix='modelmodel..')
+    _write(path, name, backbone.in_channels, named, {})
     return f'tu-{name}'
 
 
@@ -170,14 +199,15 @@ def _shapes(model: str, channels: int) -> dict[str, Size]:
 
 
 def _write(
-    path: str | os.PathLike[str], model: str, channels: int, state: State
+    path: str | os.PathLike[str],
+    model: str,
+    channels: int,
+    state: State,
+    outputs: Mapping[str, Any],
 ) -> None:
-    # Plain values alone, so that it loads safely.
-    hyper: dict[str, Any] = {'model': model, 'in_channels': channels}
-    if (head := state.get('model.head.bias')) is not None:
-        hyper['num_classes'] = len(head)
     checkpoint = {
-        'hyper_parameters': hyper,
+        # Plain values alone, so that it loads safely.
+        'hyper_parameters': {'model': model, 'in_channels': channels, **outputs},
         'state_dict': state,
         # Lightning asks for these where it takes the file for one of its own.
         'pytorch-lightning_version': lightning.__version__,

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from torchgeo_explora.adapt import Adaptation, read_delta_metadata
+from torchgeo_explora.adapt import Adaptation, read_delta
 from torchgeo_explora.adapt.average import lora_scale
 from torchgeo_explora.export.rebuild import outline
 from torchgeo_explora.models.checkpoints import from_any
@@ -17,7 +16,7 @@ from torchgeo_explora.models.files import read_file, read_metadata
 
 
 def describe(path: str | os.PathLike[str]) -> str:
-    """Return what a delta or a file of whole weights says of itself.
+    """Return what a delta, a checkpoint or a file of weights says of itself.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -25,15 +24,24 @@ def describe(path: str | os.PathLike[str]) -> str:
     """
     path = Path(path)
     if is_delta(path):
-        metadata = read_delta_metadata(path)
-        state: Mapping[str, Tensor] = load_file(path)
+        metadata, state = read_delta(path)
         title = _title(path, metadata)
-        hidden = ('adaptation', 'arguments', 'backbone', 'format', 'format_version')
+        hidden = (
+            *('adaptation', 'arguments', 'backbone'),
+            *('format', 'format_version', 'metadata_sha256'),
+        )
         notes = {k: v for k, v in metadata.items() if k not in hidden and v != ''}
     else:
-        state, rest = from_any(read_file(path))
-        title = f'weights, {len(state)} tensors of a backbone and {len(rest)} others'
-        notes = read_metadata(path)
+        content = read_file(path)
+        if 'explora' in content:
+            state = content['state_dict']
+            title, notes = _of_training(content)
+        else:
+            state, rest = from_any(content)
+            title = (
+                f'weights, {len(state)} tensors of a backbone and {len(rest)} others'
+            )
+            notes = {k: v for k, v in read_metadata(path).items() if v != ''}
     numbers = sum(tensor.numel() for tensor in state.values())
     size = path.stat().st_size
     lines = [
@@ -54,11 +62,18 @@ def differences(
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If one is damaged, or holds other objects than data.
+        ValueError: If one is damaged, or holds other objects than data, or only one of
+            them is a delta.
     """
+    kinds = [is_delta(Path(path)) for path in (first, second)]
+    if kinds[0] != kinds[1]:
+        raise ValueError(
+            f'{first if kinds[0] else second} is a delta and the other file is none:'
+            ' fold it into its base by `explora merge` first'
+        )
     lines = []
     notes = [read_metadata(Path(path)) for path in (first, second)]
-    for key in sorted(notes[0].keys() | notes[1].keys()):
+    for key in sorted({*notes[0], *notes[1]} - {'metadata_sha256'}):
         values = [each.get(key, 'nothing') for each in notes]
         if values[0] != values[1]:
             lines.append(f'{key}: {values[0]} | {values[1]}')
@@ -86,14 +101,23 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     """Return the tensors to compare, with each LoRA product in place of its factors."""
     if not is_delta(path):
         return from_any(read_file(path))[0]
-    adapter = read_delta_metadata(path)['adaptation']['adapter'] or {}
-    state = load_file(path)
+    metadata, state = read_delta(path)
+    adapter = metadata['adaptation']['adapter'] or {}
     for key in [*state]:
         if '.lora_A.' in key and not adapter.get('use_dora'):
             down, up = state.pop(key), state.pop(key.replace('.lora_A.', '.lora_B.'))
             layer = key.partition('.lora_A.')[0]
             state[f'{layer} (update)'] = lora_scale(adapter) * up @ down
     return state
+
+
+def _of_training(content: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return what a checkpoint of a task here is, and what it needs."""
+    hyper = content.get('hyper_parameters', {})
+    task = hyper.get('_class_path', 'a task').rpartition('.')[2]
+    title = f'checkpoint of {task} after {content.get("global_step")} optimizer steps'
+    notes = {name: hyper.get(name) for name in ('model', 'weights', 'delta')}
+    return title, {'base': content['explora']['base'], **notes}
 
 
 def _title(path: Path, metadata: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ def rebuild(
 ) -> Backbone:
     """Return the backbone that a delta was saved from, adapted.
 
+    Its `mean` and `std` are those that the delta was trained with. A delta over another
+    one takes the file that `export_timm` wrote of that one.
+
     Args:
         path: A file of `save_delta`.
         weights: The base's weights, as the backbone takes them: a path, an enum or its
@@ -34,7 +38,12 @@ def rebuild(
         ValueError: If the delta is damaged, or the weights are not its base.
     """
     kind, arguments = _kind(path)
-    return load_delta(kind(**arguments, weights=weights), path)
+    backbone = kind(**arguments, weights=weights)
+    if isinstance(weights, str | os.PathLike) and Path(weights).is_file():
+        _recall_lineage(backbone, read_metadata(Path(weights)))
+    load_delta(backbone, path)
+    _recall_statistics(backbone, read_delta_metadata(path))
+    return backbone
 
 
 def reopen(path: str | os.PathLike[str]) -> Backbone:
@@ -55,7 +64,10 @@ def reopen(path: str | os.PathLike[str]) -> Backbone:
             ' export_timm or `explora merge` wrote'
         )
     arguments = json.loads(metadata['arguments'])
-    return kind(**arguments, weights=Path(path))
+    backbone: Backbone = kind(**arguments, weights=Path(path))
+    _recall_lineage(backbone, metadata)
+    _recall_statistics(backbone, metadata)
+    return backbone
 
 
 def outline(path: str | os.PathLike[str]) -> Backbone:
@@ -74,3 +86,17 @@ def _kind(path: str | os.PathLike[str]) -> tuple[Any, dict[str, Any]]:
             f' {", ".join(sorted(_KINDS))}): build it yourself and call load_delta'
         )
     return _KINDS[name], metadata['arguments']
+
+
+def _recall_lineage(backbone: Any, metadata: Mapping[str, str]) -> None:
+    """Let a backbone with the weights of a file know what these were folded from."""
+    folded = metadata.get('lineage')
+    # The file's word counts for its own tensors alone.
+    if folded and metadata.get('weights') == backbone.fingerprint:
+        backbone.lineage, backbone.fingerprint = folded, None
+
+
+def _recall_statistics(backbone: Any, metadata: Mapping[str, str]) -> None:
+    for name in ('mean', 'std'):
+        if name in metadata:
+            setattr(backbone, name, tuple(json.loads(metadata[name])))

@@ -2,8 +2,10 @@
 
 import argparse
 import hashlib
+import http.client
 import pickle
 import re
+import urllib.error
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from safetensors.torch import load_file
 #: What the names of weight files end in.
 SUFFIXES = ('.safetensors', '.pth', '.pt', '.bin', '.ckpt')
 
+# What the standard library raises where there is no way to a server.
+_NO_NETWORK = (urllib.error.URLError, http.client.HTTPException, ConnectionError)
 # How torch names what it did not unpickle.
 _OBJECT = re.compile(r'Unsupported (?:global: GLOBAL|class) (\S+)')
 _DAMAGED = (
@@ -42,7 +46,7 @@ def read_file(path: Path) -> Mapping[str, Any]:
             return load_file(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
             state = torch.load(path, map_location='cpu', weights_only=True)
-    except PermissionError:
+    except (PermissionError, MemoryError):
         raise
     except pickle.UnpicklingError as error:
         if found := _OBJECT.search(str(error)):
@@ -53,7 +57,8 @@ def read_file(path: Path) -> Mapping[str, Any]:
                 ' state dict alone'
             ) from error
         raise ValueError(_DAMAGED.format(path, 'no checkpoint')) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
+    # Of what is no checkpoint at all, torch's reader can make any error.
+    except Exception as error:
         raise ValueError(_DAMAGED.format(path, error or 'empty')) from error
     if not isinstance(state, Mapping):
         raise ValueError(
@@ -101,19 +106,26 @@ def fetch(url: str, sha256: str | None = None, progress: bool = True) -> Path:
 
     Raises:
         FileNotFoundError: If it is neither in the cache nor to be had.
+        OSError: If the cache cannot be written.
         ValueError: If its SHA-256 is another; a download is then not kept.
     """
     folder = Path(torch.hub.get_dir()) / 'checkpoints'
     path = folder / url.rpartition('/')[2]
     if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             # Goes to a temporary file, which is renamed when it is whole.
             torch.hub.download_url_to_file(url, str(path), sha256, progress)
-        except OSError as error:
+        except (*_NO_NETWORK, TimeoutError) as error:
             raise FileNotFoundError(
                 f'could not download {url} ({error}): without a network, get the file'
                 f' elsewhere and put it at {path}'
+            ) from error
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f'could not write {path} ({error}): make room there, or set TORCH_HOME'
+                ' to a folder that you may write to',
             ) from error
         except RuntimeError as error:
             raise ValueError(
