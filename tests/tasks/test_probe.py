@@ -113,6 +113,25 @@ def test_cache_trains_without_the_backbone(splits, tmp_path, monkeypatch):
     assert run.callback_metrics['val_paper'] > 0.9
 
 
+def test_cache_serves_every_stage_and_the_next_backbone(splits, tmp_path):
+    """One data module for fit, validation and test, and then for another model."""
+    data, cache = module(splits), str(tmp_path / 'cache')
+    first = make(cache=cache)
+    run = trainer(tmp_path)
+    run.fit(first, data)
+    run.validate(first, data, verbose=False)
+    (metrics,) = run.test(first, data, verbose=False)
+    assert set(metrics) == {'test_paper', 'test_held_out'}
+    torch.manual_seed(1)
+    other = ExploraLinearProbeTask(**{**VIT, **PROBE, 'cache': cache})
+    run.fit(other, data)
+    image = torch.stack([sample['image'] for sample in data.train_dataset.source])
+    with torch.no_grad():
+        expected = other._cacheable({'image': image[:4]})
+    found = torch.from_numpy(data.train_dataset.features[:4])
+    torch.testing.assert_close(found, expected)
+
+
 def test_cache_of_other_weights_is_another_file(splits, tmp_path):
     cache = tmp_path / 'cache'
     for seed in (0, 1):
@@ -127,6 +146,7 @@ def test_more_classes_than_outputs_are_an_error(splits, tmp_path):
         trainer(tmp_path).fit(make(num_classes=1), module(splits))
 
 
+@pytest.mark.cli
 def test_command_fits_resumes_tests_and_predicts(splits, tmp_path):
     whole, cut = tmp_path / 'whole', tmp_path / 'cut'
     saved = []

@@ -35,6 +35,9 @@ GRIDS: dict[str, tuple[float, ...]] = {
     ),
 }
 
+#: Splits that a stage reads.
+_READ = {'fit': ('train', 'val'), 'validate': ('val',), 'test': ('test',)}
+
 
 class ExploraLinearProbeTask(DownstreamTask):
     """Train linear classifiers on a frozen backbone, a whole grid at once.
@@ -167,9 +170,9 @@ class ExploraLinearProbeTask(DownstreamTask):
         """Prepare the images, or the cached features in their place."""
         super().setup(stage)
         if self.hparams['cache'] is not None and stage != 'predict':
-            self._read_from_cache()
+            self._read_from_cache(_READ[stage])
 
-    def _read_from_cache(self) -> None:
+    def _read_from_cache(self, splits: Sequence[str]) -> None:
         datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         self.backbone.to(self.trainer.strategy.root_device)
         self.raw_images.to(self.trainer.strategy.root_device)
@@ -184,8 +187,10 @@ class ExploraLinearProbeTask(DownstreamTask):
                 self.raw_images.unit_range.high.tolist(),
             ]
         )
-        for split in ('train', 'val', 'test'):
+        for split in splits:
             dataset = getattr(datamodule, f'{split}_dataset', None)
+            # A data module that served a run before may hold that run's features.
+            dataset = getattr(dataset, 'source', dataset)
             if dataset is None or not hasattr(dataset, '__len__') or not len(dataset):
                 continue
             loader: DataLoader[Any] = DataLoader(
