@@ -46,7 +46,7 @@ FINETUNING_STEPS = {0.01: 40, 0.1: 100, 1.0: 250}
 PROBE_STEPS = 1000
 #: Base rates (those in use are a quarter, for batches of 64) and what trains.
 FINETUNING: dict[str, dict[str, Any]] = {
-    'lora-r8': {'rank': 8, 'base_lr': 1.6e-2},
+    'lora-r8': {'rank': 8, 'base_lr': 4e-2},
     'full': {'rank': 0, 'modules': [''], 'base_lr': 1.2e-3},
 }
 METHODS = ('knn', 'probe', *FINETUNING)

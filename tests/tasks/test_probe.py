@@ -132,6 +132,17 @@ def test_cache_serves_every_stage_and_the_next_backbone(splits, tmp_path):
     torch.testing.assert_close(found, expected)
 
 
+def test_cache_of_another_precision_is_another_file(splits, tmp_path):
+    cache, found = tmp_path / 'cache', []
+    for precision in ('32-true', 'bf16-mixed'):
+        data = module(splits)
+        run = trainer(tmp_path, precision=precision)
+        run.validate(make(cache=str(cache)), data, verbose=False)
+        found.append(data.val_dataset.features)
+    assert len(list(cache.glob('val-*.labels.npy'))) == 2
+    assert 1e-5 < abs(found[0] - found[1]).max() < 0.1
+
+
 def test_cache_of_other_weights_is_another_file(splits, tmp_path):
     cache = tmp_path / 'cache'
     for seed in (0, 1):

@@ -13,6 +13,10 @@ from torchgeo.datasets import NonGeoDataset
 
 from torchgeo_explora.functional.windows import window_starts
 
+#: Megabytes that GDAL may keep of a file: blocks are read once, and its default is a
+#: share of the machine's memory.
+CACHE = 64
+
 
 class RasterBlocks(NonGeoDataset):
     """Blocks of a raster file for a model that sees overlapping windows.
@@ -99,7 +103,7 @@ class RasterBlocks(NonGeoDataset):
         rows = self._span(top, self.height)
         columns = self._span(left, self.width)
         window = Window.from_slices(rows, columns)
-        with rasterio.open(self.path) as file:
+        with rasterio.Env(GDAL_CACHEMAX=CACHE), rasterio.open(self.path) as file:
             image = file.read(window=window).astype(np.float32)
             valid = file.dataset_mask(window=window) > 0
         valid &= np.isfinite(image).all(0)

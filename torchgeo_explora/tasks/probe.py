@@ -182,7 +182,7 @@ class ExploraLinearProbeTask(DownstreamTask):
             [
                 base_fingerprint(self.backbone),
                 *(self.hparams[name] for name in kept),
-                *(self.mean, self.std, self.heads.depth),
+                *(self.mean, self.std, self.heads.depth, self.trainer.precision),
                 self.raw_images.unit_range.low.tolist(),
                 self.raw_images.unit_range.high.tolist(),
             ]
@@ -217,8 +217,10 @@ class ExploraLinearProbeTask(DownstreamTask):
         device = self.trainer.strategy.root_device
         batch = {k: v.to(device) for k, v in batch.items() if isinstance(v, Tensor)}
         self.backbone.eval()
-        features = self.read(self.view(self.unit_image(batch)), batch)
-        tokens = [*(f.cls for f in features), features[-1].patch.mean(1)]
+        # Lightning enters the run's precision for its steps alone.
+        with self.trainer.precision_plugin.forward_context():
+            features = self.read(self.view(self.unit_image(batch)), batch)
+            tokens = [*(f.cls for f in features), features[-1].patch.mean(1)]
         return torch.stack(tokens, dim=1)
 
     @torch.no_grad()
