@@ -7,8 +7,8 @@ A GeoTIFF is generated, and `torchgeo predict` maps it with a tiny random segmen
 what is measured is everything around the model. A second run is killed (SIGKILL,
 workers too) when half of the blocks are there, and started again: the file must be the
 same to the byte. Memory is the largest sum over all processes of the run: of their
-resident sets, in which shared pages count several times, and of their proportional sets,
-in which they count once.
+resident sets, in which shared pages count several times, and of their proportional
+sets, in which they count once.
 """
 
 import argparse

@@ -34,6 +34,7 @@ def trainer(place, **arguments):
     return Trainer(**{**defaults, **arguments})
 
 
+@pytest.mark.cli
 @pytest.mark.parametrize('detector', ['faster-rcnn', 'fcos'])
 def test_tiny_set_is_learnt(detector, tmp_path):
     task = make(

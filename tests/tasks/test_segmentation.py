@@ -37,6 +37,7 @@ def trainer(place, **arguments):
     return Trainer(**{**defaults, **arguments})
 
 
+@pytest.mark.cli
 @pytest.mark.parametrize('decoder', ['upernet', 'dpt', 'linear'])
 def test_tiny_set_is_learnt(decoder, tmp_path):
     # A linear decoder is as fine as the patches.
