@@ -51,7 +51,7 @@ def noise(bands, height, width):
     return RANDOM.integers(1, 256, (bands, height, width)).astype('uint8')
 
 
-def write_tiff(path, array, transform=rasterio.Affine.translation(0, 0)):
+def write_tiff(path, array, transform=None):
     path.parent.mkdir(parents=True, exist_ok=True)
     with rasterio.open(
         path,
