@@ -313,3 +313,18 @@ def test_study_begins_with_what_fills_the_table(bench):
     assert len(runs) == len(set(runs)) == 2 * (3 * 4 * 3 - 2)
     assert [run.seed for run in runs] == sorted(run.seed for run in runs)
     assert {run[1:] for run in runs} == {run[1:] for run in runs if run.seed == 0}
+
+
+@pytest.mark.cli
+def test_dense_tasks_are_measured(bench, tmp_path):
+    output = tmp_path / 'dense.json'
+    arguments = ['--output', str(output), '--image-size', '64', '--batch-size', '1']
+    arguments += ['--steps', '1', '--cases', 'linear', 'fcos']
+    assert bench('dense').main(arguments) == 0
+    found = json.loads(output.read_text())
+    for case in ('linear', 'fcos'):
+        assert found[case]['status'] == 'done'
+        assert 0 < found[case]['trained'] < found[case]['parameters']
+        for stage in ('fit', 'predict'):
+            assert found[case][stage]['images_per_second'] > 0
+            assert 0 < found[case][stage]['peak_gib'] < 100
