@@ -328,3 +328,15 @@ def test_dense_tasks_are_measured(bench, tmp_path):
         for stage in ('fit', 'predict'):
             assert found[case][stage]['images_per_second'] > 0
             assert 0 < found[case][stage]['peak_gib'] < 100
+
+
+@pytest.mark.cli
+def test_map_of_a_scene_is_measured(bench, tmp_path):
+    output = tmp_path / 'scene.json'
+    arguments = ['--output', str(output), '--side', '700', '--workers', '0', '--once']
+    assert bench('scene_map').main(arguments) == 0
+    found = json.loads(output.read_text())['whole']
+    assert all(found[name] for name in ('crs', 'transform', 'size'))
+    assert found['pixels_off_the_hole'] == 0
+    assert found['pixels_of_class']['255'] > 0
+    assert found['peak_resident_mib'] >= found['peak_proportional_mib'] > 0
