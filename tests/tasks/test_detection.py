@@ -95,6 +95,12 @@ def test_labels_without_an_output_are_named():
         make()._targets(batch)
 
 
+def test_boxes_of_the_background_are_refused():
+    batch = {'bbox_xyxy': [torch.tensor([[1, 1, 5, 5]])], 'label': [torch.tensor([0])]}
+    with pytest.raises(ValueError, match='label 0, which is the background'):
+        make()._targets(batch)
+
+
 def test_boxes_are_mirrored_with_their_image():
     image = torch.zeros(1, 1, 8, 10)
     image[..., 2:5, 1:4] = 1

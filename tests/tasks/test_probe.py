@@ -48,6 +48,7 @@ def module(splits):
     return ImageFolderDataModule(splits, batch_size=8)
 
 
+@pytest.mark.cli
 def test_probe_learns_and_the_backbone_stays(splits, tmp_path):
     task = make()
     before = {k: v.clone() for k, v in task.backbone.state_dict().items()}
@@ -99,6 +100,7 @@ def test_cached_features_give_the_accuracies_of_whole_images(splits, tmp_path):
     assert files == {path: path.stat().st_mtime_ns for path in files}
 
 
+@pytest.mark.cli
 def test_cache_trains_without_the_backbone(splits, tmp_path, monkeypatch):
     cache = str(tmp_path / 'cache')
     trainer(tmp_path).fit(make(cache=cache), module(splits))
