@@ -101,6 +101,13 @@ def test_killed_and_resumed_gives_the_same_file(scene, tmp_path, monkeypatch):
     assert not set(again) & set(mapped)
 
 
+def test_bands_of_a_scene_are_chosen(scene, tmp_path):
+    task = segmenter()
+    forward = predict(task, scene, tmp_path / 'a.tif', channels=[1, 2, 3])
+    assert predict(task, scene, tmp_path / 'b.tif') == forward
+    assert predict(task, scene, tmp_path / 'c.tif', channels=[3, 2, 1]) != forward
+
+
 def test_more_classes_than_8_bits_hold_are_refused(scene, tmp_path):
     torch.manual_seed(0)
     task = ExploraSegmentationTask(**{**SEGMENT, 'num_classes': 256})

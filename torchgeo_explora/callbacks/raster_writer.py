@@ -66,6 +66,7 @@ class RasterWriter(BasePredictionWriter):
                     *(pl_module.mean, pl_module.std, pl_module.cell),
                     *(datamodule.size, datamodule.stride, datamodule.block),
                     *(str(datamodule.value_range), datamodule.bands),
+                    datamodule.predict_dataset.channels,
                     *_file_state(datamodule.path),
                 ]
             )
