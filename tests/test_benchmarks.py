@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from torchgeo_explora.adapt import load_delta
+from torchgeo_explora.adapt import Adaptation, adapt, load_delta, save_delta
 from torchgeo_explora.functional import dino_loss
 from torchgeo_explora.models import ViT
 
@@ -265,3 +265,91 @@ def test_sizes_of_delta_and_checkpoint_are_measured(bench, tmp_path):
     assert found['delta']['bytes']['delta'] > 4 * found['delta']['trained']
     # Student and teacher share the base, and its moments are not there.
     assert 0 < found['checkpoint']['share_of_size'] < 1
+
+
+@pytest.mark.cli
+def test_downstream_study_resumes_and_fills_its_table(bench, inputs, tmp_path):
+    study = bench('eurosat_downstream')
+    vit = ViT('vit_tiny_patch16_224', image_size=32)
+    save_file(vit.state_dict(), tmp_path / 'weights.safetensors')
+    base = ViT('vit_tiny_patch16_224', tmp_path / 'weights.safetensors', image_size=32)
+    save_delta(adapt(base, Adaptation()), tmp_path / 'delta.safetensors')
+    output = tmp_path / 'runs.jsonl'
+    arguments = [
+        '--data',
+        str(inputs[1]),
+        '--image-size',
+        '32',
+        '--output',
+        str(output),
+    ]
+    for name in ('weights', 'delta'):
+        arguments += [f'--{name}', str(tmp_path / f'{name}.safetensors')]
+    arguments += ['--shares', '1', '--seeds', '2']
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study, 'BATCH', 8)
+        patch.setattr(study, 'PROBE_STEPS', 3)
+        patch.setitem(study.FINETUNING_STEPS, 1.0, 1)
+        study.main([*arguments, '--methods', 'knn', 'probe'])
+        first = output.read_text()
+        output.write_text(first + '{"seed": 0, "met')
+        study.main(arguments)
+    assert output.read_text().startswith(first)
+    found = study.read(output)
+    done = [tuple(record[key] for key in study.Run._fields) for record in found]
+    assert len(done) == len(set(done)) == 2 + 4 + 8
+    assert all(
+        {'command', 'commit', 'machine'} <= set(record['run']) for record in found
+    )
+    shown = study.table(found)
+    for name in ('10-NN', 'held_out', 'paper', 'LoRA-r8', 'full fine-tuning'):
+        assert name in shown
+    assert '(2) |' in shown
+
+
+def test_study_draws_the_same_share_of_each_class(bench, inputs, tmp_path):
+    study = bench('eurosat_downstream')
+
+    def drawn(share, seed, place):
+        root = study.labelled_share(inputs[1], tmp_path / place, share, seed)
+        return {str(path.relative_to(root)) for path in (root / 'train').glob('*/*')}
+
+    quarter = drawn(0.25, 0, 'a')
+    assert len(quarter) == 6
+    assert quarter == drawn(0.25, 0, 'b')
+    assert quarter != drawn(0.25, 1, 'a')
+    assert quarter < drawn(0.5, 0, 'a') < drawn(1.0, 0, 'a')
+
+
+def test_study_begins_with_what_fills_the_table(bench):
+    runs = list(bench('eurosat_downstream').runs(3, ('base', 'delta')))
+    assert len(runs) == len(set(runs)) == 2 * (3 * 4 * 3 - 2)
+    assert [run.seed for run in runs] == sorted(run.seed for run in runs)
+    assert {run[1:] for run in runs} == {run[1:] for run in runs if run.seed == 0}
+
+
+@pytest.mark.cli
+def test_dense_tasks_are_measured(bench, tmp_path):
+    output = tmp_path / 'dense.json'
+    arguments = ['--output', str(output), '--image-size', '64', '--batch-size', '1']
+    arguments += ['--steps', '1', '--cases', 'linear', 'fcos']
+    assert bench('dense').main(arguments) == 0
+    found = json.loads(output.read_text())
+    for case in ('linear', 'fcos'):
+        assert found[case]['status'] == 'done'
+        assert 0 < found[case]['trained'] < found[case]['parameters']
+        for stage in ('fit', 'predict'):
+            assert found[case][stage]['images_per_second'] > 0
+            assert 0 < found[case][stage]['peak_gib'] < 100
+
+
+@pytest.mark.cli
+def test_map_of_a_scene_is_measured(bench, tmp_path):
+    output = tmp_path / 'scene.json'
+    arguments = ['--output', str(output), '--side', '700', '--workers', '0', '--once']
+    assert bench('scene_map').main(arguments) == 0
+    found = json.loads(output.read_text())['whole']
+    assert all(found[name] for name in ('crs', 'transform', 'size'))
+    assert found['pixels_off_the_hole'] == 0
+    assert found['pixels_of_class']['255'] > 0
+    assert found['peak_resident_mib'] >= found['peak_proportional_mib'] > 0

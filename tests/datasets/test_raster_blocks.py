@@ -5,7 +5,7 @@ import pytest
 import rasterio
 import torch
 
-from torchgeo_explora.datasets.raster_blocks import RasterBlocks
+from torchgeo_explora.datasets.raster_blocks import CACHE, RasterBlocks
 from torchgeo_explora.functional.windows import slide
 
 pytestmark = pytest.mark.filterwarnings('ignore')
@@ -77,3 +77,32 @@ def test_bad_arguments_say_what_to_do(values, tmp_path):
         RasterBlocks(tmp_path / 'b.tif', 16, 12, 24)
     with pytest.raises(ValueError, match=r'multiple of the stride 12: take 24'):
         RasterBlocks(write(tmp_path / 'a.tif', values), 16, 12, 25)
+
+
+def test_bands_are_chosen_by_number(values, tmp_path):
+    path = write(tmp_path / 'a.tif', values)
+    with rasterio.open(path, 'r+') as file:
+        file.descriptions = ('red', 'nir')
+    blocks = RasterBlocks(path, 16, 12, 84, channels=[2, 1, 2])
+    assert blocks.bands == ('nir', 'red', 'nir')
+    image = blocks[0]['image'].numpy()
+    assert np.array_equal(image, values[[1, 0, 1]])
+    with pytest.raises(
+        ValueError, match=r'has 2 bands, \*channels\* asks for \[0, 3\]'
+    ):
+        RasterBlocks(path, 16, 12, 24, channels=[0, 1, 3])
+
+
+def test_gdal_keeps_little_of_a_file(values, tmp_path, monkeypatch):
+    """Its own limit is a share of the machine's memory."""
+    blocks = RasterBlocks(write(tmp_path / 'a.tif', values), 16, 12, 24)
+    limits = []
+    opened = rasterio.open
+
+    def spy(path):
+        limits.append(rasterio.env.getenv()['GDAL_CACHEMAX'])
+        return opened(path)
+
+    monkeypatch.setattr(rasterio, 'open', spy)
+    assert blocks[0]['image'].shape[0] == 2
+    assert limits == [CACHE]

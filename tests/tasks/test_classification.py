@@ -124,6 +124,7 @@ def test_loss_is_smoothed_and_the_argument_turns_it_off():
         torch.testing.assert_close(loss, expected)
 
 
+@pytest.mark.cli
 def test_backbone_keeps_its_base_and_learns(folder, tmp_path):
     task = make(base_lr=0.3, norms=True)
     before = {n: p.clone() for n, p in task.named_parameters()}
@@ -213,6 +214,8 @@ def test_images_of_mixed_sizes_are_explained(tmp_path):
         ({'task': 'multilabel'}, r'\*num_labels\* is needed'),
         ({'task': 'binary', 'loss': 'ce'}, r"'ce' needs one label an image"),
         ({'base_lr': 0}, r'\*base_lr\* must be positive'),
+        ({'labels': ['field']}, r'\*labels\* has 1 entries, expected .* the 2'),
+        ({'class_weights': [1.0] * 3}, r'\*class_weights\* has 3 entries'),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(arguments, message):

@@ -34,6 +34,7 @@ def trainer(place, **arguments):
     return Trainer(**{**defaults, **arguments})
 
 
+@pytest.mark.cli
 @pytest.mark.parametrize('detector', ['faster-rcnn', 'fcos'])
 def test_tiny_set_is_learnt(detector, tmp_path):
     task = make(
@@ -91,6 +92,12 @@ def test_boxes_without_area_are_left_out_and_said():
 def test_labels_without_an_output_are_named():
     batch = {'bbox_xyxy': [torch.tensor([[1, 1, 5, 5]])], 'label': [torch.tensor([2])]}
     with pytest.raises(ValueError, match=r'labels hold \[2\], expected 0 to 1'):
+        make()._targets(batch)
+
+
+def test_boxes_of_the_background_are_refused():
+    batch = {'bbox_xyxy': [torch.tensor([[1, 1, 5, 5]])], 'label': [torch.tensor([0])]}
+    with pytest.raises(ValueError, match='label 0, which is the background'):
         make()._targets(batch)
 
 

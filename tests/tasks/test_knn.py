@@ -70,6 +70,21 @@ def test_bank_keeps_the_order_of_the_data_set_over_processes(
     assert torch.equal(whole[1][: len(labels)], labels)
 
 
+def test_bank_has_the_precision_of_the_queries(task, folder, tmp_path):
+    trainer = Trainer(
+        accelerator='cpu',
+        precision='bf16-mixed',
+        logger=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.validate(task, ImageFolderDataModule(folder, batch_size=8), verbose=False)
+    bank, _ = embed(task, ImageFolder(folder, split='train'))
+    assert not torch.allclose(task.bank, bank, atol=1e-6)
+    with torch.autocast('cpu', torch.bfloat16):
+        bank, _ = embed(task, ImageFolder(folder, split='train'))
+    torch.testing.assert_close(task.bank, bank.float())
+
+
 def test_k_above_the_bank_is_reduced_and_said(folder, tmp_path):
     task = ExploraKNNTask(**VIT, k=(20, 100, 200))
     with pytest.warns(UserWarning, match=r'32 images: \*k\* \[100, 200\] are reduced'):

@@ -48,6 +48,7 @@ def module(splits):
     return ImageFolderDataModule(splits, batch_size=8)
 
 
+@pytest.mark.cli
 def test_probe_learns_and_the_backbone_stays(splits, tmp_path):
     task = make()
     before = {k: v.clone() for k, v in task.backbone.state_dict().items()}
@@ -99,6 +100,7 @@ def test_cached_features_give_the_accuracies_of_whole_images(splits, tmp_path):
     assert files == {path: path.stat().st_mtime_ns for path in files}
 
 
+@pytest.mark.cli
 def test_cache_trains_without_the_backbone(splits, tmp_path, monkeypatch):
     cache = str(tmp_path / 'cache')
     trainer(tmp_path).fit(make(cache=cache), module(splits))
@@ -111,6 +113,36 @@ def test_cache_trains_without_the_backbone(splits, tmp_path, monkeypatch):
     run = trainer(tmp_path, epochs=6)
     run.fit(task, module(splits))
     assert run.callback_metrics['val_paper'] > 0.9
+
+
+def test_cache_serves_every_stage_and_the_next_backbone(splits, tmp_path):
+    """One data module for fit, validation and test, and then for another model."""
+    data, cache = module(splits), str(tmp_path / 'cache')
+    first = make(cache=cache)
+    run = trainer(tmp_path)
+    run.fit(first, data)
+    run.validate(first, data, verbose=False)
+    (metrics,) = run.test(first, data, verbose=False)
+    assert set(metrics) == {'test_paper', 'test_held_out'}
+    torch.manual_seed(1)
+    other = ExploraLinearProbeTask(**{**VIT, **PROBE, 'cache': cache})
+    run.fit(other, data)
+    image = torch.stack([sample['image'] for sample in data.train_dataset.source])
+    with torch.no_grad():
+        expected = other._cacheable({'image': image[:4]})
+    found = torch.from_numpy(data.train_dataset.features[:4])
+    torch.testing.assert_close(found, expected)
+
+
+def test_cache_of_another_precision_is_another_file(splits, tmp_path):
+    cache, found = tmp_path / 'cache', []
+    for precision in ('32-true', 'bf16-mixed'):
+        data = module(splits)
+        run = trainer(tmp_path, precision=precision)
+        run.validate(make(cache=str(cache)), data, verbose=False)
+        found.append(data.val_dataset.features)
+    assert len(list(cache.glob('val-*.labels.npy'))) == 2
+    assert 1e-5 < abs(found[0] - found[1]).max() < 0.1
 
 
 def test_cache_of_other_weights_is_another_file(splits, tmp_path):
@@ -127,6 +159,7 @@ def test_more_classes_than_outputs_are_an_error(splits, tmp_path):
         trainer(tmp_path).fit(make(num_classes=1), module(splits))
 
 
+@pytest.mark.cli
 def test_command_fits_resumes_tests_and_predicts(splits, tmp_path):
     whole, cut = tmp_path / 'whole', tmp_path / 'cut'
     saved = []

@@ -45,14 +45,13 @@ def segmenter():
 
 def predict(task, scene, target, **arguments):
     settings = {'size': 32, 'overlap': 8, 'block': 48, **arguments}
-    Trainer(
+    found = Trainer(
         accelerator='cpu',
         logger=False,
         enable_progress_bar=False,
         callbacks=[RasterWriter(target)],
-    ).predict(
-        task, RasterSceneDataModule(str(scene), **settings), return_predictions=False
-    )
+    ).predict(task, RasterSceneDataModule(str(scene), **settings))
+    assert not found, 'a scene would be kept in memory'
     return target.read_bytes()
 
 
@@ -100,6 +99,20 @@ def test_killed_and_resumed_gives_the_same_file(scene, tmp_path, monkeypatch):
         )
         assert predict(task, scene, target) == whole
     assert not set(again) & set(mapped)
+
+
+def test_bands_of_a_scene_are_chosen(scene, tmp_path):
+    task = segmenter()
+    forward = predict(task, scene, tmp_path / 'a.tif', channels=[1, 2, 3])
+    assert predict(task, scene, tmp_path / 'b.tif') == forward
+    assert predict(task, scene, tmp_path / 'c.tif', channels=[3, 2, 1]) != forward
+
+
+def test_more_classes_than_8_bits_hold_are_refused(scene, tmp_path):
+    torch.manual_seed(0)
+    task = ExploraSegmentationTask(**{**SEGMENT, 'num_classes': 256})
+    with pytest.raises(ValueError, match='up to 255 classes beside no data'):
+        predict(task, scene, tmp_path / 'out.tif')
 
 
 def test_blocks_of_another_model_are_thrown_away(scene, tmp_path, monkeypatch):

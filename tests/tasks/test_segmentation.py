@@ -37,6 +37,7 @@ def trainer(place, **arguments):
     return Trainer(**{**defaults, **arguments})
 
 
+@pytest.mark.cli
 @pytest.mark.parametrize('decoder', ['upernet', 'dpt', 'linear'])
 def test_tiny_set_is_learnt(decoder, tmp_path):
     # A linear decoder is as fine as the patches.
@@ -86,6 +87,26 @@ def test_unknown_values_of_masks_are_named():
     mask[0, 0, :2] = torch.tensor([7.0, 255.0])
     with pytest.raises(ValueError, match=r'labels hold \[7, 255\].*\*ignore_index\*'):
         make()._targets({'image': image, 'mask': mask})
+
+
+def test_masks_between_classes_are_named():
+    batch = {'image': torch.rand(1, 3, 4, 4), 'mask': torch.full((1, 4, 4), 0.5)}
+    with pytest.raises(ValueError, match=r'masks hold \[0.5, .*whole numbers'):
+        make()._targets(batch)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        ({'labels': ['water']}, r'\*labels\* has 1 entries, expected .* the 2'),
+        ({'class_weights': [1.0] * 3}, r'\*class_weights\* has 3 entries'),
+        ({'overlap': 1.0}, r'\*overlap\* is 1.0'),
+        ({'overlap': -0.5}, r'\*overlap\* is -0.5'),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make(**arguments)
 
 
 def test_images_of_mixed_sizes_are_padded_and_padding_does_not_count(tmp_path):

@@ -18,9 +18,10 @@ from rasterio.windows import Window
 from torch import Tensor
 
 from torchgeo_explora.adapt import base_fingerprint, delta_state_dict, fingerprint
+from torchgeo_explora.datasets.raster_blocks import CACHE
 
-#: Largest number of classes that 8 bits hold beside a value for no data.
-_CLASSES = 255
+#: No data among classes of 8 bits.
+_NO_CLASS = 255
 
 
 class RasterWriter(BasePredictionWriter):
@@ -33,7 +34,7 @@ class RasterWriter(BasePredictionWriter):
     Every block is a file of its own first, in a folder beside the result; the result is
     put together at the end, in one order. So a run that was killed goes on where it
     stopped and gives the same file, and several processes share the work. Blocks of
-    another model, scene or setting are thrown away.
+    another model, scene or setting are thrown away. `Trainer.predict` returns nothing.
 
     Args:
         path: The file; `scene.tif` in the trainer's root folder if None.
@@ -51,6 +52,8 @@ class RasterWriter(BasePredictionWriter):
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         # Asked when the loader is made: the checkpoint is in the model by then.
         datamodule.finished = lambda: self._finished(trainer, pl_module)
+        # Lightning would keep every block until the end, and a scene may not fit.
+        trainer.predict_loop.return_predictions = False
 
     def _finished(self, trainer: Trainer, pl_module: Any) -> set[int]:
         """Return the numbers of the blocks that are there; throw others away."""
@@ -63,6 +66,7 @@ class RasterWriter(BasePredictionWriter):
                     *(pl_module.mean, pl_module.std, pl_module.cell),
                     *(datamodule.size, datamodule.stride, datamodule.block),
                     *(str(datamodule.value_range), datamodule.bands),
+                    datamodule.predict_dataset.channels,
                     *_file_state(datamodule.path),
                 ]
             )
@@ -117,23 +121,26 @@ class RasterWriter(BasePredictionWriter):
                 f'{datamodule.path} has no coordinate system, nor has {self._target}'
             )
         part = self._target.with_name(f'.{self._target.name}.part')
-        with rasterio.open(
-            part,
-            'w',
-            driver='GTiff',
-            count=len(first),
-            height=-(-dataset.height // cell),
-            width=-(-dataset.width // cell),
-            dtype=first.dtype,
-            crs=crs,
-            transform=transform @ Affine.scale(cell),
-            nodata=_CLASSES if whole else np.nan,
-            compress='deflate',
-            tiled=True,
-            blockxsize=256,
-            blockysize=256,
-            BIGTIFF='IF_SAFER',
-        ) as file:
+        with (
+            rasterio.Env(GDAL_CACHEMAX=CACHE),
+            rasterio.open(
+                part,
+                'w',
+                driver='GTiff',
+                count=len(first),
+                height=-(-dataset.height // cell),
+                width=-(-dataset.width // cell),
+                dtype=first.dtype,
+                crs=crs,
+                transform=transform @ Affine.scale(cell),
+                nodata=_NO_CLASS if whole else np.nan,
+                compress='deflate',
+                tiled=True,
+                blockxsize=256,
+                blockysize=256,
+                BIGTIFF='IF_SAFER',
+            ) as file,
+        ):
             for number in range(dataset.blocks):
                 top, left = (side // cell for side in dataset.corner(number))
                 values = np.load(self._parts / f'{number}.npy')

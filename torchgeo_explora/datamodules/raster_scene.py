@@ -25,9 +25,11 @@ class RasterSceneDataModule(BaseDataModule):
         overlap: Pixels that neighbouring windows share; a multiple of the patch.
         block: Side of the blocks that are read and written, in pixels, rounded to whole
             strides. Memory grows with its square.
-        bands: Names of the bands, where the file does not describe them.
+        bands: Names of the bands that are read, where the file does not describe them.
         value_range: (low, high) of the values. By default follows the stored type.
         num_workers: Worker processes that read blocks.
+        channels: Numbers of the bands that are read, from 1, in the model's order; all
+            if None.
 
     Attributes:
         finished: Tells the numbers of the blocks that need no work; set by the writer.
@@ -42,6 +44,7 @@ class RasterSceneDataModule(BaseDataModule):
         bands: Sequence[str] | None = None,
         value_range: tuple[Any, Any] | None = None,
         num_workers: int = 0,
+        channels: Sequence[int] | None = None,
     ) -> None:
         """Keep the arguments; the header is read in ``setup``.
 
@@ -58,6 +61,7 @@ class RasterSceneDataModule(BaseDataModule):
         self.path = os.fspath(path)
         self.size, self.stride = size, size - overlap
         self.block = max(1, round(block / self.stride)) * self.stride
+        self.channels = channels
         self.bands: tuple[str, ...] = tuple(bands or ())
         self.value_range = value_range
         self.range_known = value_range is not None
@@ -81,7 +85,12 @@ class RasterSceneDataModule(BaseDataModule):
     def open(self) -> RasterBlocks:
         """Return the blocks that are not finished."""
         return RasterBlocks(
-            self.path, self.size, self.stride, self.block, skip=self.finished
+            self.path,
+            self.size,
+            self.stride,
+            self.block,
+            skip=self.finished,
+            channels=self.channels,
         )
 
     def predict_dataloader(self) -> DataLoader[Any]:

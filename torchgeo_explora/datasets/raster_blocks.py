@@ -1,7 +1,7 @@
 """A raster of any size, read in blocks with what surrounds them."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,10 @@ from rasterio.windows import Window
 from torchgeo.datasets import NonGeoDataset
 
 from torchgeo_explora.functional.windows import window_starts
+
+#: Megabytes that GDAL may keep of a file: blocks are read once, and its default is a
+#: share of the machine's memory.
+CACHE = 64
 
 
 class RasterBlocks(NonGeoDataset):
@@ -28,16 +32,17 @@ class RasterBlocks(NonGeoDataset):
         stride: From one window to the next.
         block: Side of a block, a multiple of *stride*.
         skip: Tells which blocks are not to be read, by number.
+        channels: Numbers of the bands that are read, from 1; all if None.
 
     Attributes:
         height: Of the raster, in pixels.
         width: Likewise.
-        bands: Descriptions of the bands, () where they have none.
+        bands: Descriptions of the bands that are read, () where they have none.
         dtype: Type of the values.
 
     Raises:
         FileNotFoundError: If there is no file.
-        ValueError: If *block* is not a multiple of *stride*.
+        ValueError: If *block* is not a multiple of *stride*, or the file lacks a band.
     """
 
     def __init__(
@@ -47,6 +52,7 @@ class RasterBlocks(NonGeoDataset):
         stride: int,
         block: int,
         skip: Callable[[], set[int]] = set,
+        channels: Sequence[int] | None = None,
     ) -> None:
         """Read the header."""
         self.path = Path(path)
@@ -61,9 +67,14 @@ class RasterBlocks(NonGeoDataset):
         with rasterio.open(path) as file:
             self.height, self.width = file.height, file.width
             self.dtype = file.dtypes[0]
-            named = all(file.descriptions)
-            self.bands: tuple[str, ...] = tuple(file.descriptions) if named else ()
-            self.count = file.count
+            self.channels = list(channels or file.indexes)
+            if missing := set(self.channels).difference(file.indexes):
+                raise ValueError(
+                    f'{path} has {file.count} bands, *channels* asks for'
+                    f' {sorted(missing)}: numbers start at 1'
+                )
+            names = [file.descriptions[i - 1] for i in self.channels]
+        self.bands: tuple[str, ...] = tuple(names) if all(names) else ()
         self.tops = list(range(0, self.height, block))
         self.lefts = list(range(0, self.width, block))
         done = skip()
@@ -99,8 +110,8 @@ class RasterBlocks(NonGeoDataset):
         rows = self._span(top, self.height)
         columns = self._span(left, self.width)
         window = Window.from_slices(rows, columns)
-        with rasterio.open(self.path) as file:
-            image = file.read(window=window).astype(np.float32)
+        with rasterio.Env(GDAL_CACHEMAX=CACHE), rasterio.open(self.path) as file:
+            image = file.read(self.channels, window=window).astype(np.float32)
             valid = file.dataset_mask(window=window) > 0
         valid &= np.isfinite(image).all(0)
         return {

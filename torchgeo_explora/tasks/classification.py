@@ -14,7 +14,7 @@ from torchgeo_explora.callbacks.probabilities import ProbabilityWriter
 from torchgeo_explora.models.pooling import PooledHead
 from torchgeo_explora.tasks.confusion import draw_confusion
 from torchgeo_explora.tasks.finetuning import FinetuningTask
-from torchgeo_explora.tasks.labels import check_labels
+from torchgeo_explora.tasks.labels import check_labels, check_lengths
 
 
 class ExploraClassificationTask(ClassificationMixin, FinetuningTask):
@@ -65,12 +65,16 @@ class ExploraClassificationTask(ClassificationMixin, FinetuningTask):
                 rates and so on.
 
         Raises:
-            ValueError: If the number of outputs is not told, or the adapter twice.
+            ValueError: If the number of outputs is not told, *labels* or
+                *class_weights* are not as many, or the adapter is given twice.
         """
         needed = {'multiclass': 'num_classes', 'multilabel': 'num_labels'}.get(task)
         outputs = {'num_classes': num_classes, 'num_labels': num_labels}
         if needed and not outputs[needed]:
             raise ValueError(f'*{needed}* is needed for *task* {task!r}')
+        if needed:
+            count = outputs[needed] or 0
+            check_lengths(count, labels=labels, class_weights=class_weights)
         self._augmentations = (augmentations,)
         super().__init__(**finetuning)
 

@@ -96,12 +96,17 @@ class ExploraDetectionTask(FinetuningTask):
         """Return boxes and labels of each image, those without area left out.
 
         Raises:
-            ValueError: If a label has no output.
+            ValueError: If a label has no output, or is the background's.
         """
         targets = []
         for boxes, labels in zip(batch['bbox_xyxy'], batch['label'], strict=True):
             boxes = boxes.float().view(-1, 4)
             check_labels(labels, self.hparams['num_classes'])
+            if (labels == 0).any():
+                raise ValueError(
+                    'boxes have label 0, which is the background: number the kinds of'
+                    ' objects from 1, and count the background in *num_classes*'
+                )
             real = (boxes[:, 2:] > boxes[:, :2]).all(1)
             if not self._told and not real.all():
                 first = boxes[~real][0].tolist()

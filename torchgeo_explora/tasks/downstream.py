@@ -195,6 +195,9 @@ class DownstreamTask(BaseTask):
         Returns:
             Classes (1, h, w) uint8, 255 where there is no data; or tokens (D, h, w),
             NaN where there is none. A cell has data if one of its pixels has.
+
+        Raises:
+            ValueError: If there are more classes than 8 bits hold.
         """
         scene: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         valid, (top, left) = (
@@ -223,6 +226,11 @@ class DownstreamTask(BaseTask):
                 else tokens
             )
         classes = torch.full_like(known, 255, dtype=torch.uint8)
+        if len(scores) > 255:
+            raise ValueError(
+                f'a map holds up to 255 classes beside no data, the task has'
+                f' {len(scores)}: write embeddings with ExploraKNNTask instead'
+            )
         if len(scores):
             winners = scores[:, *inside].argmax(0, keepdim=True).to(torch.uint8)
             classes = torch.where(known, winners, classes)

@@ -19,10 +19,12 @@ class CachedFeatures(Dataset[dict[str, Tensor]]):
 
     Args:
         path: The array of features, (N, ...) float32; the labels are beside it.
+        source: The data set of the images.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, source: Dataset[Any]) -> None:
         """Map the file into memory."""
+        self.source = source
         self.features = np.load(path, mmap_mode='r')
         self.labels = np.load(_labels_of(path))
 
@@ -71,7 +73,7 @@ def cache_features(
     else:
         _fill(path, size, loader, compute)
         rank_zero_info(f'features of {split}: written to {path}')
-    return CachedFeatures(path)
+    return CachedFeatures(path, dataset)
 
 
 def _fill(

@@ -142,7 +142,9 @@ class ExploraKNNTask(DownstreamTask):
                 for name, value in batch.items()
                 if isinstance(value, Tensor)
             }
-            features.append(self(tensors))
+            # Lightning enters the run's precision for its steps alone.
+            with self.trainer.precision_plugin.forward_context():
+                features.append(self(tensors))
             labels.append(tensors['label'])
         self.bank = self._gathered(torch.cat(features))[:size]
         self.bank_labels = self._gathered(torch.cat(labels))[:size]

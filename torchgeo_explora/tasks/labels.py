@@ -1,5 +1,7 @@
 """Labels that fit a head, and accuracies of many heads at once."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -27,6 +29,24 @@ def check_labels(labels: Tensor, classes: int, ignore_index: int | None = None) 
             ' *num_classes* to the number of classes of the data set'
             + (', or *ignore_index*' if ignore_index is None else '')
         )
+
+
+def check_lengths(outputs: int, **given: Sequence[object] | None) -> None:
+    """Raise unless each list has an entry for every output.
+
+    Args:
+        outputs: Number of outputs.
+        **given: Lists by the name of their argument, or None.
+
+    Raises:
+        ValueError: If one has another length.
+    """
+    for name, values in given.items():
+        if values is not None and len(values) != outputs:
+            raise ValueError(
+                f'*{name}* has {len(values)} entries, expected one for each of the'
+                f' {outputs} classes'
+            )
 
 
 class AccuracyOfEach(Metric):

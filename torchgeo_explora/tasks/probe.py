@@ -35,6 +35,9 @@ GRIDS: dict[str, tuple[float, ...]] = {
     ),
 }
 
+#: Splits that a stage reads.
+_READ = {'fit': ('train', 'val'), 'validate': ('val',), 'test': ('test',)}
+
 
 class ExploraLinearProbeTask(DownstreamTask):
     """Train linear classifiers on a frozen backbone, a whole grid at once.
@@ -167,9 +170,9 @@ class ExploraLinearProbeTask(DownstreamTask):
         """Prepare the images, or the cached features in their place."""
         super().setup(stage)
         if self.hparams['cache'] is not None and stage != 'predict':
-            self._read_from_cache()
+            self._read_from_cache(_READ[stage])
 
-    def _read_from_cache(self) -> None:
+    def _read_from_cache(self, splits: Sequence[str]) -> None:
         datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         self.backbone.to(self.trainer.strategy.root_device)
         self.raw_images.to(self.trainer.strategy.root_device)
@@ -179,13 +182,15 @@ class ExploraLinearProbeTask(DownstreamTask):
             [
                 base_fingerprint(self.backbone),
                 *(self.hparams[name] for name in kept),
-                *(self.mean, self.std, self.heads.depth),
+                *(self.mean, self.std, self.heads.depth, self.trainer.precision),
                 self.raw_images.unit_range.low.tolist(),
                 self.raw_images.unit_range.high.tolist(),
             ]
         )
-        for split in ('train', 'val', 'test'):
+        for split in splits:
             dataset = getattr(datamodule, f'{split}_dataset', None)
+            # A data module that served a run before may hold that run's features.
+            dataset = getattr(dataset, 'source', dataset)
             if dataset is None or not hasattr(dataset, '__len__') or not len(dataset):
                 continue
             loader: DataLoader[Any] = DataLoader(
@@ -212,8 +217,10 @@ class ExploraLinearProbeTask(DownstreamTask):
         device = self.trainer.strategy.root_device
         batch = {k: v.to(device) for k, v in batch.items() if isinstance(v, Tensor)}
         self.backbone.eval()
-        features = self.read(self.view(self.unit_image(batch)), batch)
-        tokens = [*(f.cls for f in features), features[-1].patch.mean(1)]
+        # Lightning enters the run's precision for its steps alone.
+        with self.trainer.precision_plugin.forward_context():
+            features = self.read(self.view(self.unit_image(batch)), batch)
+            tokens = [*(f.cls for f in features), features[-1].patch.mean(1)]
         return torch.stack(tokens, dim=1)
 
     @torch.no_grad()

@@ -18,7 +18,7 @@ from torchgeo_explora.models.segmenter import SegmentationHead
 from torchgeo_explora.objectives.objective import batch_metadata
 from torchgeo_explora.tasks.collate import PadSizes, wrap_collate
 from torchgeo_explora.tasks.finetuning import FinetuningTask
-from torchgeo_explora.tasks.labels import check_labels
+from torchgeo_explora.tasks.labels import check_labels, check_lengths
 
 # What does not count, whatever the data set calls it.
 _IGNORED = -1
@@ -73,7 +73,14 @@ class ExploraSegmentationTask(FinetuningTask):
             overlap: Share of a window that the next one sees again, in [0, 1).
             **finetuning: What `FinetuningTask` takes: model, weights, delta, adapter,
                 rates and so on.
+
+        Raises:
+            ValueError: If *labels* or *class_weights* are not one for each class, or
+                the overlap leaves no stride.
         """
+        check_lengths(num_classes, labels=labels, class_weights=class_weights)
+        if not 0 <= overlap < 1:
+            raise ValueError(f'*overlap* is {overlap}: choose from 0 to below 1')
         super().__init__(**finetuning)
 
     def configure_heads(self) -> None:
@@ -133,7 +140,13 @@ class ExploraSegmentationTask(FinetuningTask):
         Raises:
             ValueError: If a mask holds an unknown value.
         """
-        mask = batch['mask'].long()
+        mask = batch['mask']
+        if mask.is_floating_point() and (mask != mask.round()).any():
+            raise ValueError(
+                f'the masks hold {mask[mask != mask.round()][:4].tolist()}, expected'
+                ' whole numbers of classes'
+            )
+        mask = mask.long()
         if mask.ndim == 4:
             mask = mask.squeeze(1)
         image, no_data = batch['image'], self.hparams['no_data']
