@@ -6,6 +6,8 @@ import pytest
 import yaml
 from torchgeo.main import main
 
+from torchgeo_explora.datasets import FMoWRGB, prepare
+
 pytestmark = [
     pytest.mark.cli,
     pytest.mark.filterwarnings('ignore'),
@@ -196,3 +198,16 @@ def test_fmow_sentinel_by_spectral_groups(fake, run, tmp_path):
     root = fake('fmow_sentinel').write_fmow_sentinel(tmp_path)
     arguments = {'root': root, 'batch_size': 4, 'size': 32}
     run('fit', model, 'FMoWSentinelDataModule', **arguments)
+
+
+@pytest.mark.parametrize('stream', [0, 4])
+def test_prepared(fake, run, tmp_path, stream):
+    root = fake('fmow').write_fmow(tmp_path)
+    for split in ('train', 'val'):
+        raw = FMoWRGB(root, split, size=32)
+        prepare(raw, tmp_path / 'out' / split, samples_per_shard=2, progress=False)
+    arguments = {'root': tmp_path / 'out', 'batch_size': 4, 'stream': stream}
+    name = 'PreparedDataModule'
+    run('fit', PRETRAIN, name, **arguments)
+    run('fit', classify(62), name, **arguments)
+    run('test', classify(62), name, test_split='val', **arguments)
