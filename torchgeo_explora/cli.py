@@ -178,7 +178,7 @@ def prepare(
     output: str,
     options: dict[str, str | list[Any]] | None = None,
     encoding: Encoding = 'auto',
-    quality: int = 92,
+    quality: int = 90,
     samples_per_shard: int = 2000,
     workers: int = 0,
 ) -> None:

@@ -37,7 +37,7 @@ def prepare(
     dataset: NonGeoDataset,
     output: str | os.PathLike[str],
     encoding: Literal['auto', 'jpeg', 'integer', 'exact'] = 'auto',
-    quality: int = 92,
+    quality: int = 90,
     samples_per_shard: int = 2000,
     workers: int = 0,
     progress: bool = True,
