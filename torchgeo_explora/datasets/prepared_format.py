@@ -139,7 +139,9 @@ def _encode_tiff(pixels: NDArray[np.float32], encoding: Encoding) -> bytes:
 def _decode(name: str, data: bytes) -> Tensor:
     if name.endswith('.jpg'):
         raw = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        return decode_jpeg(raw, ImageReadMode.RGB).float()
+        pixels = decode_jpeg(raw, ImageReadMode.RGB)
+        # They come row by row with the colours of a pixel together.
+        return pixels.to(torch.float32, memory_format=torch.contiguous_format)
     with warnings.catch_warnings(), MemoryFile(data) as memory:
         warnings.simplefilter('ignore', NotGeoreferencedWarning)
         with memory.open() as file:
