@@ -48,6 +48,20 @@ def test_bands_and_range_are_those_of_the_raw_form(fake, tmp_path):
     assert_close(unit, (batch['image'] - low) / (high - low))
 
 
+@pytest.mark.parametrize(
+    ('root', 'split', 'has_val'),
+    [
+        ('s3://bucket/fmow', 'val', True),
+        ('s3://bucket/fmow', None, False),
+        ('nowhere', 'val', False),
+    ],
+)
+def test_validation_is_left_out_where_there_is_none(root, split, has_val):
+    data = PreparedDataModule(root, stream=4, val_split=split)
+    assert data.has_val == has_val
+    assert has_val or data.val_dataloader() == []
+
+
 def test_own_statistics(fmow):
     data = PreparedDataModule(fmow, mean=[100, 110, 120], std=[50, 50, 50])
     data.setup('fit')

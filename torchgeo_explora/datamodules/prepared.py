@@ -29,7 +29,8 @@ class PreparedDataModule(SplitDataModule):
             for data that is not on a local disk; 0 reads by number, which a run can
             resume exactly. A stream needs ``trainer.max_steps``.
         train_split: Folder to train on.
-        val_split: Folder to validate with; without it there is no validation.
+        val_split: Folder to validate with; there is no validation if it is None, or if
+            a local *root* has no such folder.
         test_split: Folder to test with.
         predict_split: Folder to predict.
         mean: Mean of the sensor values, a number a band; by default *aug* maps the
@@ -52,7 +53,7 @@ class PreparedDataModule(SplitDataModule):
         num_workers: int = 0,
         stream: int = 0,
         train_split: str = 'train',
-        val_split: str = 'val',
+        val_split: str | None = 'val',
         test_split: str = 'test',
         predict_split: str = 'val',
         mean: Sequence[float] | None = None,
@@ -73,7 +74,7 @@ class PreparedDataModule(SplitDataModule):
             prefetch_factor,
             {
                 'train': train_split,
-                'val': val_split,
+                'val': val_split or '',
                 'test': test_split,
                 'predict': predict_split,
             },
@@ -82,7 +83,9 @@ class PreparedDataModule(SplitDataModule):
         )
         self.statistics = None if mean is None or std is None else (mean, std)
         self.stream, self.seed = stream, seed
-        self.has_val = stream > 0 or os.path.isdir(os.path.join(root, val_split))
+        self.has_val = val_split is not None and (
+            '://' in os.fspath(root) or os.path.isdir(os.path.join(root, val_split))
+        )
         self._own_aug = self.aug
 
     def setup(self, stage: str) -> None:
