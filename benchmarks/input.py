@@ -10,6 +10,7 @@ gives, whatever else the machine does. Ways take turns, and the fastest round co
 import argparse
 import json
 import multiprocessing
+import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -250,6 +251,8 @@ def memory(record: dict[str, Any], root: Path, rows: int, reads: int) -> None:
     generator = np.random.default_rng(0)
     context = multiprocessing.get_context('fork')
     record['mib_per_worker'] = {}
+    # Pages of a file that wait to be written would count as private.
+    os.sync()
     for name, dataset, size, number in (
         ('plain: a list of rows in Python', PlainRows(csv), rows, reads),
         ('raw JPEG', many, rows, reads),
@@ -275,7 +278,7 @@ def start(record: dict[str, Any], root: Path, rows: int) -> None:
         FMoWRGB(root / 'many', crop='image', size=8, csv=csv)[rows - 1]
 
     record['rows'] = rows
-    record['seconds'] = {}
+    record['seconds_to_first_sample'] = {}
     for name, build in (
         ('the first start, which makes the index', first),
         ('every other start', first),
@@ -283,8 +286,9 @@ def start(record: dict[str, Any], root: Path, rows: int) -> None:
     ):
         began = time.perf_counter()
         build()
-        record['seconds'][name] = time.perf_counter() - began
-    record['target'] = {'seconds': record['seconds']['every other start'] < 10}
+        record['seconds_to_first_sample'][name] = time.perf_counter() - began
+    again = record['seconds_to_first_sample']['every other start']
+    record['target'] = {'seconds': again < 10}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -22,4 +22,4 @@ def test_toy_run_measures_every_part(monkeypatch, tmp_path):
     assert len(found['jpeg']['images_per_second_per_core']) == 7
     assert len(found['geotiff']['images_per_second_per_core']) == 4
     assert len(found['memory']['mib_per_worker']) == 4
-    assert len(found['start']['seconds']) == 3
+    assert len(found['start']['seconds_to_first_sample']) == 3
