@@ -3,7 +3,7 @@ PYTHON ?= python3.12
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: install quickstart test unit lint format bench-gpu clean
+.PHONY: install quickstart test unit lint format bench-gpu bench-input clean
 
 install: $(INSTALLED)
 
@@ -33,6 +33,9 @@ format: $(INSTALLED)
 
 bench-gpu: $(INSTALLED)
 	$(BIN)/python benchmarks/gpu.py --output benchmarks/results/gpu.json
+
+bench-input: $(INSTALLED)
+	$(BIN)/python benchmarks/input.py --output benchmarks/results/input.json
 
 clean:
 	rm -rf outputs lightning_logs build dist *.egg-info

@@ -1,9 +1,11 @@
 """Fixtures shared by all tests."""
 
+import importlib.util
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 GOLDEN = Path(__file__).parent / 'golden'
+DATA = Path(__file__).parent / 'data'
 
 
 @pytest.fixture(scope='session')
@@ -37,6 +40,21 @@ def golden() -> Callable[[str], tuple[dict[str, Tensor], dict[str, Any]]]:
         }, config
 
     return read
+
+
+@pytest.fixture(scope='session')
+def fake() -> Callable[[str], ModuleType]:
+    """Import a generator of fake data by the name of its file."""
+
+    def load(name: str) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(
+            f'fake_{name}', DATA / f'{name}.py'
+        )
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from torchgeo_explora.adapt import (
     save_delta,
 )
 from torchgeo_explora.cli import main
+from torchgeo_explora.datasets import Prepared
 from torchgeo_explora.models import ViT
 
 SIZES = {'embed_dim': 24, 'depth': 2, 'num_heads': 2}
@@ -71,6 +72,8 @@ def test_help_names_every_command_and_argument(capsys):
         'average': ['deltas', '--output', '--shares'],
         'push': ['delta', 'repo', '--base', '--data', '--scores', '--licence'],
         'pull': ['repo', 'output', '--revision'],
+        'prepare': ['dataset', 'output', '--options', '--encoding', '--workers'],
+        'verify': ['folders'],
     }
     with pytest.raises(SystemExit, match='0'):
         run('--help')
@@ -178,9 +181,44 @@ def test_push_and_pull_pass_on_what_they_are_given(files, monkeypatch, capsys):
     assert (files / 'pulled.safetensors').read_bytes() == (files / delta).read_bytes()
 
 
+def test_prepare_and_verify(tmp_path, capsys):
+    for number in range(5):
+        file = tmp_path / 'raw/train' / 'ab'[number % 2] / f'{number}.png'
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8, 3), 40 * number, np.uint8)).save(file)
+    out = tmp_path / 'out/train'
+    options = [f'--options.root={tmp_path / "raw"}', '--options.size=16']
+    options += [
+        '--options.bands=[3,1,2]',
+        '--samples_per_shard=2',
+        '--encoding=integer',
+    ]
+    run('prepare', 'ImageFolder', out, *options)
+    assert capsys.readouterr().out == f'wrote {out}: 5 samples\n'
+    prepared = Prepared(tmp_path / 'out', 'train')
+    # Class a has the images 0, 2 and 4.
+    levels = [int(sample['image'][0, 0, 0]) for sample in prepared]
+    assert levels == [0, 80, 160, 40, 120]
+    assert prepared[0]['image'].shape == (3, 16, 16)
+    run('verify', out)
+    assert 'every byte is as it was written' in capsys.readouterr().out
+    shard = bytearray((out / 'shard-000001.tar').read_bytes())
+    shard[700] ^= 1
+    (out / 'shard-000001.tar').write_bytes(shard)
+    with pytest.raises(SystemExit) as error:
+        run('verify', out)
+    assert error.value.code == 1
+    assert 'shard-000001.tar has changed' in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
+        (['prepare', 'Nothing', 'x'], r'\*dataset\* is Nothing, which is no class'),
+        (['prepare', 'FMoWRGB', 'x', '--options.sze=3'], 'FMoWRGB: .*options.sze'),
+        (['prepare', 'FMoWRGB', 'x', '--options.root=no'], 'no fMoW image found'),
+        (['prepare', 'FMoWRGB', 'x', '--options.size=wide'], 'FMoWRGB: .*size'),
+        (['verify', 'no'], 'prepare a data set into it first'),
         (['info', 'nothing.safetensors'], 'explora info: .*does not exist'),
         (['merge', '1.safetensors', 'x', '--weights', '2.safetensors'], 'not a whole'),
         (['export', 'base.safetensors', 'x'], 'does not say what backbone it is of'),

@@ -1,12 +1,13 @@
-"""The `explora` command: deltas and weights as files, and TorchGeo's own command."""
+"""The `explora` command: deltas, weights and data as files, and TorchGeo's command."""
 
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
 import docstring_parser
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser
 
 from torchgeo_explora import __version__
 
@@ -21,6 +22,7 @@ Format = Literal[
     'peft-transformers',
     'onnx',
 ]
+Encoding = Literal['auto', 'jpeg', 'integer', 'exact']
 
 
 def info(files: list[str]) -> None:
@@ -185,6 +187,74 @@ def pull(repo: str, output: str, revision: str | None = None) -> None:
     print(f'wrote {output}')
 
 
+def prepare(
+    dataset: str,
+    output: str,
+    options: dict[str, str | list[Any]] | None = None,
+    encoding: Encoding = 'auto',
+    quality: int = 90,
+    samples_per_shard: int = 2000,
+    workers: int = 0,
+) -> None:
+    """Write a data set in a compact form that is read many times faster.
+
+    Stopped half-way, the same command goes on where it was.
+
+    Args:
+        dataset: Class of the data set: one of this package, such as FMoWRGB, or a full
+            path, such as torchgeo.datasets.RESISC45.
+        output: Folder to write, one for each split.
+        options: Arguments of the data set, each as --options.NAME VALUE: root, split,
+            size and so on.
+        encoding: jpeg (8 bits, lossy), integer (rounded to whole numbers), exact
+            (float32 bit by bit), or auto: jpeg for true colour of 8 bits, integer for
+            larger values, exact for small ones.
+        quality: Of JPEG, 1 to 100.
+        samples_per_shard: Samples in a shard. A stream needs at least as many shards as
+            there are processes times workers.
+        workers: Processes that encode; 0 for one.
+    """
+    from torchgeo_explora import datasets
+
+    raw = _dataset(dataset, options or {})
+    folder = datasets.prepare(
+        raw, output, encoding, quality, samples_per_shard, workers
+    )
+    print(f'wrote {folder}: {len(datasets.Prepared(folder))} samples')
+
+
+def _dataset(name: str, options: dict[str, str | list[Any]]) -> Any:
+    module, _, kind = name.rpartition('.')
+    found = getattr(import_module(module or 'torchgeo_explora.datasets'), kind, None)
+    if found is None:
+        raise ValueError(
+            f'*dataset* is {name}, which is no class: give one of this package, such'
+            f' as FMoWRGB, or a full path'
+        )
+    given = ArgumentParser(exit_on_error=False)
+    given.add_class_arguments(found, 'options')
+    try:
+        config = given.parse_args([f'--options.{k}={v}' for k, v in options.items()])
+    except ArgumentError as error:
+        raise ValueError(f'{name}: {error}') from error
+    return given.instantiate_classes(config).options
+
+
+def verify(folders: list[str]) -> int:
+    """Compare every byte of prepared folders with what was written.
+
+    Returns 1 if one was damaged.
+
+    Args:
+        folders: The folders.
+    """
+    from torchgeo_explora.datasets import verify as damage
+
+    lines = [line for folder in folders for line in damage(folder)]
+    print('\n'.join(lines) or 'every byte is as it was written')
+    return 1 if lines else 0
+
+
 # Each command, and which of its arguments need no name.
 _COMMANDS: dict[Callable[..., int | None], tuple[str, ...]] = {
     info: ('files',),
@@ -194,6 +264,8 @@ _COMMANDS: dict[Callable[..., int | None], tuple[str, ...]] = {
     average: ('deltas',),
     push: ('delta', 'repo'),
     pull: ('repo', 'output'),
+    prepare: ('dataset', 'output'),
+    verify: ('folders',),
 }
 # TorchGeo's own, with what they do.
 _TORCHGEO = {
@@ -219,8 +291,8 @@ def parser() -> ArgumentParser:
     """Return the parser of the command."""
     top = ArgumentParser(
         prog='explora',
-        description='Deltas and weights as files; fit, validate, test and predict are'
-        " TorchGeo's, with this package's classes known by their short names.",
+        description='Deltas, weights and data as files; fit, validate, test and predict'
+        " are TorchGeo's, with this package's classes known by their short names.",
         version=__version__,
     )
     commands = top.add_subcommands(dest='command')

@@ -6,6 +6,8 @@ import pytest
 import yaml
 from torchgeo.main import main
 
+from torchgeo_explora.datasets import FMoWRGB, prepare
+
 pytestmark = [
     pytest.mark.cli,
     pytest.mark.filterwarnings('ignore'),
@@ -168,6 +170,12 @@ def test_fmow_temporal(fake, run, tmp_path):
     arguments = {'root': root, 'batch_size': 4, 'size': 32}
     for legacy in (False, True):
         run('fit', model, 'FMoWTemporalDataModule', legacy_sampling=legacy, **arguments)
+    classify = {
+        'class_path': 'torchgeo_explora.tasks.ExploraClassificationTask',
+        'init_args': {'model': backbone, 'weights': None, 'num_classes': 62},
+    }
+    for command in ('fit', 'test'):
+        run(command, classify, 'FMoWTemporalDataModule', **arguments)
 
 
 def test_fmow_sentinel_by_spectral_groups(fake, run, tmp_path):
@@ -196,3 +204,15 @@ def test_fmow_sentinel_by_spectral_groups(fake, run, tmp_path):
     root = fake('fmow_sentinel').write_fmow_sentinel(tmp_path)
     arguments = {'root': root, 'batch_size': 4, 'size': 32}
     run('fit', model, 'FMoWSentinelDataModule', **arguments)
+
+
+def test_prepared(fake, run, tmp_path):
+    root = fake('fmow').write_fmow(tmp_path)
+    for split in ('train', 'val'):
+        raw = FMoWRGB(root, split, size=32)
+        prepare(raw, tmp_path / 'out' / split, samples_per_shard=2, progress=False)
+    arguments = {'root': tmp_path / 'out', 'batch_size': 4}
+    name = 'PreparedDataModule'
+    run('fit', PRETRAIN, name, stream=4, **arguments)
+    run('fit', classify(62), name, **arguments)
+    run('test', classify(62), name, test_split='val', **arguments)

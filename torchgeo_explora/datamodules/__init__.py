@@ -4,6 +4,7 @@ from torchgeo_explora.datamodules.fmow import FMoWRGBDataModule, FMoWTemporalDat
 from torchgeo_explora.datamodules.fmow_sentinel import FMoWSentinelDataModule
 from torchgeo_explora.datamodules.image_folder import ImageFolderDataModule
 from torchgeo_explora.datamodules.naip import NAIPLandCoverDataModule
+from torchgeo_explora.datamodules.prepared import PreparedDataModule
 from torchgeo_explora.datamodules.raster_scene import RasterSceneDataModule
 from torchgeo_explora.datamodules.scenes import ScenesDataModule
 from torchgeo_explora.datamodules.synthetic import SyntheticScenesDataModule
@@ -22,6 +23,7 @@ __all__ = [
     'IWildCamDataModule',
     'ImageFolderDataModule',
     'NAIPLandCoverDataModule',
+    'PreparedDataModule',
     'RasterSceneDataModule',
     'ScenesDataModule',
     'SyntheticScenesDataModule',

@@ -95,14 +95,17 @@ class SplitDataModule(NonGeoDataModule):
             self.test_dataset = self.open_split('test')
         if stage == 'predict':
             self.predict_dataset = self.open_split('predict')
-        splits: tuple[Any, Any] = (self.train_dataset, self.val_dataset)
+        if stage == 'fit':
+            self.warn_of_leaks(self.train_dataset, self.val_dataset)
+
+    def warn_of_leaks(self, train: Any, val: Any) -> None:
+        """Warn if validation has places of training, unless that is its purpose."""
         # In-distribution splits share places with training by design.
-        apart = not self.split_of['val'].startswith('id_')
-        if stage == 'fit' and apart and hasattr(self.train_dataset, 'places'):
-            warn_of_shared_places(
-                {split.split: split.places for split in splits},
-                type(self.train_dataset).__name__,
-            )
+        if self.split_of['val'].startswith('id_') or not hasattr(train, 'places'):
+            return
+        warn_of_shared_places(
+            {split.split: split.places for split in (train, val)}, type(train).__name__
+        )
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         """Return a batch without the keys that cannot be stacked."""

@@ -10,6 +10,10 @@ from torchgeo_explora.datasets.image_file import UnreadableImageError
 from torchgeo_explora.datasets.image_folder import ImageFolder
 from torchgeo_explora.datasets.iwildcam import IWildCam
 from torchgeo_explora.datasets.naip import NAIPLandCover
+from torchgeo_explora.datasets.prepared import Prepared
+from torchgeo_explora.datasets.prepared_manifest import NotPreparedError, verify
+from torchgeo_explora.datasets.prepared_shards import prepare
+from torchgeo_explora.datasets.prepared_stream import PreparedStream
 from torchgeo_explora.datasets.scene_windows import SceneWindows
 from torchgeo_explora.datasets.scenes import Scenes
 from torchgeo_explora.datasets.synthetic import SyntheticScenes
@@ -27,9 +31,14 @@ __all__ = [
     'NAIPLandCover',
     'NoImagesError',
     'NoSamplesError',
+    'NotPreparedError',
+    'Prepared',
+    'PreparedStream',
     'SceneWindows',
     'Scenes',
     'SyntheticScenes',
     'UnreadableImageError',
     'measure_range',
+    'prepare',
+    'verify',
 ]

@@ -2,12 +2,13 @@
 
 import contextlib
 import json
-import os
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
+
+from torchgeo_explora.writing import replacing
 
 
 class TableFile:
@@ -49,8 +50,8 @@ class TableFile:
             _write(built, path)
         except OSError as error:
             warnings.warn(
-                f'cannot keep the index in {path} ({error.strerror}), so every start'
-                f' builds it again: pass *index_dir*, a folder that can be written',
+                f'cannot keep the index in {path} ({error}), so every start builds it'
+                f' again: pass *index_dir*, a folder that can be written',
                 stacklevel=2,
             )
             self.path, self._table = None, built
@@ -79,13 +80,9 @@ def _open(path: str) -> pa.Table:
 
 
 def _write(table: pa.Table, path: str) -> None:
-    os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
-    part = f'{path}.{os.getpid()}.part'
-    try:
-        with pa.OSFile(part, 'wb') as sink, pa.ipc.new_file(sink, table.schema) as file:
-            file.write_table(table)
-        os.replace(part, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.remove(part)
-        raise
+    with (
+        replacing(path) as part,
+        pa.OSFile(str(part), 'wb') as sink,
+        pa.ipc.new_file(sink, table.schema) as file,
+    ):
+        file.write_table(table)

@@ -1,0 +1,135 @@
+import http.server
+import itertools
+import tarfile
+import threading
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from torchgeo_explora.datasets import (
+    FMoWRGB,
+    NotPreparedError,
+    Prepared,
+    PreparedStream,
+    prepare,
+)
+
+
+@pytest.fixture
+def folder(fake, tmp_path):
+    dataset = FMoWRGB(fake('fmow').write_fmow(tmp_path), size=32)
+    prepare(dataset, tmp_path / 'out/train', samples_per_shard=2, progress=False)
+    return str(tmp_path / 'out')
+
+
+def indices(samples):
+    return [int(sample['index']) for sample in samples]
+
+
+def test_in_order_every_sample_comes_once(folder):
+    stream = PreparedStream(folder, 'train')
+    assert stream.samples == 8
+    assert stream.classes[0] == 'airport'
+    samples = list(stream)
+    assert indices(samples) == list(range(8))
+    for sample, other in zip(samples, Prepared(folder, 'train'), strict=True):
+        assert sample.keys() == other.keys()
+        assert torch.equal(sample['image'], other['image'])
+        assert torch.equal(sample['bbox_xyxy'], other['bbox_xyxy'])
+
+
+def test_mixed_it_has_no_end(folder):
+    stream = iter(PreparedStream(folder, 'train', buffer=4))
+    drawn = indices([next(stream) for _ in range(80)])
+    assert set(drawn) == set(range(8))
+    assert drawn[:8] != list(range(8))
+    # Each epoch brings every sample, so counts differ by what the buffer holds.
+    counts = torch.bincount(torch.tensor(drawn))
+    assert counts.max() - counts.min() <= 3
+
+
+def test_workers_share_the_shards(folder):
+    loader = DataLoader(PreparedStream(folder, 'train'), batch_size=None, num_workers=2)
+    assert sorted(indices(loader)) == list(range(8))
+
+
+@pytest.mark.parametrize('buffer', [0, 4])
+def test_nodes_and_workers_share_the_shards(folder, monkeypatch, buffer):
+    """Two nodes with two workers each: every sample comes once, to one of them."""
+    stream = PreparedStream(folder, 'train', buffer)
+    for name in ('WORLD_SIZE', 'NUM_WORKERS'):
+        monkeypatch.setenv(name, '2')
+    drawn = []
+    for rank, worker in itertools.product('01', '01'):
+        monkeypatch.setenv('RANK', rank)
+        monkeypatch.setenv('WORKER', worker)
+        drawn.append(indices(itertools.islice(stream, 2)))
+    assert sorted(map(sorted, drawn)) == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    monkeypatch.setenv('WORLD_SIZE', '3')
+    with pytest.raises(ValueError, match='4 shards for 3 processes with 2 workers'):
+        next(iter(stream))
+
+
+def test_epochs_differ_and_come_again(folder):
+    stream = PreparedStream(folder, 'train', buffer=8)
+    drawn = indices(itertools.islice(stream, 40))
+    epochs = [tuple(drawn[i : i + 8]) for i in range(0, 40, 8)]
+    assert all(sorted(epoch) == list(range(8)) for epoch in epochs)
+    assert len(set(epochs)) > 1
+    assert indices(itertools.islice(stream, 40)) == drawn
+    other = PreparedStream(folder, 'train', buffer=8, seed=1)
+    assert indices(itertools.islice(other, 40)) != drawn
+
+
+@pytest.mark.parametrize('between', [False, True])
+def test_shard_cut_short_is_found(folder, between):
+    """In the middle of a file, and between two samples."""
+    shard = Path(folder, 'train/shard-000001.tar')
+    with tarfile.open(shard) as tar:
+        members = tar.getmembers()
+    end = members[2].offset if between else members[3].offset_data + 10
+    shard.write_bytes(shard.read_bytes()[:end])
+    error, text = tarfile.ReadError, 'unexpected end of data'
+    if between:
+        error, text = NotPreparedError, 'has 1 samples, expected 2: it was cut short'
+    with pytest.raises(error, match=text):
+        list(PreparedStream(folder, 'train'))
+
+
+@pytest.mark.filterwarnings('ignore:This DataLoader will create')
+def test_more_workers_than_shards_are_refused(folder):
+    loader = DataLoader(PreparedStream(folder, 'train'), batch_size=None, num_workers=5)
+    message = r'4 shards for 1 processes with 5 workers each.*\*samples_per_shard\*'
+    with pytest.raises(ValueError, match=message):
+        list(loader)
+
+
+def test_over_the_network(folder):
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            """Say nothing."""
+
+    handler = partial(Quiet, directory=folder)
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        stream = PreparedStream(f'http://127.0.0.1:{server.server_port}', 'train')
+        found = indices(stream)
+        server.shutdown()
+    assert found == list(range(8))
+
+
+def test_object_storage_goes_through_its_command(folder):
+    stream = PreparedStream(folder, 'train')
+    stream.folder = 's3://bucket/fmow/train'
+    assert stream._url('a.tar') == 'pipe:aws s3 cp s3://bucket/fmow/train/a.tar -'
+
+
+def test_wrong_arguments(folder):
+    with pytest.raises(NotPreparedError, match=r'no manifest\.json that can be read'):
+        PreparedStream(folder, 'nothing')
+    with pytest.raises(ValueError, match=r'\*buffer\*'):
+        PreparedStream(folder, 'train', buffer=-1)

@@ -1,0 +1,113 @@
+"""The paper's configurations run on fake data with TorchGeo's own command.
+
+Each keeps all that it says, but for a tiny backbone without weights, the folder of its
+data, and a batch and a trainer of the size of the test. Those for ViT-B are the same as
+those for ViT-L, which are run here, in all but width.
+"""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from torchgeo.main import main
+
+from tests.tasks.test_datamodules import eurosat, resisc45, spacenet
+
+# Fake data of TorchGeo's own data sets.
+__all__ = ['eurosat', 'resisc45', 'spacenet']
+
+ROOT = Path(__file__).parent.parent
+TRAINER = {
+    'accelerator': 'cpu',
+    'precision': '32-true',
+    'fast_dev_run': True,
+    'logger': False,
+    'enable_progress_bar': False,
+    'enable_model_summary': False,
+    # Accumulating needs more batches than are run.
+    'accumulate_grad_batches': 1,
+}
+SIZES = {'embed_dim': 48, 'depth': 4, 'num_heads': 2}
+HEAD = {'prototypes': 32, 'hidden_dim': 16, 'bottleneck_dim': 8}
+DECODER = {
+    'decoder_dim': 48,
+    'decoder_depth': 1,
+    'decoder_heads': 2,
+    'decoder_rank': 2,
+    'decoder_channel_dim': 8,
+    'decoder_time_dim': 12,
+}
+CODES = {
+    'GroupChannelViT': {'channel_embed_dim': 16},
+    'TemporalViT': {'time_embed_dim': 12},
+}
+#: Configurations by the fake data that they run on.
+DATA = {
+    'fmow': (
+        'explora_fmow',
+        'pretrain/fmow_rgb_mae_vit_large',
+        'pretrain/fmow_temporal_mae_vit_large',
+        'finetune/fmow_rgb_vit_large_lora',
+        'probe/fmow_rgb_vit_large',
+    ),
+    'fmow_sentinel': (
+        'pretrain/fmow_sentinel_mae_vit_large',
+        'finetune/fmow_sentinel_vit_large_lora',
+    ),
+    'scenes': ('pretrain/scenes_vit_large',),
+    'eurosat': ('finetune/eurosat_vit_large_lora',),
+    'resisc45': ('probe/resisc45_vit_large', 'pretrain/resisc45_vit_large'),
+    'spacenet': ('finetune/spacenet1_vit_large_lora',),
+}
+#: The fake scenes have 160 pixels a side, and SpaceNet eight images.
+SMALL = {'scenes': {'size': 64}, 'spacenet': {'val_split_pct': 0.25}}
+
+
+def shrink(model):
+    """Make a tiny model of a configuration's own kind, in place."""
+    arguments = model['init_args']
+    backbone = arguments['model']
+    if isinstance(backbone, dict):
+        kind = backbone['class_path'].rpartition('.')[2]
+        backbone.setdefault('init_args', {}).update(SIZES | CODES[kind])
+    else:
+        arguments['model_args'] = dict(SIZES)
+    arguments['weights'] = None
+    if 'delta' in arguments:
+        arguments['delta'] = None
+    task = model['class_path'].rpartition('.')[2]
+    arguments.update({'ExploraDinoTask': HEAD, 'ExploraMAETask': DECODER}.get(task, {}))
+
+
+@pytest.mark.cli
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize(
+    ('data', 'name'),
+    [(data, name) for data, names in DATA.items() for name in names],
+    ids=lambda value: value.rpartition('/')[2],
+)
+def test_configuration_runs(fake, request, tmp_path, monkeypatch, data, name):
+    config = yaml.safe_load((ROOT / f'configs/{name}.yaml').read_text())
+    if 'dict_kwargs' in config['data']:
+        config['data']['dict_kwargs']['root'] = str(request.getfixturevalue(data))
+    else:
+        root = str(getattr(fake(data), f'write_{data}')(tmp_path / 'data'))
+        config['data']['init_args']['paths' if data == 'scenes' else 'root'] = root
+    config['data']['init_args'] |= {'batch_size': 4, 'num_workers': 0}
+    config['data']['init_args'] |= SMALL.get(data, {})
+    shrink(config['model'])
+    config['trainer'] |= TRAINER
+    (tmp_path / 'config.yaml').write_text(yaml.safe_dump(config))
+    monkeypatch.chdir(tmp_path)
+    main(['fit', '--config', 'config.yaml'])
+    if name[:8] in ('explora_', 'pretrain'):
+        assert list(tmp_path.rglob('delta.safetensors'))
+
+
+def test_no_configuration_of_our_own_data_is_left_out():
+    given = {name for names in DATA.values() for name in names}
+    for path in (ROOT / 'configs').rglob('*.yaml'):
+        kind = yaml.safe_load(path.read_text())['data']['class_path']
+        name = path.relative_to(ROOT / 'configs').with_suffix('').as_posix()
+        if 'FMoW' in kind or kind.endswith('.ScenesDataModule'):
+            assert name.replace('_base', '_large') in given

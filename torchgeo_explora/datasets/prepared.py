@@ -1,0 +1,173 @@
+"""A prepared data set, by number."""
+
+import os
+import zlib
+from typing import Any, Literal
+
+import pyarrow as pa
+import torch
+from matplotlib.figure import Figure
+
+from torchgeo_explora.datasets.figure import plot_image
+from torchgeo_explora.datasets.image_file import UnreadableImageError
+from torchgeo_explora.datasets.picture import naming
+from torchgeo_explora.datasets.prepared_format import decode_sample
+from torchgeo_explora.datasets.prepared_manifest import (
+    INDEX,
+    NotPreparedError,
+    read_manifest,
+    verify,
+)
+from torchgeo_explora.datasets.table_dataset import (
+    OnError,
+    TableDataset,
+    Transform,
+    check_choice,
+)
+from torchgeo_explora.datasets.value_range import to_unit
+
+
+class Prepared(TableDataset):
+    """What :func:`prepare` wrote: the samples of the data set it was made from.
+
+    Every sample is compared with its checksum when it is read.
+
+    Args:
+        root: The folder, or the one above.
+        split: Folder in *root*; None if *root* is the folder itself.
+        check: 'size' compares the length of every shard at the start, 'sha256' every
+            byte, which takes as long as reading all.
+        on_error: 'raise' stops at a damaged sample, 'skip' takes the next one.
+        transforms: Applied to each sample.
+
+    Attributes:
+        classes: Class names of the data set it was made from.
+        bands: Names of its bands; likewise ``value_range`` and ``range_known``, as far
+            as it had them.
+        manifest: All that is known of it.
+
+    Raises:
+        NotPreparedError: If the folder is not ready, or a shard is cut short.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str] = 'data',
+        split: str | None = None,
+        check: Literal['size', 'sha256'] = 'size',
+        on_error: OnError = 'raise',
+        transforms: Transform | None = None,
+    ) -> None:
+        """Open the index and look at the shards."""
+        check_choice('check', check, ('size', 'sha256'))
+        self.root = os.fspath(root)
+        self.folder = self.root if split is None else os.path.join(self.root, split)
+        self.manifest = read_manifest(self.folder)
+        wrong = verify(self.folder) if check == 'sha256' else self._wrong_sizes()
+        if wrong:
+            raise NotPreparedError(
+                f'{wrong[0]} ({len(wrong)} such files): fetch it again, or remove'
+                f' manifest.json and the file and prepare again'
+            )
+        self.classes = self.manifest['classes'] or ()
+        attributes = dict(self.manifest['attributes'])
+        self.split = split if split is not None else attributes.pop('split', None)
+        for name in ('bands', 'value_range', 'range_known'):
+            if name in attributes:
+                setattr(self, name, attributes[name])
+        self.shards = [
+            os.path.join(self.folder, shard['name'])
+            for shard in self.manifest['shards']
+        ]
+        self._table: pa.Table | None = None
+        self._open: dict[int, Any] = {}
+        self._process = os.getpid()
+        super().__init__(self.table.num_rows, self.folder, on_error, transforms)
+
+    def _wrong_sizes(self) -> list[str]:
+        wrong = []
+        for shard in self.manifest['shards']:
+            path = os.path.join(self.folder, shard['name'])
+            size = os.path.getsize(path) if os.path.isfile(path) else 0
+            if size != shard['bytes']:
+                wrong.append(
+                    f'{path} has {size} bytes, expected {shard["bytes"]}: it was cut'
+                    f' short'
+                )
+        return wrong
+
+    @property
+    def table(self) -> pa.Table:
+        """The index, memory-mapped."""
+        if self._table is None:
+            with pa.memory_map(os.path.join(self.folder, INDEX)) as source:
+                self._table = pa.ipc.open_file(source).read_all()
+        return self._table
+
+    @property
+    def places(self) -> list[str]:
+        """A name for the place of each sample, '' if unknown."""
+        return self.table['place'].to_pylist()
+
+    def read(self, index: int) -> dict[str, Any]:
+        """Return a sample with the keys it had before, but ``index``.
+
+        Raises:
+            UnreadableImageError: If its bytes are not those that were written.
+        """
+        row = {
+            name: self.table[name][index].as_py() for name in self.table.schema.names
+        }
+        path = self.shards[row['shard']]
+        files = {}
+        with naming(path):
+            handle = self._handle(row['shard'])
+            for name, offset, size, expected in zip(
+                row['names'], row['offsets'], row['sizes'], row['sums'], strict=True
+            ):
+                data = os.pread(handle, size, offset)
+                if zlib.crc32(data) != expected:
+                    raise UnreadableImageError(
+                        f'{name} of sample {row["key"]} in {path} has changed: its'
+                        f' checksum is not {expected}. Replace the file'
+                    )
+                files[name] = data
+            sample = decode_sample(files)
+        sample.pop('index', None)
+        return sample
+
+    def _handle(self, shard: int) -> int:
+        """Return an open file of this process."""
+        if self._process != os.getpid():
+            self._open, self._process = {}, os.getpid()
+        if shard not in self._open:
+            self._open[shard] = open(self.shards[shard], 'rb')  # noqa: SIM115
+        return self._open[shard].fileno()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave open files and the mapped table out."""
+        return {**self.__dict__, '_open': {}, '_table': None}
+
+    def plot(
+        self,
+        sample: dict[str, Any],
+        show_titles: bool = True,
+        suptitle: str | None = None,
+    ) -> Figure:
+        """Plot the first three bands of a sample.
+
+        Args:
+            sample: As returned by indexing; 'prediction' is shown too.
+            show_titles: Whether to write the class over the image.
+            suptitle: Title of the figure.
+
+        Returns:
+            The figure.
+        """
+        unit = to_unit(sample['image'], getattr(self, 'value_range', (0.0, 255.0)))
+        chosen = [min(i, unit.shape[-3] - 1) for i in range(3)]
+        bands = list(getattr(self, 'bands', ()))
+        if {'B04', 'B03', 'B02'} <= set(bands):
+            chosen = [bands.index(name) for name in ('B04', 'B03', 'B02')]
+        colour = unit.index_select(-3, torch.tensor(chosen))
+        return plot_image(colour, sample, self.classes, show_titles, suptitle)

@@ -1,0 +1,171 @@
+"""A sample as files, and back: images as JPEG or GeoTIFF, the rest as JSON."""
+
+import io
+import json
+import warnings
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from rasterio.errors import NotGeoreferencedWarning
+from rasterio.io import MemoryFile
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg
+
+type Encoding = Literal['jpeg', 'integer', 'exact']
+
+_WHOLE = ('uint8', 'uint16', 'int16', 'uint32', 'int32')
+
+
+def choose_encoding(sample: Mapping[str, Any]) -> Encoding:
+    """Return 'jpeg' for true colour of 8 bits, else 'integer' or 'exact'.
+
+    Values of 8 bits are told by their range; larger ones are digital numbers, whose
+    fractions come from resampling; small fractions are reflectances and the like.
+    """
+    image = sample['image']
+    low, high = float(image.min()), float(image.max())
+    if image.shape[-3] == 3 and low >= 0 and 1 < high <= 255:
+        return 'jpeg'
+    return 'integer' if high - low > 16 else 'exact'
+
+
+def encode_sample(
+    sample: Mapping[str, Any], encoding: Encoding, quality: int
+) -> dict[str, bytes]:
+    """Return the files of a sample by their suffix.
+
+    Args:
+        sample: ``image`` (C, H, W) or (T, C, H, W), and anything that is a tensor, a
+            number, a text or None.
+        encoding: 'jpeg' (8 bits, lossy), 'integer' (rounded to whole numbers, without
+            loss otherwise) or 'exact' (float32 bit by bit).
+        quality: Of JPEG, 1 to 100.
+
+    Raises:
+        TypeError: If a value is none of these.
+        ValueError: If an image does not fit the encoding.
+    """
+    image = sample['image']
+    series = image.ndim == 4
+    files: dict[str, bytes] = {}
+    for number, picture in enumerate(image if series else [image]):
+        place = f'image{number}.' if series else 'image.'
+        suffix = 'jpg' if encoding == 'jpeg' else 'tif'
+        pixels = picture.numpy()
+        files[place + suffix] = (
+            _encode_jpeg(pixels, quality)
+            if encoding == 'jpeg'
+            else _encode_tiff(pixels, encoding)
+        )
+    rest = {key: _plain(key, v) for key, v in sample.items() if key != 'image'}
+    files['json'] = json.dumps(rest, sort_keys=True).encode()
+    return files
+
+
+def decode_sample(files: Mapping[str, bytes]) -> dict[str, Any]:
+    """Return the sample of some files.
+
+    Raises:
+        ValueError: If they are not those of a sample.
+    """
+    try:
+        rest = json.loads(files['json'])
+    except KeyError as error:
+        raise ValueError(f'the sample has no json, only {sorted(files)}') from error
+    names = [name for name in files if name.startswith('image')]
+    # image2 comes before image10.
+    names.sort(key=lambda name: (len(name), name))
+    pictures = [_decode(name, files[name]) for name in names]
+    series = names[0][len('image')] != '.'
+    image = torch.stack(pictures) if series else pictures[0]
+    return {'image': image} | {key: _tensor(value) for key, value in rest.items()}
+
+
+def _encode_jpeg(pixels: NDArray[np.float32], quality: int) -> bytes:
+    if len(pixels) != 3 or pixels.min() < 0 or pixels.max() > 255:
+        raise ValueError(
+            f'an image of {len(pixels)} bands from {pixels.min()} to {pixels.max()} is'
+            f" no JPEG, which takes 3 bands from 0 to 255: pass encoding='integer'"
+        )
+    whole = np.rint(pixels).astype(np.uint8).transpose(1, 2, 0)
+    file = io.BytesIO()
+    # Colour at half resolution: of two files with the same error, the one of higher
+    # quality decodes faster than the one with colour at full resolution.
+    Image.fromarray(whole).save(file, 'jpeg', quality=quality, subsampling='4:2:0')
+    return file.getvalue()
+
+
+def _encode_tiff(pixels: NDArray[np.float32], encoding: Encoding) -> bytes:
+    if encoding == 'integer':
+        pixels = np.rint(pixels)
+        limits = ((name, np.iinfo(name)) for name in _WHOLE)
+        kind = next(
+            (
+                name
+                for name, limit in limits
+                if limit.min <= pixels.min() and pixels.max() <= limit.max
+            ),
+            None,
+        )
+        if kind is None:
+            raise ValueError(
+                f'values from {pixels.min()} to {pixels.max()} are no integers of 32'
+                f" bits: pass encoding='exact'"
+            )
+    else:
+        kind = 'float32'
+    bands, height, width = pixels.shape
+    profile = {
+        'driver': 'GTiff',
+        'count': bands,
+        'height': height,
+        'width': width,
+        'dtype': kind,
+        'compress': 'deflate',
+        'predictor': 3 if kind == 'float32' else 2,
+        'interleave': 'band',
+    }
+    with warnings.catch_warnings(), MemoryFile() as memory:
+        warnings.simplefilter('ignore', NotGeoreferencedWarning)
+        with memory.open(**profile) as file:
+            file.write(pixels.astype(kind))
+        return memory.read()
+
+
+def _decode(name: str, data: bytes) -> Tensor:
+    if name.endswith('.jpg'):
+        raw = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        pixels = decode_jpeg(raw, ImageReadMode.RGB)
+        # They come row by row with the colours of a pixel together.
+        return pixels.to(torch.float32, memory_format=torch.contiguous_format)
+    with warnings.catch_warnings(), MemoryFile(data) as memory:
+        warnings.simplefilter('ignore', NotGeoreferencedWarning)
+        with memory.open() as file:
+            return torch.from_numpy(file.read().astype(np.float32))
+
+
+def _plain(key: str, value: Any) -> Any:
+    """Return a value as JSON knows it; a tensor with its type and shape."""
+    if isinstance(value, Tensor):
+        return {
+            'dtype': str(value.dtype).removeprefix('torch.'),
+            'shape': list(value.shape),
+            'values': value.flatten().tolist(),
+        }
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    raise TypeError(
+        f'{key!r} of the sample is a {type(value).__name__}: expected a tensor, a'
+        f' number or a text; drop it with *transforms*'
+    )
+
+
+def _tensor(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    flat = torch.tensor(value['values'], dtype=getattr(torch, value['dtype']))
+    return flat.reshape(value['shape'])

@@ -1,0 +1,99 @@
+"""What lies in a prepared folder: shards, their sums, and where each sample is."""
+
+import hashlib
+import json
+import os
+from typing import Any
+
+import pyarrow as pa
+
+from torchgeo_explora.writing import replacing
+
+#: File that is written last: without it a folder is not ready.
+MANIFEST = 'manifest.json'
+#: Table of the samples.
+INDEX = 'index.arrow'
+#: Folder of what is known of finished shards, until all are.
+PARTS = '.parts'
+
+SCHEMA = pa.schema(
+    {
+        'key': pa.string(),
+        'place': pa.string(),
+        'shard': pa.int32(),
+        'names': pa.list_(pa.string()),
+        'offsets': pa.list_(pa.int64()),
+        'sizes': pa.list_(pa.int64()),
+        'sums': pa.list_(pa.int64()),
+    }
+)
+
+
+class NotPreparedError(FileNotFoundError):
+    """A folder that `prepare` has not finished, or was damaged since."""
+
+
+def shard_name(number: int) -> str:
+    """Return the name of a shard."""
+    return f'shard-{number:06}.tar'
+
+
+def read_manifest(folder: str) -> dict[str, Any]:
+    """Return the manifest of a prepared folder.
+
+    Raises:
+        NotPreparedError: If there is none.
+    """
+    try:
+        with open(os.path.join(folder, MANIFEST), encoding='utf-8') as file:
+            return json.load(file)
+    except FileNotFoundError as error:
+        hint = (
+            'the preparation was not finished: run the same command again'
+            if os.path.isdir(os.path.join(folder, PARTS))
+            else 'prepare a data set into it first'
+        )
+        raise NotPreparedError(f'{folder} has no {MANIFEST}: {hint}') from error
+
+
+def write_file(path: str, data: bytes) -> None:
+    """Write a file under a temporary name, then rename it."""
+    with replacing(path) as part:
+        part.write_bytes(data)
+
+
+def checksum(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a file."""
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def verify(folder: str | os.PathLike[str]) -> list[str]:
+    """Compare every byte of a prepared folder with what was written.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        What is wrong, one sentence a file; empty if all is well.
+
+    Raises:
+        NotPreparedError: If the folder is not ready.
+    """
+    folder = os.fspath(folder)
+    manifest = read_manifest(folder)
+    files = {shard['name']: shard for shard in manifest['shards']}
+    files[INDEX] = manifest['index']
+    wrong = []
+    for name, expected in files.items():
+        path = os.path.join(folder, name)
+        if not os.path.isfile(path):
+            wrong.append(f'{path} is missing')
+        elif os.path.getsize(path) != expected['bytes']:
+            wrong.append(
+                f'{path} has {os.path.getsize(path)} bytes, expected'
+                f' {expected["bytes"]}: it was cut short or changed'
+            )
+        elif checksum(path) != expected['sha256']:
+            wrong.append(f'{path} has changed: its SHA-256 is not {expected["sha256"]}')
+    return wrong
