@@ -158,7 +158,7 @@ def watch(objective: DINOv2, clock: Clock) -> Iterator[dict[str, list[int]]]:
     """Mark the parts of a forward on the clock, by hooks on the objective's modules.
 
     Marks: augment (the type of the images included), masks, teacher, targets (teacher
-    head and Sinkhorn-Knopp), student (its head included).
+    head and Sinkhorn-Knopp), student (its head included, but for the prototypes).
 
     Yields:
         Rows that the heads saw, 'student' and 'teacher', call by call.
@@ -185,7 +185,7 @@ def watch(objective: DINOv2, clock: Clock) -> Iterator[dict[str, list[int]]]:
         objective.teacher.register_forward_hook(lambda *_: clock.mark('teacher')),
         objective.teacher_head.register_forward_hook(count_teacher),
         student.patch_embed.proj.register_forward_pre_hook(begin_student),
-        objective.head.register_forward_hook(end_student),
+        objective.head.mlp.register_forward_hook(end_student),
     ]
     try:
         yield rows

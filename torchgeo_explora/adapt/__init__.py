@@ -10,6 +10,7 @@ from torchgeo_explora.adapt.delta import (
     fingerprint,
 )
 from torchgeo_explora.adapt.files import load_delta, read_delta_metadata, save_delta
+from torchgeo_explora.adapt.storage import store_frozen
 from torchgeo_explora.adapt.teacher import ema_update_, twin
 
 __all__ = [
@@ -27,5 +28,6 @@ __all__ = [
     'merged',
     'read_delta_metadata',
     'save_delta',
+    'store_frozen',
     'twin',
 ]
