@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath
 from timm.layers.attention import Attention as FusedAttention
+from timm.layers.drop import DropPath
 from torch import Tensor, autocast, cat, nn
 from torch.nn.modules.module import _IncompatibleKeys
 from torch.utils.checkpoint import checkpoint
