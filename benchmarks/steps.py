@@ -167,7 +167,7 @@ def measure(
         'peak_memory_gib': peak(device),
         'head_rows': mean,
         'tflop': operations / 1e12,
-        'mfu': operations / 1e9 / parts['step'] / (1e3 * rate),
+        'mfu': operations / 1e9 / parts['step'] / rate,
         'parameters': {'trained': trained, 'base': base},
     }
 

@@ -91,7 +91,9 @@ def test_toy_run_measures_every_part(inputs, tmp_path):
         }
         assert all(value > 0 for value in parts.values())
         assert run['images_per_second'] == pytest.approx(4000 / parts['step'], rel=0.01)
-        assert run['mfu'] > 0
+        rate = 1000 * run['tflop'] / parts['step']
+        peak = found['step']['matmul_bfloat16']['tflops']
+        assert run['mfu'] == pytest.approx(rate / peak, rel=0.01)
     (port,) = found['plain_port']['runs'].values()
     assert port['parameters']['trained'] > 0
 

@@ -98,12 +98,13 @@ class _CrossEntropy(torch.autograd.Function):
             if prototypes is None:
                 result[at] = rows
                 continue
-            rows = rows.to(student.dtype)
-            result[at] = rows @ prototypes
-            if total is not None and total.dtype == rows.dtype:
-                total.addmm_(rows.T, student[at])
+            half = rows.to(student.dtype)
+            result[at] = half @ prototypes
+            if total is not None and rows.device.type == 'cpu':
+                # Adding up products in half precision would copy all of them first.
+                total.addmm_(rows.T, student[at].to(rows.dtype))
             elif total is not None:
-                total += rows.T @ student[at]
+                total += half.T @ student[at]
         if total is not None:
             total = total.to(of_prototypes)
         return result.to(of_student), total, *rest
