@@ -3,7 +3,7 @@ PYTHON ?= python3.12
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: install quickstart test unit lint format bench-gpu bench-input clean
+.PHONY: install quickstart test unit lint format bench bench-gpu bench-input clean
 
 install: $(INSTALLED)
 
@@ -30,6 +30,9 @@ lint: $(INSTALLED)
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/cpu.py --output benchmarks/results/cpu.json
 
 bench-gpu: $(INSTALLED)
 	$(BIN)/python benchmarks/gpu.py --output benchmarks/results/gpu.json

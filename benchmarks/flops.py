@@ -6,30 +6,52 @@ from torchgeo_explora.models import DINOHead, ViT
 
 FORMULA = (
     '2 operations per multiply-add. Forward: a linear layer of n weights over S tokens'
-    ' takes 2 S n, attention 4 S^2 D in each block, patches 2 N D P. The student sees 2'
-    ' global and V local views, the teacher the 2 global ones, the heads the class'
-    ' tokens and the masked patches as counted. Backward: 2 S n for the input of every'
-    ' linear layer, 2 S n more where its weights train, twice the forward for'
-    ' attention, nothing for patches. Norms, softmax, losses, augmentation, optimizer'
-    ' and moving average are left out.'
+    ' takes 2 S n, attention 4 S^2 D in each block, patches 2 N D P. The last block has'
+    ' keys and values of all tokens; everything else in it, and the head, is for the'
+    ' class tokens and the masked patches alone, as counted. The student sees 2 global'
+    ' and V local views, the teacher the 2 global ones. Backward: 2 S n for the input'
+    ' of every linear layer, 2 S n more where its weights train, twice the forward for'
+    ' attention, nothing for patches. Norms, softmax, losses, augmentation, optimizer,'
+    ' moving average and what is done a second time to save memory are left out.'
 )
 
 
 def crop_flops(backbone: ViT, size: int) -> tuple[int, int]:
     """Return the operations of one square crop, forward and backward.
 
+    Those of the last block are left to `row_flops`, but for its keys and values.
+
     Args:
         backbone: A ViT, adapted or not; its class token trains.
         size: Side of the crop in pixels.
     """
-    side = size // backbone.patch_size
-    patches = side * side
-    tokens = backbone.prefix().shape[1] + patches
-    attention = 4 * tokens**2 * backbone.embed_dim * len(backbone.blocks)
-    forward, backward = linear_flops(backbone.blocks, tokens)
+    tokens = _tokens(backbone, size)
+    before, last = backbone.blocks[:-1], backbone.blocks[-1].attn
+    attention = 4 * tokens**2 * backbone.embed_dim * len(before)
+    parts = [linear_flops(part, tokens) for part in (before, last.k, last.v)]
+    forward, backward = (sum(some) for some in zip(*parts, strict=True))
     values = backbone.in_channels * backbone.patch_size**2
+    patches = (size // backbone.patch_size) ** 2
     embedding = 2 * patches * backbone.embed_dim * values
     return forward + attention + embedding, backward + 2 * attention
+
+
+def row_flops(backbone: ViT, size: int) -> tuple[int, int]:
+    """Return the operations of one wanted token in the last block, both ways.
+
+    Args:
+        backbone: A ViT.
+        size: Side of its crop in pixels.
+    """
+    last = backbone.blocks[-1]
+    attention = 4 * _tokens(backbone, size) * backbone.embed_dim
+    parts = [linear_flops(p, 1) for p in (last.attn.q, last.attn.proj, last.mlp)]
+    forward, backward = (sum(some) for some in zip(*parts, strict=True))
+    return forward + attention, backward + 2 * attention
+
+
+def _tokens(backbone: ViT, size: int) -> int:
+    return backbone.prefix().shape[1] + (size // backbone.patch_size) ** 2
 
 
 def linear_flops(module: nn.Module, rows: int) -> tuple[int, int]:
@@ -67,9 +89,13 @@ def step_flops(
         local_views: V.
         rows: Tokens that the student's and the teacher's head see.
     """
-    global_forward, global_backward = crop_flops(backbone, sizes[0])
-    local_forward, local_backward = crop_flops(backbone, sizes[1])
-    student = 2 * (global_forward + global_backward)
-    student += local_views * (local_forward + local_backward)
-    heads = 3 * head_flops(head, 1) * rows[0] + head_flops(head, 1) * rows[1]
-    return round(images * (student + 2 * global_forward) + heads)
+    large, small = sizes
+    local_rows = images * local_views
+    student = 2 * images * sum(crop_flops(backbone, large))
+    student += local_rows * sum(crop_flops(backbone, small))
+    student += (rows[0] - local_rows) * sum(row_flops(backbone, large))
+    student += local_rows * sum(row_flops(backbone, small))
+    teacher = 2 * images * crop_flops(backbone, large)[0]
+    teacher += rows[1] * row_flops(backbone, large)[0]
+    heads = head_flops(head, 1) * (3 * rows[0] + rows[1])
+    return round(student + teacher + heads)

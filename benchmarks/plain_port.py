@@ -1,4 +1,4 @@
-"""The yardstick: DINOv2 from lightly's parts and timm, with everything trained."""
+"""The yardsticks: DINOv2 from lightly's parts and timm, trained whole or by LoRA."""
 
 import copy
 from collections.abc import Callable
@@ -6,6 +6,7 @@ from typing import Any
 
 import timm
 import torch
+from peft import LoraConfig, inject_adapter_in_model
 from report import NotRunError
 from steps import TIMED, WARMUP, peak, random_images, release, reset_peak
 from timing import Clock
@@ -16,15 +17,31 @@ from training import TINY, Sizes
 from torchgeo_explora.augment import MultiCrop
 from torchgeo_explora.functional import block_masks
 
-MODELS = ('vit_large_patch14_dinov2', 'vit_base_patch14_dinov2')
-MICRO_BATCH = 32
+#: Model, whether LoRA trains instead of all, and the micro-batch, in this order.
+RUNS = (
+    ('vit_large_patch14_dinov2', False, 32),
+    ('vit_large_patch14_dinov2', True, 32),
+    ('vit_large_patch14_dinov2', False, 128),
+    ('vit_large_patch14_dinov2', True, 128),
+    ('vit_base_patch14_dinov2', False, 32),
+)
 
 
 class PlainPort(nn.Module):
     """Student and teacher as whole copies, softmax with a centre for targets."""
 
-    def __init__(self, model: str, sizes: Sizes, **arguments: Any) -> None:
-        """Build both; lightly's heads cannot be copied, so that one loads the other."""
+    def __init__(
+        self, model: str, sizes: Sizes, lora: bool = False, **arguments: Any
+    ) -> None:
+        """Build both; lightly's heads cannot be copied, so that one loads the other.
+
+        Args:
+            model: Name of a timm model.
+            sizes: Of views and head.
+            lora: Whether PEFT's LoRA of rank 64 on `qkv`, the last block and the norms
+                train, instead of all.
+            **arguments: Of the timm model.
+        """
         from lightly.loss import DINOLoss, IBOTPatchLoss, KoLeoLoss
         from lightly.models.modules import (
             DINOv2ProjectionHead,
@@ -39,6 +56,12 @@ class PlainPort(nn.Module):
             dynamic_img_size=True,
             **arguments,
         )
+        if lora:
+            adapter = LoraConfig(r=64, lora_alpha=1, target_modules=['qkv'])
+            inject_adapter_in_model(adapter, vit)
+            for name, parameter in vit.named_parameters():
+                if 'norm' in name or name.startswith(f'blocks.{len(vit.blocks) - 1}.'):
+                    parameter.requires_grad_(True)
         self.student = MaskedVisionTransformerTIMM(
             vit, weight_initialization='skip', pos_embed_initialization='skip'
         )
@@ -85,23 +108,23 @@ def run(
     except ImportError as error:
         raise NotRunError(f'lightly is not importable: {error}') from error
     sizes = TINY if tiny else Sizes()
-    images = 4 if tiny else MICRO_BATCH
     record |= {
         'what': f'lightly {lightly.__version__} DINOLoss, IBOTPatchLoss, KoLeoLoss and'
-        ' DINOv2ProjectionHead around timm, all parameters trained, teacher a whole'
-        ' copy; the views of torchgeo_explora; otherwise as in step',
+        ' DINOv2ProjectionHead around timm, all parameters trained or LoRA by PEFT on'
+        ' qkv, the last block and the norms; teacher a whole copy; the views of'
+        ' torchgeo_explora; otherwise as in step',
         'runs': {},
     }
-    models = ('vit_small_patch14_dinov2',) if tiny else MODELS
+    small = ('vit_small_patch14_dinov2', False, 4)
     arguments = {'embed_dim': 24, 'depth': 2, 'num_heads': 2} if tiny else {}
-    for name in models:
-        key = f'{name}, micro-batch {images}'
+    for name, lora, images in (small,) if tiny else RUNS:
+        key = f'{name}, {"LoRA" if lora else "all trained"}, micro-batch {images}'
         if left() < 20:
             found = {'status': 'not run', 'reason': 'no time left for this part'}
         else:
             port: PlainPort | None = None
             try:
-                port = PlainPort(name, sizes, **arguments).to(device)
+                port = PlainPort(name, sizes, lora, **arguments).to(device)
                 found = {'status': 'done'} | measure(port, images, sizes, device)
             except torch.OutOfMemoryError as error:
                 found = {'status': 'not run', 'reason': f'out of memory: {error}'[:200]}
@@ -112,9 +135,15 @@ def run(
 
 
 def measure(
-    port: PlainPort, images: int, sizes: Sizes, device: torch.device
+    port: PlainPort,
+    images: int,
+    sizes: Sizes,
+    device: torch.device,
+    steps: tuple[int, int] = (WARMUP, TIMED),
+    dtype: torch.dtype = torch.bfloat16,
 ) -> dict[str, Any]:
-    """Return the cost of steps of *images* images."""
+    """Return the cost of steps of *images* images: arguments as in `steps.measure`."""
+    warmup, timed = steps
     side = sizes.image_size // 14
     crops = MultiCrop(
         sizes.image_size,
@@ -134,11 +163,11 @@ def measure(
     ]
     targets, sources = zip(*pairs, strict=True)
     clock = Clock(device)
-    for number in range(WARMUP + TIMED):
-        if number == WARMUP:
+    for number in range(warmup + timed):
+        if number == warmup:
             reset_peak(device)
         clock.start()
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             views = crops(batch.float().div_(255))
             clock.mark('augment')
             mask = block_masks(2 * images, (side, side)).view(-1, side, side).to(device)
@@ -153,7 +182,7 @@ def measure(
         with torch.no_grad():
             torch._foreach_lerp_(targets, sources, 0.006)
         clock.mark('average')
-    parts = clock.milliseconds(skip=WARMUP)
+    parts = clock.milliseconds(skip=warmup)
     return {
         'milliseconds': parts,
         'images_per_second': round(1000 * images / parts['step'], 2),

@@ -28,12 +28,15 @@ class Model(NamedTuple):
     micro_batches: tuple[int, ...]
     half_base: bool = False
     arguments: dict[str, Any] = {}
+    checkpointing: bool = False
 
 
 MODELS = (
     Model('vit_large_patch14_dinov2', (32, 64, 128)),
     Model('vit_base_patch14_dinov2', (32, 64, 128)),
-    Model('vit_large_patch14_dinov2', (32,), half_base=True),
+    Model('vit_large_patch14_dinov2', (32, 128), half_base=True),
+    Model('vit_large_patch14_dinov2', (32,), half_base=True, checkpointing=True),
+    Model('vit_giant_patch14_dinov2', (32,), half_base=True, checkpointing=True),
 )
 _SMALL = {'embed_dim': 24, 'depth': 2, 'num_heads': 2}
 TINY_MODELS = (
@@ -73,6 +76,7 @@ def run(
     }
     for model in TINY_MODELS if tiny else MODELS:
         name = model.name + (', frozen weights in bfloat16' if model.half_base else '')
+        name += ', checkpointing' if model.checkpointing else ''
         objective = None
         stopped = ''
         for size in model.micro_batches:
@@ -102,11 +106,23 @@ def run(
 def _objective(model: Model, sizes: Sizes, device: torch.device) -> DINOv2:
     torch.manual_seed(0)
     student = ViT(model.name, image_size=sizes.image_size, **model.arguments)
-    return build(student, sizes, device, half_base=model.half_base)
+    return build(
+        student,
+        sizes,
+        device,
+        half_base=model.half_base,
+        checkpointing=model.checkpointing,
+    )
 
 
 def measure(
-    objective: DINOv2, images: int, sizes: Sizes, rate: float, device: torch.device
+    objective: DINOv2,
+    images: int,
+    sizes: Sizes,
+    rate: float,
+    device: torch.device,
+    steps: tuple[int, int] = (WARMUP, TIMED),
+    dtype: torch.dtype = torch.bfloat16,
 ) -> dict[str, Any]:
     """Return the cost of steps of *images* images.
 
@@ -116,21 +132,24 @@ def measure(
         sizes: Of views and head.
         rate: Measured TFLOP/s of a matrix product.
         device: Where the objective is.
+        steps: How many come first, and how many are timed.
+        dtype: Of autocast; float32 for none.
     """
+    warmup, timed = steps
     optimizer = optimizer_of(objective)
     batch = random_images(images, device)
     clock = Clock(device)
     with watch(objective, clock) as rows:
-        for number in range(WARMUP + TIMED):
-            if number == WARMUP:
+        for number in range(warmup + timed):
+            if number == warmup:
                 reset_peak(device)
                 for counts in rows.values():
                     counts.clear()
                 began = time.perf_counter()
-            train_step(objective, optimizer, batch, 0.5, clock)
-        parts = clock.milliseconds(skip=WARMUP)
-        wall = 1000 * (time.perf_counter() - began) / TIMED
-    mean = {name: sum(counts) / TIMED for name, counts in rows.items()}
+            train_step(objective, optimizer, batch, 0.5, clock, dtype)
+        parts = clock.milliseconds(skip=warmup)
+        wall = 1000 * (time.perf_counter() - began) / timed
+    mean = {name: sum(counts) / timed for name, counts in rows.items()}
     trained, base = count(objective.student)
     augment: Any = objective.augment
     operations = step_flops(
@@ -148,7 +167,7 @@ def measure(
         'peak_memory_gib': peak(device),
         'head_rows': mean,
         'tflop': operations / 1e12,
-        'mfu': operations / 1e9 / parts['step'] / (1e3 * rate),
+        'mfu': operations / 1e9 / parts['step'] / rate,
         'parameters': {'trained': trained, 'base': base},
     }
 
@@ -158,7 +177,7 @@ def watch(objective: DINOv2, clock: Clock) -> Iterator[dict[str, list[int]]]:
     """Mark the parts of a forward on the clock, by hooks on the objective's modules.
 
     Marks: augment (the type of the images included), masks, teacher, targets (teacher
-    head and Sinkhorn-Knopp), student (its head included).
+    head and Sinkhorn-Knopp), student (its head included, but for the prototypes).
 
     Yields:
         Rows that the heads saw, 'student' and 'teacher', call by call.
@@ -185,7 +204,7 @@ def watch(objective: DINOv2, clock: Clock) -> Iterator[dict[str, list[int]]]:
         objective.teacher.register_forward_hook(lambda *_: clock.mark('teacher')),
         objective.teacher_head.register_forward_hook(count_teacher),
         student.patch_embed.proj.register_forward_pre_hook(begin_student),
-        objective.head.register_forward_hook(end_student),
+        objective.head.mlp.register_forward_hook(end_student),
     ]
     try:
         yield rows

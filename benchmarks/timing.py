@@ -70,17 +70,20 @@ def _median(values: list[float]) -> float:
     return round(statistics.median(values), 3)
 
 
-def matmul_rate(device: torch.device, size: int) -> dict[str, Any]:
-    """Measure a square bfloat16 matrix product of random numbers.
+def matmul_rate(
+    device: torch.device, size: int, dtype: torch.dtype = torch.bfloat16
+) -> dict[str, Any]:
+    """Measure a square matrix product of random numbers.
 
     Args:
         device: Where to measure.
         size: Rows and columns of both factors.
+        dtype: Of both factors.
 
     Returns:
         'size', 'ms' (median of ten) and 'tflops' (2 size^3 operations).
     """
-    left, right = torch.randn(2, size, size, device=device).bfloat16()
+    left, right = torch.randn(2, size, size, device=device).to(dtype)
     clock = Clock(device)
     for _ in range(13):
         clock.start()

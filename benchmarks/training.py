@@ -8,7 +8,7 @@ from timing import Clock
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
-from torchgeo_explora.adapt import Adaptation, adapt, lora
+from torchgeo_explora.adapt import Adaptation, adapt, lora, store_frozen
 from torchgeo_explora.augment import MultiCrop
 from torchgeo_explora.functional import cosine_schedule
 from torchgeo_explora.models import ViT
@@ -39,6 +39,7 @@ def build(
     momentum: tuple[float, float] = (0.994, 1.0),
     strength: float = 1.0,
     half_base: bool = False,
+    checkpointing: bool = False,
 ) -> DINOv2:
     """Adapt *student*, [-1] and LoRA, and put the objective around it.
 
@@ -50,13 +51,13 @@ def build(
         alpha: Of LoRA.
         momentum: Of the teacher, at the start and at the end.
         strength: Of the photometric part of augmentation.
-        half_base: Whether what is frozen is stored in bfloat16.
+        half_base: Whether frozen linear weights are stored in bfloat16.
+        checkpointing: Whether blocks keep their input alone for the gradient.
     """
     adapt(student, Adaptation(adapter=lora(rank, alpha)))
+    student.checkpointing = checkpointing
     if half_base:
-        for parameter in student.parameters():
-            if not parameter.requires_grad:
-                parameter.data = parameter.data.bfloat16()
+        store_frozen(student, torch.bfloat16)
     patch = student.patch_size
     views = MultiCrop(
         global_size=sizes.image_size,
@@ -88,6 +89,8 @@ def optimizer_of(objective: DINOv2) -> AdamW:
         lr=1e-4,
         betas=(0.9, 0.999),
         weight_decay=0.0,
+        # As the tasks choose it.
+        fused=prototypes[0].is_cuda or None,
     )
 
 
@@ -112,8 +115,9 @@ def train_step(
     image: Tensor,
     progress: float,
     clock: Clock,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> Tensor:
-    """Do one optimizer step under bfloat16 autocast; return the detached loss.
+    """Do one optimizer step under autocast; return the detached loss.
 
     Args:
         objective: What trains.
@@ -121,9 +125,10 @@ def train_step(
         image: (B, C, H, W), uint8.
         progress: As in `Objective.forward`.
         clock: Its marks: those of `watch`, loss, backward, optimizer, average.
+        dtype: Of autocast; float32 for none.
     """
     clock.start()
-    with torch.autocast(image.device.type, torch.bfloat16):
+    with torch.autocast(image.device.type, dtype, enabled=dtype != torch.float32):
         terms = objective({'image': image.float().div_(255)}, progress)
         loss = torch.stack([*terms.values()]).sum()
     clock.mark('loss')

@@ -91,9 +91,11 @@ def test_toy_run_measures_every_part(inputs, tmp_path):
         }
         assert all(value > 0 for value in parts.values())
         assert run['images_per_second'] == pytest.approx(4000 / parts['step'], rel=0.01)
-        assert run['mfu'] > 0
-    for run in found['plain_port']['runs'].values():
-        assert run['parameters']['trained'] > 0
+        rate = 1000 * run['tflop'] / parts['step']
+        peak = found['step']['matmul_bfloat16']['tflops']
+        assert run['mfu'] == pytest.approx(rate / peak, rel=0.01)
+    (port,) = found['plain_port']['runs'].values()
+    assert port['parameters']['trained'] > 0
 
     adaptation = found['adaptation']
     keys = {'knn_val', 'knn_test', 'linear_val', 'linear_test', 'linear_penalty'}
@@ -106,6 +108,28 @@ def test_toy_run_measures_every_part(inputs, tmp_path):
         delta = output.with_name(variant['delta']['file'])
         base = ViT('vit_tiny_patch16_224', inputs[3], image_size=32, **SMALL)
         assert load_delta(base, delta).adaptation.name(2) == '[2]-r64'
+
+
+@pytest.mark.cli
+def test_toy_run_on_a_cpu_has_every_ratio(tmp_path):
+    output = tmp_path / 'cpu.json'
+    command = [sys.executable, ROOT / 'benchmarks' / 'cpu.py', '--output', output]
+    command += ['--tiny', '--images', '4', '--only', 'explora_bfloat16', 'ratios']
+    command += ['lightly_bfloat16', 'mae_explora', 'mae_lightly', 'checkpoint']
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = json.loads(output.read_text())
+    assert done.returncode == 0, found
+    assert found['explora_float32']['reason'] == 'left out by --only'
+    ratios = found['ratios']
+    assert set(ratios) - {'status', 'seconds'} == {
+        'step in bfloat16 against (a) in bfloat16',
+        'MAE step against (c)',
+    }
+    run = found['explora_bfloat16']
+    assert run['mfu'] > 0
+    assert 0 < run['peak_memory_gib'] < 2
+    files = found['checkpoint']['files']
+    assert files['delta']['mib'] < files['resumable']['mib']
 
 
 def test_parts_that_cannot_run_say_why(bench, tmp_path):

@@ -7,7 +7,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from torchgeo_explora.functional import centered_softmax, sinkhorn_knopp
+from torchgeo_explora.functional import (
+    centered_softmax,
+    sinkhorn_knopp,
+    sinkhorn_knopp_,
+)
 
 RANK = """
 import sys, torch
@@ -167,3 +171,13 @@ def test_sinkhorn_keeps_a_row_far_below_the_others():
     torch.testing.assert_close(
         sinkhorn_knopp(logits, 0.02), truth.float(), rtol=1e-3, atol=1e-5
     )
+
+
+def test_targets_in_place_are_the_same_to_the_bit():
+    logits = torch.randn(6, 9, generator=torch.Generator().manual_seed(0))
+    kept = logits.clone()
+    expected = sinkhorn_knopp(logits, 0.05)
+    assert torch.equal(logits, kept)
+    rows = logits[:]
+    assert sinkhorn_knopp_(rows, 0.05) is rows
+    assert torch.equal(logits, expected)

@@ -9,10 +9,10 @@ from lightly.loss import IBOTPatchLoss, KoLeoLoss
 from torch.testing import assert_close
 
 from torchgeo_explora.functional import (
+    cross_entropy,
     dino_loss,
     ibot_loss,
     koleo,
-    losses,
     masked_mse,
     normalize_patches,
     patch_statistics,
@@ -184,8 +184,76 @@ def test_slices_change_neither_loss_nor_gradient(views, patches, monkeypatch):
         return terms, torch.autograd.grad(sum(terms), (*views[:2], student))
 
     whole = run()
-    monkeypatch.setattr(losses, '_SLICE', 30)
+    monkeypatch.setattr(cross_entropy, '_CPU_SLICE', 30)
     assert_close(run(), whole)
+
+
+@pytest.mark.parametrize('size', [30, 2**22], ids=['slices', 'whole'])
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
+def test_logits_made_by_the_slice_change_neither_loss_nor_gradient(
+    views, patches, generator, monkeypatch, dtype, size
+):
+    def normal(*shape):
+        tensor = torch.randn(*shape, generator=generator, dtype=dtype)
+        return tensor.requires_grad_()
+
+    target, (_, goal, mask) = views[2].to(dtype), patches
+    local, global_, rows = normal(3, 4, 6), normal(2, 4, 6), normal(len(goal), 6)
+    prototypes = normal(10, 6)
+    inputs = local, global_, rows, prototypes
+    goal = goal.to(dtype)
+
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, id):
+        dino_loss(local, global_, target, 0.1, prototypes)
+    assert not any(x.shape[-1] == 10 and x.ndim == 3 for x in kept)
+
+    monkeypatch.setattr(cross_entropy, '_CPU_SLICE', size)
+    fused = (
+        *dino_loss(local, global_, target, 0.1, prototypes),
+        ibot_loss(rows, goal, mask, 0.1, prototypes),
+    )
+    plain = (
+        *dino_loss(local @ prototypes.T, global_ @ prototypes.T, target, 0.1),
+        ibot_loss(rows @ prototypes.T, goal, mask, 0.1),
+    )
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-6
+    assert_close(fused, plain, rtol=tolerance, atol=tolerance)
+    # Each term has a weight of its own.
+    for weights in ((1, 1, 1), (1, 2, 3)):
+        found, expected = (
+            torch.autograd.grad(
+                sum(w * t for w, t in zip(weights, terms, strict=True)),
+                inputs,
+                retain_graph=True,
+            )
+            for terms in (fused, plain)
+        )
+        scale = max(gradient.abs().max().item() for gradient in expected)
+        assert_close(found, expected, rtol=tolerance, atol=tolerance * max(scale, 1))
+
+
+def test_logits_made_by_the_slice_have_the_type_of_autocast(views, generator):
+    target = views[2].float()
+    prototypes = torch.randn(10, 6, generator=generator).requires_grad_()
+    local = torch.randn(3, 4, 6, generator=generator).requires_grad_()
+    global_ = torch.randn(2, 4, 6, generator=generator)
+    with torch.autocast('cpu', torch.bfloat16):
+        fused = dino_loss(local, global_, target, 0.1, prototypes)
+        products = (F.linear(x, prototypes) for x in (local, global_))
+        plain = dino_loss(*products, target, 0.1)
+    assert torch.equal(torch.stack(fused), torch.stack(plain))
+    found, expected = (
+        torch.autograd.grad(sum(terms), (local, prototypes)) for terms in (fused, plain)
+    )
+    assert found[1].dtype == torch.float32
+    assert_close(found, expected, rtol=2e-2, atol=2e-2)
+
+
+def test_prototypes_of_another_number_than_the_targets_are_refused(views):
+    local, global_ = torch.zeros(3, 4, 6), torch.zeros(2, 4, 6)
+    with pytest.raises(ValueError, match='must both'):
+        dino_loss(local, global_, views[2].float(), 0.1, torch.zeros(9, 6))
 
 
 @pytest.mark.parametrize('scale', [1, 100])

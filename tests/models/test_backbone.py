@@ -47,6 +47,72 @@ def test_attention_dropout_is_applied_in_training_only():
     assert torch.equal(attention(x), attention(x))
 
 
+@pytest.mark.parametrize(
+    'options', [{}, {'reg_tokens': 2}, {'qk_norm': True, 'init_values': 0.1}]
+)
+@pytest.mark.parametrize('adapter', [False, True])
+def test_wanted_features_are_those_of_all_tokens(options, adapter):
+    torch.manual_seed(0)
+    size = {'patch_size': 8, 'embed_dim': 24, 'depth': 2, 'num_heads': 2}
+    backbone = ViT('vit_tiny_patch16_224', image_size=32, **size, **options)
+    if adapter:
+        with_adapter(backbone)
+    image = images(3, 3, 32, 32)
+    wanted = images(3, 16) > 0.5
+    wanted[1] = False
+
+    def run(read):
+        backbone.zero_grad()
+        cls, patch = read()
+        (cls.square().sum() + patch.pow(3).sum()).backward()
+        gradients = {
+            n: p.grad for n, p in backbone.named_parameters() if p.grad is not None
+        }
+        return cls.detach(), patch.detach(), gradients
+
+    def whole():
+        features = backbone(image)
+        return features.cls, features.patch[wanted]
+
+    expected = run(whole)
+    found = run(lambda: backbone(image, wanted=wanted))
+    assert_close(found[:2], expected[:2], rtol=1e-5, atol=1e-5)
+    assert_close(found[2], expected[2], rtol=1e-4, atol=1e-4)
+    nothing = backbone(image, wanted=torch.zeros_like(wanted))
+    assert_close(nothing.cls, expected[0], rtol=1e-5, atol=1e-5)
+    assert nothing.patch.shape == (0, 24)
+
+
+def test_wanted_features_keep_drop_path_to_whole_images():
+    size = {'patch_size': 8, 'embed_dim': 24, 'depth': 2, 'num_heads': 2}
+    torch.manual_seed(0)
+    backbone = ViT('vit_tiny_patch16_224', image_size=32, drop_path_rate=0.5, **size)
+    image, wanted = images(3, 3, 32, 32), images(3, 16) > 0
+    torch.manual_seed(1)
+    expected = backbone(image)
+    torch.manual_seed(1)
+    found = backbone(image, wanted=wanted)
+    assert torch.equal(found.cls, expected.cls)
+    assert torch.equal(found.patch, expected.patch[wanted])
+
+
+def test_checkpointing_changes_no_bit_of_the_gradient(tiny_backbone):
+    image = images(2, 3, 32, 32)
+
+    def run():
+        tiny_backbone.zero_grad()
+        torch.manual_seed(0)
+        tiny_backbone(image).cls.square().sum().backward()
+        return [
+            p.grad.clone() for p in tiny_backbone.parameters() if p.grad is not None
+        ]
+
+    expected = run()
+    tiny_backbone.checkpointing = True
+    for found, gradient in zip(run(), expected, strict=True):
+        assert torch.equal(found, gradient)
+
+
 def test_encode_follows_the_order_of_its_tokens(tiny_backbone):
     backbone = tiny_backbone.eval()
     content, position, _ = backbone.embed(images(2, 3, 32, 32))

@@ -1,4 +1,4 @@
-"""One of two processes that share a batch: run by `test_ddp.py`, as a script."""
+"""One of some processes that share a batch: run by `test_ddp.py`, as a script."""
 
 import sys
 
@@ -10,6 +10,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torchgeo_explora.adapt import Adaptation, adapt, delta_state_dict, lora
 from torchgeo_explora.models import ViT
 from torchgeo_explora.objectives import DINOv2
+
+STEPS = 6
 
 
 class Terms(nn.Module):
@@ -44,11 +46,11 @@ def build():
         momentum=(0.5, 1.0),
         koleo_weight=0.0,
         clip=0.05,
-        steps=2,
+        steps=STEPS,
     )
 
 
-def train(objective, terms, views, steps=2):
+def train(objective, terms, views, steps=STEPS):
     """Train on the same views; return terms, gradients and the teacher at the end.
 
     The optimizer is SGD: Adam would divide rounding by rounding.
@@ -72,16 +74,16 @@ def train(objective, terms, views, steps=2):
     return {'steps': record, 'teacher': teacher}
 
 
-def main(folder, rank):
+def main(folder, rank, world):
     """Train on this rank's share of each job's images."""
-    rank = int(rank)
+    rank, world = int(rank), int(world)
     torch.set_num_threads(1)
     dist.init_process_group(
-        'gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2
+        'gloo', init_method=f'file://{folder}/store{world}', rank=rank, world_size=world
     )
     results = []
     for global_, local, mask in torch.load(f'{folder}/jobs.pt'):
-        images = global_.shape[1] // 2
+        images = global_.shape[1] // world
         own = slice(rank * images, (rank + 1) * images)
         rows = mask.unflatten(0, (2, -1))[:, own].flatten(0, 1)
         objective = build()
@@ -90,7 +92,7 @@ def main(folder, rank):
         results.append(
             train(objective, wrapped, (global_[:, own], local[:, own], rows))
         )
-    torch.save(results, f'{folder}/{rank}.pt')
+    torch.save(results, f'{folder}/{rank}of{world}.pt')
     dist.destroy_process_group()
 
 

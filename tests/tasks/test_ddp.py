@@ -1,4 +1,4 @@
-"""Two processes: the same gradient as one, the same files, nothing that waits."""
+"""Two and four processes: the loss curve of one, the same files, nothing waits."""
 
 import os
 import runpy
@@ -46,7 +46,7 @@ def run(*command, timeout=300):
 
 @pytest.fixture(scope='module')
 def shared(tmp_path_factory):
-    """Jobs of four images: (views, results of one process, of the ranks)."""
+    """Jobs of four images: results of one process, and of the ranks of 2 and of 4."""
     folder = tmp_path_factory.mktemp('ranks')
     generator = torch.Generator().manual_seed(0)
     global_ = torch.randn(2, 4, 3, 32, 32, generator=generator)
@@ -57,44 +57,73 @@ def shared(tmp_path_factory):
     half[:, 2:] = False
     jobs = [(global_, local, mask), (global_, local, half.flatten(0, 1))]
     torch.save(jobs, folder / 'jobs.pt')
-    ranks = [
-        subprocess.Popen([sys.executable, WORKER, folder, str(rank)]) for rank in (0, 1)
-    ]
-    try:
-        assert [rank.wait(timeout=240) for rank in ranks] == [0, 0]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    parts = [torch.load(folder / f'{rank}.pt') for rank in (0, 1)]
+    parts = {}
+    for world in (2, 4):
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, WORKER, folder, str(rank), str(world)],
+                env=os.environ | {'OMP_NUM_THREADS': '1'},
+            )
+            for rank in range(world)
+        ]
+        try:
+            assert [rank.wait(timeout=240) for rank in ranks] == [0] * world
+        finally:
+            for rank in ranks:
+                rank.kill()
+        parts[world] = [
+            torch.load(folder / f'{rank}of{world}.pt') for rank in range(world)
+        ]
     worker = runpy.run_path(str(WORKER))
     whole = []
     for views in jobs:
         objective = worker['build']()
         whole.append(worker['train'](objective, worker['Terms'](objective), views))
-    return list(zip(whole, *parts, strict=True))
+    return whole, parts
+
+
+both = pytest.mark.parametrize('job', [0, 1], ids=['masked', 'one rank unmasked'])
+worlds = pytest.mark.parametrize('world', [2, 4])
 
 
 @pytest.mark.cli
-@pytest.mark.parametrize('job', [0, 1], ids=['masked', 'one rank unmasked'])
-def test_two_processes_have_the_gradient_of_one(shared, job):
-    whole, *ranks = shared[job]
-    for step, (terms, gradients) in enumerate(whole['steps']):
-        parts = [rank['steps'][step] for rank in ranks]
+@both
+@worlds
+def test_processes_have_the_loss_curve_of_one(shared, job, world):
+    whole, parts = shared
+    steps = whole[job]['steps']
+    for step, (terms, _) in enumerate(steps):
         for name, value in terms.items():
-            mean = torch.stack([part[0][name] for part in parts]).mean()
-            assert_close(mean, value, rtol=1e-5, atol=1e-5)
-        for name, gradient in gradients.items():
-            assert torch.equal(parts[0][1][name], parts[1][1][name]), name
-            assert_close(parts[0][1][name], gradient, rtol=1e-5, atol=1e-5)
-    assert any(g.abs().max() > 1e-3 for g in whole['steps'][0][1].values())
+            values = [part[job]['steps'][step][0][name] for part in parts[world]]
+            assert_close(torch.stack(values).mean(), value, rtol=1e-5, atol=1e-5)
+    first, last = (sum(terms.values()) for terms, _ in (steps[0], steps[-1]))
+    assert last < 0.99 * first
 
 
 @pytest.mark.cli
-@pytest.mark.parametrize('job', [0, 1], ids=['masked', 'one rank unmasked'])
-def test_two_processes_have_one_teacher(shared, job):
-    whole, *ranks = (result['teacher'] for result in shared[job])
-    for name, value in whole.items():
-        assert torch.equal(ranks[0][name], ranks[1][name]), name
+@both
+@worlds
+def test_processes_have_the_gradient_of_one(shared, job, world):
+    whole, parts = shared
+    for step, (_, gradients) in enumerate(whole[job]['steps']):
+        ranks = [part[job]['steps'][step][1] for part in parts[world]]
+        for name, gradient in gradients.items():
+            assert all(torch.equal(ranks[0][name], rank[name]) for rank in ranks), name
+            # Sums of large numbers that nearly cancel are as exact as their largest.
+            scale = max(1.0, gradient.abs().max().item())
+            assert_close(ranks[0][name], gradient, rtol=1e-5, atol=1e-5 * scale)
+    first = whole[job]['steps'][0][1]
+    assert any(g.abs().max() > 1e-3 for g in first.values())
+
+
+@pytest.mark.cli
+@both
+@worlds
+def test_processes_have_one_teacher(shared, job, world):
+    whole, parts = shared
+    ranks = [part[job]['teacher'] for part in parts[world]]
+    for name, value in whole[job]['teacher'].items():
+        assert all(torch.equal(ranks[0][name], rank[name]) for rank in ranks), name
         assert_close(ranks[0][name], value, rtol=1e-5, atol=1e-5)
 
 

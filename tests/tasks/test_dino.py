@@ -1,12 +1,14 @@
 """ExploraDinoTask with a real trainer: plan, step, checkpoint, resume."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from peft import LoHaConfig
+from torch._dynamo.testing import CompileCounter
 from torch.utils.data import DataLoader, IterableDataset
 
 from torchgeo_explora.adapt import delta_state_dict, load_delta
@@ -270,6 +272,43 @@ def test_iterable_data_needs_max_steps(tmp_path, tiny):
 def test_half_precision_weights_are_refused(tmp_path, folder, tiny):
     with pytest.raises(ValueError, match='bf16-mixed'):
         _trainer(tmp_path, precision='bf16-true').fit(_task(tiny), _data(folder))
+
+
+def test_base_in_half_precision_changes_no_bit_of_a_run(tmp_path, folder, tiny):
+    deltas = []
+    for kind in ('float32', 'bfloat16'):
+        task = _task(tiny, frozen_dtype=kind)
+        place = tmp_path / kind
+        _trainer(place, precision='bf16-mixed', callbacks=[]).fit(task, _data(folder))
+        deltas.append(delta_state_dict(task.objective.teacher))
+    for name, value in deltas[0].items():
+        assert torch.equal(deltas[1][name], value), name
+
+
+def test_base_in_half_precision_is_refused_in_full(tmp_path, folder, tiny):
+    task = _task(tiny, frozen_dtype='bfloat16')
+    with pytest.raises(ValueError, match='bf16-mixed'):
+        _trainer(tmp_path).fit(task, _data(folder))
+
+
+@pytest.mark.cli
+def test_compiled_blocks_have_no_graph_break(monkeypatch, tiny):
+    counter = CompileCounter()
+    monkeypatch.setattr(torch, 'compile', partial(torch.compile, backend=counter))
+    expected = _task(tiny)
+    task = _task(tiny, compiled=True, checkpointing=True)
+    image = {'image': torch.rand(2, 3, 40, 40)}
+    terms = []
+    for _ in range(2):
+        terms = []
+        for objective in (expected.objective, task.objective):
+            torch.manual_seed(0)
+            found = objective(image, 0.5)
+            torch.stack([*found.values()]).sum().backward()
+            terms.append(torch.stack([*found.values()]))
+    assert torch.equal(*terms)
+    # Blocks of teacher and student, of global and local views: a fixed number.
+    assert 0 < counter.frame_count <= 4
 
 
 def test_the_users_own_writer_is_kept(tmp_path, folder, tiny):

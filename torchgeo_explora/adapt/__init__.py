@@ -15,6 +15,7 @@ from torchgeo_explora.adapt.files import (
     read_delta_metadata,
     save_delta,
 )
+from torchgeo_explora.adapt.storage import store_frozen
 from torchgeo_explora.adapt.teacher import ema_update_, twin
 
 __all__ = [
@@ -33,5 +34,6 @@ __all__ = [
     'read_delta',
     'read_delta_metadata',
     'save_delta',
+    'store_frozen',
     'twin',
 ]

@@ -272,7 +272,15 @@ def merged[M: nn.Module](backbone: M) -> M:
     parameters train as then. Its `fingerprint` is None: it is another base, which a
     second delta knows by the base and the delta that it came from. A plain backbone
     gives a plain copy. *backbone* and what shares tensors with it stay as they are.
+
+    Raises:
+        ValueError: If `store_frozen` has rounded the base.
     """
+    if vars(backbone).get('rounded'):
+        raise ValueError(
+            'the base is stored rounded (`store_frozen`, *frozen_dtype*): save the'
+            ' delta and put it on the base as it was loaded, with `load_delta`'
+        )
     plain = copy.deepcopy(backbone).float()
     record = adapted(plain)
     if record is None:

@@ -1,6 +1,10 @@
 """Pure tensor functions: the mathematics of the objectives, and nothing else."""
 
-from torchgeo_explora.functional.assignments import centered_softmax, sinkhorn_knopp
+from torchgeo_explora.functional.assignments import (
+    centered_softmax,
+    sinkhorn_knopp,
+    sinkhorn_knopp_,
+)
 from torchgeo_explora.functional.losses import (
     dino_loss,
     ibot_loss,
@@ -42,6 +46,7 @@ __all__ = [
     'sincos_1d',
     'sincos_2d',
     'sinkhorn_knopp',
+    'sinkhorn_knopp_',
     'unpatchify',
     'visible_indices',
 ]

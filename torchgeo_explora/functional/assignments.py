@@ -31,12 +31,29 @@ def sinkhorn_knopp(logits: Tensor, temperature: float, iterations: int = 3) -> T
     Raises:
         ValueError: If *iterations* is below 1.
     """
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    return sinkhorn_knopp_(logits.to(dtype, copy=True), temperature, iterations)
+
+
+@torch.no_grad()
+def sinkhorn_knopp_(mass: Tensor, temperature: float, iterations: int = 3) -> Tensor:
+    """`sinkhorn_knopp` in place: the logits become the targets.
+
+    Args:
+        mass: Logits, (R, K), float32, of this rank's rows.
+        temperature: Teacher temperature.
+        iterations: Scalings of prototypes and rows, at least 1.
+
+    Returns:
+        *mass*.
+
+    Raises:
+        ValueError: If *iterations* is below 1.
+    """
     if iterations < 1:
         raise ValueError(f'rows sum to 1 after 1 of *iterations* or more: {iterations}')
-    dtype = torch.promote_types(logits.dtype, torch.float32)
     # Matrix times vector, which autocast would do in half precision.
-    with torch.autocast(logits.device.type, enabled=False):
-        mass = logits.to(dtype, copy=True)
+    with torch.autocast(mass.device.type, enabled=False):
         rows, prototypes = mass.shape
         peak = mass.amax(0) if rows else mass.new_full((prototypes,), -torch.inf)
         _all_reduce(peak, dist.ReduceOp.MAX)

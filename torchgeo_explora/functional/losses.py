@@ -1,18 +1,18 @@
 """Losses of DINOv2 and MAE, with the scales of their reference implementations."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-# Values of a slice in `_CrossEntropy`: 64 MB of float32.
-_SLICE = 2**24
+from torchgeo_explora.functional.cross_entropy import cross_entropy
 
 
 def dino_loss(
-    local: Tensor, global_: Tensor, target: Tensor, temperature: float = 0.1
+    local: Tensor,
+    global_: Tensor,
+    target: Tensor,
+    temperature: float = 0.1,
+    prototypes: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Compare the student's views with the teacher's global crops (DINO, eq. 3).
 
@@ -30,6 +30,8 @@ def dino_loss(
         target: Teacher distributions, (2, B, K); target[i] is that of global crop i,
             not swapped. No gradient flows here.
         temperature: Student temperature.
+        prototypes: (K, E). If given, *local* and *global_* are vectors (V, B, E) and
+            (2, B, E), whose logits are products with these rows, never kept.
 
     Returns:
         Scalar terms of the local and of the global crops, float32.
@@ -37,7 +39,13 @@ def dino_loss(
     Raises:
         ValueError: If the shapes do not belong together.
     """
-    if len(global_) != 2 or target.shape != global_.shape:
+    width = target.shape[-1] if prototypes is None else prototypes.shape[1]
+    if (
+        len(global_) != 2
+        or target.shape[:2] != global_.shape[:2]
+        or global_.shape[-1] != width
+        or (prototypes is not None and len(prototypes) != target.shape[-1])
+    ):
         raise ValueError(
             f'global logits {tuple(global_.shape)} and target {tuple(target.shape)} '
             'must both be (2, B, K): two global crops of the same images'
@@ -48,15 +56,19 @@ def dino_loss(
             f'the global ones {tuple(global_.shape)}: without local crops (0, B, K)'
         )
     both = [target[0] + target[1]] * len(local)
-    pairs = 2 + max(2 * len(local), 1)
-    images = local.shape[1]
-    local_term = _cross_entropy(local, both, temperature).sum()
-    global_term = _cross_entropy(global_, [target[1], target[0]], temperature).sum()
-    return local_term / (images * pairs), global_term / (images * pairs)
+    local_loss = cross_entropy(local, both, temperature, prototypes)
+    swapped = [target[1], target[0]]
+    global_loss = cross_entropy(global_, swapped, temperature, prototypes)
+    scale = local.shape[1] * (2 + max(2 * len(local), 1))
+    return local_loss.sum() / scale, global_loss.sum() / scale
 
 
 def ibot_loss(
-    student: Tensor, target: Tensor, mask: Tensor, temperature: float = 0.1
+    student: Tensor,
+    target: Tensor,
+    mask: Tensor,
+    temperature: float = 0.1,
+    prototypes: Tensor | None = None,
 ) -> Tensor:
     """Compare masked patches with what the teacher sees there (iBOT, eq. 2).
 
@@ -68,8 +80,10 @@ def ibot_loss(
             `features[mask]`: crop by crop, row-major.
         target: Teacher distributions of the same patches, (M, K). No gradient flows
             here.
-        mask: (C, N) bool, True where the patch was hidden; M are True.
+        mask: (C, N) bool, True where the patch was hidden; M are True. On any device:
+            on the CPU, nothing waits for an accelerator.
         temperature: Student temperature.
+        prototypes: (K, E). If given, *student* is vectors (M, E), as in `dino_loss`.
 
     Returns:
         Scalar, float32; a zero attached to the graph where nothing is masked.
@@ -78,13 +92,19 @@ def ibot_loss(
         ValueError: If the rows are not those of the mask.
     """
     weight = mask.sum(1, keepdim=True).reciprocal().expand(mask.shape)[mask]  # (M,)
-    if student.shape != target.shape or len(student) != len(weight):
+    width = target.shape[-1] if prototypes is None else prototypes.shape[1]
+    if (
+        student.shape != (len(weight), width)
+        or len(target) != len(weight)
+        or (prototypes is not None and len(prototypes) != target.shape[-1])
+    ):
         raise ValueError(
             f'student {tuple(student.shape)} and target {tuple(target.shape)} must '
             f'both have one row for each of the {len(weight)} masked patches'
         )
-    loss = _cross_entropy(student.unsqueeze(0), [target], temperature)[0]  # (M,)
-    return (loss * weight).sum() / len(mask)
+    rows = student.unsqueeze(0)
+    loss = cross_entropy(rows, [target], temperature, prototypes)[0]  # (M,)
+    return (loss * weight.to(loss.device)).sum() / len(mask)
 
 
 def koleo(features: Tensor, eps: float = 1e-8) -> Tensor:
@@ -180,73 +200,3 @@ def masked_mse(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     values = known.sum(-1)
     loss = error.square().sum(-1) / values.clamp(min=1)  # (B, N, P) -> (B, N)
     return loss.sum() / (values > 0).sum().clamp(min=1)
-
-
-def _cross_entropy(student: Tensor, target: list[Tensor], temperature: float) -> Tensor:
-    """Return - sum_k target_k log softmax(student / temperature)_k, float32.
-
-    Args:
-        student: Logits, (S, R, K).
-        target: S tensors (R, K) that need not sum to 1; the same one may come twice.
-        temperature: Student temperature.
-
-    Returns:
-        (S, R).
-    """
-    loss: Tensor = _CrossEntropy.apply(student, temperature, *target)
-    return loss
-
-
-class _CrossEntropy(torch.autograd.Function):
-    """Cross-entropy that keeps its inputs and three numbers per row, nothing else.
-
-    With 65,536 prototypes a matrix of float32 rows is the largest tensor of a step, and
-    log_softmax would keep two of them. Here slices of rows pass through float32,
-    forward and backward; the only full matrix made is the gradient, in the type of the
-    logits.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, student: Tensor, temperature: float, *target: Tensor
-    ) -> Tensor:
-        dtype = torch.promote_types(student.dtype, torch.float32)
-        shape = student.shape[:2]
-        peak, log_sum, mass, loss = (
-            torch.empty(shape, dtype=dtype, device=student.device) for _ in range(4)
-        )
-        for at in _slices(student):
-            logits = student[at].to(dtype)
-            goal = target[at[0]][at[1]].to(dtype)
-            peak[at] = logits.amax(-1)
-            shifted = (logits - peak[at].unsqueeze(-1)).div_(temperature)
-            mass[at] = goal.sum(-1)
-            loss[at] = (goal * shifted).sum(-1)
-            log_sum[at] = shifted.exp_().sum(-1).log_()
-        ctx.save_for_backward(student, peak, log_sum, mass, *target)
-        ctx.temperature = temperature
-        return log_sum * mass - loss
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        student, peak, log_sum, mass, *target = ctx.saved_tensors
-        result = torch.empty_like(student)
-        grad = grad / ctx.temperature
-        for at in _slices(student):
-            rows = student[at].to(peak.dtype) - peak[at].unsqueeze(-1)
-            rows.div_(ctx.temperature).sub_(log_sum[at].unsqueeze(-1)).exp_()
-            rows.mul_(mass[at].unsqueeze(-1)).sub_(target[at[0]][at[1]])
-            result[at] = rows.mul_(grad[at].unsqueeze(-1))
-        return result, None, *(None for _ in target)
-
-
-def _slices(student: Tensor) -> list[tuple[int, slice]]:
-    """Return (s, rows) that cover (S, R, K) in slices of `_SLICE` values."""
-    groups, rows, prototypes = student.shape
-    step = max(1, _SLICE // max(1, prototypes))
-    return [
-        (group, slice(start, start + step))
-        for group in range(groups)
-        for start in range(0, rows, step)
-    ]

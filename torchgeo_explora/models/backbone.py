@@ -4,10 +4,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from timm.layers.attention import Attention as FusedAttention
+from timm.layers.drop import DropPath
 from torch import Tensor, autocast, cat, nn
 from torch.nn.modules.module import _IncompatibleKeys
+from torch.utils.checkpoint import checkpoint
 
 from torchgeo_explora.models.checkpoints import fuse_qkv, split_qkv
 
@@ -29,7 +32,7 @@ class Features(NamedTuple):
     cls: Tensor
     """(B, D)."""
     patch: Tensor
-    """(B, K, D), in the order of the tokens encoded."""
+    """(B, K, D), in the order of the tokens encoded; (M, D) where M were *wanted*."""
 
 
 class Attention(nn.Module):
@@ -73,6 +76,38 @@ class Attention(nn.Module):
         x = x.transpose(1, 2).flatten(2)  # -> (B, N, D)
         return self.proj_drop(self.proj(self.norm(x)))
 
+    def of_rows(self, x: Tensor, keep: Tensor, index: Tensor) -> Tensor:
+        """Return what `forward` does, of chosen tokens alone.
+
+        All tokens are keys and values; queries, and what follows, are made of the
+        chosen ones.
+
+        Args:
+            x: Tokens, (B, N, D).
+            keep: (B, N) bool, True for the R chosen tokens.
+            index: (R,), where they stand in `x.flatten(0, 1)`, on its device.
+
+        Returns:
+            (R, D), image by image.
+        """
+        images, _, width = x.shape
+        count = keep.sum(1)
+        longest = max(int(count.max()), 1)
+        # Each image's queries stand at the start of a row of the longest's length.
+        place = torch.arange(longest, device=keep.device) < count[:, None]
+        slot = place.flatten().nonzero().squeeze(1).to(x.device)
+        q = self.q(x.flatten(0, 1)[index])  # (R, D)
+        q = q.new_zeros(images * longest, width).index_copy(0, slot, q)
+        q, k, v = (
+            part.view(images, -1, self.num_heads, width // self.num_heads)
+            for part in (q, self.k(x), self.v(x))
+        )
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+        dropout = self.dropout if self.training else 0.0
+        found = _attend(self.q_norm(q), self.k_norm(k), v, None, dropout, False)
+        found = found.transpose(1, 2).flatten(2).flatten(0, 1)[slot]  # (R, D)
+        return self.proj_drop(self.proj(self.norm(found)))
+
 
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, causal: bool
@@ -113,6 +148,8 @@ class Backbone(nn.Module, ABC):
     norm: nn.Module
     fingerprint: str | None
     """SHA-256 of the last complete base given to `load_state_dict`, None before."""
+    checkpointing: bool
+    """Whether a block keeps its input alone for the gradient, and works twice."""
 
     def __init__(
         self,
@@ -130,6 +167,7 @@ class Backbone(nn.Module, ABC):
         self.in_channels = in_channels
         self.image_size = image_size
         self.fingerprint = None
+        self.checkpointing = False
 
     @abstractmethod
     def embed(self, image: Tensor, **metadata: Tensor) -> Tokens:
@@ -154,18 +192,43 @@ class Backbone(nn.Module, ABC):
         They stand before the patch tokens in every block.
         """
 
-    def encode(self, tokens: Tensor) -> Features:
+    def encode(self, tokens: Tensor, wanted: Tensor | None = None) -> Features:
         """Return the features of patch tokens that already carry their position.
 
         Args:
             tokens: (B, K, D), any subset of an image's tokens in any order.
+            wanted: (B, K) bool, True where features are wanted, the class token's
+                always; all if None. The last block then works on these alone: up to
+                rounding, `encode(tokens).patch[wanted]`. On any device: on the CPU,
+                nothing waits for an accelerator.
         """
-        return self._read(self.blocks(self._start(tokens)), tokens.shape[1])
+        x = self._start(tokens)
+        if wanted is None:
+            return self._read(self._through(self.blocks, x), tokens.shape[1])
+        x = self._through(self.blocks[:-1], x)
+        special = x.shape[1] - tokens.shape[1]
+        keep = F.pad(wanted, (special, 0))
+        keep[:, 0] = True
+        index = keep.flatten().nonzero().squeeze(1)  # (R,), image by image
+        first = index % x.shape[1] == 0
+        cls, patch = (
+            chosen.nonzero().squeeze(1).to(x.device) for chosen in (first, ~first)
+        )
+        rows = self.norm(_rows_of_block(self.blocks[-1], x, keep, index.to(x.device)))
+        return Features(rows[cls], rows[patch])
 
-    def forward(self, image: Tensor, **metadata: Tensor) -> Features:
-        """Return the features of an image (B, C, H, W), all patches visible."""
+    def forward(
+        self, image: Tensor, wanted: Tensor | None = None, **metadata: Tensor
+    ) -> Features:
+        """Return the features of an image (B, C, H, W), all patches visible.
+
+        Args:
+            image: Normalised pixels, (B, C, H, W).
+            wanted: As for `encode`.
+            **metadata: As for `embed`.
+        """
         content, position, _ = self.embed(image, **metadata)
-        return self.encode(content + position)
+        return self.encode(content + position, wanted)
 
     def features(
         self, image: Tensor, blocks: Sequence[int], **metadata: Tensor
@@ -256,9 +319,26 @@ class Backbone(nn.Module, ABC):
         prefix = self.prefix().expand(len(tokens), -1, -1)
         return self.norm_pre(cat([prefix, tokens], dim=1))  # -> (B, S + K, D)
 
+    def _through(self, blocks: nn.Sequential, x: Tensor) -> Tensor:
+        if not (self.checkpointing and torch.is_grad_enabled()):
+            return blocks(x)
+        for block in blocks:
+            x = checkpoint(block, x, use_reentrant=False)
+        return x
+
     def _read(self, x: Tensor, count: int) -> Features:
         x = self.norm(x)  # (B, S + K, D)
         return Features(x[:, 0], x[:, x.shape[1] - count :])
+
+
+def _rows_of_block(block: Any, x: Tensor, keep: Tensor, index: Tensor) -> Tensor:
+    """Return the rows of `block(x)` that *keep* chooses, (R, D): see `of_rows`."""
+    if block.training and isinstance(block.drop_path1, DropPath):
+        # It drops whole images, which rows on their own do not know.
+        return block(x).flatten(0, 1)[index]
+    rows = x.flatten(0, 1)[index]
+    rows = rows + block.ls1(block.attn.of_rows(block.norm1(x), keep, index))
+    return rows + block.ls2(block.mlp(block.norm2(rows)))
 
 
 def _split(fused: nn.Linear) -> list[nn.Linear]:

@@ -36,10 +36,15 @@ class Prototypes(nn.Module):
         self.direction = nn.Parameter(empty(out_dim, in_dim))
         nn.init.kaiming_uniform_(self.direction, a=5**0.5)
 
+    def weight(self) -> Tensor:
+        """Return the rows, (K, in_dim)."""
+        return (
+            self.magnitude / self.direction.norm(dim=1, keepdim=True) * self.direction
+        )
+
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (..., K) of bottleneck vectors (..., in_dim)."""
-        scale = self.magnitude / self.direction.norm(dim=1, keepdim=True)
-        return F.linear(x, scale * self.direction)
+        return F.linear(x, self.weight())
 
 
 class DINOHead(nn.Module):
@@ -91,8 +96,8 @@ class DINOHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (..., K) of tokens (..., D) after the backbone's final norm.
 
-        `prototypes(bottleneck(x))`: a loss that never wants all logits at once calls
-        the two parts itself.
+        `prototypes(bottleneck(x))`: a loss that never wants all logits at once takes
+        `bottleneck(x)` and `prototypes.weight()`.
         """
         return self.prototypes(self.bottleneck(x))
 

@@ -1,6 +1,7 @@
 """DINOv2's objective: self-distillation, masked patches and an even spread."""
 
 import copy
+import math
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -16,7 +17,7 @@ from torchgeo_explora.functional import (
     koleo,
     linear_warmup,
     replace_tokens,
-    sinkhorn_knopp,
+    sinkhorn_knopp_,
 )
 from torchgeo_explora.models.backbone import Backbone
 from torchgeo_explora.models.heads import DINOHead
@@ -127,7 +128,7 @@ class DINOv2(Objective):
             (height // patch, width // patch),
             self.mask_probability,
             self.mask_ratio,
-        ).to(views.global_.device)
+        )
         temperature = self.temperature_at(progress)
         terms = self.terms(views.global_, views.local, mask, temperature)
         self.diagnostics |= {
@@ -145,43 +146,49 @@ class DINOv2(Objective):
             global_: Two global crops of each image, (2, B, C, H, W), normalised.
             local: Local crops, (V, B, C, h, w), normalised; V may be 0.
             mask: (2 * B, N) bool, True where the student sees the mask token. Rows
-                are ordered as `global_.flatten(0, 1)`.
+                are ordered as `global_.flatten(0, 1)`. On any device: on the CPU,
+                nothing waits for an accelerator.
             temperature: Teacher temperature.
         """
         images = global_.shape[1]
         crops = global_.flatten(0, 1)  # (2, B, ...) -> (2 * B, ...)
         with torch.no_grad():
-            seen = self.teacher(crops)
+            seen = self.teacher(crops, wanted=mask)
+            vectors = torch.cat([seen.cls, seen.patch])
             # Float32 for the exponentials, whatever the autocast type.
-            cls_target = sinkhorn_knopp(
-                self.teacher_head(seen.cls).float(), temperature
-            )
-            patch_target = sinkhorn_knopp(
-                self.teacher_head(seen.patch[mask]).float(), temperature
+            target = self.teacher_head(vectors).float()
+            cls_target, patch_target = (
+                sinkhorn_knopp_(rows, temperature)
+                for rows in target.split([len(seen.cls), len(seen.patch)])
             )
 
         tokens = self.student.embed(crops)
-        content = replace_tokens(tokens.content, mask, self.mask_token)
-        features = self.student.encode(content + tokens.position)
-        rows = [features.cls, features.patch[mask]]
+        hidden = mask.to(crops.device, non_blocking=True)
+        content = replace_tokens(tokens.content, hidden, self.mask_token)
+        features = self.student.encode(content + tokens.position, wanted=mask)
+        rows = [features.cls, features.patch]
         if len(local):
-            rows.append(self.student(local.flatten(0, 1)).cls)
-        logits = self.head(torch.cat(rows)).split([len(row) for row in rows])
-        prototypes = logits[0].shape[-1]
-        local_logits = (
-            logits[2].view(len(local), images, prototypes)
-            if len(local)
-            else logits[0].new_zeros(0, images, prototypes)
+            small = local.flatten(0, 1)
+            patches = math.prod(
+                side // self.student.patch_size for side in small.shape[2:]
+            )
+            none = torch.zeros(len(small), patches, dtype=torch.bool)
+            rows.append(self.student(small, wanted=none).cls)
+        # Their logits are never kept: the losses make them, slice by slice.
+        vectors = self.head.bottleneck(torch.cat(rows))
+        global_rows, patch_rows, local_rows = vectors.split(
+            [len(features.cls), len(features.patch), len(local) * images]
         )
-
+        prototypes = self.head.prototypes.weight()
         local_term, global_term = dino_loss(
-            local_logits,
-            logits[0].view(2, images, prototypes),
-            cls_target.view(2, images, prototypes),
+            local_rows.unflatten(0, (len(local), images)),
+            global_rows.unflatten(0, (2, images)),
+            cls_target.unflatten(0, (2, images)),
             self.temperature,
+            prototypes,
         )
-        patches = ibot_loss(logits[1], patch_target, mask, self.temperature)
-        terms = {'dino_global': global_term, 'ibot': self.ibot_weight * patches}
+        ibot = ibot_loss(patch_rows, patch_target, mask, self.temperature, prototypes)
+        terms = {'dino_global': global_term, 'ibot': self.ibot_weight * ibot}
         if len(local):
             terms['dino_local'] = local_term
         if self.koleo_weight:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from peft import PeftConfig
 from torch import nn
@@ -71,6 +71,9 @@ class ExploraDinoTask(PretrainingTask):
         std: Sequence[float] | None = None,
         drop_path: float = 0.0,
         model_args: dict[str, Any] | None = None,
+        frozen_dtype: Literal['float32', 'bfloat16'] = 'float32',
+        checkpointing: bool = False,
+        compiled: bool = False,
         seed: int = 0,
     ) -> None:
         """Build the adapted student, its twin teacher and the head.
@@ -124,6 +127,11 @@ class ExploraDinoTask(PretrainingTask):
             std: Standard deviation, likewise.
             drop_path: Drop-path rate of the student.
             model_args: Further arguments of the timm model (`embed_dim`, `depth`, ...).
+            frozen_dtype: Type in which frozen linear weights are stored. Under
+                precision bf16-mixed, bfloat16 halves them and changes no output.
+            checkpointing: Whether blocks keep their input alone for the gradient and
+                work twice: far less memory, about a third more time.
+            compiled: Whether the blocks run through torch.compile.
             seed: Seed of augmentation, masks and the order of the images.
 
         Raises:

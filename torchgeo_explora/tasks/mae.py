@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from peft import PeftConfig
 from torch import Tensor, nan, nn
@@ -81,6 +81,9 @@ class ExploraMAETask(PretrainingTask):
         std: Sequence[float] | None = None,
         drop_path: float | None = None,
         model_args: dict[str, Any] | None = None,
+        frozen_dtype: Literal['float32', 'bfloat16'] = 'float32',
+        checkpointing: bool = False,
+        compiled: bool = False,
         seed: int = 0,
     ) -> None:
         """Build the adapted student and the decoder.
@@ -135,6 +138,11 @@ class ExploraMAETask(PretrainingTask):
             std: Standard deviation, likewise.
             drop_path: Drop-path rate of a named model (0 if None).
             model_args: Further arguments of a named model (`embed_dim`, `depth`, ...).
+            frozen_dtype: Type in which frozen linear weights are stored. Under
+                precision bf16-mixed, bfloat16 halves them and changes no output.
+            checkpointing: Whether blocks keep their input alone for the gradient and
+                work twice: far less memory, about a third more time.
+            compiled: Whether the blocks run through torch.compile.
             seed: Seed of augmentation, masks and the order of the images.
 
         Raises:

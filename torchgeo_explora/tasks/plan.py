@@ -6,11 +6,16 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 
-def require_replicas(trainer: Trainer) -> None:
+def require_replicas(trainer: Trainer, frozen_dtype: str = 'float32') -> None:
     """Raise unless every device holds the whole model, its delta in float32.
 
+    Args:
+        trainer: About to fit.
+        frozen_dtype: Type in which frozen weights are stored.
+
     Raises:
-        ValueError: If the strategy shards the model, or the precision casts it whole.
+        ValueError: If the strategy shards the model, the precision casts it whole, or
+            the frozen weights are stored in another type than they are used in.
     """
     strategy = type(trainer.strategy).__name__
     if strategy.startswith(('FSDP', 'DeepSpeed', 'ModelParallel')):
@@ -22,6 +27,11 @@ def require_replicas(trainer: Trainer) -> None:
         raise ValueError(
             f'precision {trainer.precision} would keep the trained weights in half'
             ' precision, where small steps vanish: use bf16-mixed'
+        )
+    if frozen_dtype == 'bfloat16' and trainer.precision != 'bf16-mixed':
+        raise ValueError(
+            f'*frozen_dtype* bfloat16 rounds weights that precision {trainer.precision}'
+            ' uses as they are: set trainer.precision=bf16-mixed, or float32 here'
         )
 
 

@@ -5,7 +5,6 @@ import time
 import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,20 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_info
 from peft import PeftConfig
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim import Optimizer
 from torchgeo.tasks import BaseTask
 
-from torchgeo_explora.adapt import adapt, count, delta_state_dict, save_delta
+from torchgeo_explora.adapt import (
+    adapt,
+    count,
+    delta_state_dict,
+    save_delta,
+    store_frozen,
+)
 from torchgeo_explora.augment import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from torchgeo_explora.callbacks.embeddings import EmbeddingWriter
-from torchgeo_explora.functional import cosine_schedule
 from torchgeo_explora.models.backbone import Backbone
 from torchgeo_explora.objectives import Objective
 from torchgeo_explora.objectives.objective import batch_metadata
@@ -32,6 +36,7 @@ from torchgeo_explora.tasks.intake import (
     take_over,
     unit_range,
 )
+from torchgeo_explora.tasks.optimizer import may_fuse, optimizer_plan
 from torchgeo_explora.tasks.plan import plan, require_replicas
 from torchgeo_explora.tasks.resume import (
     generator_states,
@@ -83,6 +88,8 @@ class PretrainingTask(BaseTask):
         if self.base_lr <= 0:
             raise ValueError(f'*base_lr* must be positive, not {self.base_lr}')
         super().__init__()
+        if self.hparams['compiled']:
+            self._compile()
         # The base is not in a checkpoint: its keys are missing by design.
         self.strict_loading = False
         warnings.filterwarnings('ignore', 'Found keys that are in the model state dict')
@@ -113,10 +120,22 @@ class PretrainingTask(BaseTask):
             modules: Names of modules and parameters that train whole besides.
         """
         adapt(student, adaptation(self.hparams, self.adapter, modules))
+        if (dtype := self.hparams['frozen_dtype']) != 'float32':
+            store_frozen(student, getattr(torch, dtype))
+        student.checkpointing = self.hparams['checkpointing']
         for name, default in (('mean', IMAGENET_MEAN), ('std', IMAGENET_STD)):
             statistic = getattr(student, name, default)
             given = self.hparams[name] or for_channels(statistic, student.in_channels)
             setattr(self, name, tuple(given))
+
+    def _compile(self) -> None:
+        """Compile the blocks, whose shapes are those of the views.
+
+        What follows depends on how many patches are masked, and is left as it is.
+        """
+        for module in self.objective.modules():
+            if isinstance(module, Block):
+                module.compile(fullgraph=True, dynamic=False)
 
     def preprocess(self) -> Preprocess:
         """Return the evaluation view of an image in [0, 1]."""
@@ -137,7 +156,7 @@ class PretrainingTask(BaseTask):
         self.view = self.preprocess().to(self.device)
         take_over(datamodule)
         if stage == 'fit':
-            require_replicas(self.trainer)
+            require_replicas(self.trainer, self.hparams['frozen_dtype'])
             # The teacher is in eval mode by design.
             warnings.filterwarnings('ignore', r'Found \d+ module\(s\) in eval mode')
             io = self.trainer.strategy.checkpoint_io
@@ -201,18 +220,12 @@ class PretrainingTask(BaseTask):
         """Plan the run: AdamW on what trains, warm-up and cosine by optimizer step."""
         self.planned_steps, self.effective_batch = plan(self.trainer)
         self.lr = self.scaled_lr(self.effective_batch)
-        groups = self.parameter_groups()
-        rates = [partial(self._rate_at, group.pop('still', 0.0)) for group in groups]
-        optimizer = AdamW(
-            groups, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay
+        return optimizer_plan(
+            self.parameter_groups(),
+            *(self.lr, self.min_lr, self.planned_steps, self.warmup),
+            *(self.betas, self.weight_decay),
+            may_fuse(self.device, str(self.trainer.precision)),
         )
-        return {
-            'optimizer': optimizer,
-            'lr_scheduler': {
-                'scheduler': LambdaLR(optimizer, list(rates)),
-                'interval': 'step',
-            },
-        }
 
     def describe_views(self) -> str:
         """Return one line on the views of an image."""
@@ -220,25 +233,8 @@ class PretrainingTask(BaseTask):
         return describe(self.backbone.in_channels) if describe else 'own augmentations'
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Return AdamW's groups of what trains.
-
-        Beside AdamW's own keys, 'still' is the share of the run in which a group stays
-        where it is.
-        """
+        """Return AdamW's groups of what trains, as `optimizer_plan` takes them."""
         return [{'params': [p for p in self.objective.parameters() if p.requires_grad]}]
-
-    def _rate_at(self, still: float, step: int) -> float:
-        """Return the rate at an optimizer step, as a share of the largest."""
-        if step < int(still * self.planned_steps):
-            return 0.0
-        rate = cosine_schedule(
-            step,
-            self.planned_steps,
-            self.lr,
-            self.min_lr,
-            warmup=int(self.warmup * self.planned_steps),
-        )
-        return rate / self.lr
 
     def on_train_start(self) -> None:
         """Print the plan and take up the data where a resumed run stopped."""

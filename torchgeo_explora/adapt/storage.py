@@ -1,0 +1,38 @@
+"""How the weights that never change are stored."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def store_frozen(backbone: nn.Module, dtype: torch.dtype) -> None:
+    """Store the frozen linear and convolution weights in *dtype*, in place.
+
+    Under autocast these weights are cast at every use, so that under autocast to
+    *dtype* no bit of the output changes, and outside of it the layers work in *dtype*
+    too. Norms, scales, tokens and position tables stay what they are, and so does what
+    trains. Do it after `adapt`, which keeps the base's fingerprint, and before `twin`.
+
+    The base is rounded: `merged` refuses the backbone. Put its delta on the base as it
+    was loaded, with `load_delta`.
+
+    Args:
+        backbone: An adapted backbone.
+        dtype: A floating type, such as `torch.bfloat16`.
+    """
+    for layer in backbone.modules():
+        if not isinstance(layer, nn.Linear | nn.Conv2d):
+            continue
+        parameters = list(layer.parameters(recurse=False))
+        if any(parameter.requires_grad for parameter in parameters):
+            continue
+        for parameter in parameters:
+            parameter.data = parameter.data.to(dtype)
+        layer.register_forward_pre_hook(_cast_input)
+    host: Any = backbone
+    host.rounded = True
+
+
+def _cast_input(layer: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (inputs[0].to(layer.weight.dtype), *inputs[1:])
