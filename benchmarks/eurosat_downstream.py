@@ -187,9 +187,9 @@ def table(records: list[dict[str, Any]]) -> str:
             row = (name, record['share'])
             of_model = cells.setdefault(row, {}).setdefault(record['model'], [])
             of_model.append(100 * score)
-            costs.setdefault(row, []).append((record['trained'], record['seconds']))
+            costs.setdefault(row, []).append((record['trained'], record['cpu_seconds']))
     lines = [
-        '| | labels | base | base + delta | difference | trained | seconds |',
+        '| | labels | base | base + delta | difference | trained | CPU seconds |',
         '|---|---|---|---|---|---|---|',
     ]
     order = sorted(cells, key=lambda row: (row[1], list(cells).index(row)))
