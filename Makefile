@@ -17,7 +17,7 @@ quickstart: $(INSTALLED)
 	$(BIN)/torchgeo fit --config configs/quickstart.yaml
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 unit: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 -m 'not cli'
