@@ -15,7 +15,7 @@ def test_toy_run_measures_every_part(monkeypatch, tmp_path):
     bench = importlib.import_module('input')
     monkeypatch.setattr(bench, 'SIDE', 512)
     output = tmp_path / 'input.json'
-    sizes = ['--images', '2', '--rounds', '1', '--rows', '40']
+    sizes = ['--images', '2', '--rounds', '1', '--rows', '400']
     assert bench.main(['--output', str(output), *sizes]) == 0
     found = json.loads(output.read_text())
     assert [found[part]['status'] for part in bench.PARTS] == ['done'] * 4
