@@ -73,7 +73,8 @@ class Pictures(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Draw the features before and after."""
-        if self._before is None:
+        # A resumed run has the images on all ranks; one of them draws.
+        if self._before is None or not trainer.is_global_zero:
             return
         image = self._colours(pl_module, self._batch['image'])
         rows = [image, self._before, self._components(pl_module, self._batch)]

@@ -6,6 +6,8 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 
+from torchgeo_explora.writing import replacing
+
 
 def write_report(problems: Sequence[tuple[str, str]], path: str) -> str | None:
     """List problems in a CSV file with the columns path and problem.
@@ -17,18 +19,18 @@ def write_report(problems: Sequence[tuple[str, str]], path: str) -> str | None:
     Returns:
         The file, or None if there is nothing to report or it cannot be written.
     """
-    part = f'{path}.{os.getpid()}.part'
     try:
         if not problems:
             if os.path.exists(path):
                 os.remove(path)
             return None
-        os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
-        with open(part, 'w', newline='', encoding='utf-8') as file:
+        with (
+            replacing(path) as part,
+            part.open('w', newline='', encoding='utf-8') as file,
+        ):
             writer = csv.writer(file)
             writer.writerow(('path', 'problem'))
             writer.writerows(problems)
-        os.replace(part, path)
     except OSError:
         return None
     return path

@@ -2,12 +2,13 @@
 
 import contextlib
 import json
-import os
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
+
+from torchgeo_explora.writing import replacing
 
 
 class TableFile:
@@ -79,13 +80,9 @@ def _open(path: str) -> pa.Table:
 
 
 def _write(table: pa.Table, path: str) -> None:
-    os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
-    part = f'{path}.{os.getpid()}.part'
-    try:
-        with pa.OSFile(part, 'wb') as sink, pa.ipc.new_file(sink, table.schema) as file:
-            file.write_table(table)
-        os.replace(part, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.remove(part)
-        raise
+    with (
+        replacing(path) as part,
+        pa.OSFile(str(part), 'wb') as sink,
+        pa.ipc.new_file(sink, table.schema) as file,
+    ):
+        file.write_table(table)
