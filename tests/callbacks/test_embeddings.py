@@ -90,6 +90,13 @@ def test_a_process_without_images_has_no_part(tmp_path):
     assert table['index'].to_pylist() == [0]
 
 
+def test_images_of_several_loaders_are_not_mixed_up(tmp_path):
+    writer, trainer = EmbeddingWriter(), Ranked(tmp_path, 0, 1)
+    writer.on_predict_start(trainer, None)
+    with pytest.raises(ValueError, match='one data set at a time'):
+        writer.write_on_batch_end(trainer, None, torch.ones(1, 3), [0], {}, 0, 1)
+
+
 def test_nothing_to_predict_is_said(tmp_path):
     with pytest.warns(UserWarning, match='no image'):
         assert not _write(tmp_path, 0, 1, []).exists()

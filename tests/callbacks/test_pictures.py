@@ -4,18 +4,22 @@ import pytest
 import torch
 from PIL import Image
 
+from torchgeo_explora.augment import SingleCrop
 from torchgeo_explora.callbacks import Curves, Pictures
+from torchgeo_explora.models import TemporalViT
 
 
 class Pixels(torch.nn.Module):
     """A backbone whose patch features are the patches' mean colours."""
 
     patch_size = 4
+    in_channels = 3
 
-    def forward(self, image):
+    def forward(self, image, **metadata):
         from torchgeo_explora.models import Features
 
-        patches = torch.nn.functional.avg_pool2d(image, 4)
+        # Wider than three, as every ViT is.
+        patches = torch.nn.functional.avg_pool2d(image, 4).repeat(1, 3, 1, 1)
         return Features(image.mean((2, 3)), patches.flatten(2).transpose(1, 2))
 
 
@@ -51,9 +55,10 @@ class Run:
         self.callback_metrics = {}
 
 
-@pytest.mark.parametrize('channels', [3, 13])
+@pytest.mark.parametrize('channels', [1, 2, 3, 13])
 def test_pca_picture_is_written_for_any_bands(tmp_path, channels):
     callback, trainer, module = Pictures(), Run(tmp_path), Module()
+    module.backbone.in_channels = channels
     batch = {'image': torch.rand(8, channels, 16, 16)}
     callback.on_train_batch_start(trainer, module, batch, 0)
     callback.on_train_end(trainer, module)
@@ -61,11 +66,24 @@ def test_pca_picture_is_written_for_any_bands(tmp_path, channels):
     assert width > height > 100
 
 
+def test_a_series_is_shown_by_its_first_image(tmp_path):
+    callback, trainer, module = Pictures(), Run(tmp_path), Module()
+    module.backbone = TemporalViT(32, 8, 24, 1, 2, time_embed_dim=12)
+    module.objective.augment = SingleCrop(32)
+    module.mean = module.std = (0.5, 0.5, 0.5)
+    times = torch.tensor([[[13, 6, 7], [14, 0, 0]]] * 8)
+    batch = {'image': torch.rand(8, 2, 3, 32, 32), 'timestamps': times}
+    callback.on_train_batch_start(trainer, module, batch, 0)
+    callback.on_train_end(trainer, module)
+    assert (tmp_path / 'crops.png').exists()
+    assert (tmp_path / 'pca.png').exists()
+
+
 def test_like_patches_get_like_colours():
     image = torch.zeros(2, 3, 8, 8)
     image[0, 0, :4] = 1
     image[1, 1, :, :4] = 1
-    colours = Pictures()._components(Module(), image)
+    colours = Pictures()._components(Module(), {'image': image})
     assert colours.shape == (2, 3, 2, 2)
     assert torch.allclose(colours[0, :, 0, 0], colours[0, :, 0, 1])
     assert torch.allclose(colours[0, :, 1, 0], colours[1, :, 0, 1])

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from torchgeo_explora.callbacks import Reconstructions
+from torchgeo_explora.callbacks.figures import shown_channels
 from torchgeo_explora.models import GroupChannelViT, TemporalViT, ViT
 from torchgeo_explora.objectives import MAE
 
@@ -128,11 +129,11 @@ def test_picture_survives_a_checkpoint(tmp_path):
 )
 def test_bands_are_names_or_indices(bands, expected):
     backbone = Module('groups').backbone
-    assert Reconstructions(bands=bands)._channels(backbone) == expected
+    assert shown_channels(backbone, bands) == expected
 
 
 def test_a_single_channel_is_shown_in_grey():
-    assert Reconstructions()._channels(SimpleNamespace(in_channels=1)) == [0, 0, 0]
+    assert shown_channels(SimpleNamespace(in_channels=1), None) == [0, 0, 0]
 
 
 def test_pixels_without_data_do_not_spoil_the_picture(tmp_path):
@@ -149,8 +150,10 @@ def test_pixels_without_data_do_not_spoil_the_picture(tmp_path):
 
 def test_bands_without_names_are_indices():
     backbone = Module('plain').backbone
-    assert Reconstructions()._channels(backbone) == [0, 1, 2]
+    assert shown_channels(backbone, None) == [0, 1, 2]
     with pytest.raises(ValueError, match='ViT has no names for its channels'):
-        Reconstructions(bands=['red', 1, 2])._channels(backbone)
+        shown_channels(backbone, ['red', 1, 2])
     with pytest.raises(ValueError, match='B11, which the images have not'):
-        Reconstructions(bands=['B11', 1, 2])._channels(Module('groups').backbone)
+        shown_channels(Module('groups').backbone, ['B11', 1, 2])
+    with pytest.raises(ValueError, match='three of the 3 channels'):
+        shown_channels(backbone, [3, 2, 1])

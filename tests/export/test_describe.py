@@ -108,6 +108,7 @@ def test_checkpoint_of_training_is_described(tmp_path):
     text = describe(tmp_path / 'last.ckpt')
     assert 'checkpoint of ExploraDinoTask after 7 optimizer steps' in text
     assert '  weights: base.safetensors' in text
+    assert 'delta' not in text
 
 
 def test_delta_and_whole_weights_are_not_compared(path, make, tmp_path):

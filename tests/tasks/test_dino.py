@@ -210,6 +210,8 @@ def test_endless_run_is_refused(tmp_path, folder, tiny):
 def test_run_without_a_step_is_refused(tmp_path, folder, tiny):
     with pytest.raises(ValueError, match='batch'):
         _trainer(tmp_path).fit(_task(tiny), _data(folder, batch_size=64))
+    with pytest.raises(ValueError, match='0 optimizer steps are planned'):
+        _trainer(tmp_path, max_steps=-1, max_epochs=0).fit(_task(tiny), _data(folder))
 
 
 def test_nan_loss_names_its_term(tmp_path, folder, tiny):

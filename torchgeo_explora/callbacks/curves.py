@@ -4,12 +4,16 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only
 from matplotlib.figure import Figure
+
+from torchgeo_explora.callbacks.figures import keep
 
 
 class Curves(Callback):
     """Draw metrics against optimizer steps into `curves.png` at the end of a run.
+
+    The picture goes to TensorBoard too, where it is the logger.
 
     Args:
         folder: Where to write; the trainer's root folder if None.
@@ -60,10 +64,7 @@ class Curves(Callback):
             axes.set_xlabel('optimizer step')
             axes.set_title(name)
             axes.grid(alpha=0.3)
-        path = Path(self.folder or trainer.default_root_dir) / 'curves.png'
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=120)
-        rank_zero_info(f'curves: {path}')
+        keep(figure, 'curves', trainer, self.folder)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the curves so far."""

@@ -60,7 +60,16 @@ class EmbeddingWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Append a batch to this process's part."""
+        """Append a batch to this process's part.
+
+        Raises:
+            ValueError: If there are several loaders.
+        """
+        if dataloader_idx:
+            raise ValueError(
+                'images of several loaders would share their numbers: predict one data'
+                ' set at a time'
+            )
         index = self._numbers(trainer, len(prediction), batch_indices, batch)
         columns: dict[str, pa.Array] = {'index': pa.array(index, pa.int64())}
         if 'path' in batch:

@@ -1,5 +1,6 @@
 """Pictures of what the model sees and of what it makes of it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from torchgeo_explora.augment import Views
-from torchgeo_explora.callbacks.figures import keep, panels
+from torchgeo_explora.callbacks.figures import keep, panels, shown_channels
+from torchgeo_explora.objectives.objective import batch_metadata
 
 
 class Pictures(Callback):
@@ -16,38 +18,43 @@ class Pictures(Callback):
 
     The crops show what augmentation does to the images. In the feature picture,
     patches of one colour are alike for the model; before and after share their axes
-    of colour only within a row. Both go to TensorBoard, where it is the logger, and
-    to *folder*.
+    of colour only within a row. Of a series the first image is shown, and the mean of
+    the features over time. Both go to TensorBoard, where it is the logger, and to
+    *folder*.
 
     Args:
         folder: Where to write `crops.png` and `pca.png`; the trainer's root folder if
             None.
         images: Images shown.
-        bands: Three channels shown as red, green and blue.
+        bands: Three channels shown as red, green and blue: indices, or names where the
+            backbone has names. If None, the true colours among Sentinel-2's bands,
+            else the first three; the first one in grey where there are fewer.
     """
 
     def __init__(
         self,
         folder: str | Path | None = None,
         images: int = 6,
-        bands: tuple[int, int, int] = (0, 1, 2),
+        bands: Sequence[int | str] | None = None,
     ) -> None:
         """Keep the settings."""
         self.folder = folder
         self.images = images
         self.bands = bands
-        self._shown: Tensor | None = None
+        self._batch: dict[str, Tensor] = {}
         self._before: Tensor | None = None
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
         """Draw the crops and the features before the first step."""
-        if self._shown is not None or not trainer.is_global_zero:
+        if self._batch or not trainer.is_global_zero:
             return
-        image = pl_module.unit_image({'image': batch['image'][: self.images]})
-        self._shown = image
-        self._before = self._components(pl_module, image)
+        few = {k: v[: self.images] for k, v in batch_metadata(batch).items()}
+        few['image'] = batch['image'][: self.images]
+        image = pl_module.unit_image(few)
+        self._batch = {**few, 'image': image}
+        self._before = self._components(pl_module, self._batch)
         augment = getattr(pl_module.objective, 'augment', None)
         if augment is not None:
             devices = [pl_module.device] if pl_module.device.type == 'cuda' else []
@@ -61,25 +68,34 @@ class Pictures(Callback):
                 names += [f'local {i + 1}' for i in range(len(views.local))]
                 crops = dict(zip(names, [*views.global_, *views.local], strict=True))
             rows = [image, *(crop * std + mean for crop in crops.values())]
+            rows = [self._colours(pl_module, row) for row in rows]
             self._write(trainer, 'crops', rows, ['image', *crops])
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Draw the features before and after."""
-        if self._shown is None or self._before is None:
+        # A resumed run has the images on all ranks; one of them draws.
+        if self._before is None or not trainer.is_global_zero:
             return
-        after = self._components(pl_module, self._shown)
-        rows = [self._shown, self._before, after]
+        image = self._colours(pl_module, self._batch['image'])
+        rows = [image, self._before, self._components(pl_module, self._batch)]
         self._write(trainer, 'pca', rows, ['image', 'before', 'after'])
 
+    def _colours(self, pl_module: Any, image: Tensor) -> Tensor:
+        """Return (B, 3, H, W) of images (B, C, H, W), or of series of them."""
+        channels = shown_channels(pl_module.backbone, self.bands)
+        first = image[:, 0] if image.ndim == 5 else image
+        return first[:, channels]
+
     @torch.no_grad()
-    def _components(self, pl_module: Any, image: Tensor) -> Tensor:
+    def _components(self, pl_module: Any, batch: dict[str, Tensor]) -> Tensor:
         """Return the first three components of the patch features, (B, 3, h, w)."""
         backbone = pl_module.backbone
         # A resumed run has its images from a checkpoint, on the CPU.
-        view = pl_module.view(image.to(pl_module.device))
-        features = backbone(view).patch.float()  # (B, N, D)
+        batch = {name: value.to(pl_module.device) for name, value in batch.items()}
+        view = pl_module.view(batch['image'])
+        features = backbone(view, **batch_metadata(batch)).patch.float()  # (B, N, D)
         height, width = (side // backbone.patch_size for side in view.shape[-2:])
-        # Spectral groups share a place.
+        # Spectral groups share a place, and so do the times of a series.
         features = features.unflatten(1, (-1, height * width)).mean(1)
         flat = features.flatten(0, 1)
         flat = flat - flat.mean(0)
@@ -90,7 +106,7 @@ class Pictures(Callback):
         points = flat @ axes.T  # (B * N, 3)
         low, high = points.quantile(0.02, 0), points.quantile(0.98, 0)
         colours = ((points - low) / (high - low).clamp_min(1e-6)).clamp(0, 1)
-        return colours.view(len(image), height, width, 3).permute(0, 3, 1, 2).cpu()
+        return colours.view(len(view), height, width, 3).permute(0, 3, 1, 2).cpu()
 
     def _write(
         self, trainer: Trainer, name: str, rows: list[Tensor], titles: list[str]
@@ -99,18 +115,15 @@ class Pictures(Callback):
         figure, grid = panels(len(rows), len(rows[0]))
         for line, row, title in zip(grid, rows, titles, strict=True):
             for axes, image in zip(line, row, strict=True):
-                shown = image if len(image) == 3 else image[list(self.bands)]
-                axes.imshow(shown.clamp(0, 1).permute(1, 2, 0).cpu().numpy())
+                axes.imshow(image.clamp(0, 1).permute(1, 2, 0).cpu().numpy())
             line[0].set_ylabel(title)
         keep(figure, name, trainer, self.folder)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the images and their first features, for the picture at the end."""
-        if self._shown is None:
-            return {}
-        return {'shown': self._shown.cpu(), 'before': self._before.cpu()}  # type: ignore[union-attr]
+        return {'batch': dict(self._batch), 'before': self._before}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore them."""
-        self._shown = state_dict.get('shown')
-        self._before = state_dict.get('before')
+        self._batch = dict(state_dict['batch'])
+        self._before = state_dict['before']

@@ -8,12 +8,10 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
-from torchgeo_explora.augment import band_indices
-from torchgeo_explora.callbacks.figures import keep, panels
+from torchgeo_explora.callbacks.figures import keep, panels, shown_channels
 from torchgeo_explora.objectives.objective import batch_metadata
 
 _GREY = 0.5
-_TRUE_COLOUR = ('B04', 'B03', 'B02')
 
 
 class Reconstructions(Callback):
@@ -61,7 +59,9 @@ class Reconstructions(Callback):
         """Take the images, and what is made of them before the first step."""
         if self._batch or not trainer.is_global_zero:
             return
-        self._channels(pl_module.backbone)  # wrong bands show before the first step
+        shown_channels(
+            pl_module.backbone, self.bands
+        )  # wrong bands show before the first step
         few = {k: v[: self.images] for k, v in batch_metadata(batch).items()}
         few['image'] = batch['image'][: self.images]
         self._batch = {**few, 'image': pl_module.view(pl_module.known_image(few))}
@@ -108,7 +108,7 @@ class Reconstructions(Callback):
             return
         self._drawn = trainer.global_step
         hidden, now = self._paint(pl_module)
-        channels = self._channels(pl_module.backbone)
+        channels = shown_channels(pl_module.backbone, self.bands)
         mean, std = (
             torch.tensor(values, device=now.device)[:, None, None]
             for values in (pl_module.mean, pl_module.std)
@@ -145,30 +145,6 @@ class Reconstructions(Callback):
             axes.imshow(picture.cpu().numpy(), cmap='magma', vmin=0, vmax=largest)
         grid[-1][0].set_ylabel(f'error to {largest:.2g}')
         keep(figure, 'reconstructions', trainer, self.folder)
-
-    def _channels(self, backbone: Any) -> list[int]:
-        """Return the three channels to show.
-
-        Raises:
-            ValueError: If a band is named that the backbone does not have, or a name is
-                given where it has none.
-        """
-        names: Any = getattr(backbone, 'bands', None)
-        chosen = self.bands
-        if chosen is None:
-            known = names is not None and set(_TRUE_COLOUR) <= set(names)
-            first = range(3) if backbone.in_channels >= 3 else (0, 0, 0)
-            chosen = _TRUE_COLOUR if known else first
-        wanted = [band for band in chosen if isinstance(band, str)]
-        if wanted and names is None:
-            raise ValueError(
-                f'*bands* names {", ".join(wanted)}, but {type(backbone).__name__} has'
-                ' no names for its channels: give their indices'
-            )
-        return [
-            band_indices(names, [band])[0] if isinstance(band, str) else band
-            for band in chosen
-        ]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the images, and what was made of them at the start."""

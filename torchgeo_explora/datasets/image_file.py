@@ -46,14 +46,19 @@ class UnreadableImageError(RuntimeError):
 
 
 @contextmanager
-def _naming(path: str) -> Iterator[None]:
+def naming(path: str) -> Iterator[None]:
+    """Name the file in whatever goes wrong with its bytes.
+
+    Raises:
+        UnreadableImageError: If something does.
+    """
     try:
         yield
     except _DAMAGE as error:
         reason = ' '.join(str(error).split()) or type(error).__name__
         raise UnreadableImageError(
-            f'cannot read image {path}: {reason}. Replace the file, or pass '
-            f"on_error='skip' to go on without it"
+            f'cannot read image {path}: {reason}. Replace the file, or pass'
+            f" on_error='skip' to go on without it"
         ) from error
 
 
@@ -91,7 +96,7 @@ class ImageFile:
         self._stack = ExitStack()
         self._image: Any = None
         try:
-            with _naming(self.path):
+            with naming(self.path):
                 suffix = os.path.splitext(self.path)[1].lower()
                 if suffix in ('.tif', '.tiff') or (
                     suffix == '.png' and _is_deep_png(self.path)
@@ -184,7 +189,7 @@ class ImageFile:
         """
         indices = list(range(len(self.bands)) if indices is None else indices)
         # All in NumPy: threads of PyTorch gain nothing here and fight in workers.
-        with _naming(self.path):
+        with naming(self.path):
             if isinstance(self._image, Image.Image):
                 picture = self._image
                 if self._mode and picture.mode != self._mode:

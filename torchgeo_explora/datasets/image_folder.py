@@ -9,7 +9,6 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
-from torch.nn import functional as F
 from torchgeo.datasets import NonGeoDataset
 
 from torchgeo_explora.datasets.folder_layout import (
@@ -19,6 +18,7 @@ from torchgeo_explora.datasets.folder_layout import (
     Split,
 )
 from torchgeo_explora.datasets.image_file import ImageFile, UnreadableImageError
+from torchgeo_explora.datasets.resize import fit_square
 from torchgeo_explora.datasets.value_range import (
     RANGES,
     ValueRange,
@@ -202,7 +202,7 @@ class ImageFolder(NonGeoDataset):
             indices = self._check_file(file)
             image = file.read(indices)
         if self.size is not None:
-            image = _resize_and_crop(image, self.size)
+            image = fit_square(image, self.size)
         sample: dict[str, Any] = {
             'image': image,
             'path': path,
@@ -298,17 +298,3 @@ class ImageFolder(NonGeoDataset):
                 break
         # (C, H, W) -> (H, W, 3) or (H, W)
         return unit[:3].permute(1, 2, 0).numpy() if len(unit) >= 3 else unit[0].numpy()
-
-
-def _resize_and_crop(image: Tensor, size: int) -> Tensor:
-    """Bring the shorter side to *size* and cut out the centre: (C, size, size)."""
-    height, width = image.shape[-2:]
-    if (height, width) == (size, size):
-        return image
-    scale = size / min(height, width)
-    shape = (max(size, round(height * scale)), max(size, round(width * scale)))
-    if shape != (height, width):
-        # Bilinear never leaves the range of the values, as bicubic does.
-        image = F.interpolate(image[None], shape, mode='bilinear', antialias=True)[0]
-    top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
-    return image[:, top : top + size, left : left + size].contiguous()

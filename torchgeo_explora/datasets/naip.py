@@ -10,8 +10,7 @@ from matplotlib.figure import Figure
 from torchgeo.datasets import RGBBandsMissingError
 
 from torchgeo_explora.datasets.figure import plot_image
-from torchgeo_explora.datasets.image_file import UnreadableImageError
-from torchgeo_explora.datasets.picture import naming
+from torchgeo_explora.datasets.image_file import UnreadableImageError, naming
 from torchgeo_explora.datasets.problems import judge, write_report
 from torchgeo_explora.datasets.resize import fit_square
 from torchgeo_explora.datasets.table_dataset import (

@@ -1,8 +1,6 @@
 """8-bit pictures, cut and resized while they are decoded."""
 
 import math
-import struct
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,42 +8,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from rasterio.errors import RasterioError
 from torch import Tensor
 
-from torchgeo_explora.datasets.image_file import UnreadableImageError
+from torchgeo_explora.datasets.image_file import naming
 
 #: (left, top, right, bottom) in pixels, right and bottom not included.
 type Region = tuple[float, float, float, float]
-
-# What Pillow and GDAL were seen to raise on damaged bytes.
-_DAMAGE = (
-    OSError,
-    RasterioError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
-
-
-@contextmanager
-def naming(path: str) -> Iterator[None]:
-    """Name the file in whatever goes wrong with its bytes.
-
-    Raises:
-        UnreadableImageError: If something does.
-    """
-    try:
-        yield
-    except _DAMAGE as error:
-        reason = ' '.join(str(error).split()) or type(error).__name__
-        raise UnreadableImageError(
-            f'cannot read {path}: {reason}. Replace the file, or pass'
-            f" on_error='skip' to go on without it"
-        ) from error
 
 
 @contextmanager

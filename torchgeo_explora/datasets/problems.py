@@ -24,7 +24,10 @@ def write_report(problems: Sequence[tuple[str, str]], path: str) -> str | None:
             if os.path.exists(path):
                 os.remove(path)
             return None
-        with replacing(path) as part, part.open('w', newline='') as file:
+        with (
+            replacing(path) as part,
+            part.open('w', newline='', encoding='utf-8') as file,
+        ):
             writer = csv.writer(file)
             writer.writerow(('path', 'problem'))
             writer.writerows(problems)

@@ -16,8 +16,7 @@ from rasterio.io import DatasetReader
 from rasterio.vrt import WarpedVRT
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from torchgeo_explora.datasets.image_file import UnreadableImageError
-from torchgeo_explora.datasets.picture import naming
+from torchgeo_explora.datasets.image_file import UnreadableImageError, naming
 from torchgeo_explora.datasets.problems import tally, write_report
 from torchgeo_explora.datasets.scene import Scene
 from torchgeo_explora.datasets.scene_coverage import positions, visible_shares

@@ -18,7 +18,7 @@ from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 from torchgeo.datasets import RasterDataset
 
-from torchgeo_explora.datasets.picture import naming
+from torchgeo_explora.datasets.image_file import naming
 from torchgeo_explora.datasets.scene import Scene
 
 # Open files a process keeps.

@@ -116,7 +116,7 @@ def _of_training(content: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     hyper = content.get('hyper_parameters', {})
     task = hyper.get('_class_path', 'a task').rpartition('.')[2]
     title = f'checkpoint of {task} after {content.get("global_step")} optimizer steps'
-    notes = {name: hyper.get(name) for name in ('model', 'weights', 'delta')}
+    notes = {n: hyper[n] for n in ('model', 'weights', 'delta') if n in hyper}
     return title, {'base': content['explora']['base'], **notes}
 
 

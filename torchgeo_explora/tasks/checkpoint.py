@@ -1,6 +1,5 @@
 """Checkpoints: a delta file beside each, and none that does not fit."""
 
-import os
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from pathlib import Path
@@ -10,6 +9,7 @@ from lightning.fabric.plugins import CheckpointIO
 
 from torchgeo_explora.adapt import base_fingerprint
 from torchgeo_explora.models.backbone import Backbone
+from torchgeo_explora.writing import replacing
 
 
 class DeltaCheckpointIO(CheckpointIO):
@@ -32,15 +32,9 @@ class DeltaCheckpointIO(CheckpointIO):
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
         """Write the checkpoint and the delta."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f'.{path.name}.part')
-        try:
+        with replacing(path) as part:
             self.inner.save_checkpoint(checkpoint, part, storage_options)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
-        self.save_delta(path.with_suffix('.safetensors'))
+        self.save_delta(Path(path).with_suffix('.safetensors'))
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> Any:
         """Read a checkpoint."""

@@ -59,6 +59,9 @@ def plan(trainer: Trainer) -> tuple[int, int]:
             'the run has no end, and every schedule needs one: set'
             ' trainer.max_steps (or trainer.max_epochs, for data of known length)'
         )
+    # Lightning estimates one epoch where there is to be none.
+    if trainer.max_epochs == 0:
+        steps = 0
     if steps < 1:
         raise ValueError(
             f'{int(steps)} optimizer steps are planned: set trainer.max_steps or'

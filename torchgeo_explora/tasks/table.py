@@ -1,13 +1,14 @@
 """Results as a CSV file."""
 
 import csv
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
+
+from torchgeo_explora.writing import replacing
 
 
 def write_table(trainer: Trainer, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -24,12 +25,9 @@ def write_table(trainer: Trainer, name: str, rows: Sequence[Mapping[str, Any]]) 
     folder = Path(trainer.log_dir or trainer.default_root_dir)
     if not trainer.is_global_zero:
         return
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f'{name}.csv'
-    part = folder / f'.{name}.csv.part'
-    with part.open('w', newline='') as file:
+    with replacing(path) as part, part.open('w', newline='') as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(part, path)
     rank_zero_info(f'{name}: {path}')
