@@ -9,8 +9,7 @@ import torch
 from matplotlib.figure import Figure
 
 from torchgeo_explora.datasets.figure import plot_image
-from torchgeo_explora.datasets.image_file import UnreadableImageError
-from torchgeo_explora.datasets.picture import naming
+from torchgeo_explora.datasets.image_file import UnreadableImageError, naming
 from torchgeo_explora.datasets.prepared_format import decode_sample
 from torchgeo_explora.datasets.prepared_manifest import (
     INDEX,
