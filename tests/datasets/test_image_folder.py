@@ -343,6 +343,18 @@ def test_pixels_without_data_are_zero(tmp_path):
     assert image[0, 0, 0] == image[0, 1, 1] == 0
     assert image.isfinite().all()
     assert image.min() == 0
+    assert ImageFolder(tmp_path).no_data == 0
+
+
+def test_pixels_outside_the_mask_of_a_file_are_zero(tmp_path):
+    array = save_tiff(tmp_path / 'a.tif', values(0, (3, 8, 8)) // 2 + 9)
+    assert ImageFolder(tmp_path).no_data is None
+    with rasterio.open(tmp_path / 'a.tif', 'r+') as file:
+        file.write_mask(np.pad(np.ones((8, 5), bool), ((0, 0), (0, 3))))
+    dataset = ImageFolder(tmp_path)
+    assert dataset.no_data == 0
+    array[:, :, 5:] = 0
+    assert np.array_equal(dataset[0]['image'].numpy(), array)
 
 
 @pytest.mark.parametrize('mode', ['RGBA', 'P', 'L', 'LA', '1'])

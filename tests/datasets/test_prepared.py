@@ -57,7 +57,9 @@ def same(sample, other, atol=0.0):
 
 
 def test_samples_and_keys_are_those_of_the_raw_form(fmow, tmp_path):
-    folder = prepare(fmow, tmp_path / 'out', samples_per_shard=3, progress=False)
+    folder = prepare(
+        fmow, tmp_path / 'out', samples_per_shard=3, quality=95, progress=False
+    )
     prepared = Prepared(folder)
     assert len(prepared) == len(fmow) == 8
     assert prepared.classes == list(fmow.classes)

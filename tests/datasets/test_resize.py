@@ -19,3 +19,14 @@ def test_centre_is_kept():
     # Twice as small: pairs of columns; of the 15, two on the left and three are cut.
     halves = torch.arange(4.5, 24, 2)
     assert_close(fit_square(image, 10)[0, 5], halves, atol=0.2, rtol=0)
+
+
+def test_pixels_without_data_are_not_mixed_with_others():
+    image = torch.full((2, 40, 40), 3000.0)
+    image[:, :, :9] = 0
+    image[0, :, 30] = 0  # in one band: a value like any other
+    resized = fit_square(image, 13, no_data=0)
+    known = resized[1][resized[1] != 0]
+    assert_close(known, torch.full_like(known, 3000.0))
+    assert (resized[1] == 0).any(0).tolist() == [True] * 3 + [False] * 10
+    assert ((resized[0, :, 9:11] > 0) & (resized[0, :, 9:11] < 3000)).any()

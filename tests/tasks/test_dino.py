@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
-from peft import LoHaConfig
+from peft import AdaLoraConfig, LoHaConfig
 from torch._dynamo.testing import CompileCounter
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -334,6 +334,18 @@ def test_prediction_checks_the_value_range_too(tmp_path, folder, tiny):
         ({'local_size': 20}, r'\*local_size\* 20 .* use 16'),
         ({'base_lr': 0.0}, r'\*base_lr\*'),
         ({'rank': 0, 'alpha': 3}, r'\*alpha\*'),
+        ({'warmup': 2.0}, r'\*warmup\* is a share'),
+        (
+            {'unfreeze': [], 'rank': 0, 'norms': False, 'cls_token': False},
+            'nothing of the backbone would train',
+        ),
+        (
+            {
+                'rank': None,
+                'adapter': AdaLoraConfig(total_step=9, target_modules=['q', 'v']),
+            },
+            'AdaLoraConfig takes ranks away',
+        ),
         (
             {
                 'rank': None,

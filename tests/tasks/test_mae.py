@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 import yaml
 from lightning.pytorch import Callback, Trainer, seed_everything
@@ -248,6 +249,26 @@ def test_declared_no_data_is_no_reason_to_doubt_the_range():
     image = torch.full((1, 3, 32, 32), -9999.0)
     image[..., :8] = torch.rand(1, 3, 32, 8)
     assert task.unit_image({'image': image}).isfinite().all()
+
+
+def test_what_files_declare_as_no_data_is_not_in_the_loss(tmp_path, caplog):
+    caplog.set_level('INFO')
+    for number in range(4):
+        image = np.full((3, 32, 32), 100, np.int16)
+        image[:, :8] = -9999
+        profile = {'count': 3, 'height': 32, 'width': 32, 'dtype': 'int16'}
+        with rasterio.open(
+            tmp_path / f'{number}.tif', 'w', driver='GTiff', nodata=-9999, **profile
+        ) as file:
+            file.write(image)
+    task = _task()
+    data = ImageFolderDataModule(tmp_path, batch_size=2, value_range=(0, 200))
+    _trainer(tmp_path / 'out', max_steps=1).fit(task, data)
+    assert 'no data: 0 in all bands' in caplog.text
+    batch = {'image': torch.stack([data.train_dataset[i]['image'] for i in range(2)])}
+    missing = task.known_image(batch).isnan()
+    assert missing[..., :8, :].all()
+    assert not missing[..., 8:, :].any()
 
 
 def test_embeddings_see_no_data_as_training_does():

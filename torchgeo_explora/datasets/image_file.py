@@ -12,7 +12,7 @@ import numpy as np
 import rasterio
 import torch
 from PIL import Image
-from rasterio.enums import ColorInterp
+from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from torch import Tensor
 
@@ -78,6 +78,8 @@ class ImageFile:
         described: Whether the names are the file's own descriptions.
         dtype: NumPy's name of the stored type, such as 'uint8'.
         size: (H, W) in pixels.
+        no_data: What `read` returns where there is no data, None if the file declares
+            no such pixels.
 
     Raises:
         UnreadableImageError: If the file cannot be opened as an image.
@@ -86,6 +88,7 @@ class ImageFile:
 
     bands: tuple[str, ...]
     dtype: str
+    no_data: float | None = None
     _mode: str
 
     def __init__(
@@ -140,6 +143,10 @@ class ImageFile:
             )
             for i in kept
         )
+        flags = image.mask_flag_enums[0]
+        self._masked = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
+        if self._masked or image.nodata is not None:
+            self.no_data = 0.0
         self.dtype = image.dtypes[0]
         self.size: tuple[int, int] = (image.height, image.width)
         self._image = image
@@ -181,8 +188,8 @@ class ImageFile:
             indices: Bands to read, from 0, in the order wanted; all by default.
 
         Returns:
-            Stored values, (C, H, W). Pixels without data (NaN, or the nodata value of
-            the file) are 0.
+            Stored values, (C, H, W). Pixels without data (NaN, the nodata value of the
+            file, or outside its mask) are 0.
 
         Raises:
             UnreadableImageError: If the pixels cannot be decoded.
@@ -200,6 +207,8 @@ class ImageFile:
                 values = self._image.read([self._raster_indices[i] for i in indices])
                 if self._image.nodata is not None:
                     values[values == self._image.nodata] = 0
+                if self._masked:
+                    values[:, self._image.dataset_mask() == 0] = 0
         image = np.ascontiguousarray(values, dtype=np.float32)
         if values.dtype.kind == 'f':
             image = np.nan_to_num(image, nan=0.0, posinf=0.0, neginf=0.0)

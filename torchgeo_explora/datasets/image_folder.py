@@ -72,6 +72,8 @@ class ImageFolder(NonGeoDataset):
         classes: Names of the classes, in the order of the labels.
         bands: Names of the bands returned.
         value_range: (low, high).
+        no_data: Value of pixels without data, in all bands; None if the first file does
+            not declare any.
         range_known: Whether *value_range* was given or is all that 8 bits or a float
             can mean, not the usual scale of 16 bits.
 
@@ -139,6 +141,7 @@ class ImageFolder(NonGeoDataset):
                 with ImageFile(path, self._names) as file:
                     self._first = (path, file.bands, file.dtype, file.size)
                     self._wanted = wanted
+                    self.no_data = file.no_data
                     if wanted is None:
                         self.bands = file.bands
                     else:
@@ -202,7 +205,7 @@ class ImageFolder(NonGeoDataset):
             indices = self._check_file(file)
             image = file.read(indices)
         if self.size is not None:
-            image = fit_square(image, self.size)
+            image = fit_square(image, self.size, self.no_data)
         sample: dict[str, Any] = {
             'image': image,
             'path': path,

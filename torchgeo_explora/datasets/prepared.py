@@ -41,8 +41,8 @@ class Prepared(TableDataset):
 
     Attributes:
         classes: Class names of the data set it was made from.
-        bands: Names of its bands; likewise ``value_range`` and ``range_known``, as far
-            as it had them.
+        bands: Names of its bands; likewise ``value_range``, ``range_known`` and
+            ``no_data``, as far as it had them.
         manifest: All that is known of it.
 
     Raises:
@@ -71,7 +71,7 @@ class Prepared(TableDataset):
         self.classes = self.manifest['classes'] or ()
         attributes = dict(self.manifest['attributes'])
         self.split = split if split is not None else attributes.pop('split', None)
-        for name in ('bands', 'value_range', 'range_known'):
+        for name in ('bands', 'value_range', 'range_known', 'no_data'):
             if name in attributes:
                 setattr(self, name, attributes[name])
         self.shards = [

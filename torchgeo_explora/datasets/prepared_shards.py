@@ -30,7 +30,7 @@ from torchgeo_explora.datasets.prepared_manifest import (
 )
 
 # Attributes of a data set that its prepared form keeps.
-_KEPT = ('split', 'bands', 'value_range', 'range_known')
+_KEPT = ('split', 'bands', 'value_range', 'range_known', 'no_data')
 
 
 def prepare(

@@ -82,12 +82,15 @@ class SceneWindows(TableDataset):
         bands: Names of the bands.
         value_range: (low, high).
         range_known: Whether the range was given or is all that the type can mean.
+        no_data: Value of pixels without data, in all bands.
 
     Raises:
         NoSamplesError: If no scene has a usable window; a DatasetNotFoundError.
         FileNotFoundError: If a path leads to nothing, or too many scenes are at fault.
         ValueError: If an argument is wrong.
     """
+
+    no_data = 0.0
 
     def __init__(
         self,

@@ -129,6 +129,17 @@ def unit_range(
     )
 
 
+def no_data(datamodule: Any) -> float | None:
+    """Return the value that a data module's images have where there is no data.
+
+    It is the `no_data` of its data sets, as our folders and scenes have it. Call it
+    after the data module's `setup`. None if they tell none.
+    """
+    sets = (getattr(datamodule, name, None) for name in _DATASETS)
+    values = (getattr(dataset, 'no_data', None) for dataset in sets)
+    return next((value for value in values if value is not None), None)
+
+
 def require_predict_set(datamodule: Any) -> None:
     """Raise if a TorchGeo data module has nothing to predict on."""
     names = ('predict_dataset', 'dataset')

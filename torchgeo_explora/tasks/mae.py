@@ -16,6 +16,7 @@ from torchgeo_explora.models.backbone import Backbone
 from torchgeo_explora.models.sizes import check_size
 from torchgeo_explora.objectives import MAE
 from torchgeo_explora.tasks.backbone import describe, fill, rebuild
+from torchgeo_explora.tasks.intake import no_data as declared_no_data
 from torchgeo_explora.tasks.pretraining import PretrainingTask
 from torchgeo_explora.tasks.student import choose_adapter, plain_arguments
 
@@ -126,8 +127,9 @@ class ExploraMAETask(PretrainingTask):
             warmup: Share of the run with a linear warm-up.
             betas: AdamW's coefficients.
             weight_decay: AdamW's weight decay, of matrices only.
-            no_data: Sensor value that means no data where all bands have it. NaN means
-                so everywhere. Such pixels do not count in the loss.
+            no_data: Sensor value that means no data where all bands have it; what the
+                data module says if None. NaN means so everywhere. Such pixels do not
+                count in the loss.
             quantize: Whether to cut values to 8 bits, as SatMAE's loader does.
             augmentations: Module from (B, C, H, W) in [0, 1], NaN where there is no
                 data, to normalised views of one size, instead of MAE's.
@@ -157,6 +159,7 @@ class ExploraMAETask(PretrainingTask):
         self.betas = betas
         self.weight_decay = weight_decay
         self.value_range = value_range
+        self.no_data = no_data
         self.seed = seed
         # A tuple hides modules: none may be assigned before `Module.__init__`.
         self._given = (rebuild(model), augmentations)
@@ -250,6 +253,8 @@ class ExploraMAETask(PretrainingTask):
                 'decoder: from the weights, frozen but for'
                 f' {" and ".join(parts)}; {share}'
             )
+        if self.no_data is not None:
+            lines.append(f'no data: {self.no_data:g} in all bands, not in the loss')
         return '\n'.join(lines)
 
     def scaled_lr(self, effective_batch: int) -> float:
@@ -263,13 +268,18 @@ class ExploraMAETask(PretrainingTask):
         vectors = [p for p in group['params'] if p.ndim < 2]
         return [{'params': matrices}, {'params': vectors, 'weight_decay': 0.0}]
 
+    def setup(self, stage: str) -> None:
+        """Ask the data module for the value that means no data, too."""
+        super().setup(stage)
+        if self.no_data is None:
+            self.no_data = declared_no_data(getattr(self.trainer, 'datamodule', None))
+
     def sensor_image(self, batch: dict[str, Any]) -> Tensor:
         """Return the raw images, NaN where there is no data."""
         image = super().sensor_image(batch)
-        no_data = self.hparams['no_data']
-        if no_data is None:
+        if self.no_data is None:
             return image
-        return image.masked_fill((image == no_data).all(-3, keepdim=True), nan)
+        return image.masked_fill((image == self.no_data).all(-3, keepdim=True), nan)
 
     def unit_image(self, batch: dict[str, Any]) -> Tensor:
         """Return the images in [0, 1], in 8 bits if wanted."""

@@ -17,13 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchgeo.tasks import BaseTask
 
-from torchgeo_explora.adapt import (
-    adapt,
-    count,
-    delta_state_dict,
-    save_delta,
-    store_frozen,
-)
+from torchgeo_explora.adapt import count, delta_state_dict, save_delta, store_frozen
 from torchgeo_explora.augment import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from torchgeo_explora.callbacks.embeddings import EmbeddingWriter
 from torchgeo_explora.models.backbone import Backbone
@@ -44,7 +38,7 @@ from torchgeo_explora.tasks.resume import (
     order_by_epoch,
     restore_generators,
 )
-from torchgeo_explora.tasks.student import adaptation, for_channels
+from torchgeo_explora.tasks.student import adaptation, for_channels, make_trainable
 
 
 class PretrainingTask(BaseTask):
@@ -83,10 +77,14 @@ class PretrainingTask(BaseTask):
         """Build the objective.
 
         Raises:
-            ValueError: If the learning rate is not positive.
+            ValueError: If the learning rate or the warm-up is out of range.
         """
         if self.base_lr <= 0:
             raise ValueError(f'*base_lr* must be positive, not {self.base_lr}')
+        if not 0 <= self.warmup < 1:
+            raise ValueError(
+                f'*warmup* is a share of the run, from 0 to below 1, not {self.warmup}'
+            )
         super().__init__()
         if self.hparams['compiled']:
             self._compile()
@@ -119,7 +117,7 @@ class PretrainingTask(BaseTask):
             student: Plain backbone.
             modules: Names of modules and parameters that train whole besides.
         """
-        adapt(student, adaptation(self.hparams, self.adapter, modules))
+        make_trainable(student, adaptation(self.hparams, self.adapter, modules))
         if (dtype := self.hparams['frozen_dtype']) != 'float32':
             store_frozen(student, getattr(torch, dtype))
         student.checkpointing = self.hparams['checkpointing']

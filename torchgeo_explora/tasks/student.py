@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any
 
-from peft import PeftConfig
+from peft import AdaLoraConfig, PeftConfig
+from torch import nn
 from torchvision.models._api import WeightsEnum
 
-from torchgeo_explora.adapt import Adaptation, lora
+from torchgeo_explora.adapt import Adaptation, adapt, count, lora
 
 
 def choose_adapter(
@@ -75,6 +76,25 @@ def adaptation(
         adapter=adapter,
         modules=tuple(modules),
     )
+
+
+def make_trainable(student: nn.Module, adaptation: Adaptation) -> None:
+    """Adapt a backbone for pre-training, in place.
+
+    Raises:
+        ValueError: If nothing would train, or the adapter's ranks would have to move.
+    """
+    if isinstance(adaptation.adapter, AdaLoraConfig):
+        raise ValueError(
+            '*adapter* AdaLoraConfig takes ranks away by a schedule, which pre-training'
+            ' does not have: take LoraConfig here, AdaLoRA in ExploraClassificationTask'
+        )
+    adapt(student, adaptation)
+    if not count(student)[0]:
+        raise ValueError(
+            'nothing of the backbone would train: give *unfreeze*, *norms*,'
+            ' *cls_token*, *modules* or *rank*'
+        )
 
 
 def for_channels(statistic: Sequence[float], channels: int) -> tuple[float, ...]:
