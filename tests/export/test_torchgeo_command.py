@@ -73,6 +73,7 @@ def command(name, place, task, arguments, data, *given, **trainer):
     config = {
         'trainer': {
             'accelerator': 'cpu',
+            'default_root_dir': str(place),
             'logger': {
                 'class_path': 'lightning.pytorch.loggers.CSVLogger',
                 'init_args': {'save_dir': str(place), 'name': name},
