@@ -16,6 +16,9 @@ $(INSTALLED): pyproject.toml
 quickstart: $(INSTALLED)
 	$(BIN)/torchgeo fit --config configs/quickstart.yaml
 
+# One thread for each of the two processes: more of them fight for two cores.
+test unit: export OMP_NUM_THREADS = 1
+
 test: lint
 	$(BIN)/python -m pytest -n 2
 
