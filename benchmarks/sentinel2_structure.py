@@ -6,9 +6,9 @@ FOLDER holds the GeoTIFFs; the chips held out are those of `sentinel2_errors.py`
 normalised pixels of a hidden patch are the mean of each band, and what is left, its
 structure. For each, the share of the variance that the model explains is printed (1 is
 all, 0 or less is nothing), for patches of which another group of bands is visible at
-the same place, and for the others. `linear` is what a linear map from the true structure of
-group 1 explains of that of group 0, fitted on half of the chips and tried on the rest:
-what could be known. Prints JSON.
+the same place, and for the others. `linear` is what a linear map from the true
+structure of group 1 explains of that of group 0, fitted on half of the chips and tried
+on the rest: what could be known. Prints JSON.
 """
 
 import json
