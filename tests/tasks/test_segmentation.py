@@ -142,6 +142,15 @@ def test_a_batch_without_any_pixel_that_counts_has_no_gradient(tmp_path):
     assert run.callback_metrics['train_loss'] == 0
 
 
+@pytest.mark.parametrize('channels', [1, 2, 4])
+def test_images_of_any_number_of_channels_are_drawn(channels, tmp_path):
+    task = make(in_channels=channels)
+    task._trainer = trainer(tmp_path)
+    masks = torch.zeros(1, 8, 8, dtype=torch.long)
+    task._draw(torch.rand(1, channels, 8, 8), masks, masks)
+    assert (tmp_path / 'segmentation.png').exists()
+
+
 @pytest.mark.cli
 def test_command(tmp_path):
     data = {
