@@ -273,6 +273,11 @@ class ExploraSegmentationTask(FinetuningTask):
             axis.set_title(title, fontsize=8)
         keep(figure, 'segmentation', self.trainer)
 
-    def predict_batch(self, batch: dict[str, Any]) -> Tensor:
-        """Return the class of each pixel, (B, H, W) int64."""
-        return self.sliding(self.unit_image(batch)).argmax(1)
+    def predict_batch(self, batch: dict[str, Any]) -> list[Tensor]:
+        """Return the class of each pixel, (H, W) int64 in each image's own size."""
+        classes = self.sliding(self.unit_image(batch)).argmax(1)
+        sizes = batch.get('size', torch.tensor([classes.shape[1:]] * len(classes)))
+        return [
+            mask[:height, :width]
+            for mask, (height, width) in zip(classes, sizes.tolist(), strict=True)
+        ]
