@@ -11,6 +11,7 @@ from torchgeo.datamodules import NonGeoDataModule
 
 from tests.tasks.downstream import VIT, command, images, stopped_at, write_config
 from torchgeo_explora.adapt import Adaptation, adapt, merged, save_delta
+from torchgeo_explora.adapt.ranks import RankSchedule
 from torchgeo_explora.datamodules import ImageFolderDataModule
 from torchgeo_explora.tasks import ExploraClassificationTask
 
@@ -180,6 +181,15 @@ def test_several_labels_or_one_of_two(arguments, labels, tmp_path):
     run.fit(task, Labels(labels))
     assert run.callback_metrics['val_loss'].isfinite()
     assert not (tmp_path / 'confusion.png').exists()
+
+
+def test_ranks_move_by_the_steps_done(tmp_path, monkeypatch):
+    done = []
+    monkeypatch.setattr(RankSchedule, 'step', lambda self, step: done.append(step))
+    ranks = {'init_r': 4, 'target_r': 2, 'total_step': 100}
+    task = make(adapter=peft.AdaLoraConfig(target_modules=['q', 'v'], **ranks))
+    trainer(tmp_path, max_epochs=3).fit(task, Labels(torch.zeros(8).long()))
+    assert done == list(range(1, task.ranks.last + 1))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from lightning.pytorch import Trainer
 
 from tests.tasks.downstream import VIT, command, images, stopped_at, write_config
 from torchgeo_explora.datamodules import ImageFolderDataModule
+from torchgeo_explora.models import GroupChannelViT
 from torchgeo_explora.tasks import ExploraLinearProbeTask
 
 pytestmark = pytest.mark.filterwarnings('ignore')
@@ -151,6 +152,21 @@ def test_cache_of_other_weights_is_another_file(splits, tmp_path):
         torch.manual_seed(seed)
         task = ExploraLinearProbeTask(**{**VIT, **PROBE, 'cache': str(cache)})
         trainer(tmp_path).validate(task, module(splits), verbose=False)
+    assert len(list(cache.glob('val-*.labels.npy'))) == 2
+
+
+def test_cache_of_other_bands_is_another_file(splits, tmp_path):
+    cache, small = tmp_path / 'cache', {'embed_dim': 32, 'depth': 4, 'num_heads': 2}
+    state = None
+    for bands in (['R', 'G', 'B'], ['B', 'G', 'R']):
+        backbone = GroupChannelViT(
+            bands, [bands], image_size=32, channel_embed_dim=16, **small
+        )
+        state = state or backbone.state_dict()
+        backbone.load_state_dict(state)
+        task = ExploraLinearProbeTask(2, backbone, None, cache=str(cache))
+        data = ImageFolderDataModule(splits, batch_size=8, band_names=['R', 'G', 'B'])
+        trainer(tmp_path).validate(task, data, verbose=False)
     assert len(list(cache.glob('val-*.labels.npy'))) == 2
 
 

@@ -10,7 +10,12 @@ from tests.tasks.downstream import VIT, command, write_config
 from torchgeo_explora.callbacks import RasterWriter
 from torchgeo_explora.datamodules import RasterSceneDataModule
 from torchgeo_explora.functional.windows import slide
-from torchgeo_explora.tasks import ExploraKNNTask, ExploraSegmentationTask
+from torchgeo_explora.tasks import (
+    ExploraClassificationTask,
+    ExploraDetectionTask,
+    ExploraKNNTask,
+    ExploraSegmentationTask,
+)
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 
@@ -126,6 +131,34 @@ def test_blocks_of_another_model_are_thrown_away(scene, tmp_path, monkeypatch):
     with torch.no_grad():
         task.head.classify.bias += torch.tensor([9.0, 0, 0])
     assert predict(task, scene, target) != whole
+
+
+def test_blocks_of_another_setting_are_thrown_away(scene, tmp_path, monkeypatch):
+    target = tmp_path / 'out.tif'
+    with monkeypatch.context() as patch:
+        patch.setattr(RasterWriter, '_join', lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            predict(segmenter(), scene, target)
+    torch.manual_seed(0)
+    # The weights are the same.
+    predict(ExploraSegmentationTask(**SEGMENT, ignore_index=0), scene, target)
+    with rasterio.open(target) as file:
+        assert 0 not in file.read(1)
+
+
+@pytest.mark.parametrize('bias', [-9.0, 9.0])
+def test_one_of_two_classes_is_mapped(bias, scene, tmp_path):
+    task, target = ExploraClassificationTask(task='binary', **VIT), tmp_path / 'out.tif'
+    task.head.linear.bias.data.fill_(bias)
+    predict(task, scene, target)
+    with rasterio.open(target) as file:
+        assert set(np.unique(file.read(1))) == {int(bias > 0), 255}
+
+
+def test_objects_are_no_map(scene, tmp_path):
+    task = ExploraDetectionTask(num_classes=2, pyramid_channels=32, **VIT)
+    with pytest.raises(ValueError, match='objects are no map'):
+        predict(task, scene, tmp_path / 'out.tif')
 
 
 def test_embeddings_have_a_band_for_each_value_and_cells_of_a_patch(scene, tmp_path):

@@ -122,6 +122,16 @@ def test_images_of_mixed_sizes_are_padded_and_padding_does_not_count(tmp_path):
     assert (targets[1::2] != -1).all()
 
 
+def test_masks_of_mixed_sizes_are_written_in_their_own(tmp_path):
+    data = SquareMasks(batch_size=8, mixed=True)
+    for sample in data.samples:
+        sample['image'] = sample['image'].to(torch.uint8)
+    trainer(tmp_path).predict(make(), data)
+    table = pq.read_table(tmp_path / 'masks.parquet')
+    sizes = [Image.open(BytesIO(mask)).size for mask in table['mask'].to_pylist()]
+    assert sizes == [(32, 32), (40, 32)] * 4
+
+
 def test_large_images_are_seen_in_windows():
     task = make().eval()
     image = torch.rand(1, 3, 32, 32)
@@ -140,6 +150,15 @@ def test_a_batch_without_any_pixel_that_counts_has_no_gradient(tmp_path):
     run = trainer(tmp_path)
     run.fit(task, data)
     assert run.callback_metrics['train_loss'] == 0
+
+
+@pytest.mark.parametrize('channels', [1, 2, 4])
+def test_images_of_any_number_of_channels_are_drawn(channels, tmp_path):
+    task = make(in_channels=channels)
+    task._trainer = trainer(tmp_path)
+    masks = torch.zeros(1, 8, 8, dtype=torch.long)
+    task._draw(torch.rand(1, channels, 8, 8), masks, masks)
+    assert (tmp_path / 'segmentation.png').exists()
 
 
 @pytest.mark.cli

@@ -1,5 +1,6 @@
 """Labelled pixels of a prediction run, as one Parquet file of PNG images."""
 
+from collections.abc import Sequence
 from io import BytesIO
 
 import numpy as np
@@ -20,9 +21,9 @@ class MaskWriter(EmbeddingWriter):
     column = 'mask'
     file = 'masks.parquet'
 
-    def columns(self, prediction: Tensor) -> dict[str, pa.Array]:
-        """Return the images of classes (B, H, W)."""
-        masks = prediction.cpu().numpy().astype(np.uint8)
+    def columns(self, prediction: Sequence[Tensor]) -> dict[str, pa.Array]:
+        """Return the images of classes, (H, W) each."""
+        masks = [mask.cpu().numpy().astype(np.uint8) for mask in prediction]
         return {self.column: pa.array([_png(mask) for mask in masks], pa.binary())}
 
 

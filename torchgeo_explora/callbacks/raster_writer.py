@@ -63,6 +63,7 @@ class RasterWriter(BasePredictionWriter):
                 [
                     fingerprint(delta_state_dict(pl_module)),
                     base_fingerprint(pl_module.backbone),
+                    *(str(dict(pl_module.hparams)), trainer.precision),
                     *(pl_module.mean, pl_module.std, pl_module.cell),
                     *(datamodule.size, datamodule.stride, datamodule.block),
                     *(str(datamodule.value_range), datamodule.bands),

@@ -204,9 +204,14 @@ class ExploraClassificationTask(ClassificationMixin, FinetuningTask):
         return logits.sigmoid().view(len(logits), -1)
 
     def dense(self, image: Tensor) -> Tensor:
-        """Return the probabilities of each image at all of its patches."""
+        """Return the probabilities of each image at all of its patches.
+
+        Of 'binary' they are those of the classes 0 and 1.
+        """
         view = self.view.normalize(image.clone())
         logits = self.head(self.backbone(view)).float()
         values = logits.softmax(-1) if self._one_of_many else logits.sigmoid()
+        if self.hparams['task'] == 'binary':
+            values = torch.cat([1 - values, values], dim=1)
         side = image.shape[-1] // self.cell
         return values[:, :, None, None].expand(-1, -1, side, side)

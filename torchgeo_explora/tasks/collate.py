@@ -1,8 +1,10 @@
 """Images of different sizes in one batch."""
 
 from collections.abc import Callable, Sequence
+from math import isnan
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -50,17 +52,22 @@ class PadSizes:
         self.fill = fill
 
     def __call__(self, samples: list[dict[str, Any]]) -> Any:
-        """Return a batch in which all images have the largest height and width."""
+        """Return a batch in which all images have the largest height and width.
+
+        `size` is the (height, width) of each before, where *collate* keeps it.
+        """
         shapes = [sample['image'].shape[-2:] for sample in samples]
         size = tuple(max(sides) for sides in zip(*shapes, strict=True))
         return self.collate([self._padded(sample, size) for sample in samples])
 
     def _padded(self, sample: dict[str, Any], size: Sequence[int]) -> dict[str, Any]:
-        return sample | {
-            name: pad_to(sample[name], size, value)
-            for name, value in self.fill.items()
-            if name in sample
-        }
+        padded = {'size': torch.tensor(sample['image'].shape[-2:])}
+        for name, value in self.fill.items():
+            if name in sample:
+                # Whole numbers have no NaN.
+                tensor = sample[name].float() if isnan(value) else sample[name]
+                padded[name] = pad_to(tensor, size, value)
+        return sample | padded
 
 
 def pad_to(image: Tensor, size: Sequence[int], value: float = 0) -> Tensor:

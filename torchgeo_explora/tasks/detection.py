@@ -157,6 +157,17 @@ class ExploraDetectionTask(FinetuningTask):
             {f'{split}_{k}': v.float() for k, v in values.items() if v.numel() == 1}
         )
 
+    def dense(self, image: Tensor) -> Tensor:
+        """Refuse to map a scene.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(
+            'objects are no map: cut the scene into images, or take another task for'
+            ' RasterSceneDataModule'
+        )
+
     def predict_batch(self, batch: dict[str, Any]) -> list[dict[str, Tensor]]:
         """Return boxes, labels and scores of each image."""
         found: list[dict[str, Tensor]] = self(self.unit_image(batch))

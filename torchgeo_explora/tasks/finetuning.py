@@ -55,7 +55,7 @@ class FinetuningTask(DownstreamTask):
         min_lr: Rate at the end of the cosine.
         warmup: Share of the run with a linear warm-up.
         layer_decay: Rate of a layer over that of the next one; 1 for one rate.
-        weight_decay: AdamW's, of matrices only.
+        weight_decay: AdamW's; vectors, class token and positions have none.
         crop_fraction: Share of each side of an image that evaluation sees.
         value_range: (low, high) of the sensor values; the data module's if None.
         mean: Mean of the normalisation; the delta's or the base's if None.
@@ -182,7 +182,8 @@ class FinetuningTask(DownstreamTask):
         """Step, then move AdaLoRA's ranks."""
         super().optimizer_step(*args, **kwargs)
         if self.ranks is not None:
-            self.ranks.step(self.trainer.global_step)
+            # Lightning counts this step after the hook.
+            self.ranks.step(self.trainer.global_step + 1)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave the frozen base out; keep what moves AdaLoRA's ranks."""

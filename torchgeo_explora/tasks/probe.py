@@ -177,7 +177,8 @@ class ExploraLinearProbeTask(DownstreamTask):
         self.backbone.to(self.trainer.strategy.root_device)
         self.raw_images.to(self.trainer.strategy.root_device)
         self.view.to(self.trainer.strategy.root_device)
-        kept = ('image_size', 'crop_fraction', 'value_range')
+        # Backbones that read the same weights may read other bands with them.
+        kept = ('model', 'model_args', 'image_size', 'crop_fraction', 'value_range')
         identity = str(
             [
                 base_fingerprint(self.backbone),

@@ -7,6 +7,9 @@ from torch import nn
 
 from torchgeo_explora.models.backbone import Backbone
 
+#: Without weight decay though they have three dimensions.
+_STILL = ('cls_token', 'pos_embed')
+
 
 def layer_groups(
     backbone: Backbone,
@@ -19,14 +22,14 @@ def layer_groups(
 
     MAE's fine-tuning: of a ViT of L blocks the embeddings are layer 0, block i is layer
     i + 1, the rest is layer L + 1; the rate of layer l is rate * decay^(L + 1 - l).
-    Vectors have no weight decay.
+    Vectors, class token and positions have no weight decay.
 
     Args:
         backbone: The ViT.
         others: Parameters beside it, which have the whole rate.
         rate: Learning rate of the last layer.
         decay: 1 for one rate everywhere.
-        weight_decay: Of matrices.
+        weight_decay: Of the others.
     """
     blocks: Any = backbone.blocks
     last = len(blocks) + 1
@@ -35,16 +38,17 @@ def layer_groups(
     for index, block in enumerate(blocks):
         layers |= {id(p): index + 1 for p in block.parameters()}
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
-    for parameter in [*backbone.parameters(), *others]:
+    named = [*backbone.named_parameters(), *(('', parameter) for parameter in others)]
+    for name, parameter in named:
         if parameter.requires_grad:
             layer = layers.get(id(parameter), last)
-            vector = parameter.ndim < 2
+            still = parameter.ndim < 2 or name in _STILL
             group = groups.setdefault(
-                (layer, vector),
+                (layer, still),
                 {
                     'params': [],
                     'lr': rate * decay ** (last - layer),
-                    'weight_decay': 0.0 if vector else weight_decay,
+                    'weight_decay': 0.0 if still else weight_decay,
                 },
             )
             group['params'].append(parameter)

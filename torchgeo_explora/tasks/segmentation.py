@@ -10,7 +10,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardInd
 from torchmetrics.wrappers import ClasswiseWrapper
 
 from torchgeo_explora.augment.labelled import random_patches
-from torchgeo_explora.callbacks.figures import keep, panels
+from torchgeo_explora.callbacks.figures import keep, panels, shown_channels
 from torchgeo_explora.callbacks.masks import MaskWriter
 from torchgeo_explora.functional.windows import slide
 from torchgeo_explora.models.pooling import token_map
@@ -261,9 +261,9 @@ class ExploraSegmentationTask(FinetuningTask):
         count = min(_PICTURES, len(image))
         figure, axes = panels(count, 3)
         most = self.hparams['num_classes'] - 1
+        channels = shown_channels(self.backbone, None)
         for row, of_row in enumerate(axes):
-            bands = image[row].expand(max(3, len(image[row])), -1, -1)[:3]
-            of_row[0].imshow(bands.permute(1, 2, 0).cpu().numpy())
+            of_row[0].imshow(image[row][channels].permute(1, 2, 0).cpu().numpy())
             for axis, classes in zip(of_row[1:], (targets, predicted), strict=True):
                 shown = classes[row].masked_fill(targets[row] == _IGNORED, _IGNORED)
                 axis.imshow(
@@ -273,6 +273,11 @@ class ExploraSegmentationTask(FinetuningTask):
             axis.set_title(title, fontsize=8)
         keep(figure, 'segmentation', self.trainer)
 
-    def predict_batch(self, batch: dict[str, Any]) -> Tensor:
-        """Return the class of each pixel, (B, H, W) int64."""
-        return self.sliding(self.unit_image(batch)).argmax(1)
+    def predict_batch(self, batch: dict[str, Any]) -> list[Tensor]:
+        """Return the class of each pixel, (H, W) int64 in each image's own size."""
+        classes = self.sliding(self.unit_image(batch)).argmax(1)
+        sizes = batch.get('size', torch.tensor([classes.shape[1:]] * len(classes)))
+        return [
+            mask[:height, :width]
+            for mask, (height, width) in zip(classes, sizes.tolist(), strict=True)
+        ]
