@@ -1,3 +1,5 @@
+import pickle
+
 import matplotlib.pyplot as plt
 import pytest
 import torch
@@ -83,6 +85,23 @@ def test_absent_files_are_counted(root):
     with pytest.warns(UserWarning, match='1 absent images'):
         assert len(Camelyon17(root, max_missing=0.2)) == 3
     assert (folder / '.metadata.csv.arrow.report.csv').exists()
+
+
+def test_data_completed_after_an_error_are_found(root):
+    patch = next((root / 'camelyon17_v1.0').rglob('*node_4_x_3328*'))
+    away = patch.rename(root / 'away.png')
+    with pytest.raises(FileNotFoundError, match='absent'):
+        Camelyon17(root)
+    away.rename(patch)
+    assert len(Camelyon17(root)) == 4
+
+
+def test_splits_share_a_folder_of_indices(root, tmp_path):
+    labelled = Camelyon17(root, index_dir=tmp_path / 'indices')
+    expected = labelled.paths
+    assert len(Camelyon17(root, 'train_unlabeled', index_dir=tmp_path / 'indices')) == 5
+    # A spawned worker opens the file itself.
+    assert pickle.loads(pickle.dumps(labelled)).paths == expected
 
 
 @pytest.mark.filterwarnings('ignore:skipped sample')

@@ -104,6 +104,9 @@ def test_other_csv_file(root):
     lines = (root / 'train.csv').read_text().splitlines()
     (root / 'filtered.csv').write_text('\n'.join(lines[:3]))
     assert FMoWSentinel(root, csv=root / 'filtered.csv').labels.tolist() == [0, 61]
+    # The rows name images of another split, which are not there.
+    with pytest.raises(FileNotFoundError, match='2 absent images'):
+        FMoWSentinel(root, 'val', csv=root / 'filtered.csv')
 
 
 def test_missing_columns_are_named(root):

@@ -242,8 +242,16 @@ def test_faults_are_counted_and_named(make, root):
 
 
 def test_missing_cloud_mask_is_a_fault(make, root):
+    arguments = {'size': 32, 'length': 5, 'mask': '_cloud.tif'}
     with pytest.raises(DatasetNotFoundError, match='without a cloud mask that fits'):
-        SceneWindows(root, size=32, mask='_cloud.tif')
+        SceneWindows(root, **arguments)
+    for scene in list(root.rglob('*.tif')):
+        make.write_mask(scene, (0, 8, 0, 8), value=1)
+    before = SceneWindows(root, **arguments).index.table['windows'].to_pylist()
+    make.write_mask(root / 'a_20200110.tif', (0, 160, 0, 96), value=1)
+    after = SceneWindows(root, **arguments).index.table['windows'].to_pylist()
+    assert after[0] < before[0]
+    assert after[1:] == before[1:]
 
 
 def test_scene_without_data_is_left_out(make, root):

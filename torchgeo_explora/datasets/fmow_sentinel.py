@@ -96,14 +96,15 @@ class FMoWSentinel(TableDataset):
             None if index_dir is None else os.fspath(index_dir),
         )
         what = f'split {split!r} of fMoW-Sentinel in {csv or root}'
-        judge(
-            self.index.note('counts'),
-            self.index.note('listed'),
-            max_missing,
-            what,
-            self.index.note('example'),
-            self.index.note('report'),
-        )
+        with self.index.kept_if_accepted():
+            judge(
+                self.index.note('counts'),
+                self.index.note('listed'),
+                max_missing,
+                what,
+                self.index.note('example'),
+                self.index.note('report'),
+            )
         taken = self.index.table['year'].to_numpy()
         self.rows = np.flatnonzero((taken >= years[0]) & (taken <= years[1]))
         if not len(self.rows):

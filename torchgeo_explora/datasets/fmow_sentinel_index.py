@@ -12,7 +12,7 @@ from torchgeo_explora.datasets.fmow_listing import ABSENT, UNKNOWN, look_up
 from torchgeo_explora.datasets.fmow_metadata import centre, parse_time
 from torchgeo_explora.datasets.problems import tally, write_report
 from torchgeo_explora.datasets.table_dataset import NoSamplesError
-from torchgeo_explora.datasets.table_file import TableFile
+from torchgeo_explora.datasets.table_file import TableFile, index_path
 
 NO_TIME = 'rows without a time'
 _COLUMNS = ('category', 'location_id', 'image_id', 'timestamp')
@@ -51,9 +51,10 @@ def open_sentinel_index(
     source = {
         'csv': [os.path.abspath(file), status.st_size, status.st_mtime_ns],
         'root': os.path.abspath(root),
+        'split': split,
         'version': 1,
     }
-    path = os.path.join(index_dir or root, f'.{os.path.basename(file)}.arrow')
+    path = index_path(root, os.path.basename(file), index_dir)
     return TableFile(path, source, lambda: _build(file, root, split, path))
 
 

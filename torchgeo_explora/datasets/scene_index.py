@@ -99,7 +99,9 @@ def open_scene_index(
         times the scene's.
     """
     source = {
-        'scenes': [[*scene, _date(scene.path)] for scene in scenes],
+        'scenes': [
+            [*scene, _date(scene.path), _date(scene.mask or '')] for scene in scenes
+        ],
         'cutting': asdict(cutting),
         'any_type': any_type,
         'version': 1,

@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
+from matplotlib.figure import Figure
 from torchgeo.datasets import DatasetNotFoundError, NonGeoDataset
 
+from torchgeo_explora.datasets.figure import plot_image
 from torchgeo_explora.datasets.image_file import UnreadableImageError
 
 type OnError = Literal['raise', 'skip']
@@ -120,3 +122,22 @@ class TableDataset(NonGeoDataset):
     def skipped(self) -> list[int]:
         """Indices of the samples found unreadable so far, by any worker."""
         return self._unreadable.nonzero().flatten().tolist()
+
+    def plot(
+        self,
+        sample: dict[str, Any],
+        show_titles: bool = True,
+        suptitle: str | None = None,
+    ) -> Figure:
+        """Plot a sample of 8-bit true colour: an image with its boxes, or a series.
+
+        Args:
+            sample: As returned by indexing; 'prediction' is shown too.
+            show_titles: Whether to write the class over the first image.
+            suptitle: Title of the figure.
+
+        Returns:
+            The figure.
+        """
+        unit = sample['image'] / 255
+        return plot_image(unit, sample, self.classes, show_titles, suptitle)

@@ -1,14 +1,32 @@
 """A table of samples that is built once and read from disk afterwards."""
 
 import contextlib
+import hashlib
 import json
+import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyarrow as pa
 
 from torchgeo_explora.writing import replacing
+
+
+def index_path(folder: str, name: str, index_dir: str | None) -> str:
+    """Return where the index of a data set goes.
+
+    Args:
+        folder: Folder of the data set.
+        name: What tells its indices apart.
+        index_dir: Another folder, None for the data set's own. Since several data sets
+            can share it, the file's name then depends on *folder*.
+    """
+    if index_dir is None:
+        return os.path.join(folder, f'.{name}.arrow')
+    text = os.path.abspath(folder).encode()
+    digest = hashlib.blake2b(text, digest_size=4).hexdigest()
+    return os.path.join(index_dir, f'.{name}_{digest}.arrow')
 
 
 class TableFile:
@@ -68,6 +86,21 @@ class TableFile:
         """Return a value that was stored beside the table, None if there is none."""
         raw = (self.table.schema.metadata or {}).get(name.encode())
         return None if raw is None else json.loads(raw)
+
+    @contextlib.contextmanager
+    def kept_if_accepted(self) -> Iterator[None]:
+        """Remove the file if the block refuses it: the next start looks at all again.
+
+        Raises:
+            FileNotFoundError: What the block raises.
+        """
+        try:
+            yield
+        except FileNotFoundError:
+            if self.path is not None:
+                with contextlib.suppress(OSError):
+                    os.remove(self.path)
+            raise
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the mapped table out: a spawned worker opens the file itself."""
