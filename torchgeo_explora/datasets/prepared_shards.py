@@ -80,7 +80,8 @@ def prepare(
     folder = os.fspath(output)
     parts = os.path.join(folder, PARTS)
     first = dataset[0]
-    chosen = choose_encoding(first) if encoding == 'auto' else encoding
+    value_range = getattr(dataset, 'value_range', None)
+    chosen = choose_encoding(first, value_range) if encoding == 'auto' else encoding
     length = len(dataset)
     probes = [
         _sums(encode_sample(sample, chosen, quality))
