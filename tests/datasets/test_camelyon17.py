@@ -120,6 +120,11 @@ def test_empty_split(root):
         Camelyon17(root, 'test')
 
 
+def test_wrong_size(root):
+    with pytest.raises(ValueError, match=r'\*size\* must be a positive'):
+        Camelyon17(root, size=0)
+
+
 def test_wrong_split(root):
     with pytest.raises(ValueError, match=r"\*split\* must be one of .*, not 'ood'"):
         Camelyon17(root, 'ood')

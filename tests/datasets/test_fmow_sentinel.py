@@ -162,6 +162,7 @@ def test_unreadable_image_is_named_or_skipped(fake, root, damage):
     ('arguments', 'message'),
     [
         ({'split': 'test_gt'}, r'\*split\*'),
+        ({'size': 0}, r'\*size\* must be a positive'),
         ({'bands': ['B13']}, r"\*bands\* must be one of .*, not 'B13'"),
     ],
 )

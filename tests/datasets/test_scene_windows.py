@@ -289,6 +289,7 @@ def test_unreadable_window_is_named_or_skipped(root):
         ({'size': 0}, r'\*size\* must be 1 or more'),
         ({'length': 0}, r'\*length\* must be 1 or more'),
         ({'times': 0}, r'\*times\*'),
+        ({'res': 0.0001}, r'\*res\* is 0.0001 units of EPSG:326'),
         ({'bands': ['B05']}, r"band 'B05' is not in the first scene.*B04, B03, B02"),
         ({'value_range': (1, 0)}, r'\*value_range\*'),
     ],

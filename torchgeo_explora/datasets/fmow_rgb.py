@@ -31,6 +31,7 @@ from torchgeo_explora.datasets.table_dataset import (
     TableDataset,
     Transform,
     check_choice,
+    check_size,
 )
 
 #: Mean and standard deviation in [0, 1], as SatMAE gives them.
@@ -99,8 +100,7 @@ class FMoWRGB(TableDataset):
         check_choice('split', split, self.valid_splits)
         check_choice('crop', crop, ('box', 'image'))
         check_choice('variant', variant, ('rgb', 'msrgb'))
-        if size is not None and size < 1:
-            raise ValueError(f'*size* must be a positive number of pixels, not {size}')
+        check_size(size)
         self.root = os.fspath(root)
         self.split = split
         self.crop = crop

@@ -23,6 +23,7 @@ from torchgeo_explora.datasets.table_dataset import (
     TableDataset,
     Transform,
     check_choice,
+    check_size,
 )
 from torchgeo_explora.datasets.value_range import to_unit
 
@@ -84,6 +85,7 @@ class FMoWSentinel(TableDataset):
     ) -> None:
         """Open the index, or build it."""
         check_choice('split', split, tuple(SPLITS))
+        check_size(size)
         self.root, self.split, self.size = os.fspath(root), split, size
         self.bands = tuple(spell_band(name) for name in bands)
         for name in self.bands:

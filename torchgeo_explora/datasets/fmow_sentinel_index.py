@@ -5,14 +5,13 @@ import os
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.csv
 
 from torchgeo_explora.datasets.fmow_classes import CLASS_TO_IDX
 from torchgeo_explora.datasets.fmow_listing import ABSENT, UNKNOWN, look_up
 from torchgeo_explora.datasets.fmow_metadata import centre, parse_time
 from torchgeo_explora.datasets.problems import tally, write_report
 from torchgeo_explora.datasets.table_dataset import NoSamplesError
-from torchgeo_explora.datasets.table_file import TableFile, index_path
+from torchgeo_explora.datasets.table_file import TableFile, index_path, read_csv
 
 NO_TIME = 'rows without a time'
 _COLUMNS = ('category', 'location_id', 'image_id', 'timestamp')
@@ -59,14 +58,7 @@ def open_sentinel_index(
 
 
 def _build(file: str, root: str, split: str, path: str) -> pa.Table:
-    table = pyarrow.csv.read_csv(file)
-    missing = [name for name in _COLUMNS if name not in table.column_names]
-    if missing:
-        raise ValueError(
-            f'{file} lacks the columns {", ".join(missing)}: it has'
-            f' {", ".join(table.column_names)}'
-        )
-    frame = table.to_pandas()
+    frame = read_csv(file, _COLUMNS).to_pandas()
     listed = len(frame)
     frame['time'] = frame['timestamp'].astype(str)
     frame['path'] = _paths(frame, root, split)

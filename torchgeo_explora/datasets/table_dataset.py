@@ -34,6 +34,16 @@ def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
         raise ValueError(f'*{name}* must be one of {tuple(choices)}, not {value!r}')
 
 
+def check_size(size: int | None) -> None:
+    """Raise if the side of images is no positive number of pixels, nor None.
+
+    Raises:
+        ValueError: If *size* is below 1.
+    """
+    if size is not None and size < 1:
+        raise ValueError(f'*size* must be a positive number of pixels, not {size}')
+
+
 class TableDataset(NonGeoDataset):
     """Samples by number, one file or one group of files each.
 

@@ -5,12 +5,42 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.csv
 
 from torchgeo_explora.writing import replacing
+
+
+def read_csv(
+    path: str,
+    columns: Sequence[str] = (),
+    types: Mapping[str, pa.DataType] | None = None,
+) -> pa.Table:
+    """Read a CSV file.
+
+    Args:
+        path: The file.
+        columns: Columns that it must have.
+        types: Types of columns that must not be guessed.
+
+    Raises:
+        ValueError: If it is no CSV file, or lacks columns.
+    """
+    options = pyarrow.csv.ConvertOptions(column_types=types)
+    try:
+        table = pyarrow.csv.read_csv(path, convert_options=options)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f'{path} cannot be read as a CSV file: {error}') from error
+    missing = [name for name in columns if name not in table.column_names]
+    if missing:
+        raise ValueError(
+            f'{path} lacks the columns {", ".join(missing)}: it has'
+            f' {", ".join(table.column_names)}'
+        )
+    return table
 
 
 def index_path(folder: str, name: str, index_dir: str | None) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.csv
 import torch
 from numpy.typing import NDArray
 
@@ -21,8 +20,9 @@ from torchgeo_explora.datasets.table_dataset import (
     OnError,
     TableDataset,
     Transform,
+    check_size,
 )
-from torchgeo_explora.datasets.table_file import TableFile, index_path
+from torchgeo_explora.datasets.table_file import TableFile, index_path, read_csv
 
 #: Columns of every index.
 SCHEMA = pa.schema(
@@ -86,19 +86,8 @@ def open_wilds_index(
     path = index_path(folder, csv, index_dir)
 
     def build() -> pa.Table:
-        table = pyarrow.csv.read_csv(
-            file,
-            # '004' is a name, no number.
-            convert_options=pyarrow.csv.ConvertOptions(
-                column_types={'patient': pa.string()}
-            ),
-        )
-        missing = [name for name in columns if name not in table.column_names]
-        if missing:
-            raise ValueError(
-                f'{file} lacks the columns {", ".join(missing)}: it has'
-                f' {", ".join(table.column_names)}'
-            )
+        # '004' is a name, no number.
+        table = read_csv(file, columns, {'patient': pa.string()})
         frame = describe(table.to_pandas())
         exists, _ = look_up(folder, frame['path'])
         problems = [(name, ABSENT) for name in frame['path'][~exists.to_numpy()]]
@@ -156,6 +145,7 @@ class WILDSDataset(TableDataset):
         transforms: Transform | None,
     ) -> None:
         """Pick the rows of the split."""
+        check_size(size)
         self.index, self.base, self.split, self.size = index, base, split, size
         what = f'split {split!r} of {base}'
         with index.kept_if_accepted():
