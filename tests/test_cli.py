@@ -216,7 +216,10 @@ def test_prepare_and_verify(tmp_path, capsys):
     [
         (['prepare', 'Nothing', 'x'], r'\*dataset\* is Nothing, which is no class'),
         (['prepare', 'FMoWRGB', 'x', '--options.sze=3'], 'FMoWRGB: .*options.sze'),
-        (['prepare', 'FMoWRGB', 'x', '--options.root=no'], 'no fMoW image found'),
+        (
+            ['prepare', 'FMoWRGB', 'x', '--options.root=no', '--options.size=null'],
+            'no fMoW image found',
+        ),
         (['prepare', 'FMoWRGB', 'x', '--options.size=wide'], 'FMoWRGB: .*size'),
         (['verify', 'no'], 'prepare a data set into it first'),
         (['info', 'nothing.safetensors'], 'explora info: .*does not exist'),

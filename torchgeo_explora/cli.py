@@ -190,7 +190,7 @@ def pull(repo: str, output: str, revision: str | None = None) -> None:
 def prepare(
     dataset: str,
     output: str,
-    options: dict[str, str | list[Any]] | None = None,
+    options: dict[str, str | list[Any] | None] | None = None,
     encoding: Encoding = 'auto',
     quality: int = 90,
     samples_per_shard: int = 2000,
@@ -223,7 +223,7 @@ def prepare(
     print(f'wrote {folder}: {len(datasets.Prepared(folder))} samples')
 
 
-def _dataset(name: str, options: dict[str, str | list[Any]]) -> Any:
+def _dataset(name: str, options: dict[str, str | list[Any] | None]) -> Any:
     module, _, kind = name.rpartition('.')
     found = getattr(import_module(module or 'torchgeo_explora.datasets'), kind, None)
     if found is None:
@@ -234,7 +234,9 @@ def _dataset(name: str, options: dict[str, str | list[Any]]) -> Any:
     given = ArgumentParser(exit_on_error=False)
     given.add_class_arguments(found, 'options')
     try:
-        config = given.parse_args([f'--options.{k}={v}' for k, v in options.items()])
+        config = given.parse_args(
+            [f'--options.{k}={"null" if v is None else v}' for k, v in options.items()]
+        )
     except ArgumentError as error:
         raise ValueError(f'{name}: {error}') from error
     return given.instantiate_classes(config).options

@@ -1,3 +1,5 @@
+import pickle
+
 import matplotlib.pyplot as plt
 import pytest
 import torch
@@ -85,6 +87,23 @@ def test_absent_files_are_counted(root):
     assert (folder / '.metadata.csv.arrow.report.csv').exists()
 
 
+def test_data_completed_after_an_error_are_found(root):
+    patch = next((root / 'camelyon17_v1.0').rglob('*node_4_x_3328*'))
+    away = patch.rename(root / 'away.png')
+    with pytest.raises(FileNotFoundError, match='absent'):
+        Camelyon17(root)
+    away.rename(patch)
+    assert len(Camelyon17(root)) == 4
+
+
+def test_splits_share_a_folder_of_indices(root, tmp_path):
+    labelled = Camelyon17(root, index_dir=tmp_path / 'indices')
+    expected = labelled.paths
+    assert len(Camelyon17(root, 'train_unlabeled', index_dir=tmp_path / 'indices')) == 5
+    # A spawned worker opens the file itself.
+    assert pickle.loads(pickle.dumps(labelled)).paths == expected
+
+
 @pytest.mark.filterwarnings('ignore:skipped sample')
 def test_unreadable_patch_is_named_or_skipped(root):
     path = next((root / 'camelyon17_v1.0').rglob('*node_4_x_3328*'))
@@ -99,6 +118,11 @@ def test_empty_split(root):
     path.write_text('\n'.join(path.read_text().splitlines()[:3]))
     with pytest.raises(DatasetNotFoundError, match=r"split 'test' of .* has no sample"):
         Camelyon17(root, 'test')
+
+
+def test_wrong_size(root):
+    with pytest.raises(ValueError, match=r'\*size\* must be a positive'):
+        Camelyon17(root, size=0)
 
 
 def test_wrong_split(root):

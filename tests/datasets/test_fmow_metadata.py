@@ -39,6 +39,9 @@ def test_boxes_of_two_pixels_or_less_are_skipped(tmp_path):
         {'bounding_boxes': []},
         {'bounding_boxes': None},
         {'bounding_boxes': ['x', {'box': None}, {'box': [1, 2, 3]}, {}]},
+        {'bounding_boxes': 5},
+        {'bounding_boxes': {'box': [0, 0, 9, 1e12]}},
+        {'bounding_boxes': {'box': [0, 0, 9, float('inf')]}},
     ],
 )
 def test_no_boxes(tmp_path, content):
@@ -50,6 +53,9 @@ def test_box_without_a_class_or_place(tmp_path):
     found = read_metadata(write(tmp_path / 'a.json', content))
     assert found.boxes == ((None, (1, 2, 30, 40)),)
     assert found.place == ''
+    content['bounding_boxes']['category'] = ['zoo']
+    found = read_metadata(write(tmp_path / 'a.json', content))
+    assert found.boxes[0].category == "['zoo']"
 
 
 @pytest.mark.parametrize('content', ['', '{"bounding', '[1]'])

@@ -104,6 +104,9 @@ def test_other_csv_file(root):
     lines = (root / 'train.csv').read_text().splitlines()
     (root / 'filtered.csv').write_text('\n'.join(lines[:3]))
     assert FMoWSentinel(root, csv=root / 'filtered.csv').labels.tolist() == [0, 61]
+    # The rows name images of another split, which are not there.
+    with pytest.raises(FileNotFoundError, match='2 absent images'):
+        FMoWSentinel(root, 'val', csv=root / 'filtered.csv')
 
 
 def test_missing_columns_are_named(root):
@@ -159,6 +162,7 @@ def test_unreadable_image_is_named_or_skipped(fake, root, damage):
     ('arguments', 'message'),
     [
         ({'split': 'test_gt'}, r'\*split\*'),
+        ({'size': 0}, r'\*size\* must be a positive'),
         ({'bands': ['B13']}, r"\*bands\* must be one of .*, not 'B13'"),
     ],
 )

@@ -79,11 +79,17 @@ def test_arrays_that_do_not_fit(root):
     np.save(root / 'splits.npy', np.zeros(9))
     with pytest.raises(ValueError, match=r'\(10,\) and splits\.npy \(9,\)'):
         NAIPLandCover(root)
+    for damage in (b'', b'junk'):
+        (root / 'splits.npy').write_bytes(damage)
+        with pytest.raises(ValueError, match=r'splits\.npy is no array of numbers'):
+            NAIPLandCover(root)
 
 
 def test_wrong_arguments(root):
     with pytest.raises(ValueError, match=r'\*split\*'):
         NAIPLandCover(root, 'evaluation')
+    with pytest.raises(ValueError, match=r'\*size\*'):
+        NAIPLandCover(root, size=0)
     with pytest.raises(ValueError, match=r"\*bands\* must be one of .*, not 'swir'"):
         NAIPLandCover(root, bands=['swir'])
 

@@ -124,7 +124,7 @@ class Cut(FMoWRGB):
         return super().read(index)
 
 
-@pytest.mark.parametrize('stop', [2, 3, 5, 7, 9])
+@pytest.mark.parametrize('stop', [3, 4, 6, 8, 10])
 def test_stopped_half_way_it_goes_on_with_the_same_bytes(fmow, tmp_path, stop):
     prepare(fmow, tmp_path / 'whole', samples_per_shard=2, progress=False)
     cut = Cut(fmow.root, size=32)
@@ -135,9 +135,9 @@ def test_stopped_half_way_it_goes_on_with_the_same_bytes(fmow, tmp_path, stop):
     with pytest.raises(NotPreparedError, match='not finished: run the same command'):
         Prepared(tmp_path / 'cut')
     done = len(list((tmp_path / 'cut').glob('*.tar')))
-    # Two samples are looked at first.
-    assert done == max(stop - 2, 0) // 2
-    Cut.left = 2 + 8 - 2 * done
+    # Three samples are looked at first.
+    assert done == max(stop - 3, 0) // 2
+    Cut.left = 3 + 8 - 2 * done
     prepare(cut, tmp_path / 'cut', samples_per_shard=2, progress=False)
     assert Cut.left == 0
     assert contents(tmp_path / 'cut') == contents(tmp_path / 'whole')
@@ -238,6 +238,29 @@ def test_other_arguments_are_not_mixed(fmow, tmp_path, change, finished):
         dataset = FMoWRGB(fmow.root, 'val', size=32)
     with pytest.raises(ValueError, match=r'with other arguments .*differ.*\*output\*'):
         prepare(dataset, tmp_path / 'out', progress=False, **arguments)
+
+
+def test_what_is_drawn_at_random_is_refused(fmow, tmp_path):
+    fmow.transforms = lambda sample: sample | {'draw': torch.rand(1)}
+    with pytest.raises(ValueError, match=r'differs from one visit .*\*seed\*'):
+        prepare(fmow, tmp_path / 'out', progress=False)
+    assert not (tmp_path / 'out').exists()
+
+
+def test_damaged_notes(fmow, tmp_path):
+    """Those of a shard are made again; a manifest that is no JSON is named."""
+    folder = tmp_path / 'out'
+    (folder / '.parts').mkdir(parents=True)
+    (folder / '.parts/shard-000001.tar.json').write_bytes(b'{"by')
+    prepare(fmow, folder, samples_per_shard=4, progress=False)
+    assert not verify(folder)
+    (folder / 'manifest.json').write_bytes(b'')
+    calls = (verify, Prepared, lambda folder: prepare(fmow, folder, progress=False))
+    for call in calls:
+        with pytest.raises(
+            NotPreparedError, match=r'manifest\.json is damaged .*again'
+        ):
+            call(folder)
 
 
 def flip(path, where):

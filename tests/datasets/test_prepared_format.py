@@ -91,6 +91,13 @@ def test_encoding_follows_the_values(image, encoding):
     assert choose_encoding({'image': image}) == encoding
 
 
+def test_range_that_is_known_decides():
+    black, dark = torch.zeros(3, 8, 8), smooth(3)
+    assert choose_encoding({'image': black}, (0.0, 255.0)) == 'jpeg'
+    assert choose_encoding({'image': dark}, (0.0, 10000.0)) == 'integer'
+    assert choose_encoding({'image': dark}, ((0, 0, 0), (9, 9, 9))) == 'integer'
+
+
 @pytest.mark.parametrize(
     ('image', 'encoding', 'message'),
     [

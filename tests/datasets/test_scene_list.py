@@ -59,3 +59,11 @@ def test_masks_are_no_scenes(tmp_path):
 def test_nothing_found(tmp_path, name):
     with pytest.raises(FileNotFoundError, match=r'no scene found in .*\*paths\* takes'):
         list_scenes(tmp_path / name)
+
+
+def test_paths_that_lead_to_no_scene(tmp_path):
+    touch(tmp_path, 'a_cloud.tif')
+    (tmp_path / 'items.json').write_text('[]')
+    for paths in ([], tmp_path, tmp_path / 'items.json'):
+        with pytest.raises(FileNotFoundError, match=r'no scene found in .*\*mask\*'):
+            list_scenes(paths, mask='_cloud.tif')

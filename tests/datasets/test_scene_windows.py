@@ -242,8 +242,16 @@ def test_faults_are_counted_and_named(make, root):
 
 
 def test_missing_cloud_mask_is_a_fault(make, root):
+    arguments = {'size': 32, 'length': 5, 'mask': '_cloud.tif'}
     with pytest.raises(DatasetNotFoundError, match='without a cloud mask that fits'):
-        SceneWindows(root, size=32, mask='_cloud.tif')
+        SceneWindows(root, **arguments)
+    for scene in list(root.rglob('*.tif')):
+        make.write_mask(scene, (0, 8, 0, 8), value=1)
+    before = SceneWindows(root, **arguments).index.table['windows'].to_pylist()
+    make.write_mask(root / 'a_20200110.tif', (0, 160, 0, 96), value=1)
+    after = SceneWindows(root, **arguments).index.table['windows'].to_pylist()
+    assert after[0] < before[0]
+    assert after[1:] == before[1:]
 
 
 def test_scene_without_data_is_left_out(make, root):
@@ -281,6 +289,7 @@ def test_unreadable_window_is_named_or_skipped(root):
         ({'size': 0}, r'\*size\* must be 1 or more'),
         ({'length': 0}, r'\*length\* must be 1 or more'),
         ({'times': 0}, r'\*times\*'),
+        ({'res': 0.0001}, r'\*res\* is 0.0001 units of EPSG:326'),
         ({'bands': ['B05']}, r"band 'B05' is not in the first scene.*B04, B03, B02"),
         ({'value_range': (1, 0)}, r'\*value_range\*'),
     ],

@@ -5,7 +5,7 @@ import warnings
 import pyarrow as pa
 import pytest
 
-from torchgeo_explora.datasets.table_file import TableFile
+from torchgeo_explora.datasets.table_file import TableFile, index_path, read_csv
 
 
 class Source:
@@ -60,6 +60,38 @@ def test_folder_that_cannot_be_written_keeps_the_table_in_memory(tmp_path):
         table = TableFile(str(tmp_path / 'file' / 'index.arrow'), {}, Source())
     assert table.path is None
     assert pickle.loads(pickle.dumps(table)).table.num_rows == 3
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('', 'Empty CSV'),
+        ('a,b\n1,2,3\n', 'Expected 2 columns, got 3'),
+        ('b,c\n1,2\n', 'lacks the columns a: it has b, c'),
+    ],
+)
+def test_file_that_is_no_csv_is_named(tmp_path, text, message):
+    (tmp_path / 'x.csv').write_text(text)
+    with pytest.raises(ValueError, match=rf'x\.csv .*{message}'):
+        read_csv(str(tmp_path / 'x.csv'), ['a'])
+
+
+def test_refused_index_is_made_again(tmp_path):
+    path, source = str(tmp_path / 'index.arrow'), Source()
+    table = TableFile(path, {}, source)
+    with table.kept_if_accepted():
+        pass
+    assert os.path.exists(path)
+    with pytest.raises(FileNotFoundError), table.kept_if_accepted():
+        raise FileNotFoundError('too many are missing')
+    assert not os.path.exists(path)
+
+
+def test_indices_of_several_folders_share_one(tmp_path):
+    first, second = (index_path(name, 'train', str(tmp_path)) for name in 'ab')
+    assert os.path.dirname(first) == os.path.dirname(second) == str(tmp_path)
+    assert first != second
+    assert index_path('a', 'train', None) == os.path.join('a', '.train.arrow')
 
 
 def test_build_that_fails_leaves_no_file(tmp_path):

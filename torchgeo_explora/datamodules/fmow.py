@@ -1,7 +1,7 @@
 """fMoW, in batches."""
 
 import os
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -77,11 +77,6 @@ class FMoWRGBDataModule(SplitDataModule):
         )
         self.csv = {'train': train_csv, 'val': val_csv, 'test': test_csv}
 
-    def split_arguments(self, split: str) -> dict[str, Any]:
-        """Name the CSV file of a split."""
-        csv = self.csv[split]
-        return {} if csv is None else {'csv': os.path.join(self.kwargs['root'], csv)}
-
 
 class FMoWTemporalDataModule(SplitDataModule):
     """Batches of :class:`~torchgeo_explora.datasets.FMoWTemporal`.
@@ -154,8 +149,3 @@ class FMoWTemporalDataModule(SplitDataModule):
             on_error=on_error,
         )
         self.csv = {'train': train_csv, 'val': val_csv, 'test': test_csv}
-
-    def split_arguments(self, split: str) -> dict[str, Any]:
-        """Name the CSV file of a split."""
-        csv = self.csv[split]
-        return {} if csv is None else {'csv': os.path.join(self.kwargs['root'], csv)}

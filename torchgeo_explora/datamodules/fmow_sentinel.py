@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -78,8 +78,3 @@ class FMoWSentinelDataModule(SplitDataModule):
         )
         self.aug = Normalize(self.mean, self.std, self.value_range)
         self.csv = {'train': train_csv, 'val': val_csv, 'test': test_csv}
-
-    def split_arguments(self, split: str) -> dict[str, Any]:
-        """Name the CSV file of a split."""
-        csv = self.csv[split]
-        return {} if csv is None else {'csv': os.path.join(self.kwargs['root'], csv)}

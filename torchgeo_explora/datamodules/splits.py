@@ -1,7 +1,8 @@
 """What the data modules of data sets with splits share."""
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -49,6 +50,8 @@ class SplitDataModule(NonGeoDataModule):
     std = torch.tensor(IMAGENET_STD)
     #: Keys that no batch has, since their samples differ in shape.
     dropped: tuple[str, ...] = ()
+    #: CSV file in the data's folder that lists a split, None for the usual place.
+    csv: Mapping[str, str | None] = {}
 
     def __init__(
         self,
@@ -71,12 +74,11 @@ class SplitDataModule(NonGeoDataModule):
     def open_split(self, stage: str) -> Dataset[Any]:
         """Return the data set of a stage: 'train', 'val', 'test' or 'predict'."""
         split = self.split_of[stage]
-        kwargs = {'split': split, **self.kwargs, **self.split_arguments(split)}
+        kwargs = {'split': split, **self.kwargs}
+        csv = self.csv.get(split)
+        if csv is not None:
+            kwargs['csv'] = os.path.join(self.kwargs['root'], csv)
         return self.dataset_class(**kwargs)
-
-    def split_arguments(self, split: str) -> dict[str, Any]:
-        """Return arguments of the data set that differ from split to split."""
-        return {}
 
     def setup(self, stage: str) -> None:
         """Open the splits of a stage.

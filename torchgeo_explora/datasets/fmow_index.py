@@ -22,7 +22,7 @@ from torchgeo_explora.datasets.fmow_listing import (
 )
 from torchgeo_explora.datasets.fmow_metadata import Metadata, parse_time, read_metadata
 from torchgeo_explora.datasets.problems import judge, tally, write_report
-from torchgeo_explora.datasets.table_file import TableFile
+from torchgeo_explora.datasets.table_file import TableFile, index_path
 
 NO_METADATA = 'images without readable metadata'
 NO_BOX = 'images without a box'
@@ -50,16 +50,16 @@ def open_index(
     """Open the index of a split, or build it.
 
     The file is ``.fmow_<split>_<variant>.arrow`` (or has the name of the CSV file) in
-    *index_dir*, by default in *root*, with a ``.report.csv`` of problems beside it.
-    It is built anew if the CSV file or a class folder has changed; a change deeper
-    down is not seen: delete the file then.
+    *root* (the folder of the CSV file) or *index_dir*, with a ``.report.csv`` of
+    problems beside it. It is built anew if the CSV file or a class folder has changed;
+    a change deeper down is not seen: delete the file then.
 
     Args:
         root: Folder of the splits.
         split: 'train', 'val' or 'test'.
         variant: 'rgb' or 'msrgb'.
         csv: CSV file instead of the official folders.
-        index_dir: Folder of the index.
+        index_dir: Folder of the index; that of the data if None.
 
     Returns:
         The table with ``SCHEMA`` and the notes ``listed``, ``counts``, ``examples``
@@ -70,14 +70,15 @@ def open_index(
         ValueError: If the CSV file has wrong columns.
     """
     if csv is None:
-        base, name = split_folder(root, split), f'fmow_{split}_{variant}'
+        base, home = split_folder(root, split), root
+        name = f'fmow_{split}_{variant}'
         source: dict[str, Any] = {'folders': _dates(base)}
     else:
-        base = os.path.dirname(os.path.abspath(csv))
+        base = home = os.path.dirname(os.path.abspath(csv))
         name = os.path.basename(csv)
         source = {'csv': _date(csv)}
     source |= {'version': 1, 'base': os.path.abspath(base)}
-    path = os.path.join(index_dir or root, f'.{name}.arrow')
+    path = index_path(home, name, index_dir)
     lister = partial(list_folders, root, split, variant)
     table = TableFile(
         path,
@@ -208,4 +209,5 @@ def judge_index(
         )
     lost = {problem: counts[problem] for problem in losing if problem in counts}
     example = next((examples[problem] for problem in lost), None)
-    judge(lost, index.note('listed'), max_missing, what, example, report)
+    with index.kept_if_accepted():
+        judge(lost, index.note('listed'), max_missing, what, example, report)

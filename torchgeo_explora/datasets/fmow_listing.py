@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.csv
 
 from torchgeo_explora.datasets.fmow_classes import CLASS_TO_IDX, CLASSES
 from torchgeo_explora.datasets.table_dataset import NoSamplesError
+from torchgeo_explora.datasets.table_file import read_csv
 
 #: Folder names of a split, the first that exists.
 FOLDERS = {'train': ('train',), 'val': ('val',), 'test': ('test_gt', 'test')}
@@ -93,7 +93,7 @@ def list_csv(csv: str) -> Listing:
     """
     if not os.path.isfile(csv):
         raise NoSamplesError(f'*csv* is {csv}, which is no file')
-    table = pyarrow.csv.read_csv(csv)
+    table = read_csv(csv)
     if table.num_columns < 2:
         raise ValueError(
             f'{csv} has the columns {table.column_names}: expected label, path and'

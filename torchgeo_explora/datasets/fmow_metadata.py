@@ -44,26 +44,28 @@ def read_metadata(path: str) -> Metadata:
         content = json.load(file)
     if not isinstance(content, dict):
         raise ValueError(f'{path} holds a {type(content).__name__}, not an object')
-    listed = content.get('bounding_boxes') or []
-    if isinstance(listed, dict):
-        listed = [listed]
+    listed = content.get('bounding_boxes')
     boxes, place = [], ''
-    for item in listed:
-        xywh = _xywh(item.get('box')) if isinstance(item, dict) else None
+    for item in listed if isinstance(listed, list) else [listed]:
+        if not isinstance(item, dict):
+            continue
+        xywh = _xywh(item.get('box'))
         if xywh is None:
             continue
         place = place or centre(item.get('raw_location'))
         if min(xywh[2:]) > SMALLEST_SIDE:
-            boxes.append(Box(item.get('category'), xywh))
+            category = item.get('category')
+            boxes.append(Box(None if category is None else str(category), xywh))
     return Metadata(tuple(boxes), str(content.get('timestamp') or ''), place)
 
 
 def _xywh(values: Any) -> tuple[int, int, int, int] | None:
     try:
         x, y, width, height = (int(value) for value in values)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
-    return x, y, width, height
+    fits = max(map(abs, (x, y, width, height))) < 2**31
+    return (x, y, width, height) if fits else None
 
 
 def centre(polygon: Any) -> str:

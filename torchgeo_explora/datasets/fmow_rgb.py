@@ -6,11 +6,9 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow.compute as pc
 import torch
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from torchgeo_explora.datasets.figure import plot_image
 from torchgeo_explora.datasets.fmow_classes import CLASSES
 from torchgeo_explora.datasets.fmow_crop import context_region
 from torchgeo_explora.datasets.fmow_index import (
@@ -33,6 +31,7 @@ from torchgeo_explora.datasets.table_dataset import (
     TableDataset,
     Transform,
     check_choice,
+    check_size,
 )
 
 #: Mean and standard deviation in [0, 1], as SatMAE gives them.
@@ -101,20 +100,18 @@ class FMoWRGB(TableDataset):
         check_choice('split', split, self.valid_splits)
         check_choice('crop', crop, ('box', 'image'))
         check_choice('variant', variant, ('rgb', 'msrgb'))
-        if size is not None and size < 1:
-            raise ValueError(f'*size* must be a positive number of pixels, not {size}')
+        check_size(size)
         self.root = os.fspath(root)
         self.split = split
         self.crop = crop
         self.size = size
         place = None if csv is None else os.fspath(csv)
-        folder = os.path.dirname(os.path.abspath(place)) if place else self.root
         self.index, self.base = open_index(
             self.root,
             split,
             variant,
             place,
-            os.fspath(index_dir) if index_dir is not None else folder,
+            None if index_dir is None else os.fspath(index_dir),
         )
         what = f'split {split!r} of fMoW in {place or self.root}'
         losing = (ABSENT, NO_BOX, NO_METADATA) if crop == 'box' else (ABSENT,)
@@ -191,22 +188,3 @@ class FMoWRGB(TableDataset):
             ),
             'path': path,
         }
-
-    def plot(
-        self,
-        sample: dict[str, Any],
-        show_titles: bool = True,
-        suptitle: str | None = None,
-    ) -> Figure:
-        """Plot a sample with its boxes.
-
-        Args:
-            sample: As returned by indexing; 'prediction' is shown too.
-            show_titles: Whether to write the class over the image.
-            suptitle: Title of the figure.
-
-        Returns:
-            The figure.
-        """
-        unit = sample['image'] / 255
-        return plot_image(unit, sample, self.classes, show_titles, suptitle)

@@ -23,6 +23,7 @@ from torchgeo_explora.datasets.table_dataset import (
     TableDataset,
     Transform,
     check_choice,
+    check_size,
 )
 from torchgeo_explora.datasets.value_range import to_unit
 
@@ -84,6 +85,7 @@ class FMoWSentinel(TableDataset):
     ) -> None:
         """Open the index, or build it."""
         check_choice('split', split, tuple(SPLITS))
+        check_size(size)
         self.root, self.split, self.size = os.fspath(root), split, size
         self.bands = tuple(spell_band(name) for name in bands)
         for name in self.bands:
@@ -96,14 +98,15 @@ class FMoWSentinel(TableDataset):
             None if index_dir is None else os.fspath(index_dir),
         )
         what = f'split {split!r} of fMoW-Sentinel in {csv or root}'
-        judge(
-            self.index.note('counts'),
-            self.index.note('listed'),
-            max_missing,
-            what,
-            self.index.note('example'),
-            self.index.note('report'),
-        )
+        with self.index.kept_if_accepted():
+            judge(
+                self.index.note('counts'),
+                self.index.note('listed'),
+                max_missing,
+                what,
+                self.index.note('example'),
+                self.index.note('report'),
+            )
         taken = self.index.table['year'].to_numpy()
         self.rows = np.flatnonzero((taken >= years[0]) & (taken <= years[1]))
         if not len(self.rows):

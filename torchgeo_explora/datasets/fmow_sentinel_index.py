@@ -5,14 +5,13 @@ import os
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.csv
 
 from torchgeo_explora.datasets.fmow_classes import CLASS_TO_IDX
 from torchgeo_explora.datasets.fmow_listing import ABSENT, UNKNOWN, look_up
 from torchgeo_explora.datasets.fmow_metadata import centre, parse_time
 from torchgeo_explora.datasets.problems import tally, write_report
 from torchgeo_explora.datasets.table_dataset import NoSamplesError
-from torchgeo_explora.datasets.table_file import TableFile
+from torchgeo_explora.datasets.table_file import TableFile, index_path, read_csv
 
 NO_TIME = 'rows without a time'
 _COLUMNS = ('category', 'location_id', 'image_id', 'timestamp')
@@ -51,21 +50,15 @@ def open_sentinel_index(
     source = {
         'csv': [os.path.abspath(file), status.st_size, status.st_mtime_ns],
         'root': os.path.abspath(root),
+        'split': split,
         'version': 1,
     }
-    path = os.path.join(index_dir or root, f'.{os.path.basename(file)}.arrow')
+    path = index_path(root, os.path.basename(file), index_dir)
     return TableFile(path, source, lambda: _build(file, root, split, path))
 
 
 def _build(file: str, root: str, split: str, path: str) -> pa.Table:
-    table = pyarrow.csv.read_csv(file)
-    missing = [name for name in _COLUMNS if name not in table.column_names]
-    if missing:
-        raise ValueError(
-            f'{file} lacks the columns {", ".join(missing)}: it has'
-            f' {", ".join(table.column_names)}'
-        )
-    frame = table.to_pandas()
+    frame = read_csv(file, _COLUMNS).to_pandas()
     listed = len(frame)
     frame['time'] = frame['timestamp'].astype(str)
     frame['path'] = _paths(frame, root, split)

@@ -6,10 +6,8 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow.compute as pc
 import torch
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from torchgeo_explora.datasets.figure import plot_image
 from torchgeo_explora.datasets.fmow_classes import CLASSES
 from torchgeo_explora.datasets.fmow_index import NO_TIME, judge_index
 from torchgeo_explora.datasets.fmow_legacy import legacy_members, legacy_stack
@@ -174,22 +172,3 @@ class FMoWTemporal(TableDataset):
             'label': torch.tensor(int(self.labels[index])),
             'path': self.images.path(int(self._members[index])),
         }
-
-    def plot(
-        self,
-        sample: dict[str, Any],
-        show_titles: bool = True,
-        suptitle: str | None = None,
-    ) -> Figure:
-        """Plot the images of a series side by side.
-
-        Args:
-            sample: As returned by indexing; 'prediction' is shown too.
-            show_titles: Whether to write the class over the first image.
-            suptitle: Title of the figure.
-
-        Returns:
-            The figure.
-        """
-        unit = sample['image'] / 255
-        return plot_image(unit, sample, self.classes, show_titles, suptitle)

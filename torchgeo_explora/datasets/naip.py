@@ -19,6 +19,7 @@ from torchgeo_explora.datasets.table_dataset import (
     TableDataset,
     Transform,
     check_choice,
+    check_size,
 )
 
 #: Mean and standard deviation of red, green and blue in [0, 1], as SatMAE gives them.
@@ -80,6 +81,7 @@ class NAIPLandCover(TableDataset):
     ) -> None:
         """Read the two arrays and list the tiles."""
         check_choice('split', split, tuple(SPLITS))
+        check_size(size)
         self.bands = tuple(bands)
         for name in self.bands:
             check_choice('bands', name, BANDS)
@@ -183,4 +185,7 @@ def _load(path: str) -> Any:
             f'there is no {path}: *root* must hold the arrays of labels and splits, and'
             f' the folder of tiles'
         )
-    return np.load(path, allow_pickle=False)
+    try:
+        return np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f'{path} is no array of numbers ({error})') from error

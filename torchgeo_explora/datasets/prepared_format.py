@@ -3,7 +3,7 @@
 import io
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -20,15 +20,24 @@ type Encoding = Literal['jpeg', 'integer', 'exact']
 _WHOLE = ('uint8', 'uint16', 'int16', 'uint32', 'int32')
 
 
-def choose_encoding(sample: Mapping[str, Any]) -> Encoding:
+def choose_encoding(
+    sample: Mapping[str, Any], value_range: Sequence[Any] | None = None
+) -> Encoding:
     """Return 'jpeg' for true colour of 8 bits, else 'integer' or 'exact'.
 
     Values of 8 bits are told by their range; larger ones are digital numbers, whose
     fractions come from resampling; small fractions are reflectances and the like.
+
+    Args:
+        sample: One with ``image``.
+        value_range: (low, high) of the data set, if it knows: a dark image of 16 bits,
+            or a black one of 8, does not look like what it is.
     """
     image = sample['image']
     low, high = float(image.min()), float(image.max())
-    if image.shape[-3] == 3 and low >= 0 and 1 < high <= 255:
+    known = value_range is not None
+    eight_bits = tuple(value_range or ()) == (0, 255) if known else high > 1
+    if image.shape[-3] == 3 and low >= 0 and high <= 255 and eight_bits:
         return 'jpeg'
     return 'integer' if high - low > 16 else 'exact'
 

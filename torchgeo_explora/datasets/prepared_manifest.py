@@ -38,15 +38,32 @@ def shard_name(number: int) -> str:
     return f'shard-{number:06}.tar'
 
 
+def read_note(path: str) -> dict[str, Any]:
+    """Return what a JSON file of a prepared folder holds.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        NotPreparedError: If it is damaged.
+    """
+    with open(path, 'rb') as file:
+        try:
+            return json.load(file)
+        except ValueError as error:
+            raise NotPreparedError(
+                f'{path} is damaged ({error}): remove it and prepare again'
+            ) from error
+
+
 def read_manifest(folder: str) -> dict[str, Any]:
     """Return the manifest of a prepared folder.
 
     Raises:
-        NotPreparedError: If there is none.
+        NotPreparedError: If there is none, or if it is damaged.
     """
     try:
-        with open(os.path.join(folder, MANIFEST), encoding='utf-8') as file:
-            return json.load(file)
+        return read_note(os.path.join(folder, MANIFEST))
+    except NotPreparedError:
+        raise
     except FileNotFoundError as error:
         hint = (
             'the preparation was not finished: run the same command again'

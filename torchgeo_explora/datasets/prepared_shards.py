@@ -25,6 +25,7 @@ from torchgeo_explora.datasets.prepared_manifest import (
     PARTS,
     SCHEMA,
     checksum,
+    read_note,
     shard_name,
     write_file,
 )
@@ -68,7 +69,9 @@ def prepare(
 
     Raises:
         ValueError: If *output* holds the shards of another data set or other
-            arguments, or an argument is wrong.
+            arguments, if the first sample is drawn at random, or if an argument is
+            wrong.
+        NotPreparedError: If the manifest in *output* is damaged.
     """
     if not 1 <= quality <= 100:
         raise ValueError(f'*quality* must be 1 to 100, not {quality}')
@@ -77,8 +80,19 @@ def prepare(
     folder = os.fspath(output)
     parts = os.path.join(folder, PARTS)
     first = dataset[0]
-    chosen = choose_encoding(first) if encoding == 'auto' else encoding
+    value_range = getattr(dataset, 'value_range', None)
+    chosen = choose_encoding(first, value_range) if encoding == 'auto' else encoding
     length = len(dataset)
+    probes = [
+        _sums(encode_sample(sample, chosen, quality))
+        for sample in (first, dataset[0], dataset[length - 1])
+    ]
+    if probes[0] != probes[1]:
+        raise ValueError(
+            'the first sample of *dataset* differs from one visit to the next: what it'
+            ' draws at random would be drawn once for all. Give it a *seed*, or train'
+            ' on it as it is'
+        )
     settings = {
         'version': 1,
         'dataset': f'{type(dataset).__module__}.{type(dataset).__qualname__}',
@@ -87,10 +101,7 @@ def prepare(
         'quality': quality,
         'samples_per_shard': samples_per_shard,
         # Another crop, size or order shows in the first and the last sample.
-        'probes': [
-            _sums(encode_sample(sample, chosen, quality))
-            for sample in (first, dataset[length - 1])
-        ],
+        'probes': probes[::2],
     }
     _check_settings(folder, settings)
     if os.path.isfile(os.path.join(folder, MANIFEST)):
@@ -177,10 +188,8 @@ def _is_done(folder: str, number: int) -> bool:
     """Return whether a shard is there as it was written."""
     name = shard_name(number)
     try:
-        with open(os.path.join(folder, PARTS, f'{name}.json'), 'rb') as file:
-            return json.load(file)['bytes'] == os.path.getsize(
-                os.path.join(folder, name)
-            )
+        known = read_note(os.path.join(folder, PARTS, f'{name}.json'))
+        return known['bytes'] == os.path.getsize(os.path.join(folder, name))
     except FileNotFoundError:
         return False
 
@@ -223,8 +232,7 @@ def _check_settings(folder: str, settings: dict[str, Any]) -> None:
     ):
         if not os.path.isfile(path):
             continue
-        with open(path, encoding='utf-8') as file:
-            found = json.load(file)
+        found = read_note(path)
         found = found if name is None else found[name]
         if found != settings:
             other = [key for key in settings if settings[key] != found.get(key)]
@@ -242,8 +250,7 @@ def _finish(
     places = list(getattr(dataset, 'places', ()))
     shards, tables, skipped = [], [], []
     for number in range(count):
-        with open(os.path.join(parts, f'{shard_name(number)}.json'), 'rb') as file:
-            known = json.load(file)
+        known = read_note(os.path.join(parts, f'{shard_name(number)}.json'))
         for row in known['rows']:
             row['place'] = places[int(row['key'])] if places else ''
         tables.append(pa.Table.from_pylist(known['rows'], SCHEMA))

@@ -70,6 +70,10 @@ class Cutting:
     step: int
 
 
+# Metres taken for degrees, or the other way, are a factor of 100,000.
+_FINEST = 1e-3
+
+
 class _Unfit(Exception):
     """A scene that cannot be used, and why."""
 
@@ -99,7 +103,9 @@ def open_scene_index(
         times the scene's.
     """
     source = {
-        'scenes': [[*scene, _date(scene.path)] for scene in scenes],
+        'scenes': [
+            [*scene, _date(scene.path), _date(scene.mask or '')] for scene in scenes
+        ],
         'cutting': asdict(cutting),
         'any_type': any_type,
         'version': 1,
@@ -227,8 +233,20 @@ def _describe(
 
 
 def _scale(handle: DatasetReader | WarpedVRT, cutting: Cutting) -> float:
-    """Return how many pixels of the file a pixel of the window is."""
-    return 1.0 if cutting.res is None else cutting.res / handle.res[0]
+    """Return how many pixels of the file a pixel of the window is.
+
+    Raises:
+        ValueError: If windows are so fine that *res* must be meant in other units.
+    """
+    if cutting.res is None:
+        return 1.0
+    scale = cutting.res / handle.res[0]
+    if scale < _FINEST:
+        raise ValueError(
+            f'*res* is {cutting.res} units of {handle.crs.to_string()}, where a pixel'
+            f' of the scene has {handle.res[0]}: give it in these units'
+        )
+    return scale
 
 
 def _names(file: DatasetReader) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ def list_scenes(
         Scenes, sorted, each once; and (name, problem) of those that cannot be used.
 
     Raises:
-        FileNotFoundError: If a path leads to nothing.
+        FileNotFoundError: If a path leads to nothing, or all of them to no scene.
         ValueError: If a STAC file is none.
     """
     given = [paths] if isinstance(paths, str | os.PathLike) else paths
@@ -44,6 +44,12 @@ def list_scenes(
             files = [f for f in _files(path) if mask is None or not f.endswith(mask)]
             found = [file_scene(file, mask) for file in files]
         scenes |= {scene.path: scene for scene in found}
+    if not scenes and not problems:
+        names = ', '.join(os.fspath(place) for place in given)
+        raise FileNotFoundError(
+            f'no scene found in {names or "no *paths*"}: a'
+            f' STAC file needs items, and files that end with *mask* are no scenes'
+        )
     return sorted(scenes.values()), problems
 
 

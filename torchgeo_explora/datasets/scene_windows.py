@@ -157,13 +157,14 @@ class SceneWindows(TableDataset):
         report = self.index.note('report')
         faults = {name: counts[name] for name in FAULTS if name in counts}
         faults |= {n: c for n, c in counts.items() if n not in (*FAULTS, EMPTY)}
-        if not self.index.table.num_rows:
-            raise NoSamplesError(
-                f'no window of {self.size} pixels can be cut out of {what}: {counts},'
-                f' such as {next(iter(examples.values()))}; see {report}'
-            )
         example = next((examples[name] for name in faults), None)
-        judge(faults, self.index.note('listed'), max_missing, what, example, report)
+        with self.index.kept_if_accepted():
+            if not self.index.table.num_rows:
+                raise NoSamplesError(
+                    f'no window of {self.size} pixels can be cut out of {what}:'
+                    f' {counts}, such as {next(iter(examples.values()))}; see {report}'
+                )
+            judge(faults, self.index.note('listed'), max_missing, what, example, report)
         if EMPTY in counts:
             warnings.warn(
                 f'{counts[EMPTY]} {EMPTY}, such as {examples[EMPTY]}, are left out: no'

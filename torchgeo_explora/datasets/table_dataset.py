@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
+from matplotlib.figure import Figure
 from torchgeo.datasets import DatasetNotFoundError, NonGeoDataset
 
+from torchgeo_explora.datasets.figure import plot_image
 from torchgeo_explora.datasets.image_file import UnreadableImageError
 
 type OnError = Literal['raise', 'skip']
@@ -30,6 +32,16 @@ def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
     """
     if value not in choices:
         raise ValueError(f'*{name}* must be one of {tuple(choices)}, not {value!r}')
+
+
+def check_size(size: int | None) -> None:
+    """Raise if the side of images is no positive number of pixels, nor None.
+
+    Raises:
+        ValueError: If *size* is below 1.
+    """
+    if size is not None and size < 1:
+        raise ValueError(f'*size* must be a positive number of pixels, not {size}')
 
 
 class TableDataset(NonGeoDataset):
@@ -120,3 +132,22 @@ class TableDataset(NonGeoDataset):
     def skipped(self) -> list[int]:
         """Indices of the samples found unreadable so far, by any worker."""
         return self._unreadable.nonzero().flatten().tolist()
+
+    def plot(
+        self,
+        sample: dict[str, Any],
+        show_titles: bool = True,
+        suptitle: str | None = None,
+    ) -> Figure:
+        """Plot a sample of 8-bit true colour: an image with its boxes, or a series.
+
+        Args:
+            sample: As returned by indexing; 'prediction' is shown too.
+            show_titles: Whether to write the class over the first image.
+            suptitle: Title of the figure.
+
+        Returns:
+            The figure.
+        """
+        unit = sample['image'] / 255
+        return plot_image(unit, sample, self.classes, show_titles, suptitle)

@@ -1,14 +1,62 @@
 """A table of samples that is built once and read from disk afterwards."""
 
 import contextlib
+import hashlib
 import json
+import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.csv
 
 from torchgeo_explora.writing import replacing
+
+
+def read_csv(
+    path: str,
+    columns: Sequence[str] = (),
+    types: Mapping[str, pa.DataType] | None = None,
+) -> pa.Table:
+    """Read a CSV file.
+
+    Args:
+        path: The file.
+        columns: Columns that it must have.
+        types: Types of columns that must not be guessed.
+
+    Raises:
+        ValueError: If it is no CSV file, or lacks columns.
+    """
+    options = pyarrow.csv.ConvertOptions(column_types=types)
+    try:
+        table = pyarrow.csv.read_csv(path, convert_options=options)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f'{path} cannot be read as a CSV file: {error}') from error
+    missing = [name for name in columns if name not in table.column_names]
+    if missing:
+        raise ValueError(
+            f'{path} lacks the columns {", ".join(missing)}: it has'
+            f' {", ".join(table.column_names)}'
+        )
+    return table
+
+
+def index_path(folder: str, name: str, index_dir: str | None) -> str:
+    """Return where the index of a data set goes.
+
+    Args:
+        folder: Folder of the data set.
+        name: What tells its indices apart.
+        index_dir: Another folder, None for the data set's own. Since several data sets
+            can share it, the file's name then depends on *folder*.
+    """
+    if index_dir is None:
+        return os.path.join(folder, f'.{name}.arrow')
+    text = os.path.abspath(folder).encode()
+    digest = hashlib.blake2b(text, digest_size=4).hexdigest()
+    return os.path.join(index_dir, f'.{name}_{digest}.arrow')
 
 
 class TableFile:
@@ -68,6 +116,21 @@ class TableFile:
         """Return a value that was stored beside the table, None if there is none."""
         raw = (self.table.schema.metadata or {}).get(name.encode())
         return None if raw is None else json.loads(raw)
+
+    @contextlib.contextmanager
+    def kept_if_accepted(self) -> Iterator[None]:
+        """Remove the file if the block refuses it: the next start looks at all again.
+
+        Raises:
+            FileNotFoundError: What the block raises.
+        """
+        try:
+            yield
+        except FileNotFoundError:
+            if self.path is not None:
+                with contextlib.suppress(OSError):
+                    os.remove(self.path)
+            raise
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the mapped table out: a spawned worker opens the file itself."""

@@ -9,12 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.csv
 import torch
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from torchgeo_explora.datasets.figure import plot_image
 from torchgeo_explora.datasets.fmow_listing import ABSENT, look_up
 from torchgeo_explora.datasets.picture import cut, open_picture
 from torchgeo_explora.datasets.problems import judge, tally, write_report
@@ -23,8 +20,9 @@ from torchgeo_explora.datasets.table_dataset import (
     OnError,
     TableDataset,
     Transform,
+    check_size,
 )
-from torchgeo_explora.datasets.table_file import TableFile
+from torchgeo_explora.datasets.table_file import TableFile, index_path, read_csv
 
 #: Columns of every index.
 SCHEMA = pa.schema(
@@ -85,22 +83,11 @@ def open_wilds_index(
         'csv': [os.path.abspath(file), status.st_size, status.st_mtime_ns],
         'version': 1,
     }
-    path = os.path.join(index_dir or folder, f'.{csv}.arrow')
+    path = index_path(folder, csv, index_dir)
 
     def build() -> pa.Table:
-        table = pyarrow.csv.read_csv(
-            file,
-            # '004' is a name, no number.
-            convert_options=pyarrow.csv.ConvertOptions(
-                column_types={'patient': pa.string()}
-            ),
-        )
-        missing = [name for name in columns if name not in table.column_names]
-        if missing:
-            raise ValueError(
-                f'{file} lacks the columns {", ".join(missing)}: it has'
-                f' {", ".join(table.column_names)}'
-            )
+        # '004' is a name, no number.
+        table = read_csv(file, columns, {'patient': pa.string()})
         frame = describe(table.to_pandas())
         exists, _ = look_up(folder, frame['path'])
         problems = [(name, ABSENT) for name in frame['path'][~exists.to_numpy()]]
@@ -158,16 +145,18 @@ class WILDSDataset(TableDataset):
         transforms: Transform | None,
     ) -> None:
         """Pick the rows of the split."""
+        check_size(size)
         self.index, self.base, self.split, self.size = index, base, split, size
         what = f'split {split!r} of {base}'
-        judge(
-            index.note('counts'),
-            index.note('listed'),
-            max_missing,
-            base,
-            index.note('example'),
-            index.note('report'),
-        )
+        with index.kept_if_accepted():
+            judge(
+                index.note('counts'),
+                index.note('listed'),
+                max_missing,
+                base,
+                index.note('example'),
+                index.note('report'),
+            )
         names = index.table['split'].to_numpy(zero_copy_only=False)
         self.rows: NDArray[np.int64] = np.flatnonzero(names == split)
         self.domains = self._integers('domain')
@@ -214,22 +203,3 @@ class WILDSDataset(TableDataset):
         if self.labels is not None:
             sample['label'] = torch.tensor(int(self.labels[index]))
         return sample
-
-    def plot(
-        self,
-        sample: dict[str, Any],
-        show_titles: bool = True,
-        suptitle: str | None = None,
-    ) -> Figure:
-        """Plot a sample with its boxes.
-
-        Args:
-            sample: As returned by indexing; 'prediction' is shown too.
-            show_titles: Whether to write the class over the image.
-            suptitle: Title of the figure.
-
-        Returns:
-            The figure.
-        """
-        unit = sample['image'] / 255
-        return plot_image(unit, sample, self.classes, show_titles, suptitle)
