@@ -149,6 +149,13 @@ def test_checkpoint_makes_the_task_again(folder, tmp_path):
     assert again.hparams['rank'] == 4
     for name, value in task.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
+    other = ImageFolderDataModule(folder, value_range=(0, 250), predict_split='val')
+    with pytest.warns(
+        UserWarning, match=r'trained on values in \[\[0.0\], \[255.0\]\]'
+    ):
+        trainer(tmp_path).predict(again, other)
+    with pytest.warns(UserWarning, match='give the same'):
+        trainer(tmp_path).predict(make(**again.hparams), other, ckpt_path=path)
 
 
 class Labels(NonGeoDataModule):

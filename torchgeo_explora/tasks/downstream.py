@@ -107,6 +107,8 @@ class DownstreamTask(BaseTask):
         # The base is not in a checkpoint: its keys are missing by design.
         self.strict_loading = False
         self.micro_steps = 0
+        self.raw_images: Any = None
+        self._trained_range: list[list[float]] | None = None
 
     @abstractmethod
     def configure_heads(self) -> None:
@@ -144,6 +146,7 @@ class DownstreamTask(BaseTask):
             require_predict_set(datamodule)
         given = self.hparams['value_range']
         self.raw_images = RawImages(self.backbone, datamodule, given).to(self.device)
+        self.raw_images.compare(self._trained_range)
         take_over(datamodule)
         explain_mixed_sizes(datamodule)
         if stage == 'fit':
@@ -296,6 +299,7 @@ class DownstreamTask(BaseTask):
         checkpoint['explora'] = {
             **identity(self.backbone),
             'micro_steps': self.micro_steps,
+            'value_range': self.raw_images.value_range,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -307,3 +311,7 @@ class DownstreamTask(BaseTask):
         keys = delta_state_dict(self).keys()
         saved = require_fit(checkpoint, identity(self.backbone), keys)
         self.micro_steps = saved['micro_steps']
+        self._trained_range = saved.get('value_range')
+        # Lightning sets a task up before it loads a checkpoint, a user may after.
+        if self.raw_images is not None:
+            self.raw_images.compare(self._trained_range)

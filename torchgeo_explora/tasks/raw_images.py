@@ -1,5 +1,6 @@
 """From the batches of any data module to images in [0, 1]."""
 
+import warnings
 from typing import Any
 
 from torch import Tensor, nn
@@ -35,6 +36,22 @@ class RawImages(nn.Module):
         self.channels = backbone.in_channels
         self.unit_range = unit_range(value_range, datamodule, bands)
         self._checked = False
+
+    @property
+    def value_range(self) -> list[list[float]]:
+        """[low, high] of the sensor values, one for all channels or one for each."""
+        ends = self.unit_range.low, self.unit_range.high
+        return [end.flatten().tolist() for end in ends]
+
+    def compare(self, trained: list[list[float]] | None) -> None:
+        """Warn if values were mapped to [0, 1] from another range in training."""
+        if trained not in (None, self.value_range):
+            warnings.warn(
+                f'the task was trained on values in {trained}, and these images'
+                f' are taken to have {self.value_range}: give the same *value_range*'
+                ' if the images are alike',
+                stacklevel=2,
+            )
 
     def forward(self, image: Tensor) -> Tensor:
         """Return values in [0, 1]: (B, C, H, W), or series of them.
