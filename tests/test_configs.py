@@ -102,6 +102,7 @@ def _dinov2(path):
     return '_dinov2.' in yaml.safe_load(path.read_text())['model']['init_args']['model']
 
 
+@pytest.mark.cli
 @pytest.mark.parametrize(
     'path', [path for path in PRETRAINING if _dinov2(path)], ids=lambda p: p.stem
 )
@@ -120,6 +121,7 @@ def test_task_of_a_configuration_can_be_built(path):
     assert 0.02 < trained / base < 0.2
 
 
+@pytest.mark.cli
 @pytest.mark.parametrize(
     'path', [p for p in CONFIGS if p not in PRETRAINING], ids=lambda p: p.stem
 )
@@ -147,6 +149,7 @@ def _mae(path):
     return model['class_path'].endswith('.ExploraMAETask')
 
 
+@pytest.mark.cli
 @pytest.mark.parametrize(
     'path', [path for path in CONFIGS if _mae(path)], ids=lambda p: p.stem
 )
