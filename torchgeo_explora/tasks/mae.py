@@ -281,14 +281,14 @@ class ExploraMAETask(PretrainingTask):
             return image
         return image.masked_fill((image == self.no_data).all(-3, keepdim=True), nan)
 
-    def unit_image(self, batch: dict[str, Any]) -> Tensor:
-        """Return the images in [0, 1], in 8 bits if wanted."""
-        return self.quantize(super().unit_image(batch))
+    def to_unit(self, image: Tensor) -> Tensor:
+        """Return raw images in [0, 1], in 8 bits if wanted."""
+        return self.quantize(super().to_unit(image))
 
     def known_image(self, batch: dict[str, Any]) -> Tensor:
         """Return the images in [0, 1], NaN where there is no data."""
-        missing = self.sensor_image(batch).isnan()
-        return self.unit_image(batch).masked_fill(missing, nan)
+        image = self.sensor_image(batch)
+        return self.to_unit(image).masked_fill(image.isnan(), nan)
 
 
 def _side(backbone: Backbone) -> int:

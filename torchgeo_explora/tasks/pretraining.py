@@ -183,7 +183,10 @@ class PretrainingTask(BaseTask):
 
     def unit_image(self, batch: dict[str, Any]) -> Tensor:
         """Return the images of a batch in [0, 1], finite, shaped as `sensor_image`."""
-        image = self.sensor_image(batch)
+        return self.to_unit(self.sensor_image(batch))
+
+    def to_unit(self, image: Tensor) -> Tensor:
+        """Return what `sensor_image` gave in [0, 1]; the first batch is checked."""
         if not self._checked:
             self.unit_range.check(image)
             self._checked = True
