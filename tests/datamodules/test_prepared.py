@@ -86,5 +86,5 @@ def test_place_in_two_splits_is_a_leak(fake, tmp_path):
     for split, folder in (('train', 'train'), ('train_unlabeled', 'val')):
         raw = Camelyon17(root, split, size=16)
         prepare(raw, tmp_path / 'out' / folder, progress=False)
-    with pytest.warns(UserWarning, match="2 in both 'train' and 'val'.*slide 0"):
+    with pytest.warns(UserWarning, match="2 in both 'train' and 'val'.*patient_004"):
         PreparedDataModule(tmp_path / 'out').setup('fit')

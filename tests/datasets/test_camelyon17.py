@@ -54,7 +54,7 @@ def test_unlabelled_splits(root, split, rows):
 def test_names_of_files_keep_their_zeros(root):
     name = 'patches/patient_004_node_4/patch_patient_004_node_4_x_3328_y_21792.png'
     assert Camelyon17(root).paths[0] == str(root / 'camelyon17_v1.0' / name)
-    assert Camelyon17(root).places[0] == 'slide 0'
+    assert Camelyon17(root).places[0] == 'patient_004_node_4'
 
 
 def test_root_may_be_the_folder_itself(root):

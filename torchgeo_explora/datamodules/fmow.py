@@ -35,6 +35,8 @@ class FMoWRGBDataModule(SplitDataModule):
         predict_split: Split to predict, in the order of its files.
         pin_memory: Whether batches go to page-locked memory if there is a CUDA device.
         prefetch_factor: Batches read ahead by each worker; PyTorch's default if None.
+        download: Whether to fetch the folders of 'train' and 'val' if they are not
+            there.
     """
 
     mean = 255 * torch.tensor(MEAN)
@@ -58,6 +60,7 @@ class FMoWRGBDataModule(SplitDataModule):
         predict_split: Literal['train', 'val', 'test'] = 'val',
         pin_memory: bool = True,
         prefetch_factor: int | None = None,
+        download: bool = False,
     ) -> None:
         """Keep the arguments; the index is opened in ``setup``."""
         super().__init__(
@@ -74,6 +77,7 @@ class FMoWRGBDataModule(SplitDataModule):
             index_dir=index_dir,
             max_missing=max_missing,
             on_error=on_error,
+            download=download,
         )
         self.csv = {'train': train_csv, 'val': val_csv, 'test': test_csv}
 
@@ -103,6 +107,8 @@ class FMoWTemporalDataModule(SplitDataModule):
         predict_split: Split to predict, in the order of its files.
         pin_memory: Whether batches go to page-locked memory if there is a CUDA device.
         prefetch_factor: Batches read ahead by each worker; PyTorch's default if None.
+        download: Whether to fetch the folders of 'train' and 'val' if they are not
+            there.
     """
 
     mean = 255 * torch.tensor(MEAN)
@@ -128,6 +134,7 @@ class FMoWTemporalDataModule(SplitDataModule):
         predict_split: Literal['train', 'val', 'test'] = 'val',
         pin_memory: bool = True,
         prefetch_factor: int | None = None,
+        download: bool = False,
     ) -> None:
         """Keep the arguments; the index is opened in ``setup``."""
         super().__init__(
@@ -147,5 +154,6 @@ class FMoWTemporalDataModule(SplitDataModule):
             index_dir=index_dir,
             max_missing=max_missing,
             on_error=on_error,
+            download=download,
         )
         self.csv = {'train': train_csv, 'val': val_csv, 'test': test_csv}

@@ -36,6 +36,7 @@ class FMoWSentinelDataModule(SplitDataModule):
         predict_split: Split to predict, in the order of its index.
         pin_memory: Whether batches go to page-locked memory if there is a CUDA device.
         prefetch_factor: Batches read ahead by each worker; PyTorch's default if None.
+        download: Whether to fetch CSV files and images if they are not there.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class FMoWSentinelDataModule(SplitDataModule):
         predict_split: Literal['train', 'val', 'test'] = 'val',
         pin_memory: bool = True,
         prefetch_factor: int | None = None,
+        download: bool = False,
     ) -> None:
         """Keep the arguments; the index is opened in ``setup``."""
         self.bands = tuple(bands)
@@ -75,6 +77,7 @@ class FMoWSentinelDataModule(SplitDataModule):
             index_dir=index_dir,
             max_missing=max_missing,
             on_error=on_error,
+            download=download,
         )
         self.aug = Normalize(self.mean, self.std, self.value_range)
         self.csv = {'train': train_csv, 'val': val_csv, 'test': test_csv}

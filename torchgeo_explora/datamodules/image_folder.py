@@ -1,28 +1,24 @@
 """A folder of the user's own images, in batches."""
 
-import math
 import os
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import kornia.augmentation as K
 import torch
-from torch.utils.data import DataLoader
-from torchgeo.datamodules import NonGeoDataModule
 
+from torchgeo_explora.datamodules.normalize import Normalize
+from torchgeo_explora.datamodules.splits import OPENED, SplitDataModule
 from torchgeo_explora.datasets.image_folder import ImageFolder
-from torchgeo_explora.datasets.value_range import ValueRange
 
 
-class ImageFolderDataModule(NonGeoDataModule):
+class ImageFolderDataModule(SplitDataModule):
     """Batches of :class:`~torchgeo_explora.datasets.ImageFolder`.
 
     Nothing but normalisation happens to the images: *aug* maps *value_range* to
     [0, 1], so TorchGeo's own tasks can use this data module, and tasks that augment
     replace ``train_aug`` and ``aug``. Without validation images there is no validation.
 
-    ``path`` is part of the batch in prediction only: TorchGeo's tasks plot validation
-    samples with a function that takes tensors alone. ``index`` is always there, and
+    ``path`` is part of the batch in prediction only; ``index`` is always there, and
     ``train_dataset.paths[index]`` is the path.
 
     Args:
@@ -77,6 +73,9 @@ class ImageFolderDataModule(NonGeoDataModule):
             ImageFolder,
             batch_size,
             num_workers,
+            pin_memory,
+            prefetch_factor,
+            {'train': 'train', 'val': 'val', 'test': 'test', 'predict': predict_split},
             root=root,
             size=size,
             bands=bands,
@@ -87,13 +86,10 @@ class ImageFolderDataModule(NonGeoDataModule):
             on_error=on_error,
             band_names=band_names,
         )
-        self.predict_split = predict_split
-        self.pin_memory = pin_memory
-        self.prefetch_factor = prefetch_factor
         self.has_val = val_fraction > 0 or os.path.isdir(os.path.join(root, 'val'))
-        self.value_range: ValueRange | None = None
+        self.value_range = None
         self.range_known = True
-        self.bands: tuple[str, ...] = ()
+        self.bands = ()
         self._own_aug = self.aug
 
     def setup(self, stage: str) -> None:
@@ -107,24 +103,20 @@ class ImageFolderDataModule(NonGeoDataModule):
             UnreadableImageError: If the first image cannot be read.
             ValueError: If splits differ in bands or in the range of their values.
         """
-        if stage == 'fit':
-            self.train_dataset = self._open('train')
-        if stage in ('fit', 'validate') and self.has_val:
-            self.val_dataset = self._open('val')
-        if stage == 'test':
-            self.test_dataset = self._open('test')
-        if stage == 'predict':
-            self.predict_dataset = self._open(self.predict_split)
+        for part in OPENED[stage]:
+            if part != 'val' or self.has_val:
+                setattr(self, f'{part}_dataset', self.open_split(part))
 
-    def _open(self, split: Literal['train', 'val', 'test', 'predict']) -> ImageFolder:
-        dataset = ImageFolder(split=split, **self.kwargs)
+    def open_split(self, stage: str) -> ImageFolder:
+        """Return the data set of a stage: 'train', 'val', 'test' or 'predict'."""
+        dataset: ImageFolder = super().open_split(stage)
         if self.value_range is None:
             self._adopt(dataset)
         elif dataset.value_range != self.value_range or dataset.bands != self.bands:
             raise ValueError(
-                f'split {split!r} of {dataset.root} has bands {dataset.bands} and '
-                f'range {dataset.value_range}, the split read first {self.bands} and '
-                f'{self.value_range}: pass *bands* and *value_range* that fit both'
+                f'split {dataset.split!r} of {dataset.root} has bands {dataset.bands} '
+                f'and range {dataset.value_range}, the split read first {self.bands} '
+                f'and {self.value_range}: pass *bands* and *value_range* that fit both'
             )
         return dataset
 
@@ -136,43 +128,8 @@ class ImageFolderDataModule(NonGeoDataModule):
         low, high = (torch.tensor(end) for end in dataset.value_range)
         self.mean, self.std = low, high - low
         if self.aug is self._own_aug:
-            self.aug = K.AugmentationSequential(
-                K.Normalize(mean=self.mean, std=self.std), data_keys=None, keepdim=True
-            )
-
-    def _dataloader_factory(self, split: str) -> DataLoader[dict[str, Any]]:
-        dataset = self._valid_attribute(f'{split}_dataset', 'dataset')
-        batch_size = self._valid_attribute(f'{split}_batch_size', 'batch_size')
-        training = split == 'train'
-        if training:
-            ranks = self.trainer.world_size if self.trainer else 1
-            share = math.ceil(len(dataset) / ranks)
-            if share < batch_size:
-                raise ValueError(
-                    f'*batch_size* is {batch_size} but there are only {share} training '
-                    f'images for each process, and a last part batch is dropped: no '
-                    f'batch is left. Pass batch_size={share} or less, or add images'
-                )
-        return DataLoader(
-            dataset,
-            batch_size=batch_size,
-            shuffle=training,
-            num_workers=self.num_workers,
-            collate_fn=self.collate_fn,
-            drop_last=training,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=self.pin_memory and torch.cuda.is_available(),
-            prefetch_factor=self.prefetch_factor if self.num_workers else None,
-        )
+            self.aug = Normalize(self.mean, self.std)
 
     def val_dataloader(self) -> Any:
         """Return the validation batches, or no loader at all without such images."""
         return super().val_dataloader() if self.has_val else []
-
-    def on_after_batch_transfer(
-        self, batch: dict[str, Any], dataloader_idx: int
-    ) -> dict[str, Any]:
-        """Normalise, and keep ``path`` for prediction only."""
-        if self.trainer and not self.trainer.predicting:
-            batch.pop('path', None)
-        return super().on_after_batch_transfer(batch, dataloader_idx)

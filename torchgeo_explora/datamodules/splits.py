@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, default_collate
 from torchgeo.datamodules import NonGeoDataModule
 from torchgeo.datasets import NonGeoDataset
 
@@ -14,6 +14,13 @@ from torchgeo_explora.datamodules.normalize import Normalize
 from torchgeo_explora.datasets.leakage import warn_of_shared_places
 from torchgeo_explora.datasets.value_range import ValueRange
 
+#: Data sets that a stage of the trainer opens.
+OPENED = {
+    'fit': ('train', 'val'),
+    'validate': ('val',),
+    'test': ('test',),
+    'predict': ('predict',),
+}
 #: ImageNet's mean and standard deviation of 8-bit values.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -45,7 +52,7 @@ class SplitDataModule(NonGeoDataModule):
     """
 
     bands: Sequence[str] = RGB
-    value_range: ValueRange = (0.0, 255.0)
+    value_range: ValueRange | None = (0.0, 255.0)
     mean = torch.tensor(IMAGENET_MEAN)
     std = torch.tensor(IMAGENET_STD)
     #: Keys that no batch has, since their samples differ in shape.
@@ -71,14 +78,24 @@ class SplitDataModule(NonGeoDataModule):
         self.collate_fn = self.collate
         self.aug = Normalize(self.mean, self.std)
 
-    def open_split(self, stage: str) -> Dataset[Any]:
-        """Return the data set of a stage: 'train', 'val', 'test' or 'predict'."""
-        split = self.split_of[stage]
-        kwargs = {'split': split, **self.kwargs}
+    def _arguments(self, part: str) -> dict[str, Any]:
+        split = self.split_of[part]
+        arguments = {'split': split, **self.kwargs}
         csv = self.csv.get(split)
         if csv is not None:
-            kwargs['csv'] = os.path.join(self.kwargs['root'], csv)
-        return self.dataset_class(**kwargs)
+            arguments['csv'] = os.path.join(self.kwargs['root'], csv)
+        return arguments
+
+    def open_split(self, stage: str) -> Any:
+        """Return the data set of a stage: 'train', 'val', 'test' or 'predict'."""
+        return self.dataset_class(**self._arguments(stage))
+
+    def prepare_data(self) -> None:
+        """Download what the trainer's stage needs, in one process."""
+        if self.kwargs.get('download', False):
+            stage = self.trainer.state.fn if self.trainer else None
+            for part in OPENED[stage] if stage else self.split_of:
+                self.open_split(part)
 
     def setup(self, stage: str) -> None:
         """Open the splits of a stage.
@@ -89,24 +106,39 @@ class SplitDataModule(NonGeoDataModule):
         Raises:
             NoSamplesError: If a split has no sample.
         """
-        if stage == 'fit':
-            self.train_dataset = self.open_split('train')
-        if stage in ('fit', 'validate'):
-            self.val_dataset = self.open_split('val')
-        if stage == 'test':
-            self.test_dataset = self.open_split('test')
-        if stage == 'predict':
-            self.predict_dataset = self.open_split('predict')
+        for part in OPENED[stage]:
+            setattr(self, f'{part}_dataset', self.open_split(part))
         if stage == 'fit':
             self.warn_of_leaks(self.train_dataset, self.val_dataset)
+        if stage == 'test':
+            self.warn_of_leaks(self._training_split(), self.test_dataset)
 
-    def warn_of_leaks(self, train: Any, val: Any) -> None:
-        """Warn if validation has places of training, unless that is its purpose."""
+    def _training_split(self) -> Any:
+        """Return the training split, None if it is not on this machine."""
+        if self.train_dataset is not None:
+            return self.train_dataset
+        arguments = self._arguments('train')
+        # Fetched for training only.
+        arguments.pop('download', None)
+        try:
+            return self.dataset_class(**arguments)
+        except FileNotFoundError:
+            return None
+
+    def warn_of_leaks(self, train: Any, other: Any) -> None:
+        """Warn if another split has places of training, unless that is its purpose.
+
+        Args:
+            train: The training split; nothing is known to be shared if it has no
+                ``places``.
+            other: What validates or tests.
+        """
         # In-distribution splits share places with training by design.
-        if self.split_of['val'].startswith('id_') or not hasattr(train, 'places'):
+        if not hasattr(train, 'places') or other.split.startswith('id_'):
             return
         warn_of_shared_places(
-            {split.split: split.places for split in (train, val)}, type(train).__name__
+            {split.split: split.places for split in (train, other)},
+            type(train).__name__,
         )
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:

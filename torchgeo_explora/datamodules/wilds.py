@@ -33,6 +33,8 @@ class Camelyon17DataModule(SplitDataModule):
         on_error: 'raise' stops at an unreadable image, 'skip' takes the next one.
         pin_memory: Whether batches go to page-locked memory if there is a CUDA device.
         prefetch_factor: Batches read ahead by each worker; PyTorch's default if None.
+        download: Whether to fetch the archives of the splits in use if they
+            are not there.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Camelyon17DataModule(SplitDataModule):
         on_error: OnError = 'raise',
         pin_memory: bool = True,
         prefetch_factor: int | None = None,
+        download: bool = False,
     ) -> None:
         """Keep the arguments; the index is opened in ``setup``."""
         super().__init__(
@@ -69,6 +72,7 @@ class Camelyon17DataModule(SplitDataModule):
             index_dir=index_dir,
             max_missing=max_missing,
             on_error=on_error,
+            download=download,
         )
 
 
@@ -89,6 +93,8 @@ class IWildCamDataModule(SplitDataModule):
         on_error: 'raise' stops at an unreadable image, 'skip' takes the next one.
         pin_memory: Whether batches go to page-locked memory if there is a CUDA device.
         prefetch_factor: Batches read ahead by each worker; PyTorch's default if None.
+        download: Whether to fetch the archives of the splits in use if they
+            are not there.
     """
 
     def __init__(
@@ -106,6 +112,7 @@ class IWildCamDataModule(SplitDataModule):
         on_error: OnError = 'raise',
         pin_memory: bool = True,
         prefetch_factor: int | None = None,
+        download: bool = False,
     ) -> None:
         """Keep the arguments; the index is opened in ``setup``."""
         super().__init__(
@@ -125,6 +132,7 @@ class IWildCamDataModule(SplitDataModule):
             index_dir=index_dir,
             max_missing=max_missing,
             on_error=on_error,
+            download=download,
         )
 
 
@@ -148,6 +156,8 @@ class GlobalWheatDataModule(SplitDataModule):
         on_error: 'raise' stops at an unreadable image, 'skip' takes the next one.
         pin_memory: Whether batches go to page-locked memory if there is a CUDA device.
         prefetch_factor: Batches read ahead by each worker; PyTorch's default if None.
+        download: Whether to fetch the archives of the splits in use if they
+            are not there.
     """
 
     def __init__(
@@ -165,6 +175,7 @@ class GlobalWheatDataModule(SplitDataModule):
         on_error: OnError = 'raise',
         pin_memory: bool = True,
         prefetch_factor: int | None = None,
+        download: bool = False,
     ) -> None:
         """Keep the arguments; the index is opened in ``setup``."""
         super().__init__(
@@ -184,6 +195,7 @@ class GlobalWheatDataModule(SplitDataModule):
             index_dir=index_dir,
             max_missing=max_missing,
             on_error=on_error,
+            download=download,
         )
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:

@@ -6,8 +6,14 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from torchgeo_explora.datasets.fetch import Archive
 from torchgeo_explora.datasets.table_dataset import OnError, Transform, check_choice
-from torchgeo_explora.datasets.wilds import WILDSDataset, find_folder, open_wilds_index
+from torchgeo_explora.datasets.wilds import (
+    BUNDLE,
+    WILDSDataset,
+    find_folder,
+    open_wilds_index,
+)
 
 #: Hospitals of the validation and test splits, counted from 0.
 VAL_HOSPITAL, TEST_HOSPITAL = 1, 2
@@ -41,6 +47,8 @@ class Camelyon17(WILDSDataset):
         max_missing: Largest share of listed files that may be missing, in [0, 1].
         on_error: 'raise' stops at an unreadable image, 'skip' takes the next one.
         transforms: Applied to each sample.
+        download: Whether to fetch the archive of the split if it is not there. Its size
+            is compared with the published one; no checksum is published.
 
     Attributes:
         domains: Hospital of each patch, 0 to 4.
@@ -48,10 +56,22 @@ class Camelyon17(WILDSDataset):
     Raises:
         NoSamplesError: If there is no sample; a DatasetNotFoundError.
         FileNotFoundError: If too many files are missing.
+        RuntimeError: If the archive cannot be fetched.
         ValueError: If *split* is unknown or ``metadata.csv`` lacks columns.
     """
 
     classes = ('normal', 'tumor')
+    #: Archives of the labelled and of the unlabelled splits.
+    archive = Archive(
+        'camelyon17_v1.0',
+        BUNDLE.format('0xe45e15f39fb54e9d9e919556af67aabe'),
+        10_658_709_504,
+    )
+    unlabeled_archive = Archive(
+        'camelyon17_unlabeled_v1.0',
+        BUNDLE.format('0xa78be8a88a00487a92006936514967d2'),
+        69_442_379_933,
+    )
 
     def __init__(
         self,
@@ -62,14 +82,15 @@ class Camelyon17(WILDSDataset):
         max_missing: float = 0.01,
         on_error: OnError = 'raise',
         transforms: Transform | None = None,
+        download: bool = False,
     ) -> None:
         """Open the index, or build it."""
         check_choice('split', split, (*LABELLED, *UNLABELLED))
         labelled = split in LABELLED
         self.root = os.fspath(root)
-        name = 'camelyon17_v*' if labelled else 'camelyon17_unlabeled_v*'
-        folder = find_folder(self.root, name)
-        columns = ['patient', 'node', 'x_coord', 'y_coord', 'center', 'slide']
+        archive = self.archive if labelled else self.unlabeled_archive
+        folder = find_folder(self.root, archive, 'metadata.csv', download)
+        columns = ['patient', 'node', 'x_coord', 'y_coord', 'center']
         index = open_wilds_index(
             folder,
             'metadata.csv',
@@ -88,7 +109,8 @@ def _describe(frame: pd.DataFrame) -> pd.DataFrame:
         {
             'path': 'patches/' + stem + '/patch_' + stem + corner + '.png',
             'domain': frame['center'],
-            'place': 'slide ' + frame['slide'].astype(str),
+            # A slide shows a node; its own number may mean another one elsewhere.
+            'place': stem,
         }
     )
 

@@ -4,9 +4,27 @@ from collections.abc import Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
+import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
+from torchgeo.datasets import RGBBandsMissingError
+
+
+def pick_bands(image: Tensor, bands: Sequence[str], wanted: Sequence[str]) -> Tensor:
+    """Return some bands of an image, in the order in which they are wanted.
+
+    Args:
+        image: (..., C, H, W).
+        bands: Names of its C bands.
+        wanted: Names of red, green and blue.
+
+    Raises:
+        RGBBandsMissingError: If one of them is not there.
+    """
+    if not set(wanted) <= set(bands):
+        raise RGBBandsMissingError
+    return image.index_select(-3, torch.tensor([bands.index(name) for name in wanted]))
 
 
 def plot_image(

@@ -71,6 +71,7 @@ def list_folders(root: str, split: str, variant: str) -> Listing:
         raise NoSamplesError(
             f'no fMoW image found in {base}: *root* must hold {split}/<class>/'
             f'<class>_<number>/*{image_end} as the official release has, or pass *csv*'
+            f' or download=True'
         )
     frame = pd.DataFrame(rows, columns=['path', 'category', 'location', 'json'])
     frame['label'] = frame.pop('category').map(CLASS_TO_IDX)

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from torchgeo_explora.datasets.fetch import fetch_bucket
 from torchgeo_explora.datasets.fmow_classes import CLASSES
 from torchgeo_explora.datasets.fmow_crop import context_region
 from torchgeo_explora.datasets.fmow_index import (
@@ -17,7 +18,7 @@ from torchgeo_explora.datasets.fmow_index import (
     judge_index,
     open_index,
 )
-from torchgeo_explora.datasets.fmow_listing import ABSENT
+from torchgeo_explora.datasets.fmow_listing import ABSENT, split_folder
 from torchgeo_explora.datasets.image_file import UnreadableImageError
 from torchgeo_explora.datasets.picture import (
     cut,
@@ -66,6 +67,9 @@ class FMoWRGB(TableDataset):
         max_missing: Largest share of listed samples that may be missing, in [0, 1].
         on_error: 'raise' stops at an unreadable image, 'skip' takes the next one.
         transforms: Applied to each sample.
+        download: Whether to fetch 'train' or 'val' if its folder is not there, with the
+            command ``aws``, which compares checksums itself. 'test' comes without
+            labels and has to be sorted by its mapping file.
 
     Attributes:
         index: The table of all images.
@@ -78,8 +82,10 @@ class FMoWRGB(TableDataset):
         NoSamplesError: If there is no sample; a DatasetNotFoundError.
         FileNotFoundError: If too many samples are missing.
         ValueError: If an argument or the CSV file is wrong.
+        DependencyNotFoundError: If *download* needs the command and it is missing.
     """
 
+    url = 's3://spacenet-dataset/Hosted-Datasets/fmow/fmow-rgb'
     classes = CLASSES
     valid_splits = ('train', 'val', 'test')
 
@@ -95,6 +101,7 @@ class FMoWRGB(TableDataset):
         max_missing: float = 0.01,
         on_error: OnError = 'raise',
         transforms: Transform | None = None,
+        download: bool = False,
     ) -> None:
         """Open the index, or build it."""
         check_choice('split', split, self.valid_splits)
@@ -106,6 +113,8 @@ class FMoWRGB(TableDataset):
         self.crop = crop
         self.size = size
         place = None if csv is None else os.fspath(csv)
+        if download:
+            self._download(variant, place)
         self.index, self.base = open_index(
             self.root,
             split,
@@ -123,6 +132,17 @@ class FMoWRGB(TableDataset):
                 f' the JSON files beside the images'
             )
         super().__init__(len(self.rows), what, on_error, transforms)
+
+    def _download(self, variant: str, csv: str | None) -> None:
+        folder = split_folder(self.root, self.split)
+        if csv is not None or (self.split == 'test' and not os.path.isdir(folder)):
+            raise ValueError(
+                "*download* fetches the folders 'train' and 'val': leave out *csv*, and"
+                " sort the release's test images into class folders by its mapping file"
+            )
+        if not os.path.isdir(folder):
+            files = (f'*_{variant}.jpg', f'*_{variant}.json')
+            fetch_bucket(f'{self.url}/{self.split}', folder, files)
 
     def _select(self) -> tuple[NDArray[np.int64], NDArray[np.int64], Tensor]:
         """Return the image of each sample, the number of its box, and its label."""

@@ -6,12 +6,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
-from torchgeo.datasets import RGBBandsMissingError
+from torch import Tensor
+from torchgeo.datasets.utils import download_url
 
 from torchgeo_explora.augment.bands import band_indices, spell_band
 from torchgeo_explora.datasets import sentinel2
-from torchgeo_explora.datasets.figure import plot_image
+from torchgeo_explora.datasets.fetch import Archive, fetch_archive
+from torchgeo_explora.datasets.figure import pick_bands
 from torchgeo_explora.datasets.fmow_classes import CLASSES
 from torchgeo_explora.datasets.fmow_sentinel_index import open_sentinel_index
 from torchgeo_explora.datasets.image_file import ImageFile, UnreadableImageError
@@ -53,6 +54,9 @@ class FMoWSentinel(TableDataset):
         max_missing: Largest share of listed samples that may be missing, in [0, 1].
         on_error: 'raise' stops at an unreadable image, 'skip' takes the next one.
         transforms: Applied to each sample.
+        download: Whether to fetch the CSV file of the split and the archive of all
+            images if they are not there. Its size is compared with the published one;
+            no checksum was found.
 
     Attributes:
         paths: Path of each sample.
@@ -63,9 +67,13 @@ class FMoWSentinel(TableDataset):
     Raises:
         NoSamplesError: If there is no sample; a DatasetNotFoundError.
         FileNotFoundError: If too many samples are missing.
+        RuntimeError: If the archive cannot be fetched.
         ValueError: If an argument is wrong, or the CSV file lacks columns.
     """
 
+    #: Address of the CSV files.
+    url = 'https://stacks.stanford.edu/file/druid:vg497cb6002/'
+    archive = Archive('fmow-sentinel', f'{url}fmow-sentinel.tar.gz', 77_500_000_000)
     classes = CLASSES
     all_bands = sentinel2.BANDS
     rgb_bands = sentinel2.RGB
@@ -82,6 +90,7 @@ class FMoWSentinel(TableDataset):
         max_missing: float = 0.01,
         on_error: OnError = 'raise',
         transforms: Transform | None = None,
+        download: bool = False,
     ) -> None:
         """Open the index, or build it."""
         check_choice('split', split, tuple(SPLITS))
@@ -91,6 +100,8 @@ class FMoWSentinel(TableDataset):
         for name in self.bands:
             check_choice('bands', name, self.all_bands)
         self.value_range = sentinel2.reflectance_range(self.bands)
+        if download:
+            self._download(csv is None)
         self.index = open_sentinel_index(
             self.root,
             SPLITS[split],
@@ -114,6 +125,15 @@ class FMoWSentinel(TableDataset):
         labels = self.index.table['label'].to_numpy()[self.rows]
         self.labels = torch.from_numpy(labels.astype(np.int64))
         super().__init__(len(self.rows), what, on_error, transforms)
+
+    def _download(self, csv: bool) -> None:
+        """Fetch what is not there: the CSV file, if wanted, and the images."""
+        name = SPLITS[self.split]
+        if csv:
+            download_url(f'{self.url}{name}.csv', self.root, f'{name}.csv')
+        places = (self.root, os.path.join(self.root, self.archive.folder))
+        if not any(os.path.isdir(os.path.join(place, name)) for place in places):
+            fetch_archive(self.archive, self.root)
 
     @property
     def paths(self) -> list[str]:
@@ -147,27 +167,6 @@ class FMoWSentinel(TableDataset):
             'path': path,
         }
 
-    def plot(
-        self,
-        sample: dict[str, Any],
-        show_titles: bool = True,
-        suptitle: str | None = None,
-    ) -> Figure:
-        """Plot a sample in true colour.
-
-        Args:
-            sample: As returned by indexing; 'prediction' is shown too.
-            show_titles: Whether to write the class over the image.
-            suptitle: Title of the figure.
-
-        Returns:
-            The figure.
-
-        Raises:
-            RGBBandsMissingError: If *bands* has no true colour.
-        """
-        if not set(self.rgb_bands) <= set(self.bands):
-            raise RGBBandsMissingError
-        unit = to_unit(sample['image'], self.value_range)
-        colour = unit[[self.bands.index(name) for name in self.rgb_bands]]
-        return plot_image(colour, sample, self.classes, show_titles, suptitle)
+    def true_colour(self, image: Tensor) -> Tensor:
+        """Return red, green and blue in [0, 1]."""
+        return pick_bands(to_unit(image, self.value_range), self.bands, self.rgb_bands)

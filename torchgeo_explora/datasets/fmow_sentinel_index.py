@@ -43,8 +43,8 @@ def open_sentinel_index(
     file = os.path.join(root, f'{split}.csv') if csv is None else csv
     if not os.path.isfile(file):
         raise NoSamplesError(
-            f'there is no {file}: *root* must hold {split}.csv and fmow-sentinel, from'
-            f' https://purl.stanford.edu/vg497cb6002'
+            f'there is no {file}: pass download=True, or *root* must hold {split}.csv'
+            f' and fmow-sentinel, from https://purl.stanford.edu/vg497cb6002'
         )
     status = os.stat(file)
     source = {

@@ -52,6 +52,7 @@ class FMoWTemporal(TableDataset):
         max_missing: Largest share of listed samples that may be missing, in [0, 1].
         on_error: 'raise' stops at an unreadable image, 'skip' takes the next series.
         transforms: Applied to each sample.
+        download: Whether to fetch the split, as for :class:`FMoWRGB`.
 
     Attributes:
         labels: Labels, (N,) int64.
@@ -80,6 +81,7 @@ class FMoWTemporal(TableDataset):
         max_missing: float = 0.01,
         on_error: OnError = 'raise',
         transforms: Transform | None = None,
+        download: bool = False,
     ) -> None:
         """Open the index and group the images by place."""
         check_choice('order', order, ('time', 'drawn'))
@@ -95,6 +97,7 @@ class FMoWTemporal(TableDataset):
             csv=csv,
             index_dir=index_dir,
             max_missing=max_missing,
+            download=download,
         )
         self.root, self.split = self.images.root, split
         self.times, self.size, self.order = times, size, order

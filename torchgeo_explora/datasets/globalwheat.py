@@ -6,8 +6,14 @@ from typing import Any, Literal
 import pandas as pd
 import torch
 
+from torchgeo_explora.datasets.fetch import Archive
 from torchgeo_explora.datasets.table_dataset import OnError, Transform, check_choice
-from torchgeo_explora.datasets.wilds import WILDSDataset, find_folder, open_wilds_index
+from torchgeo_explora.datasets.wilds import (
+    BUNDLE,
+    WILDSDataset,
+    find_folder,
+    open_wilds_index,
+)
 
 #: Side of the photographs in pixels.
 SIDE = 1024
@@ -54,6 +60,8 @@ class GlobalWheat(WILDSDataset):
         max_missing: Largest share of listed files that may be missing, in [0, 1].
         on_error: 'raise' stops at an unreadable image, 'skip' takes the next one.
         transforms: Applied to each sample.
+        download: Whether to fetch the archive of the split if it is not there. Its size
+            is compared with the published one; no checksum is published.
 
     Attributes:
         domains: Number of each photograph's session.
@@ -61,11 +69,23 @@ class GlobalWheat(WILDSDataset):
     Raises:
         NoSamplesError: If there is no sample; a DatasetNotFoundError.
         FileNotFoundError: If too many files are missing.
+        RuntimeError: If the archive cannot be fetched.
         ValueError: If *split* is unknown, or the CSV file lacks columns or has boxes
             that are none.
     """
 
     classes = ('background', 'wheat head')
+    #: Archives of the labelled and of the unlabelled splits.
+    archive = Archive(
+        'globalwheat_v1.1',
+        BUNDLE.format('0x36e16907b7254571b708b725f8beae52'),
+        10_284_949_504,
+    )
+    unlabeled_archive = Archive(
+        'globalwheat_unlabeled_v1.0',
+        BUNDLE.format('0x59d4c1b8b7ad45cc83e080d11d1eaf94'),
+        103_766_940_000,
+    )
 
     def __init__(
         self,
@@ -76,14 +96,15 @@ class GlobalWheat(WILDSDataset):
         max_missing: float = 0.01,
         on_error: OnError = 'raise',
         transforms: Transform | None = None,
+        download: bool = False,
     ) -> None:
         """Open the index, or build it."""
         files = LABELLED | UNLABELLED
         check_choice('split', split, tuple(files))
         self.labelled = split in LABELLED
         self.root = os.fspath(root)
-        name = 'globalwheat_v*' if self.labelled else 'globalwheat_unlabeled_v*'
-        folder = find_folder(self.root, name)
+        archive = self.archive if self.labelled else self.unlabeled_archive
+        folder = find_folder(self.root, archive, files[split], download)
 
         def describe(frame: pd.DataFrame) -> pd.DataFrame:
             described = pd.DataFrame(

@@ -5,8 +5,14 @@ from typing import Literal
 
 import pandas as pd
 
+from torchgeo_explora.datasets.fetch import Archive
 from torchgeo_explora.datasets.table_dataset import OnError, Transform, check_choice
-from torchgeo_explora.datasets.wilds import WILDSDataset, find_folder, open_wilds_index
+from torchgeo_explora.datasets.wilds import (
+    BUNDLE,
+    WILDSDataset,
+    find_folder,
+    open_wilds_index,
+)
 
 NUM_CLASSES = 182
 LABELLED = ('train', 'val', 'test', 'id_val', 'id_test')
@@ -31,6 +37,8 @@ class IWildCam(WILDSDataset):
         max_missing: Largest share of listed files that may be missing, in [0, 1].
         on_error: 'raise' stops at an unreadable image, 'skip' takes the next one.
         transforms: Applied to each sample.
+        download: Whether to fetch the archive of the split if it is not there. Its size
+            is compared with the published one; no checksum is published.
 
     Attributes:
         domains: Number of each photograph's camera trap.
@@ -39,8 +47,21 @@ class IWildCam(WILDSDataset):
     Raises:
         NoSamplesError: If there is no sample; a DatasetNotFoundError.
         FileNotFoundError: If too many files are missing.
+        RuntimeError: If the archive cannot be fetched.
         ValueError: If *split* is unknown or ``metadata.csv`` lacks columns.
     """
+
+    #: Archives of the labelled and of the unlabelled splits.
+    archive = Archive(
+        'iwildcam_v2.0',
+        BUNDLE.format('0x6313da2b204647e79a14b468131fcd64'),
+        11_957_420_032,
+    )
+    unlabeled_archive = Archive(
+        'iwildcam_unlabeled_v1.0',
+        BUNDLE.format('0xff56ea50fbf64aabbc4d09b2e8d50e18'),
+        41_016_937_676,
+    )
 
     def __init__(
         self,
@@ -51,13 +72,14 @@ class IWildCam(WILDSDataset):
         max_missing: float = 0.01,
         on_error: OnError = 'raise',
         transforms: Transform | None = None,
+        download: bool = False,
     ) -> None:
         """Open the index, or build it."""
         check_choice('split', split, (*LABELLED, 'extra_unlabeled'))
         labelled = split in LABELLED
         self.root = os.fspath(root)
-        name = 'iwildcam_v*' if labelled else 'iwildcam_unlabeled_v*'
-        folder = find_folder(self.root, name)
+        archive = self.archive if labelled else self.unlabeled_archive
+        folder = find_folder(self.root, archive, 'metadata.csv', download)
         self.classes = _names(folder)
         index = open_wilds_index(
             folder,
@@ -71,13 +93,13 @@ class IWildCam(WILDSDataset):
         super().__init__(index, folder, split, size, max_missing, on_error, transforms)
 
 
-def _describe(frame: pd.DataFrame) -> pd.DataFrame:
+def _describe(frame: pd.DataFrame, kind: str) -> pd.DataFrame:
     trap = frame['location_remapped']
-    return pd.DataFrame({'domain': trap, 'place': 'camera trap ' + trap.astype(str)})
+    return pd.DataFrame({'domain': trap, 'place': f'{kind} ' + trap.astype(str)})
 
 
 def _describe_labelled(frame: pd.DataFrame) -> pd.DataFrame:
-    described = _describe(frame)
+    described = _describe(frame, 'camera trap')
     # Photographs of all splits lie in the folder train.
     described['path'] = 'train/' + frame['filename'].astype(str)
     described['label'] = frame['y']
@@ -86,7 +108,8 @@ def _describe_labelled(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _describe_unlabelled(frame: pd.DataFrame) -> pd.DataFrame:
-    described = _describe(frame)
+    # Other camera traps than the labelled ones, whatever their numbers.
+    described = _describe(frame, 'unlabelled camera trap')
     described['path'] = 'images/' + frame['uid'].astype(str) + '.jpg'
     described['split'] = 'extra_unlabeled'
     return described

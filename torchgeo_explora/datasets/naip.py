@@ -6,10 +6,9 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
-from torchgeo.datasets import RGBBandsMissingError
+from torch import Tensor
 
-from torchgeo_explora.datasets.figure import plot_image
+from torchgeo_explora.datasets.figure import pick_bands
 from torchgeo_explora.datasets.image_file import UnreadableImageError, naming
 from torchgeo_explora.datasets.problems import judge, write_report
 from torchgeo_explora.datasets.resize import fit_square
@@ -154,29 +153,9 @@ class NAIPLandCover(TableDataset):
             'path': path,
         }
 
-    def plot(
-        self,
-        sample: dict[str, Any],
-        show_titles: bool = True,
-        suptitle: str | None = None,
-    ) -> Figure:
-        """Plot a tile in true colour.
-
-        Args:
-            sample: As returned by indexing; 'prediction' is shown too.
-            show_titles: Whether to write the class over the image.
-            suptitle: Title of the figure.
-
-        Returns:
-            The figure.
-
-        Raises:
-            RGBBandsMissingError: If *bands* has no true colour.
-        """
-        if not set(self.rgb_bands) <= set(self.bands):
-            raise RGBBandsMissingError
-        unit = sample['image'][[self.bands.index(n) for n in self.rgb_bands]] / 255
-        return plot_image(unit, sample, self.classes, show_titles, suptitle)
+    def true_colour(self, image: Tensor) -> Tensor:
+        """Return red, green and blue in [0, 1]."""
+        return pick_bands(image / 255, self.bands, self.rgb_bands)
 
 
 def _load(path: str) -> Any:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 from torchgeo.datasets import DatasetNotFoundError, NonGeoDataset
 
 from torchgeo_explora.datasets.figure import plot_image
@@ -133,13 +134,24 @@ class TableDataset(NonGeoDataset):
         """Indices of the samples found unreadable so far, by any worker."""
         return self._unreadable.nonzero().flatten().tolist()
 
+    def true_colour(self, image: Tensor) -> Tensor:
+        """Return red, green and blue in [0, 1].
+
+        Args:
+            image: That of a sample, (C, H, W) or (T, C, H, W).
+
+        Raises:
+            RGBBandsMissingError: If its bands lack one of them.
+        """
+        return image / 255
+
     def plot(
         self,
         sample: dict[str, Any],
         show_titles: bool = True,
         suptitle: str | None = None,
     ) -> Figure:
-        """Plot a sample of 8-bit true colour: an image with its boxes, or a series.
+        """Plot a sample in true colour: an image with its boxes, or a series.
 
         Args:
             sample: As returned by indexing; 'prediction' is shown too.
@@ -148,6 +160,9 @@ class TableDataset(NonGeoDataset):
 
         Returns:
             The figure.
+
+        Raises:
+            RGBBandsMissingError: If the bands have no true colour.
         """
-        unit = sample['image'] / 255
+        unit = self.true_colour(sample['image'])
         return plot_image(unit, sample, self.classes, show_titles, suptitle)

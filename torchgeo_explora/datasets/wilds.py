@@ -12,6 +12,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from torchgeo_explora.datasets.fetch import Archive, fetch_archive
 from torchgeo_explora.datasets.fmow_listing import ABSENT, look_up
 from torchgeo_explora.datasets.picture import cut, open_picture
 from torchgeo_explora.datasets.problems import judge, tally, write_report
@@ -37,15 +38,30 @@ SCHEMA = pa.schema(
 )
 
 
-def find_folder(root: str, pattern: str) -> str:
+#: Address of an archive of WILDS by its number, as in the source of its own package. No
+#: checksum is published.
+BUNDLE = 'https://worksheets.codalab.org/rest/bundles/{}/contents/blob/'
+
+
+def find_folder(root: str, archive: Archive, csv: str, download: bool) -> str:
     """Return the newest version of a data set's folder in *root*, or *root* itself.
 
     Args:
         root: The parent of the folder, or the folder.
-        pattern: Name of the folder, such as 'camelyon17_v*'.
+        archive: What the folder is unpacked from.
+        csv: File that it must hold.
+        download: Whether to fetch the archive if there is no such file.
+
+    Raises:
+        RuntimeError: If the archive cannot be fetched.
     """
-    found = sorted(glob.glob(os.path.join(glob.escape(root), pattern)))
-    return found[-1] if found else root
+    name = archive.folder.rpartition('_v')[0]
+    # Ends with a number: archives and half-unpacked folders do not.
+    found = sorted(glob.glob(os.path.join(glob.escape(root), f'{name}_v*[0-9]')))
+    folder = found[-1] if found else root
+    if download and not os.path.isfile(os.path.join(folder, csv)):
+        return fetch_archive(archive, root)
+    return folder
 
 
 def open_wilds_index(
@@ -75,13 +91,14 @@ def open_wilds_index(
     file = os.path.join(folder, csv)
     if not os.path.isfile(file):
         raise NoSamplesError(
-            f'there is no {file}: *root* must be a WILDS data set as its own package'
-            f' downloads it (https://wilds.stanford.edu), or the folder above'
+            f'there is no {file}: pass download=True, or make *root* a WILDS data set'
+            f' as its own package downloads it (https://wilds.stanford.edu), or the'
+            f' folder above'
         )
     status = os.stat(file)
     source = {
         'csv': [os.path.abspath(file), status.st_size, status.st_mtime_ns],
-        'version': 1,
+        'version': 2,
     }
     path = index_path(folder, csv, index_dir)
 

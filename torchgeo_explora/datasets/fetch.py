@@ -1,0 +1,98 @@
+"""Data sets fetched from where they are published: whole, or not at all."""
+
+import gzip
+import os
+import shutil
+import tarfile
+import zlib
+from collections.abc import Sequence
+from typing import NamedTuple
+from urllib.error import URLError
+
+from torchgeo.datasets.utils import download_url, extract_archive, which
+
+#: Share of the published size that an archive has at least. Publishers round, and some
+#: servers pack a folder anew for each download.
+LEAST = 0.95
+
+
+class Archive(NamedTuple):
+    """A published .tar.gz: the folder it becomes, its address, its size in bytes."""
+
+    folder: str
+    url: str
+    size: int
+
+
+def fetch_archive(archive: Archive, root: str) -> str:
+    """Download an archive and unpack it.
+
+    An archive that lies in *root* already, as ``<folder>.tar.gz``, is not downloaded;
+    it is removed once it is unpacked. Its size is compared with the published one.
+
+    Args:
+        archive: What to fetch.
+        root: Where its folder goes.
+
+    Returns:
+        The folder, which appears when it is complete.
+
+    Raises:
+        RuntimeError: If the server does not answer, the archive is cut short or
+            damaged, or something else lies where the folder goes.
+    """
+    folder = os.path.join(root, archive.folder)
+    path, part = f'{folder}.tar.gz', f'{folder}.part'
+    if os.path.exists(folder):
+        raise RuntimeError(
+            f'{folder} is incomplete: move it away, so that *download* can replace it'
+        )
+    try:
+        # A relative path would not be one to TorchGeo if it started with ~.
+        download_url(archive.url, os.path.abspath(root), os.path.basename(path))
+    except URLError as error:
+        raise RuntimeError(
+            f'{archive.url} does not answer ({error}): try again later, or put the'
+            f' archive at {path} by other means'
+        ) from error
+    found = os.path.getsize(path)
+    if found < LEAST * archive.size:
+        raise RuntimeError(
+            f'{path} has {found} bytes, expected about {archive.size}: it was cut'
+            f' short. Remove it and start again'
+        )
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        extract_archive(path, part)
+        # Some archives hold the folder, others what is in it.
+        inner = os.path.join(part, archive.folder)
+        os.rename(inner if os.path.isdir(inner) else part, folder)
+    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise RuntimeError(
+            f'{path} is damaged ({error}). Remove it and start again'
+        ) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    os.remove(path)
+    return folder
+
+
+def fetch_bucket(url: str, folder: str, patterns: Sequence[str]) -> None:
+    """Download what lies under an address of Amazon S3, by its command ``aws``.
+
+    Stopped half-way, it goes on where it was.
+
+    Args:
+        url: The address, ``s3://bucket/folder``.
+        folder: Where the files go; it appears when it is complete.
+        patterns: Names of the files, such as '*.jpg'.
+
+    Raises:
+        DependencyNotFoundError: If there is no such command.
+        CalledProcessError: If it fails.
+    """
+    aws = which('aws')
+    wanted = [word for pattern in patterns for word in ('--include', pattern)]
+    options = ('--no-sign-request', '--exclude', '*', *wanted)
+    aws('s3', 'sync', *options, url, f'{folder}.part')
+    os.rename(f'{folder}.part', folder)
