@@ -90,11 +90,14 @@ class Camelyon17(WILDSDataset):
         self.root = os.fspath(root)
         archive = self.archive if labelled else self.unlabeled_archive
         folder = find_folder(self.root, archive, 'metadata.csv', download)
-        columns = ['patient', 'node', 'x_coord', 'y_coord', 'center']
+        numbers = ['node', 'x_coord', 'y_coord', 'center']
+        if labelled:
+            numbers += ['tumor', 'split']
         index = open_wilds_index(
             folder,
             'metadata.csv',
-            [*columns, 'tumor', 'split'] if labelled else columns,
+            ['patient', *numbers],
+            numbers,
             _describe_labelled if labelled else _describe_unlabelled,
             None if index_dir is None else os.fspath(index_dir),
         )

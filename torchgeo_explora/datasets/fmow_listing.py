@@ -165,6 +165,8 @@ def look_up(base: str, paths: pd.Series) -> tuple[pd.Series, pd.Series]:
         base: Folder that the paths start at.
         paths: With forward slashes.
     """
+    if not len(paths):
+        return pd.Series(dtype=bool), pd.Series(dtype=bool)
     # A folder is listed once: far less than a question for each of its files.
     pieces = paths.str.rpartition('/')
     folders = {folder: _names(os.path.join(base, folder)) for folder in set(pieces[0])}

@@ -96,7 +96,11 @@ class FMoWSentinel(TableDataset):
         check_choice('split', split, tuple(SPLITS))
         check_size(size)
         self.root, self.split, self.size = os.fspath(root), split, size
+        if len(years) != 2 or years[0] > years[1]:
+            raise ValueError(f'*years* must be (first, last), not {years}')
         self.bands = tuple(spell_band(name) for name in bands)
+        if not self.bands:
+            raise ValueError(f'*bands* is empty: name some of {self.all_bands}')
         for name in self.bands:
             check_choice('bands', name, self.all_bands)
         self.value_range = sentinel2.reflectance_range(self.bands)
@@ -160,7 +164,14 @@ class FMoWSentinel(TableDataset):
                     f' {len(self.all_bands)} of Sentinel-2. Replace the file'
                 )
             names = file.bands if file.described else self.all_bands
-            image = file.read(band_indices(names, self.bands))
+            try:
+                chosen = band_indices(names, self.bands)
+            except ValueError as error:
+                raise UnreadableImageError(
+                    f'{path} has the bands {", ".join(names)}, expected those of'
+                    f' Sentinel-2. Replace the file'
+                ) from error
+            image = file.read(chosen)
         return {
             'image': image if self.size is None else fit_square(image, self.size),
             'label': torch.tensor(int(self.labels[index])),

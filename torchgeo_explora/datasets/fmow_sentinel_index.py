@@ -58,14 +58,15 @@ def open_sentinel_index(
 
 
 def _build(file: str, root: str, split: str, path: str) -> pa.Table:
-    frame = read_csv(file, _COLUMNS).to_pandas()
+    # As text: an empty field must not turn the numbers of all others into fractions.
+    frame = read_csv(file, _COLUMNS, dict.fromkeys(_COLUMNS, pa.string())).to_pandas()
     listed = len(frame)
-    frame['time'] = frame['timestamp'].astype(str)
     frame['path'] = _paths(frame, root, split)
-    frame = frame.sort_values(['category', 'location_id', 'time'], kind='stable')
+    frame['place'] = pd.to_numeric(frame['location_id'], errors='coerce')
+    frame = frame.sort_values(['category', 'place', 'timestamp'], kind='stable')
     frame = frame.reset_index(drop=True)
     labels = frame['category'].map(CLASS_TO_IDX)
-    codes = frame['time'].map(parse_time)
+    codes = frame['timestamp'].map(parse_time)
     years = codes.map(lambda code: code[0] + 2002 if code else -1)
     exists, _ = look_up(root, frame['path'])
     problems: list[tuple[str, str]] = []
@@ -101,7 +102,7 @@ def _paths(frame: pd.DataFrame, root: str, split: str) -> pd.Series:
     """Return where the images lie, as the data set's documentation says."""
     inside = os.path.isdir(os.path.join(root, split))
     folder = split if inside else f'fmow-sentinel/{split}'
-    category = frame['category'].astype(str)
-    place = category + '_' + frame['location_id'].astype(str)
-    name = place + '_' + frame['image_id'].astype(str)
+    category = frame['category']
+    place = category + '_' + frame['location_id']
+    name = place + '_' + frame['image_id']
     return folder + '/' + category + '/' + place + '/' + name + '.tif'

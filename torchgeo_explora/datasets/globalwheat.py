@@ -1,10 +1,12 @@
 """WILDS GlobalWheat: heads of wheat in photographs of fields."""
 
+import math
 import os
-from typing import Any, Literal
+from typing import Literal
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from torchgeo_explora.datasets.fetch import Archive
 from torchgeo_explora.datasets.table_dataset import OnError, Transform, check_choice
@@ -14,9 +16,6 @@ from torchgeo_explora.datasets.wilds import (
     find_folder,
     open_wilds_index,
 )
-
-#: Side of the photographs in pixels.
-SIDE = 1024
 
 #: CSV file by split.
 LABELLED = {
@@ -125,26 +124,28 @@ class GlobalWheat(WILDSDataset):
             folder,
             files[split],
             [*columns, 'BoxesString'] if self.labelled else columns,
+            ['domain'],
             describe,
             None if index_dir is None else os.fspath(index_dir),
         )
         super().__init__(index, folder, split, size, max_missing, on_error, transforms)
 
-    def read(self, index: int) -> dict[str, Any]:
-        """Return a photograph with its boxes.
+    def targets(self, index: int, width: int, height: int) -> dict[str, Tensor]:
+        """Return the boxes of a photograph.
 
-        ``image`` is (3, H, W), 0 to 255; ``domain`` 0-d long; with boxes ``bbox_xyxy``
-        (N, 4) float32, both corners in pixels, and ``label`` (N,) long, all 1.
+        ``bbox_xyxy`` is (N, 4) float32, both corners in pixels of the image returned;
+        ``label`` (N,) long, all 1.
         """
-        sample = super().read(index)
-        if self.labelled:
-            text = self.index.table['boxes'][int(self.rows[index])].as_py()
-            boxes = torch.tensor(parse_boxes(text), dtype=torch.float32).view(-1, 4)
-            if self.size is not None:
-                boxes = boxes * (self.size / SIDE)
-            sample['bbox_xyxy'] = boxes
-            sample['label'] = torch.ones(len(boxes), dtype=torch.long)
-        return sample
+        if not self.labelled:
+            return {}
+        text = self.index.table['boxes'][int(self.rows[index])].as_py()
+        boxes = torch.tensor(parse_boxes(text), dtype=torch.float32).view(-1, 4)
+        if self.size is not None:
+            boxes = boxes * torch.tensor([self.size / width, self.size / height] * 2)
+        return {
+            'bbox_xyxy': boxes,
+            'label': torch.ones(len(boxes), dtype=torch.long),
+        }
 
 
 def parse_boxes(text: str) -> list[list[float]]:
@@ -155,7 +156,10 @@ def parse_boxes(text: str) -> list[list[float]]:
     """
     if text in ('no_box', 'nan', ''):
         return []
-    boxes = [[float(value) for value in box.split()] for box in text.split(';')]
-    if any(len(box) != 4 for box in boxes):
+    try:
+        boxes = [[float(value) for value in box.split()] for box in text.split(';')]
+    except ValueError:
+        boxes = [[]]
+    if not all(len(box) == 4 and all(map(math.isfinite, box)) for box in boxes):
         raise ValueError(f'boxes {text!r} must be four numbers each, separated by ;')
     return boxes

@@ -7,6 +7,7 @@ import pandas as pd
 
 from torchgeo_explora.datasets.fetch import Archive
 from torchgeo_explora.datasets.table_dataset import OnError, Transform, check_choice
+from torchgeo_explora.datasets.table_file import read_csv, whole_numbers
 from torchgeo_explora.datasets.wilds import (
     BUNDLE,
     WILDSDataset,
@@ -87,6 +88,7 @@ class IWildCam(WILDSDataset):
             ['split', 'location_remapped', 'y', 'filename']
             if labelled
             else ['location_remapped', 'uid'],
+            ['location_remapped', 'y'] if labelled else ['location_remapped'],
             _describe_labelled if labelled else _describe_unlabelled,
             None if index_dir is None else os.fspath(index_dir),
         )
@@ -104,6 +106,12 @@ def _describe_labelled(frame: pd.DataFrame) -> pd.DataFrame:
     described['path'] = 'train/' + frame['filename'].astype(str)
     described['label'] = frame['y']
     described['split'] = frame['split']
+    unknown = frame['split'][~frame['split'].isin(LABELLED)]
+    if len(unknown):
+        raise ValueError(
+            f'metadata.csv has the split {unknown.iloc[0]!r}: expected one of'
+            f' {LABELLED}'
+        )
     return described
 
 
@@ -120,8 +128,9 @@ def _names(folder: str) -> tuple[str, ...]:
     names = [str(label) for label in range(NUM_CLASSES)]
     file = os.path.join(folder, 'categories.csv')
     if os.path.isfile(file):
-        table = pd.read_csv(file)
-        for label, name in zip(table['y'], table['name'], strict=True):
+        table = read_csv(file, ('y', 'name')).to_pandas()
+        labels = whole_numbers(file, table['y'])
+        for label, name in zip(labels, table['name'], strict=True):
             # Species of the competition that the data set leaves out are 99999.
             if 0 <= label < NUM_CLASSES:
                 names[int(label)] = str(name)

@@ -82,6 +82,8 @@ class NAIPLandCover(TableDataset):
         check_choice('split', split, tuple(SPLITS))
         check_size(size)
         self.bands = tuple(bands)
+        if not self.bands:
+            raise ValueError(f'*bands* is empty: name some of {BANDS}')
         for name in self.bands:
             check_choice('bands', name, BANDS)
         self.root, self.split, self.size = os.fspath(root), split, size
@@ -133,10 +135,13 @@ class NAIPLandCover(TableDataset):
         path = os.path.join(self.folder, f'{self.tiles[index]}tile.npy')
         with naming(path):
             pixels = np.load(path, allow_pickle=False)
-        if pixels.ndim != 3 or pixels.shape[-1] < len(self.rgb_bands):
+        shape, kind = getattr(pixels, 'shape', ()), getattr(pixels, 'dtype', None)
+        numbers = kind is not None and kind.kind in 'uif'
+        # Tile2Vec's tiles may have a map of land cover behind near infrared.
+        if not numbers or len(shape) != 3 or 0 in shape or not 3 <= shape[-1] <= 5:
             raise UnreadableImageError(
-                f'{path} has shape {pixels.shape}, expected (H, W, bands) with 3 or 4'
-                f' bands. Replace the file'
+                f'{path} has shape {shape} of type {kind}, expected (H, W, bands) of'
+                f' numbers from 0 to 255, red, green and blue first. Replace the file'
             )
         wanted = [BANDS.index(name) for name in self.bands]
         if max(wanted) >= pixels.shape[-1]:
@@ -165,6 +170,9 @@ def _load(path: str) -> Any:
             f' the folder of tiles'
         )
     try:
-        return np.load(path, allow_pickle=False)
+        array = np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise ValueError(f'{path} is no array of numbers ({error})') from error
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f'{path} is no array of numbers: it holds several')
+    return array

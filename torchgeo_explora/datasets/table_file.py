@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
 
@@ -41,6 +42,27 @@ def read_csv(
             f' {", ".join(table.column_names)}'
         )
     return table
+
+
+def whole_numbers(path: str, column: pd.Series) -> pd.Series:
+    """Return a column of a CSV file as whole numbers.
+
+    Args:
+        path: The file, for errors.
+        column: With its name.
+
+    Raises:
+        ValueError: If a row holds something else.
+    """
+    numbers = pd.to_numeric(column, errors='coerce')
+    wrong = (numbers % 1 != 0).to_numpy()
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise ValueError(
+            f'row {row + 1} of {path} has {str(column.iloc[row])!r} in the column'
+            f' {column.name!r}: expected a whole number'
+        )
+    return numbers.astype('int64')
 
 
 def index_path(folder: str, name: str, index_dir: str | None) -> str:

@@ -23,7 +23,12 @@ from torchgeo_explora.datasets.table_dataset import (
     Transform,
     check_size,
 )
-from torchgeo_explora.datasets.table_file import TableFile, index_path, read_csv
+from torchgeo_explora.datasets.table_file import (
+    TableFile,
+    index_path,
+    read_csv,
+    whole_numbers,
+)
 
 #: Columns of every index.
 SCHEMA = pa.schema(
@@ -68,6 +73,7 @@ def open_wilds_index(
     folder: str,
     csv: str,
     columns: Sequence[str],
+    numbers: Sequence[str],
     describe: Callable[[pd.DataFrame], pd.DataFrame],
     index_dir: str | None,
 ) -> TableFile:
@@ -77,6 +83,7 @@ def open_wilds_index(
         folder: Folder of the data set.
         csv: Name of the file in it.
         columns: Columns that it must have.
+        numbers: Those of them that hold whole numbers.
         describe: Returns ``path`` (in *folder*) and what else of ``SCHEMA`` is known.
         index_dir: Folder of the index; *folder* if None.
 
@@ -86,7 +93,7 @@ def open_wilds_index(
 
     Raises:
         NoSamplesError: If there is no CSV file.
-        ValueError: If it lacks columns.
+        ValueError: If it lacks columns or numbers.
     """
     file = os.path.join(folder, csv)
     if not os.path.isfile(file):
@@ -105,7 +112,10 @@ def open_wilds_index(
     def build() -> pa.Table:
         # '004' is a name, no number.
         table = read_csv(file, columns, {'patient': pa.string()})
-        frame = describe(table.to_pandas())
+        frame = table.to_pandas()
+        for name in numbers:
+            frame[name] = whole_numbers(file, frame[name])
+        frame = describe(frame)
         exists, _ = look_up(folder, frame['path'])
         problems = [(name, ABSENT) for name in frame['path'][~exists.to_numpy()]]
         kept = frame[exists.to_numpy()]
@@ -178,9 +188,16 @@ class WILDSDataset(TableDataset):
         self.rows: NDArray[np.int64] = np.flatnonzero(names == split)
         self.domains = self._integers('domain')
         labels = self._integers('label')
-        # -1 marks images without a label, or of a class that the data set has not.
-        self.labels = None if bool((labels < 0).all()) else labels
+        # -1 marks splits without labels.
+        self.labels = None if bool((labels == -1).all()) else labels
         super().__init__(len(self.rows), what, on_error, transforms)
+        last = len(self.classes) - 1
+        wrong = labels[(labels < 0) | (labels > last)]
+        if self.labels is not None and len(wrong):
+            raise ValueError(
+                f'{what} has the label {wrong[0]}: expected numbers from 0 to {last}.'
+                f' Correct the CSV file'
+            )
 
     def _integers(self, name: str) -> torch.Tensor:
         values = self.index.table[name].to_numpy()[self.rows]
@@ -212,11 +229,22 @@ class WILDSDataset(TableDataset):
         with open_picture(path) as image:
             size = None if self.size is None else (self.size, self.size)
             pixels = cut(image, (0, 0, *image.size), size)
-        sample = {
+            width, height = image.size
+        return {
             'image': pixels,
             'domain': torch.tensor(int(self.domains[index])),
             'path': path,
+            **self.targets(index, width, height),
         }
-        if self.labels is not None:
-            sample['label'] = torch.tensor(int(self.labels[index]))
-        return sample
+
+    def targets(self, index: int, width: int, height: int) -> dict[str, torch.Tensor]:
+        """Return what is to be predicted of an image.
+
+        Args:
+            index: Number of the sample.
+            width: Of the file's image, in pixels.
+            height: Likewise.
+        """
+        if self.labels is None:
+            return {}
+        return {'label': torch.tensor(int(self.labels[index]))}
