@@ -110,7 +110,7 @@ class SplitDataModule(NonGeoDataModule):
             setattr(self, f'{part}_dataset', self.open_split(part))
         if stage == 'fit':
             self.warn_of_leaks(self.train_dataset, self.val_dataset)
-        if stage == 'test':
+        if stage == 'test' and hasattr(self.dataset_class, 'places'):
             self.warn_of_leaks(self._training_split(), self.test_dataset)
 
     def _training_split(self) -> Any:
@@ -134,7 +134,7 @@ class SplitDataModule(NonGeoDataModule):
             other: What validates or tests.
         """
         # In-distribution splits share places with training by design.
-        if not hasattr(train, 'places') or other.split.startswith('id_'):
+        if not hasattr(type(train), 'places') or other.split.startswith('id_'):
             return
         warn_of_shared_places(
             {split.split: split.places for split in (train, other)},

@@ -135,10 +135,11 @@ class NAIPLandCover(TableDataset):
         path = os.path.join(self.folder, f'{self.tiles[index]}tile.npy')
         with naming(path):
             pixels = np.load(path, allow_pickle=False)
-        shape, kind = getattr(pixels, 'shape', ()), getattr(pixels, 'dtype', None)
-        numbers = kind is not None and kind.kind in 'uif'
+        shape = getattr(pixels, 'shape', None)
+        kind = getattr(pixels, 'dtype', np.dtype(object))
         # Tile2Vec's tiles may have a map of land cover behind near infrared.
-        if not numbers or len(shape) != 3 or 0 in shape or not 3 <= shape[-1] <= 5:
+        numbers = kind.kind in 'uif' and pixels.ndim == 3 and pixels.size > 0
+        if not numbers or not 3 <= pixels.shape[-1] <= 5:
             raise UnreadableImageError(
                 f'{path} has shape {shape} of type {kind}, expected (H, W, bands) of'
                 f' numbers from 0 to 255, red, green and blue first. Replace the file'
