@@ -229,6 +229,20 @@ def test_weight_decay_spares_vectors(tmp_path, folder):
     assert matrices['betas'] == (0.9, 0.95)
 
 
+def test_a_new_decoder_sees_tokens_of_any_base_in_one_scale(tmp_path):
+    seed_everything(0)
+    base = ViT('vit_tiny_patch16_224', image_size=32, **ARCHITECTURE)
+    stds = []
+    for scale in (1, 4):
+        base.norm.weight.data.fill_(scale)
+        torch.save({'model': base.canonical_state_dict()}, tmp_path / 'base.pth')
+        objective = _task(weights=str(tmp_path / 'base.pth')).objective
+        with torch.no_grad():
+            tokens = objective.student(torch.randn(2, 3, 32, 32)).patch
+            stds.append(objective.decoder.embed(tokens).std())
+    assert_close(stds[1], stds[0], rtol=0.05, atol=0)
+
+
 def test_missing_values_do_not_count_and_may_be_named():
     task = _task(no_data=0)
     task.raw_images = RawImages(task.backbone, None, (0, 2))

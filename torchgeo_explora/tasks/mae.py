@@ -199,8 +199,10 @@ class ExploraMAETask(PretrainingTask):
             consistent=hparams['consistent_mask'],
             augment=augmentations,
         )
-        if any(name.startswith('decoder_') for name in rest):
-            decoder = self.objective.decoder
+        decoder = self.objective.decoder
+        if not any(name.startswith('decoder_') for name in rest):
+            decoder.read_from(student.norm)
+        else:
             fresh = decoder.start_from(rest)
             whole = isinstance(student, GroupChannelViT) and not fresh
             if whole and not hparams['legacy_channel_order']:
