@@ -21,7 +21,7 @@ from torch import Tensor
 
 from torchgeo_explora.datamodules import ImageFolderDataModule
 from torchgeo_explora.tasks import ExploraMAETask
-from torchgeo_explora.tasks.intake import select_bands, unit_range
+from torchgeo_explora.tasks.raw_images import RawImages
 
 DRAWN = 6
 
@@ -33,12 +33,10 @@ def held_out(folder: str, task: ExploraMAETask) -> tuple[Tensor, Tensor]:
     """
     data = ImageFolderDataModule(folder, batch_size=64, val_fraction=0.2)
     data.setup('fit')
-    bands: Any = task.backbone.bands
-    task.select = select_bands(data, bands)
-    task.unit_range = unit_range(None, data, bands)
+    task.raw_images = RawImages(task.backbone, data)
     chips = [data.val_dataset[i]['image'] for i in range(len(data.val_dataset))]
     image = task.unit_image({'image': torch.stack(chips)})
-    size = (task.unit_range.high - task.unit_range.low).flatten()
+    size = (task.raw_images.unit_range.high - task.raw_images.unit_range.low).flatten()
     return image, size.view(-1, 1, 1)
 
 

@@ -16,10 +16,10 @@ from PIL import Image
 from torch.testing import assert_close
 
 from torchgeo_explora.adapt import load_delta, read_delta_metadata
-from torchgeo_explora.augment import UnitRange
 from torchgeo_explora.datamodules import ImageFolderDataModule
 from torchgeo_explora.models import ViT
 from torchgeo_explora.tasks import ExploraDinoTask
+from torchgeo_explora.tasks.raw_images import RawImages
 
 WORKER = Path(__file__).with_name('ddp_worker.py')
 
@@ -233,7 +233,7 @@ def test_embeddings_of_two_processes_are_complete_and_in_order(command):
     task = ExploraDinoTask(**arguments)
     load_delta(task.objective.teacher, place / 'out' / 'delta.safetensors')
     task.view = task.preprocess()
-    task.unit_range = UnitRange(0, 255)
+    task.raw_images = RawImages(task.backbone, None, (0, 255))
     batch = torch.stack([sample['image'] for sample in images])
     expected = task.embed({'image': batch})
     assert_close(torch.tensor(table['embedding'].to_pylist()), expected)

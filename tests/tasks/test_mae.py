@@ -15,13 +15,13 @@ from torch.testing import assert_close
 from torchgeo.main import main
 
 from torchgeo_explora.adapt import delta_state_dict, load_delta
-from torchgeo_explora.augment import UnitRange
 from torchgeo_explora.datamodules import ImageFolderDataModule
 from torchgeo_explora.models import GroupChannelViT, TemporalViT, ViT
 from torchgeo_explora.models.checkpoints import fuse_qkv
 from torchgeo_explora.models.decoder import MAEDecoder
 from torchgeo_explora.objectives import MAE
 from torchgeo_explora.tasks import ExploraMAETask
+from torchgeo_explora.tasks.raw_images import RawImages
 
 ARCHITECTURE = {'patch_size': 8, 'embed_dim': 24, 'depth': 3, 'num_heads': 2}
 DECODER = {'decoder_dim': 16, 'decoder_depth': 2, 'decoder_heads': 2}
@@ -229,9 +229,23 @@ def test_weight_decay_spares_vectors(tmp_path, folder):
     assert matrices['betas'] == (0.9, 0.95)
 
 
+def test_a_new_decoder_sees_tokens_of_any_base_in_one_scale(tmp_path):
+    seed_everything(0)
+    base = ViT('vit_tiny_patch16_224', image_size=32, **ARCHITECTURE)
+    stds = []
+    for scale in (1, 4):
+        base.norm.weight.data.fill_(scale)
+        torch.save({'model': base.canonical_state_dict()}, tmp_path / 'base.pth')
+        objective = _task(weights=str(tmp_path / 'base.pth')).objective
+        with torch.no_grad():
+            tokens = objective.student(torch.randn(2, 3, 32, 32)).patch
+            stds.append(objective.decoder.embed(tokens).std())
+    assert_close(stds[1], stds[0], rtol=0.05, atol=0)
+
+
 def test_missing_values_do_not_count_and_may_be_named():
     task = _task(no_data=0)
-    task.unit_range = UnitRange(0, 2)
+    task.raw_images = RawImages(task.backbone, None, (0, 2))
     image = torch.rand(2, 3, 32, 32) + 0.1
     image[0, :, :4] = 0  # in all bands
     image[1, 0, :4] = 0  # in one: a value like any other
@@ -245,7 +259,7 @@ def test_missing_values_do_not_count_and_may_be_named():
 
 def test_declared_no_data_is_no_reason_to_doubt_the_range():
     task = _task(no_data=-9999)
-    task.unit_range = UnitRange(0, 2)
+    task.raw_images = RawImages(task.backbone, None, (0, 2))
     image = torch.full((1, 3, 32, 32), -9999.0)
     image[..., :8] = torch.rand(1, 3, 32, 8)
     assert task.unit_image({'image': image}).isfinite().all()
@@ -273,7 +287,7 @@ def test_what_files_declare_as_no_data_is_not_in_the_loss(tmp_path, caplog):
 
 def test_embeddings_see_no_data_as_training_does():
     task = _task(no_data=0)
-    task.unit_range = UnitRange(0, 2)
+    task.raw_images = RawImages(task.backbone, None, (0, 2))
     task.view = task.preprocess()
     image = torch.rand(1, 3, 32, 32) + 0.1
     image[..., :8] = 0
@@ -318,7 +332,7 @@ def test_a_checkpoint_of_other_groups_is_refused(tmp_path, folder, published):
 
 def test_eight_bits_are_an_option():
     task = _task(quantize=True)
-    task.unit_range = UnitRange(0, 2)
+    task.raw_images = RawImages(task.backbone, None, (0, 2))
     image = task.unit_image({'image': torch.rand(2, 3, 32, 32)})
     assert_close(image * 255, (image * 255).round())
 
@@ -337,7 +351,7 @@ def test_a_given_backbone_starts_from_an_rgb_mae(tmp_path, folder, published, ca
     assert moved == whole | {'blocks', 'norm', 'cls_token'}
     # Bands by name: the image has them in another order.
     batch = {'image': torch.arange(3.0).view(1, 3, 1, 1).expand(1, 3, 32, 32)}
-    order = task.select(batch['image'])[0, :, 0, 0]
+    order = task.raw_images.select(batch['image'])[0, :, 0, 0]
     assert order.tolist() == [2, 1, 0]
     again = ExploraMAETask.load_from_checkpoint(tmp_path / 'last.ckpt')
     assert isinstance(again.objective.student, GroupChannelViT)
@@ -360,7 +374,7 @@ def test_a_series_takes_its_dates_from_the_batch():
     task = ExploraMAETask(
         model, None, rank=4, decoder_time_dim=6, **DECODER | {'decoder_dim': 14}
     )
-    task.unit_range = UnitRange(0, 2)
+    task.raw_images = RawImages(task.backbone, None, (0, 2))
     batch = {
         'image': torch.rand(2, 2, 3, 40, 40),
         'timestamps': torch.tensor([[[13, 6, 7], [14, 0, 0]]] * 2),

@@ -91,6 +91,21 @@ class MAEDecoder(nn.Module):
         start_as_mae(self.embed)
         start_as_mae(self.pred)
 
+    @torch.no_grad()
+    def read_from(self, norm: nn.Module) -> None:
+        """Make a new decoder see a backbone's tokens in the scale of its positions.
+
+        The last norm of a trained backbone may have any weights, near 4 for instance.
+        Tokens of that size would drown the position codes, whose size is fixed, and a
+        hidden token would long not find those beside it.
+
+        Args:
+            norm: The backbone's last; nothing changes where its weights are 1.
+        """
+        weight = getattr(norm, 'weight', None)
+        if weight is not None:
+            self.embed.weight /= weight.square().mean().sqrt()
+
     def forward(
         self,
         features: Features,

@@ -1,18 +1,14 @@
 """What all tasks on labelled images share: the backbone, its images, checkpoints."""
 
-import math
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nan
 from torch.nn.functional import max_pool2d
-from torchgeo.tasks import BaseTask
 from torchvision.models._api import WeightsEnum
 
 from torchgeo_explora.adapt import Adaptation, adapt, count, delta_state_dict
@@ -35,13 +31,13 @@ from torchgeo_explora.tasks.collate import explain_mixed_sizes
 from torchgeo_explora.tasks.intake import require_predict_set, take_over
 from torchgeo_explora.tasks.plan import require_replicas
 from torchgeo_explora.tasks.raw_images import RawImages
-from torchgeo_explora.tasks.resume import mix, order_by_epoch
+from torchgeo_explora.tasks.resumable import ResumableTask
 
 #: Nothing of the backbone trains.
 FROZEN = Adaptation((), norms=False, cls_token=False, adapter=None)
 
 
-class DownstreamTask(BaseTask):
+class DownstreamTask(ResumableTask):
     """A backbone with its delta folded in, under something that reads labels.
 
     The data module's own normalisation and augmentation are taken over: the task gets
@@ -104,9 +100,6 @@ class DownstreamTask(BaseTask):
                 else str(weights),
             }
         )
-        # The base is not in a checkpoint: its keys are missing by design.
-        self.strict_loading = False
-        self.micro_steps = 0
         self.raw_images: Any = None
         self._trained_range: list[list[float]] | None = None
 
@@ -251,24 +244,6 @@ class DownstreamTask(BaseTask):
             return []
         return [kind()]
 
-    def on_train_start(self) -> None:
-        """Take up the data where a resumed run stopped."""
-        rank_zero_info(self.summary())
-        loader: Any = self.trainer.train_dataloader
-        if order_by_epoch(loader, self._epoch_and_batch, self.seed):
-            # The position is kept here, not in the loader as Lightning expects.
-            warnings.filterwarnings('ignore', "You're resuming from a checkpoint that")
-        # Lightning made its iterator before the sampler and the position were known.
-        fetcher: Any = self.trainer.fit_loop._data_fetcher
-        iter(fetcher)
-
-    def _epoch_and_batch(self) -> tuple[int, int]:
-        """Return the epoch and the batches of it that are done."""
-        batches = self.trainer.num_training_batches
-        if math.isinf(batches):
-            return self.trainer.current_epoch, 0
-        return divmod(self.micro_steps, int(batches))
-
     def summary(self) -> str:
         """Return what is about to run."""
         trained, size = count(self.backbone)
@@ -278,18 +253,6 @@ class DownstreamTask(BaseTask):
             f' {trained / 1e6:.3f} M of them or in its adapters trained, and'
             f' {(heads - trained) / 1e6:.3f} M beside it'
         )
-
-    @contextmanager
-    def seeded(self) -> Iterator[None]:
-        """Make what is random inside depend on (seed, rank, micro-step) alone.
-
-        A resumed run then draws what an uninterrupted one would.
-        """
-        devices = [self.device] if self.device.type == 'cuda' else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(mix(self.seed, self.global_rank, self.micro_steps))
-            yield
-        self.micro_steps += 1
 
     # What is kept -------------------------------------------------------------------
 

@@ -199,8 +199,10 @@ class ExploraMAETask(PretrainingTask):
             consistent=hparams['consistent_mask'],
             augment=augmentations,
         )
-        if any(name.startswith('decoder_') for name in rest):
-            decoder = self.objective.decoder
+        decoder = self.objective.decoder
+        if not any(name.startswith('decoder_') for name in rest):
+            decoder.read_from(student.norm)
+        else:
             fresh = decoder.start_from(rest)
             whole = isinstance(student, GroupChannelViT) and not fresh
             if whole and not hparams['legacy_channel_order']:
@@ -274,21 +276,18 @@ class ExploraMAETask(PretrainingTask):
         if self.no_data is None:
             self.no_data = declared_no_data(getattr(self.trainer, 'datamodule', None))
 
-    def sensor_image(self, batch: dict[str, Any]) -> Tensor:
-        """Return the raw images, NaN where there is no data."""
-        image = super().sensor_image(batch)
-        if self.no_data is None:
-            return image
-        return image.masked_fill((image == self.no_data).all(-3, keepdim=True), nan)
-
-    def to_unit(self, image: Tensor) -> Tensor:
-        """Return raw images in [0, 1], in 8 bits if wanted."""
-        return self.quantize(super().to_unit(image))
+    def unit_image(self, batch: dict[str, Any]) -> Tensor:
+        """Return the images in [0, 1], finite, in 8 bits if wanted."""
+        return self.known_image(batch).nan_to_num(0)
 
     def known_image(self, batch: dict[str, Any]) -> Tensor:
         """Return the images in [0, 1], NaN where there is no data."""
-        image = self.sensor_image(batch)
-        return self.to_unit(image).masked_fill(image.isnan(), nan)
+        image = self.raw_images.sensor(batch['image'])
+        if self.no_data is not None:
+            missing = (image == self.no_data).all(-3, keepdim=True)
+            image = image.masked_fill(missing, nan)
+        unit = self.quantize(self.raw_images.unit(image))
+        return unit.masked_fill(image.isnan(), nan)
 
 
 def _side(backbone: Backbone) -> int:

@@ -1,6 +1,5 @@
 """The Lightning part that all self-supervised tasks share."""
 
-import math
 import time
 import warnings
 from abc import abstractmethod
@@ -13,9 +12,8 @@ from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_info
 from peft import PeftConfig
 from timm.models.vision_transformer import Block
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
-from torchgeo.tasks import BaseTask
 
 from torchgeo_explora.adapt import count, delta_state_dict, save_delta, store_frozen
 from torchgeo_explora.augment import IMAGENET_MEAN, IMAGENET_STD, Preprocess
@@ -24,24 +22,16 @@ from torchgeo_explora.models.backbone import Backbone
 from torchgeo_explora.objectives import Objective
 from torchgeo_explora.objectives.objective import batch_metadata
 from torchgeo_explora.tasks.checkpoint import DeltaCheckpointIO, identity, require_fit
-from torchgeo_explora.tasks.intake import (
-    require_predict_set,
-    select_bands,
-    take_over,
-    unit_range,
-)
+from torchgeo_explora.tasks.intake import require_predict_set, take_over
 from torchgeo_explora.tasks.optimizer import may_fuse, optimizer_plan
 from torchgeo_explora.tasks.plan import plan, require_replicas
-from torchgeo_explora.tasks.resume import (
-    generator_states,
-    mix,
-    order_by_epoch,
-    restore_generators,
-)
+from torchgeo_explora.tasks.raw_images import RawImages
+from torchgeo_explora.tasks.resumable import ResumableTask
+from torchgeo_explora.tasks.resume import generator_states, restore_generators
 from torchgeo_explora.tasks.student import adaptation, for_channels, make_trainable
 
 
-class PretrainingTask(BaseTask):
+class PretrainingTask(ResumableTask):
     """Continue a backbone's self-supervised pre-training on unlabelled images.
 
     A subclass builds `self.objective` in `configure_models` and gives the rule for
@@ -62,7 +52,6 @@ class PretrainingTask(BaseTask):
     warmup: float
     betas: tuple[float, float]
     weight_decay: float
-    seed: int
     value_range: tuple[Any, Any] | None
     #: The method's letter in the paper's notation.
     letter: str
@@ -88,18 +77,13 @@ class PretrainingTask(BaseTask):
         super().__init__()
         if self.hparams['compiled']:
             self._compile()
-        # The base is not in a checkpoint: its keys are missing by design.
-        self.strict_loading = False
         warnings.filterwarnings('ignore', 'Found keys that are in the model state dict')
         # Nothing is validated, by design; Lightning looks before `setup`.
         warnings.filterwarnings('ignore', 'You passed in a `val_dataloader`')
-        self.select: nn.Module = nn.Identity()
-        self.micro_steps = 0
         self.planned_steps = 0
         self.effective_batch = 0
         self.lr = 0.0
         self._resumed: dict[str, Any] | None = None
-        self._checked = False
 
     @property
     def backbone(self) -> Backbone:
@@ -146,11 +130,8 @@ class PretrainingTask(BaseTask):
         datamodule = getattr(self.trainer, 'datamodule', None)
         if stage == 'predict':
             require_predict_set(datamodule)
-        bands = getattr(self.backbone, 'bands', None)
-        if bands is not None:
-            self.select = select_bands(datamodule, bands)
-        self.unit_range = unit_range(self.value_range, datamodule, bands)
-        self.unit_range.to(self.device)
+        raw_images = RawImages(self.backbone, datamodule, self.value_range)
+        self.raw_images = raw_images.to(self.device)
         self.view = self.preprocess().to(self.device)
         take_over(datamodule)
         if stage == 'fit':
@@ -163,34 +144,10 @@ class PretrainingTask(BaseTask):
                     io, self.save_delta
                 )
 
-    def sensor_image(self, batch: dict[str, Any]) -> Tensor:
-        """Return the raw images of a batch, (B, C, H, W), or series of them.
-
-        Returns:
-            The backbone's channels in sensor values, float32; NaN has no data.
-
-        Raises:
-            ValueError: If the images do not have the backbone's channels.
-        """
-        image = self.select(batch['image'])
-        channels = self.backbone.in_channels
-        if image.ndim not in (4, 5) or image.shape[-3] != channels:
-            raise ValueError(
-                f'the data module gives images {tuple(image.shape)}, expected'
-                f' (B, {channels}, H, W): choose its bands, or set *in_channels*'
-            )
-        return image.float()
-
     def unit_image(self, batch: dict[str, Any]) -> Tensor:
-        """Return the images of a batch in [0, 1], finite, shaped as `sensor_image`."""
-        return self.to_unit(self.sensor_image(batch))
-
-    def to_unit(self, image: Tensor) -> Tensor:
-        """Return what `sensor_image` gave in [0, 1]; the first batch is checked."""
-        if not self._checked:
-            self.unit_range.check(image)
-            self._checked = True
-        return self.unit_range(image)
+        """Return the images of a batch in [0, 1], (B, C, H, W), or series of them."""
+        image: Tensor = self.raw_images(batch['image'])
+        return image
 
     def known_image(self, batch: dict[str, Any]) -> Tensor:
         """Return `unit_image`, NaN where a method knows that there is no data."""
@@ -238,26 +195,12 @@ class PretrainingTask(BaseTask):
         return [{'params': [p for p in self.objective.parameters() if p.requires_grad]}]
 
     def on_train_start(self) -> None:
-        """Print the plan and take up the data where a resumed run stopped."""
-        rank_zero_info(self.summary())
-        loader: Any = self.trainer.train_dataloader
-        if order_by_epoch(loader, self._epoch_and_batch, self.seed):
-            # The position is kept here, not in the loader as Lightning expects.
-            warnings.filterwarnings('ignore', "You're resuming from a checkpoint that")
-        # Lightning made its iterator before the sampler and the position were known.
-        fetcher: Any = self.trainer.fit_loop._data_fetcher
-        iter(fetcher)
+        """Take up data, generators and clock where a resumed run stopped."""
+        super().on_train_start()
         if self._resumed is not None:
             restore_generators(self._resumed)
             self._resumed = None
         self._clock = time.perf_counter()
-
-    def _epoch_and_batch(self) -> tuple[int, int]:
-        """Return the epoch and the batches of it that are done."""
-        batches = self.trainer.num_training_batches
-        if math.isinf(batches):
-            return self.trainer.current_epoch, 0
-        return divmod(self.micro_steps, int(batches))
 
     def summary(self) -> str:
         """Return what is about to run, in the paper's notation."""
@@ -289,13 +232,8 @@ class PretrainingTask(BaseTask):
             FloatingPointError: If a term is not finite; the error names it.
         """
         batch = {**batch, 'image': self.known_image(batch)}
-        devices = [self.device] if self.device.type == 'cuda' else []
-        # What is random in a step depends on (seed, rank, micro-step) alone, so that a
-        # resumed run draws what an uninterrupted one would.
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(mix(self.seed, self.global_rank, self.micro_steps))
+        with self.seeded():
             terms = self.objective(batch, self.progress)
-        self.micro_steps += 1
         values = torch.stack([term.detach().float() for term in terms.values()])
         if not torch.isfinite(values).all():
             bad = ', '.join(n for n, term in terms.items() if not term.isfinite())

@@ -53,15 +53,14 @@ class RawImages(nn.Module):
                 stacklevel=2,
             )
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Return values in [0, 1]: (B, C, H, W), or series of them.
+    def sensor(self, image: Tensor) -> Tensor:
+        """Return the backbone's channels of raw images, in sensor values, float32.
 
         Args:
             image: Raw values, (B, C', H, W) or (B, T, C', H, W).
 
         Raises:
-            ValueError: If the images do not have the backbone's channels, or most of
-                the first batch's values lie outside the range.
+            ValueError: If the images do not have the backbone's channels.
         """
         image = self.select(image)
         if image.ndim not in (4, 5) or image.shape[-3] != self.channels:
@@ -69,7 +68,20 @@ class RawImages(nn.Module):
                 f'the data module gives images {tuple(image.shape)}, expected'
                 f' (B, {self.channels}, H, W): choose its bands, or set *in_channels*'
             )
+        return image.float()
+
+    def unit(self, image: Tensor) -> Tensor:
+        """Return what `sensor` gave in [0, 1].
+
+        Raises:
+            ValueError: If most of the first batch's values lie outside the range.
+        """
         if not self._checked:
             self.unit_range.check(image)
             self._checked = True
-        return self.unit_range(image.float())
+        unit: Tensor = self.unit_range(image)
+        return unit
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return raw images in [0, 1]: (B, C, H, W), or series of them."""
+        return self.unit(self.sensor(image))
