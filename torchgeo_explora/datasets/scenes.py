@@ -215,7 +215,8 @@ class Scenes(RasterDataset):
 
 def without_nodata(values: NDArray[Any], nodata: float | None) -> NDArray[Any]:
     """Return values with 0 where there is no data, in place."""
-    if nodata is not None and not np.isnan(nodata):
+    # Where it is 0, as it often is, a pass over all values would change nothing.
+    if nodata and not np.isnan(nodata):
         values[values == nodata] = 0
     if values.dtype.kind == 'f':
         np.nan_to_num(values, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
