@@ -72,7 +72,7 @@ def test_help_names_every_command_and_argument(capsys):
         'average': ['deltas', '--output', '--shares'],
         'push': ['delta', 'repo', '--base', '--data', '--scores', '--licence'],
         'pull': ['repo', 'output', '--revision'],
-        'prepare': ['dataset', 'output', '--options', '--encoding', '--workers'],
+        'prepare': ['dataset', 'output', '--options', '--workers', '--drop'],
         'verify': ['folders'],
     }
     with pytest.raises(SystemExit, match='0'):
@@ -209,6 +209,28 @@ def test_prepare_and_verify(tmp_path, capsys):
         run('verify', out)
     assert error.value.code == 1
     assert 'shard-000001.tar has changed' in capsys.readouterr().out
+
+
+def test_what_cannot_be_prepared_can_be_left_out(tmp_path, monkeypatch, capsys):
+    """The sentence says how, and saying it does it."""
+    (tmp_path / 'arrays_of_numpy.py').write_text(
+        'import numpy, torch\n'
+        'class Arrays:\n'
+        '    def __len__(self):\n'
+        '        return 3\n'
+        '    def __getitem__(self, index):\n'
+        "        return {'image': torch.ones(3, 8, 8), 'x': numpy.zeros(3)}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    given = ['prepare', 'arrays_of_numpy.Arrays', tmp_path / 'out']
+    with pytest.raises(SystemExit) as error:
+        run(*given)
+    sentence = str(error.value)
+    assert sentence.startswith("explora prepare: 'x' of the sample is a ndarray")
+    advice = sentence.partition(' or ')[2].partition(' on the')[0].split()[-1]
+    assert advice == '--drop+=x'
+    run(*given, advice)
+    assert capsys.readouterr().out.endswith('3 samples\n')
 
 
 @pytest.mark.parametrize(

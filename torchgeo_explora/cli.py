@@ -195,6 +195,7 @@ def prepare(
     quality: int = 90,
     samples_per_shard: int = 2000,
     workers: int = 0,
+    drop: list[str] | None = None,
 ) -> None:
     """Write a data set in a compact form that is read many times faster.
 
@@ -213,12 +214,19 @@ def prepare(
         samples_per_shard: Samples in a shard. A stream needs at least as many shards as
             there are processes times workers.
         workers: Processes that encode; 0 for one.
+        drop: Keys of the samples to leave out, each as --drop+=KEY.
     """
     from torchgeo_explora import datasets
 
     raw = _dataset(dataset, options or {})
     folder = datasets.prepare(
-        raw, output, encoding, quality, samples_per_shard, workers
+        raw,
+        output,
+        encoding,
+        quality,
+        samples_per_shard,
+        workers,
+        drop=drop or (),
     )
     print(f'wrote {folder}: {len(datasets.Prepared(folder))} samples')
 

@@ -33,6 +33,13 @@ def test_batches(fmow, stream):
     assert_close(data.aug(batch)['image'], batch['image'] / 255)
 
 
+@pytest.mark.parametrize('stream', [0, 4])
+def test_what_to_do_with_damaged_samples_is_handed_on(fmow, stream):
+    data = PreparedDataModule(fmow, stream=stream, on_error='skip')
+    data.setup('fit')
+    assert data.train_dataset.on_error == data.val_dataset.on_error == 'skip'
+
+
 def test_bands_and_range_are_those_of_the_raw_form(fake, tmp_path):
     root = fake('fmow_sentinel').write_fmow_sentinel(tmp_path)
     raw = FMoWSentinel(root, bands=('B04', 'B8A'), size=16)

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import pickle
@@ -124,7 +125,11 @@ class Cut(FMoWRGB):
         return super().read(index)
 
 
-@pytest.mark.parametrize('stop', [3, 4, 6, 8, 10])
+#: Before anything is written, the first sample is looked at, then five of them twice.
+LOOKS = 11
+
+
+@pytest.mark.parametrize('stop', [11, 12, 14, 16, 18])
 def test_stopped_half_way_it_goes_on_with_the_same_bytes(fmow, tmp_path, stop):
     prepare(fmow, tmp_path / 'whole', samples_per_shard=2, progress=False)
     cut = Cut(fmow.root, size=32)
@@ -135,44 +140,89 @@ def test_stopped_half_way_it_goes_on_with_the_same_bytes(fmow, tmp_path, stop):
     with pytest.raises(NotPreparedError, match='not finished: run the same command'):
         Prepared(tmp_path / 'cut')
     done = len(list((tmp_path / 'cut').glob('*.tar')))
-    # Three samples are looked at first.
-    assert done == max(stop - 3, 0) // 2
-    Cut.left = 3 + 8 - 2 * done
+    assert done == (stop - LOOKS) // 2
+    Cut.left = LOOKS + 8 - 2 * done
     prepare(cut, tmp_path / 'cut', samples_per_shard=2, progress=False)
     assert Cut.left == 0
     assert contents(tmp_path / 'cut') == contents(tmp_path / 'whole')
 
 
-class Slow(FMoWRGB):
-    """Takes its time, so that it can be killed half-way."""
+class Stuck(FMoWRGB):
+    """Stays in the middle of a shard once another one is finished."""
+
+    folder: Path
 
     def read(self, index):
-        time.sleep(0.05)
+        if index % 2 and list(self.folder.glob('*.tar')):
+            time.sleep(60)
         return super().read(index)
 
 
-def prepare_slowly(root, folder):
+def prepare_and_stick(root, folder, workers):
     os.setsid()
-    Slow.__qualname__, Slow.__module__ = 'FMoWRGB', FMoWRGB.__module__
-    dataset = Slow(root, size=32)
-    prepare(dataset, folder, samples_per_shard=1, workers=1, progress=False)
+    Stuck.folder = folder
+    Stuck.__qualname__, Stuck.__module__ = 'FMoWRGB', FMoWRGB.__module__
+    dataset = Stuck(root, size=32)
+    prepare(dataset, folder, samples_per_shard=2, workers=workers, progress=False)
 
 
-def test_killed_process_leaves_nothing_in_the_way(fmow, tmp_path):
-    prepare(fmow, tmp_path / 'whole', samples_per_shard=1, progress=False)
-    arguments = (fmow.root, tmp_path / 'cut')
-    child = get_context('fork').Process(target=prepare_slowly, args=arguments)
+@pytest.mark.parametrize('workers', [1, 3])
+def test_killed_process_leaves_nothing_in_the_way(fmow, tmp_path, workers):
+    """Killed with its workers after the first shard, it goes on with some as well."""
+    prepare(fmow, tmp_path / 'whole', samples_per_shard=2, progress=False)
+    cut = tmp_path / 'cut'
+    arguments = (fmow.root, cut, workers)
+    child = get_context('fork').Process(target=prepare_and_stick, args=arguments)
     child.start()
     deadline = time.monotonic() + 60
-    while not list((tmp_path / 'cut').glob('*3.tar')):
+    while not list(cut.glob('*.tar')):
         assert time.monotonic() < deadline
-        time.sleep(0.01)
+        time.sleep(0.005)
     os.killpg(child.pid, signal.SIGKILL)
     child.join()
-    assert not (tmp_path / 'cut/manifest.json').exists()
-    (tmp_path / 'cut/.shard-000007.tar.1.part').write_bytes(b'half a shard')
-    prepare(fmow, tmp_path / 'cut', samples_per_shard=1, progress=False)
-    assert contents(tmp_path / 'cut') == contents(tmp_path / 'whole')
+    assert not (cut / 'manifest.json').exists()
+    (cut / '.shard-000003.tar.1.part').write_bytes(b'half a shard')
+    prepare(fmow, cut, samples_per_shard=2, workers=workers, progress=False)
+    assert contents(cut) == contents(tmp_path / 'whole')
+
+
+def test_two_at_once_do_not_meet(fmow, tmp_path, monkeypatch):
+    """The second one stops, and the first one ends as if it had been alone."""
+    prepare(fmow, tmp_path / 'alone', samples_per_shard=2, progress=False)
+    monkeypatch.setattr('torchgeo_explora.datasets.prepared_lock._PATIENCE', 0.0)
+    folder = tmp_path / 'out'
+    refused = []
+
+    class Meeting(FMoWRGB):
+        def read(self, index):
+            if (folder / 'shard-000001.tar').exists() and not refused:
+                with pytest.raises(RuntimeError, match=r'another process .*\*output\*'):
+                    prepare(fmow, folder, samples_per_shard=2, progress=False)
+                refused.append(index)
+            return super().read(index)
+
+    Meeting.__qualname__, Meeting.__module__ = 'FMoWRGB', FMoWRGB.__module__
+    first = Meeting(fmow.root, size=32)
+    prepare(first, folder, samples_per_shard=2, progress=False)
+    assert refused == [4]
+    assert contents(folder) == contents(tmp_path / 'alone')
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_full_disk_is_said_in_a_sentence(fmow, tmp_path, monkeypatch, workers):
+    def full(file):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr('torchgeo_explora.datasets.prepared_shards._tar_writer', full)
+        with pytest.raises(OSError, match='no room to write') as caught:
+            prepare(fmow, tmp_path / 'out', workers=workers, progress=False)
+    text = str(caught.value)
+    assert 'shard-000000.tar' in text
+    assert 'make room and run the same command again' in text
+    assert 'Traceback' not in text
+    assert not list((tmp_path / 'out').glob('.*.part'))
+    assert not verify(prepare(fmow, tmp_path / 'out', progress=False))
 
 
 @pytest.mark.parametrize('gone', [True, False])
@@ -180,7 +230,7 @@ def test_shard_lost_before_the_end_is_written_again(fmow, tmp_path, gone):
     prepare(fmow, tmp_path / 'whole', samples_per_shard=2, progress=False)
     cut = Cut(fmow.root, size=32)
     cut.__class__.__qualname__, cut.__class__.__module__ = 'FMoWRGB', FMoWRGB.__module__
-    Cut.left = 7
+    Cut.left = LOOKS + 4
     with pytest.raises(KeyboardInterrupt):
         prepare(cut, tmp_path / 'cut', samples_per_shard=2, progress=False)
     shard = tmp_path / 'cut/shard-000000.tar'
@@ -245,6 +295,25 @@ def test_what_is_drawn_at_random_is_refused(fmow, tmp_path):
     with pytest.raises(ValueError, match=r'differs from one visit .*\*seed\*'):
         prepare(fmow, tmp_path / 'out', progress=False)
     assert not (tmp_path / 'out').exists()
+
+
+def test_what_is_drawn_at_random_later_is_refused_too(fmow, tmp_path):
+    def sometimes(sample):
+        return sample | ({'draw': torch.rand(1)} if int(sample['index']) > 3 else {})
+
+    fmow.transforms = sometimes
+    with pytest.raises(ValueError, match=r'sample 5 of .* differs from one visit'):
+        prepare(fmow, tmp_path / 'out', progress=False)
+
+
+def test_what_cannot_be_kept_is_left_out(fmow, tmp_path):
+    fmow.transforms = lambda sample: sample | {'x': np.zeros(3), 'y': np.zeros(3)}
+    with pytest.raises(ValueError, match=r"'x' .* is a ndarray.*drop=\['x'\]"):
+        prepare(fmow, tmp_path / 'out', progress=False)
+    with pytest.raises(ValueError, match=r'\*drop\* names image, z: .* is bbox_xyxy,'):
+        prepare(fmow, tmp_path / 'out', progress=False, drop=['image', 'x', 'z'])
+    prepare(fmow, tmp_path / 'out', progress=False, drop=['x', 'y'])
+    assert Prepared(tmp_path / 'out')[0].keys() == fmow[0].keys() - {'x', 'y'}
 
 
 def test_damaged_notes(fmow, tmp_path):

@@ -112,7 +112,8 @@ def test_images_that_do_not_fit(image, encoding, message):
 
 
 def test_other_values_are_refused():
-    with pytest.raises(TypeError, match=r"'x' of the sample is a ndarray"):
+    message = r"'x' of the sample is a ndarray.*drop=\['x'\], or --drop\+=x on"
+    with pytest.raises(ValueError, match=message):
         encode_sample({'image': smooth(), 'x': np.zeros(3)}, 'jpeg', 90)
 
 

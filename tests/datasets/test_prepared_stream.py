@@ -14,6 +14,7 @@ from torchgeo_explora.datasets import (
     NotPreparedError,
     Prepared,
     PreparedStream,
+    UnreadableImageError,
     prepare,
 )
 
@@ -99,6 +100,50 @@ def test_shard_cut_short_is_found(folder, between):
         list(PreparedStream(folder, 'train'))
 
 
+def flip(path, where):
+    data = bytearray(path.read_bytes())
+    data[where] ^= 1
+    path.write_bytes(bytes(data))
+
+
+@pytest.fixture
+def damaged(folder):
+    """The folder with a changed byte in sample 5."""
+    row = Prepared(folder, 'train').table.to_pylist()[5]
+    flip(Path(folder, 'train/shard-000002.tar'), row['offsets'][0] + 100)
+    return folder
+
+
+@pytest.mark.parametrize('buffer', [0, 4])
+def test_flipped_byte_is_found(damaged, buffer):
+    stream = PreparedStream(damaged, 'train', buffer)
+    message = r'image\.jpg of sample 000000005 in .*shard-000002\.tar has changed'
+    with pytest.raises(UnreadableImageError, match=message):
+        list(itertools.islice(stream, 40))
+
+
+def test_damaged_sample_is_left_out_if_asked(damaged):
+    stream = PreparedStream(damaged, 'train', on_error='skip')
+    with pytest.warns(UserWarning, match='skipped a sample: image.jpg of sample 0000'):
+        assert indices(stream) == [0, 1, 2, 3, 4, 6, 7]
+
+
+@pytest.mark.filterwarnings('ignore:skipped a sample')
+def test_without_any_intact_sample_it_ends(folder):
+    for number in range(8):
+        row = Prepared(folder, 'train').table.to_pylist()[number]
+        shard = Path(folder, f'train/shard-{number // 2:06}.tar')
+        flip(shard, row['offsets'][0] + 100)
+    with pytest.raises(UnreadableImageError, match=r'no sample of .* can be read'):
+        next(iter(PreparedStream(folder, 'train', buffer=4, on_error='skip')))
+
+
+def test_damaged_index_is_found(folder):
+    flip(Path(folder, 'train/index.arrow'), 700)
+    with pytest.raises(NotPreparedError, match=r'index\.arrow of .* has changed'):
+        PreparedStream(folder, 'train')
+
+
 def test_more_workers_than_shards_are_refused(folder, monkeypatch):
     # Torch waits five seconds for each worker that has failed: none is started.
     monkeypatch.setattr('webdataset.utils.pytorch_worker_info', lambda: (0, 1, 0, 5))
@@ -133,3 +178,5 @@ def test_wrong_arguments(folder):
         PreparedStream(folder, 'nothing')
     with pytest.raises(ValueError, match=r'\*buffer\*'):
         PreparedStream(folder, 'train', buffer=-1)
+    with pytest.raises(ValueError, match=r'\*on_error\*'):
+        PreparedStream(folder, 'train', on_error='stop')

@@ -1,10 +1,11 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-from pyproj import CRS
+from pyproj import CRS, Transformer
 
 from torchgeo_explora.datasets.scene_draw import draw_windows, fair_length
 from torchgeo_explora.datasets.scene_ground import Ground
+from torchgeo_explora.datasets.scene_owners import add_owners
 
 SIZE, STEP = 32, 8
 
@@ -33,7 +34,8 @@ def ground(*scenes):
             'usable': pa.large_binary(),
         }
     )
-    return Ground(pa.Table.from_pylist(list(scenes), schema), SIZE, STEP)
+    table = pa.Table.from_pylist(list(scenes), schema)
+    return Ground(add_owners(table, SIZE, STEP), SIZE, STEP)
 
 
 def test_only_usable_windows_are_drawn():
@@ -67,6 +69,65 @@ def test_partly_overlapping_scenes_share_their_overlap():
     columns = windows[:, 2] + 10 * windows[:, 0]
     counts = np.bincount(columns, minlength=30)
     assert abs(counts - 400).max() < 90
+
+
+def test_every_window_has_its_exact_probability():
+    """One over the places that can be seen, over the scenes that show its place."""
+    usable = np.random.default_rng(0).random((5, 12, 12)) < 0.4
+    usable[4] = usable[3]
+    windows = draw_windows(ground(*(scene(0, bits) for bits in usable)), 60_000, 0)
+    counts = np.zeros(usable.shape)
+    np.add.at(counts, tuple(windows.T), 1)
+    seen = usable.sum(0)
+    expected = 60_000 * usable / np.maximum(seen, 1) / (seen > 0).sum()
+    assert not counts[~usable].any()
+    error = (counts - expected)[usable] / np.sqrt(expected[usable])
+    # Chi squared: its mean is the number of windows, its deviation sqrt(2 / number).
+    assert abs((error**2).mean() - 1) < 5 * np.sqrt(2 / usable.sum())
+
+
+def test_a_deep_stack_costs_no_more_than_one_scene(monkeypatch):
+    """400 scenes of one place, and one of another: places are looked up few times."""
+    looked_up = []
+    position = Ground.position
+
+    def counting(self, scenes, longitudes, latitudes):
+        looked_up.append(np.size(longitudes))
+        return position(self, scenes, longitudes, latitudes)
+
+    stack = [scene(0, np.ones((10, 10)))] * 400
+    places = ground(*stack, scene(5000, np.ones((10, 10))))
+    monkeypatch.setattr(Ground, 'position', counting)
+    windows = draw_windows(places, 2000, 0)
+    assert windows.shape == (2000, 3)
+    assert sum(looked_up) <= 2 * 2000
+    assert abs((windows[:, 0] == 400).sum() - 1000) < 110
+    assert len(set(windows[:, 0])) > 350
+
+
+def test_fine_pixels_do_not_make_a_place_more_likely():
+    """As much ground, once in pixels of 10 m, once of 20 m."""
+    scenes = ground(
+        scene(0, np.ones((20, 20))), scene(5000, np.ones((10, 10)), pixel=20)
+    )
+    counts = np.bincount(draw_windows(scenes, 4000, 0)[:, 0])
+    assert abs(counts[0] - 2000) < 150
+
+
+def test_scenes_of_two_zones_share_their_overlap():
+    """The second one covers half of the first, and as much beside it."""
+    east, north = Transformer.from_crs(32632, 32633).transform(501_600, 5_000_000)
+    other = scene(0, np.ones((40, 40)), 32633) | {'origin': [east, north]}
+    places = ground(scene(0, np.ones((40, 40))), other)
+    first, second = places.table['places'].to_pylist()
+    assert first == 1600
+    # The zones' grids are turned by 4 degrees against each other.
+    assert abs(second - 800) < 120
+    windows = draw_windows(places, 9600, 0)
+    counts = np.bincount(windows[:, 0])
+    # All of what only one shows, half of what both do.
+    unit = 9600 / (1600 + second)
+    assert abs(counts[0] - unit * (1600 - second) - unit * second / 2) < 500
 
 
 def test_a_scene_that_is_hidden_somewhere_does_not_count_there():

@@ -72,6 +72,16 @@ def test_windows_are_the_same_at_every_start(root):
     assert len(list(root.glob('.scenes_*.arrow'))) == 1
 
 
+def test_later_starts_open_no_scene(root, monkeypatch):
+    first = SceneWindows(root, size=32, length=20, crs='EPSG:32632', res=20)
+    monkeypatch.setattr(rasterio, 'open', lambda *_, **__: pytest.fail('opened'))
+    again = SceneWindows(root, size=32, length=20, crs='EPSG:32632', res=20)
+    assert np.array_equal(first.windows, again.windows)
+    (scenes,) = again.scenes.values()
+    # The data set has the pixels of the files, the windows twice these.
+    assert scenes.res == pytest.approx((10, 10), rel=0.01)
+
+
 def test_length_covers_the_ground_about_once(root):
     # 4 scenes of 17 x 17 positions, 16 to a window.
     assert len(SceneWindows(root, size=32)) == 4 * 17 * 17 // 16

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import rasterio
+import torch
 from affine import Affine
 from pyproj import CRS
 from rasterio.windows import Window
@@ -15,7 +16,7 @@ from torchgeo.samplers import GriddedPatchSampler
 from torchgeo_explora.datasets.image_file import UnreadableImageError
 from torchgeo_explora.datasets.scene import Scene
 from torchgeo_explora.datasets.scene_list import list_scenes
-from torchgeo_explora.datasets.scenes import Scenes
+from torchgeo_explora.datasets.scenes import Header, Scenes
 
 HOME = CRS.from_epsg(32632)
 
@@ -36,6 +37,27 @@ def test_a_torchgeo_data_set(scenes):
     locations = list(GriddedPatchSampler(dataset, size=32))
     assert locations
     assert len(dataset | dataset) == 8
+
+
+def test_known_scenes_are_not_opened(scenes, monkeypatch):
+    """What an index knows makes the same TorchGeo data set."""
+    opened = Scenes(scenes, HOME)
+    headers = {}
+    for scene in scenes:
+        handle = opened.handle(scene.path)
+        headers[scene.path] = Header(handle.crs, tuple(handle.bounds), handle.res)
+    with monkeypatch.context() as patch:
+        patch.setattr(rasterio, 'open', lambda *_, **__: pytest.fail('opened'))
+        known = Scenes(scenes, HOME, headers=headers)
+    assert known.index.equals(opened.index)
+    assert known.index.crs == opened.index.crs
+    assert (known.res, known.crs, known.bounds) == (
+        opened.res,
+        opened.crs,
+        opened.bounds,
+    )
+    place = slice(500_000, 500_320), slice(4_999_000, 4_999_320)
+    assert torch.equal(known[place]['image'], opened[place]['image'])
 
 
 def test_scene_of_its_own_system_is_not_warped(scenes):

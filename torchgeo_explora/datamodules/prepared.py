@@ -37,7 +37,7 @@ class PreparedDataModule(SplitDataModule):
             data's range to [0, 1].
         std: Standard deviation, likewise.
         seed: Of the order of a stream.
-        on_error: 'raise' stops at a damaged sample, 'skip' takes the next one.
+        on_error: 'raise' stops at a damaged sample, 'skip' goes on without it.
         pin_memory: Whether batches go to page-locked memory if there is a CUDA device.
         prefetch_factor: Batches read ahead by each worker; PyTorch's default if None.
 
@@ -118,7 +118,8 @@ class PreparedDataModule(SplitDataModule):
             return super().open_split(stage)
         buffer = self.stream if stage == 'train' else 0
         root = os.fspath(self.kwargs['root'])
-        return PreparedStream(root, self.split_of[stage], buffer, self.seed)
+        on_error = self.kwargs['on_error']
+        return PreparedStream(root, self.split_of[stage], buffer, self.seed, on_error)
 
     def _adopt(self, dataset: Any) -> None:
         """Take bands and range from a data set."""

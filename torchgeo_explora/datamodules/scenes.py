@@ -23,7 +23,7 @@ class ScenesDataModule(SplitDataModule):
         batch_size: Windows in a batch.
         num_workers: Worker processes that read windows.
         size: Side of the windows in pixels.
-        length: Number of windows; enough to cover the ground about once if None.
+        length: Number of windows; enough to cover each scene about once if None.
         bands: Bands and their order, names or numbers from 1; all by default.
         assets: Keys of a STAC item's assets, in the order of the bands.
         crs: Coordinate system to warp all scenes to; their own by default.

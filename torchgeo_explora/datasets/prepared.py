@@ -1,7 +1,6 @@
 """A prepared data set, by number."""
 
 import os
-import zlib
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -9,11 +8,12 @@ import torch
 from matplotlib.figure import Figure
 
 from torchgeo_explora.datasets.figure import plot_image
-from torchgeo_explora.datasets.image_file import UnreadableImageError, naming
+from torchgeo_explora.datasets.image_file import naming
 from torchgeo_explora.datasets.prepared_format import decode_sample
 from torchgeo_explora.datasets.prepared_manifest import (
     INDEX,
     NotPreparedError,
+    compare,
     read_manifest,
     verify,
 )
@@ -118,19 +118,16 @@ class Prepared(TableDataset):
             name: self.table[name][index].as_py() for name in self.table.schema.names
         }
         path = self.shards[row['shard']]
-        files = {}
         with naming(path):
             handle = self._handle(row['shard'])
-            for name, offset, size, expected in zip(
-                row['names'], row['offsets'], row['sizes'], row['sums'], strict=True
-            ):
-                data = os.pread(handle, size, offset)
-                if zlib.crc32(data) != expected:
-                    raise UnreadableImageError(
-                        f'{name} of sample {row["key"]} in {path} has changed: its'
-                        f' checksum is not {expected}. Replace the file'
-                    )
-                files[name] = data
+            files = {
+                name: os.pread(handle, size, offset)
+                for name, offset, size in zip(
+                    row['names'], row['offsets'], row['sizes'], strict=True
+                )
+            }
+            sums = dict(zip(row['names'], row['sums'], strict=True))
+            compare(files, sums, row['key'], path)
             sample = decode_sample(files)
         sample.pop('index', None)
         return sample

@@ -55,8 +55,7 @@ def encode_sample(
         quality: Of JPEG, 1 to 100.
 
     Raises:
-        TypeError: If a value is none of these.
-        ValueError: If an image does not fit the encoding.
+        ValueError: If a value is none of these, or an image does not fit the encoding.
     """
     image = sample['image']
     series = image.ndim == 4
@@ -167,9 +166,10 @@ def _plain(key: str, value: Any) -> Any:
         }
     if value is None or isinstance(value, str | bool | int | float):
         return value
-    raise TypeError(
+    raise ValueError(
         f'{key!r} of the sample is a {type(value).__name__}: expected a tensor, a'
-        f' number or a text; drop it with *transforms*'
+        f' number or a text. Leave it out: drop=[{key!r}], or --drop+={key} on the'
+        f' command line'
     )
 
 

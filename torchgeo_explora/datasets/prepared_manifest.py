@@ -3,10 +3,13 @@
 import hashlib
 import json
 import os
+import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
 
+from torchgeo_explora.datasets.image_file import UnreadableImageError
 from torchgeo_explora.writing import replacing
 
 #: File that is written last: without it a folder is not ready.
@@ -83,6 +86,28 @@ def checksum(path: str | os.PathLike[str]) -> str:
     """Return the SHA-256 of a file."""
     with open(path, 'rb') as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def compare(
+    files: Mapping[str, bytes], sums: Mapping[str, int], key: str, shard: str
+) -> None:
+    """Compare the files of a sample with their checksums.
+
+    Args:
+        files: What was read, by name.
+        sums: CRC-32 of what was written, by name.
+        key: Of the sample.
+        shard: Its file or address.
+
+    Raises:
+        UnreadableImageError: If one differs, or is not there.
+    """
+    for name, expected in sums.items():
+        if name not in files or zlib.crc32(files[name]) != expected:
+            raise UnreadableImageError(
+                f'{name} of sample {key} in {shard} has changed: its checksum is not'
+                f' {expected}. Replace the file'
+            )
 
 
 def verify(folder: str | os.PathLike[str]) -> list[str]:

@@ -1,11 +1,15 @@
 """Any data set in a compact form: shards of re-encoded samples."""
 
+import errno
 import io
 import json
 import os
 import tarfile
+import traceback
 import warnings
 import zlib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +23,7 @@ from torchgeo_explora.datasets.prepared_format import (
     choose_encoding,
     encode_sample,
 )
+from torchgeo_explora.datasets.prepared_lock import alone_in
 from torchgeo_explora.datasets.prepared_manifest import (
     INDEX,
     MANIFEST,
@@ -32,6 +37,8 @@ from torchgeo_explora.datasets.prepared_manifest import (
 
 # Attributes of a data set that its prepared form keeps.
 _KEPT = ('split', 'bands', 'value_range', 'range_known', 'no_data')
+# Samples that are looked at twice, to see whether they are drawn at random.
+_LOOKS = 5
 
 
 def prepare(
@@ -42,6 +49,7 @@ def prepare(
     samples_per_shard: int = 2000,
     workers: int = 0,
     progress: bool = True,
+    drop: Collection[str] = (),
 ) -> str:
     """Write a data set in a compact form that is read many times faster.
 
@@ -63,14 +71,17 @@ def prepare(
         samples_per_shard: Samples in a shard.
         workers: Processes that encode; 0 for this one alone.
         progress: Whether to show a bar.
+        drop: Keys of the samples to leave out, such as those of other types.
 
     Returns:
         The folder.
 
     Raises:
         ValueError: If *output* holds the shards of another data set or other
-            arguments, if the first sample is drawn at random, or if an argument is
-            wrong.
+            arguments, if samples are drawn at random or cannot be encoded, or if an
+            argument is wrong.
+        RuntimeError: If another process prepares into *output*.
+        OSError: If the disk is full.
         NotPreparedError: If the manifest in *output* is damaged.
     """
     if not 1 <= quality <= 100:
@@ -80,19 +91,16 @@ def prepare(
     folder = os.fspath(output)
     parts = os.path.join(folder, PARTS)
     first = dataset[0]
+    if unknown := set(drop) - (first.keys() - {'image'}):
+        raise ValueError(
+            f'*drop* names {", ".join(sorted(unknown))}: what can be left out is'
+            f' {", ".join(sorted(first.keys() - {"image"}))}'
+        )
     value_range = getattr(dataset, 'value_range', None)
     chosen = choose_encoding(first, value_range) if encoding == 'auto' else encoding
     length = len(dataset)
-    probes = [
-        _sums(encode_sample(sample, chosen, quality))
-        for sample in (first, dataset[0], dataset[length - 1])
-    ]
-    if probes[0] != probes[1]:
-        raise ValueError(
-            'the first sample of *dataset* differs from one visit to the next: what it'
-            ' draws at random would be drawn once for all. Give it a *seed*, or train'
-            ' on it as it is'
-        )
+    form = _Form(chosen, quality, frozenset(drop))
+    probes = [_look(dataset, number, form) for number in _spread(length)]
     settings = {
         'version': 1,
         'dataset': f'{type(dataset).__module__}.{type(dataset).__qualname__}',
@@ -101,34 +109,85 @@ def prepare(
         'quality': quality,
         'samples_per_shard': samples_per_shard,
         # Another crop, size or order shows in the first and the last sample.
-        'probes': probes[::2],
+        'probes': [probes[0], probes[-1]],
     }
     _check_settings(folder, settings)
     if os.path.isfile(os.path.join(folder, MANIFEST)):
         return folder
-    os.makedirs(parts, exist_ok=True)
-    for name in os.listdir(folder):
-        # What a process left that was killed.
-        if name.endswith('.part'):
-            os.remove(os.path.join(folder, name))
-    write_file(os.path.join(parts, 'settings.json'), _dump(settings))
-    jobs = _Jobs(dataset, folder, chosen, quality, samples_per_shard)
-    missing = [n for n in range(jobs.count) if not _is_done(folder, n)]
+    with alone_in(folder):
+        # Another process may have begun, and ended, since.
+        _check_settings(folder, settings)
+        for name in os.listdir(folder):
+            # What a process left that was killed.
+            if name.endswith('.part'):
+                os.remove(os.path.join(folder, name))
+        write_file(os.path.join(parts, 'settings.json'), _dump(settings))
+        jobs = _Jobs(dataset, folder, form, samples_per_shard)
+        _write_shards(jobs, workers, progress)
+        _finish(dataset, folder, settings, jobs.count)
+    return folder
+
+
+@dataclass(frozen=True)
+class _Form:
+    """How a sample becomes files."""
+
+    encoding: Encoding
+    quality: int
+    drop: frozenset[str]
+
+    def encode(self, sample: Mapping[str, Any]) -> dict[str, bytes]:
+        kept = {key: value for key, value in sample.items() if key not in self.drop}
+        return encode_sample(kept, self.encoding, self.quality)
+
+
+def _spread(length: int) -> list[int]:
+    """Return the numbers of a few samples, the first and the last among them."""
+    return sorted({number * (length - 1) // (_LOOKS - 1) for number in range(_LOOKS)})
+
+
+def _look(dataset: NonGeoDataset, number: int, form: _Form) -> list[int]:
+    """Return the checksums of a sample, the same at every visit.
+
+    Raises:
+        ValueError: If they are not.
+    """
+    found, again = (
+        [zlib.crc32(data) for data in form.encode(dataset[number]).values()]
+        for _ in range(2)
+    )
+    if found != again:
+        raise ValueError(
+            f'sample {number} of *dataset* differs from one visit to the next: what it'
+            f' draws at random would be drawn once for all. Give it a *seed*, or train'
+            f' on it as it is'
+        )
+    return found
+
+
+def _write_shards(jobs: '_Jobs', workers: int, progress: bool) -> None:
+    """Write the shards that are missing.
+
+    Raises:
+        OSError: If one cannot be written, or a sample not be read.
+        ValueError: If a sample cannot be encoded.
+    """
+    missing = [n for n in range(jobs.count) if not _is_done(jobs.folder, n)]
     jobs.numbers = missing
     loader: DataLoader[Any] = DataLoader(
         jobs, batch_size=None, num_workers=min(workers, len(missing))
     )
     with tqdm(
-        total=length,
-        initial=length - jobs.samples(missing),
-        desc=os.path.basename(folder),
+        total=jobs.length,
+        initial=jobs.length - jobs.samples(missing),
+        desc=os.path.basename(jobs.folder),
         unit=' samples',
         disable=None if progress else True,
     ) as bar:
-        for number in loader:
-            bar.update(jobs.samples([int(number)]))
-    _finish(dataset, folder, settings, jobs.count)
-    return folder
+        for found in loader:
+            if isinstance(found, Exception):
+                raise found
+            bar.update(jobs.samples([int(found)]))
 
 
 class _Jobs(Dataset[Any]):
@@ -138,12 +197,10 @@ class _Jobs(Dataset[Any]):
         self,
         dataset: NonGeoDataset,
         folder: str,
-        encoding: Encoding,
-        quality: int,
+        form: _Form,
         samples_per_shard: int,
     ) -> None:
-        self.dataset, self.folder = dataset, folder
-        self.encoding, self.quality = encoding, quality
+        self.dataset, self.folder, self.form = dataset, folder, form
         self.size = samples_per_shard
         self.length = len(dataset)
         self.count = -(-self.length // self.size)
@@ -156,9 +213,19 @@ class _Jobs(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def __getitem__(self, index: int) -> int:
-        """Write a shard, then what is in it, and return its number."""
-        number = self.numbers[index]
+    def __getitem__(self, index: int) -> int | Exception:
+        """Write a shard, then what is in it; return its number, or what went wrong.
+
+        A loader would raise what a worker raises with another text: its traceback.
+        """
+        try:
+            self._write(self.numbers[index])
+        except (OSError, ValueError, RuntimeError) as error:
+            error.add_note(traceback.format_exc())
+            return error
+        return self.numbers[index]
+
+    def _write(self, number: int) -> None:
         start = number * self.size
         path = Path(self.folder) / shard_name(number)
         part = path.with_name(f'.{path.name}.{os.getpid()}.part')
@@ -171,17 +238,24 @@ class _Jobs(Dataset[Any]):
                     if int(sample.get('index', i)) != i:
                         skipped.append(i)
                         continue
-                    files = encode_sample(sample, self.encoding, self.quality)
+                    files = self.form.encode(sample)
                     writer.write({'__key__': f'{i:09}', **files})
             known: dict[str, Any] = {'skipped': skipped, 'sha256': checksum(part)}
             known |= {'bytes': part.stat().st_size, 'rows': _rows(part, number)}
             os.replace(part, path)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise OSError(
+                error.errno,
+                f'no room to write {path} ({error.strerror}): make room and run the'
+                f' same command again, which keeps the shards that are there',
+            ) from error
         finally:
             part.unlink(missing_ok=True)
         write_file(
             os.path.join(self.folder, PARTS, f'{shard_name(number)}.json'), _dump(known)
         )
-        return number
 
 
 def _is_done(folder: str, number: int) -> bool:
@@ -290,10 +364,6 @@ def _finish(
     for name in os.listdir(parts):
         os.remove(os.path.join(parts, name))
     os.rmdir(parts)
-
-
-def _sums(files: dict[str, bytes]) -> list[int]:
-    return [zlib.crc32(data) for data in files.values()]
 
 
 def _dump(content: dict[str, Any]) -> bytes:

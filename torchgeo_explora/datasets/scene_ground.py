@@ -19,6 +19,8 @@ type Integers = NDArray[np.int64]
 class Ground:
     """The places that scenes cover, each looked up by longitude and latitude.
 
+    Scenes, rows and columns are given by one number, or by an array for as many places.
+
     Args:
         table: Index of the scenes.
         size: Side of a window in pixels.
@@ -28,19 +30,25 @@ class Ground:
     def __init__(self, table: pa.Table, size: int, step: int) -> None:
         """Note the extent of every scene."""
         self.table, self.size, self.step = table, size, step
-        self.systems: list[str] = table['crs'].to_pylist()
+        self.systems, codes = np.unique(table['crs'].to_numpy(), return_inverse=True)
+        self.codes: Integers = codes.astype(np.int64)
         self.origins = _pairs(table, 'origin')
         self.pixels = _pairs(table, 'pixel')
         self.shapes = _pairs(table, 'shape').astype(np.int64)
         boxes = [self._box(scene) for scene in range(table.num_rows)]
-        self.tree = STRtree(shapely.box(*np.array(boxes).reshape(-1, 4).T))
+        #: Extents of the scenes' windows: west, south, east, north.
+        self.boxes: Floats = np.array(boxes).reshape(-1, 4)
+        self.tree = STRtree(shapely.box(*self.boxes.T))
+
+    def system(self, scene: int) -> str:
+        """Return the coordinate system of a scene."""
+        return str(self.systems[self.codes[scene]])
 
     def _box(self, scene: int) -> tuple[float, float, float, float]:
-        """Return the extent of a scene's windows: west, south, east, north."""
         (left, top), (width, height) = self.origins[scene], self.pixels[scene]
         rows, columns = (self.shapes[scene] - 1) * self.step + self.size
         return transform_bounds(
-            self.systems[scene],
+            self.system(scene),
             'EPSG:4326',
             left,
             top - rows * height,
@@ -48,41 +56,77 @@ class Ground:
             top,
         )
 
-    def usable(self, scene: int) -> NDArray[np.uint8]:
-        """Return the packed bits of a scene's usable positions, unread until needed."""
-        column = self.table['usable']
-        return np.frombuffer(column[scene].as_buffer(), np.uint8)
+    def bits(self, scene: int, name: str = 'usable') -> Bits:
+        """Return which positions of a scene are usable, or owned, (h, w)."""
+        offsets, data = _packed(self.table, name)
+        packed = data[offsets[scene] : offsets[scene + 1]]
+        rows, columns = self.shapes[scene]
+        bits = np.unpackbits(packed, count=int(rows * columns))
+        return bits.reshape(rows, columns).astype(bool)
 
-    def positions(self, scene: int) -> Integers:
-        """Return the usable positions of a scene, each row * columns + column."""
-        count = int(np.prod(self.shapes[scene]))
-        return np.flatnonzero(np.unpackbits(self.usable(scene), count=count))
+    def on_map(self, scenes: Any, rows: Any, columns: Any) -> tuple[Floats, Floats]:
+        """Return x and y of the centres of windows, in the scenes' own systems."""
+        origins, pixels = self.origins[scenes], self.pixels[scenes]
+        right = np.asarray(columns) * self.step + self.size / 2
+        down = np.asarray(rows) * self.step + self.size / 2
+        x = origins[..., 0] + right * pixels[..., 0]
+        return x, origins[..., 1] - down * pixels[..., 1]
 
-    def centres(self, scene: int, rows: Any, columns: Any) -> tuple[Floats, Floats]:
-        """Return longitudes and latitudes of the centres of windows of a scene."""
-        (left, top), (width, height) = self.origins[scene], self.pixels[scene]
-        x = left + (np.asarray(columns) * self.step + self.size / 2) * width
-        y = top - (np.asarray(rows) * self.step + self.size / 2) * height
-        return _transformer(self.systems[scene]).transform(x, y)
+    def nearest(self, scenes: Any, x: Any, y: Any) -> tuple[Integers, Integers]:
+        """Return rows and columns of the windows nearest to places; -1 is outside."""
+        origins, pixels, limits = (
+            values[scenes] for values in (self.origins, self.pixels, self.shapes)
+        )
+        found = []
+        for distance, pixel, limit in (
+            (origins[..., 1] - y, pixels[..., 1], limits[..., 0]),
+            (x - origins[..., 0], pixels[..., 0], limits[..., 1]),
+        ):
+            with np.errstate(invalid='ignore'):
+                number = np.rint((distance / pixel - self.size / 2) / self.step)
+                inside = (number >= 0) & (number < limit)
+            found.append(np.where(inside, number, -1).astype(np.int64))
+        return found[0], found[1]
+
+    def centres(self, scenes: Any, rows: Any, columns: Any) -> tuple[Floats, Floats]:
+        """Return longitudes and latitudes of the centres of windows."""
+        return self._transform(scenes, *self.on_map(scenes, rows, columns), 'FORWARD')
 
     def position(
-        self, scene: int, longitudes: Floats, latitudes: Floats
+        self, scenes: Any, longitudes: Floats, latitudes: Floats
     ) -> tuple[Integers, Integers, Bits]:
         """Return rows and columns of the windows nearest to places, and if usable."""
-        inverse = _transformer(self.systems[scene]).transform
-        x, y = inverse(longitudes, latitudes, direction='INVERSE')
-        (left, top), (width, height) = self.origins[scene], self.pixels[scene]
-        with np.errstate(invalid='ignore'):
-            columns = np.rint(((x - left) / width - self.size / 2) / self.step)
-            rows = np.rint(((top - y) / height - self.size / 2) / self.step)
-        limits = self.shapes[scene]
+        x, y = self._transform(scenes, longitudes, latitudes, 'INVERSE')
+        rows, columns = self.nearest(scenes, x, y)
         inside = (rows >= 0) & (columns >= 0)
-        inside &= (rows < limits[0]) & (columns < limits[1])
-        rows = np.where(inside, rows, 0).astype(np.int64)
-        columns = np.where(inside, columns, 0).astype(np.int64)
-        flat = rows * limits[1] + columns
-        bits = self.usable(scene)[flat >> 3] >> (7 - (flat & 7)).astype(np.uint8)
+        flat = np.where(inside, rows * self.shapes[scenes][..., 1] + columns, 0)
+        offsets, data = _packed(self.table, 'usable')
+        bits = data[offsets[scenes] + (flat >> 3)] >> (7 - (flat & 7)).astype(np.uint8)
         return rows, columns, inside & (bits & 1).astype(bool)
+
+    def _transform(
+        self, scenes: Any, x: Any, y: Any, direction: Any
+    ) -> tuple[Floats, Floats]:
+        """Transform places from the scenes' systems, or to them."""
+        x, y = np.asarray(x, float), np.asarray(y, float)
+        codes = np.broadcast_to(self.codes[scenes], x.shape)
+        first, second = np.empty_like(x), np.empty_like(y)
+        for code in np.unique(codes):
+            here = codes == code
+            transform = _transformer(str(self.systems[code])).transform
+            found = transform(x[here], y[here], direction=direction)
+            first[here], second[here] = found
+        return first, second
+
+    def areas(self) -> Floats:
+        """Return how much ground one position of each scene stands for."""
+        scenes = np.arange(len(self.shapes))
+        rows, columns = (self.shapes - 1).T / 2
+        east, north = self.centres(scenes, rows, columns)
+        right = np.subtract(self.centres(scenes, rows, columns + 1), (east, north))
+        down = np.subtract(self.centres(scenes, rows + 1, columns), (east, north))
+        cross = np.abs(right[0] * down[1] - right[1] * down[0])
+        return cross * np.cos(np.radians(north))
 
     def scenes_at(
         self, longitudes: Floats, latitudes: Floats
@@ -90,14 +134,8 @@ class Ground:
         """Return all pairs of a place (its number here) and a scene usable there."""
         points = shapely.points(longitudes, latitudes)
         places, scenes = self.tree.query(points, predicate='intersects')
-        keep = np.zeros(len(places), bool)
-        for scene in np.unique(scenes):
-            chosen = np.flatnonzero(scenes == scene)
-            here = places[chosen]
-            keep[chosen] = self.position(int(scene), longitudes[here], latitudes[here])[
-                2
-            ]
-        return places[keep], scenes[keep]
+        usable = self.position(scenes, longitudes[places], latitudes[places])[2]
+        return places[usable], scenes[usable]
 
 
 @lru_cache
@@ -108,3 +146,12 @@ def _transformer(system: str) -> Transformer:
 def _pairs(table: pa.Table, name: str) -> Floats:
     values = table[name].combine_chunks().flatten().to_numpy()
     return values.astype(np.float64).reshape(-1, 2)
+
+
+def _packed(table: pa.Table, name: str) -> tuple[Integers, NDArray[np.uint8]]:
+    """Return where the bits of each scene start, and those of all, unread."""
+    column = table[name]
+    array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    _, offsets, data = array.buffers()
+    starts = np.frombuffer(offsets, np.int64)[array.offset :][: len(array) + 1]
+    return starts, np.frombuffer(data, np.uint8)

@@ -20,6 +20,7 @@ from torchgeo_explora.datasets.image_file import UnreadableImageError, naming
 from torchgeo_explora.datasets.problems import tally, write_report
 from torchgeo_explora.datasets.scene import Scene
 from torchgeo_explora.datasets.scene_coverage import positions, visible_shares
+from torchgeo_explora.datasets.scene_owners import add_owners
 from torchgeo_explora.datasets.scenes import Scenes
 from torchgeo_explora.datasets.table_file import TableFile
 
@@ -42,6 +43,7 @@ SCHEMA = pa.schema(
         'origin': pa.list_(pa.float64(), 2),
         'pixel': pa.list_(pa.float64(), 2),
         'scale': pa.float64(),
+        'bounds': pa.list_(pa.float64(), 4),
         'shape': pa.list_(pa.int32(), 2),
         'windows': pa.int64(),
         'usable': pa.large_binary(),
@@ -95,12 +97,12 @@ def open_scene_index(
         any_type: Whether scenes may differ in their data type.
 
     Returns:
-        A table with ``SCHEMA``, one row a scene, and the notes ``bands`` (names),
-        ``dtype``, ``listed``, ``counts``, ``examples`` and ``report``. ``usable`` are
-        packed bits, ``shape`` of them, of the positions a window can have, ``step``
-        pixels apart; ``origin`` is the upper left corner on the scene's grid and
-        ``pixel`` the size of a window's pixel, in units of ``crs``; it is ``scale``
-        times the scene's.
+        A table with ``SCHEMA`` and owners, one row a scene, and the notes ``bands``
+        (names), ``dtype``, ``listed``, ``counts``, ``examples`` and ``report``.
+        ``usable`` are packed bits, ``shape`` of them, of the positions a window can
+        have, ``step`` pixels apart; ``origin`` is the upper left corner on the scene's
+        grid and ``pixel`` the size of a window's pixel, in units of ``crs``; it is
+        ``scale`` times the scene's, whose extent is ``bounds``.
     """
     source = {
         'scenes': [
@@ -108,7 +110,7 @@ def open_scene_index(
         ],
         'cutting': asdict(cutting),
         'any_type': any_type,
-        'version': 1,
+        'version': 2,
     }
     return TableFile(
         path,
@@ -169,7 +171,8 @@ def _build(
         'examples': {problem: name for name, problem in reversed(problems)},
         'report': write_report(problems, f'{path}.report.csv'),
     }
-    return pa.Table.from_pylist(rows, SCHEMA).replace_schema_metadata(
+    table = add_owners(pa.Table.from_pylist(rows, SCHEMA), cutting.size, cutting.step)
+    return table.replace_schema_metadata(
         {name: json.dumps(value) for name, value in notes.items()}
     )
 
@@ -226,6 +229,7 @@ def _describe(
         'origin': [handle.transform.c, handle.transform.f],
         'pixel': [handle.transform.a * scale, -handle.transform.e * scale],
         'scale': scale,
+        'bounds': list(handle.bounds),
         'shape': list(usable.shape),
         'windows': int(usable.sum()),
         'usable': np.packbits(usable).tobytes(),

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from pyproj import CRS
+from rasterio.crs import CRS as RasterCRS
 from rasterio.windows import Window
 from torch import Tensor
 
@@ -26,7 +27,7 @@ from torchgeo_explora.datasets.scene_index import (
     open_scene_index,
 )
 from torchgeo_explora.datasets.scene_list import list_scenes
-from torchgeo_explora.datasets.scenes import Scenes
+from torchgeo_explora.datasets.scenes import Header, Scenes
 from torchgeo_explora.datasets.table_dataset import (
     NoSamplesError,
     OnError,
@@ -42,9 +43,10 @@ class SceneWindows(TableDataset):
     """Square windows of georeferenced scenes, as unlabelled images or series.
 
     The windows are drawn once, from the seed, so that a run can be resumed: every place
-    on the ground is as likely as any other, however many scenes show it, and windows
-    with too much no-data or cloud are never drawn. The first start looks at all scenes
-    and makes an index; later ones open it. Only the pixels of a window are read.
+    on the ground is as likely as any other, however many scenes show it, each of these
+    as likely as the others, and windows with too much no-data or cloud are never drawn.
+    The first start looks at all scenes and makes an index; later ones open it. Only the
+    pixels of a window are read.
 
     Each scene stays in its own coordinate system unless *crs* is given; then those of
     others are reprojected through TorchGeo's ``RasterDataset``.
@@ -53,7 +55,7 @@ class SceneWindows(TableDataset):
         paths: Folders (with all below), patterns, rasters, VRTs or ``.json`` files of
             STAC items; one of them or several.
         size: Side of the windows in pixels.
-        length: N, number of windows; enough to cover the ground about once if None.
+        length: N, number of windows; enough to cover each scene about once if None.
             More cost nothing: give as many as a run has images.
         bands: Bands to return and their order: names as in the band descriptions, or
             numbers from 1; all by default. Found by name in every scene that has names.
@@ -193,13 +195,22 @@ class SceneWindows(TableDataset):
 
     def _open_scenes(self) -> dict[str, Scenes]:
         """Return one TorchGeo data set for each coordinate system."""
-        table = self.index.table.select(['name', 'path', 'time', 'crs'])
+        columns = ['name', 'path', 'time', 'crs', 'bounds', 'pixel', 'scale']
         groups: dict[str, list[Scene]] = {}
-        for row in table.to_pylist():
-            scene = Scene(row['name'], row['path'], row['time'])
-            groups.setdefault(row['crs'], []).append(scene)
+        headers: dict[str, Header] = {}
+        systems: dict[str, RasterCRS] = {}
+        for row in self.index.table.select(columns).to_pylist():
+            system, path = row['crs'], row['path']
+            scene = Scene(row['name'], path, row['time'])
+            groups.setdefault(system, []).append(scene)
+            if system not in systems:
+                systems[system] = RasterCRS.from_user_input(system)
+            width, height = (side / row['scale'] for side in row['pixel'])
+            headers[path] = Header(systems[system], row['bounds'], (width, height))
         return {
-            system: Scenes(group, CRS.from_user_input(system), self.cutting.nodata)
+            system: Scenes(
+                group, CRS.from_user_input(system), self.cutting.nodata, headers
+            )
             for system, group in groups.items()
         }
 

@@ -1,9 +1,9 @@
 """Scenes on disk as one TorchGeo data set, and their pixels by window."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -25,6 +25,21 @@ from torchgeo_explora.datasets.scene import Scene
 _HANDLES = 64
 
 
+class Header(NamedTuple):
+    """What the index of a TorchGeo data set asks of an open scene."""
+
+    crs: RasterCRS
+    bounds: tuple[float, float, float, float]
+    res: tuple[float, float]
+
+    def colormap(self, band: int) -> dict[int, Any]:
+        """Say that there is none, as an open file does."""
+        raise ValueError(f'band {band} has no colours of its own')
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
 class Scenes(RasterDataset):
     """Scenes of one coordinate system, or reprojected to it.
 
@@ -38,6 +53,7 @@ class Scenes(RasterDataset):
         scenes: The scenes.
         crs: Coordinate system to warp to; that of the first scene by default.
         nodata: Value of pixels without data, where the files do not say.
+        headers: What is known of scenes by path: they are not opened at the start.
 
     Raises:
         DatasetNotFoundError: If no scene can be opened.
@@ -48,13 +64,16 @@ class Scenes(RasterDataset):
         scenes: Sequence[Scene],
         crs: CRS | None = None,
         nodata: float | None = None,
+        headers: Mapping[str, Header] | None = None,
     ) -> None:
-        """Open every scene once."""
+        """Open every scene once that is not known."""
         self.times = {scene.path: scene.time for scene in scenes}
         self.nodata = nodata
         self._handles: dict[str, DatasetReader | WarpedVRT] = {}
         self._process = os.getpid()
+        self._headers = dict(headers or {})
         super().__init__([scene.path for scene in scenes], crs=crs, cache=False)
+        self._headers = {}
 
     @property
     def files(self) -> list[str]:
@@ -70,8 +89,10 @@ class Scenes(RasterDataset):
 
     def _load_warp_file(
         self, filepath: Any, crs: CRS | None = None
-    ) -> DatasetReader | WarpedVRT:
+    ) -> DatasetReader | WarpedVRT | Header:
         """Open a scene on a grid that is north-up and in one coordinate system."""
+        if filepath in self._headers:
+            return self._headers[filepath]
         source = rasterio.open(filepath)
         place, system = source.transform, source.crs
         if place.is_identity or system is None:
@@ -194,7 +215,8 @@ class Scenes(RasterDataset):
 
 def without_nodata(values: NDArray[Any], nodata: float | None) -> NDArray[Any]:
     """Return values with 0 where there is no data, in place."""
-    if nodata is not None and not np.isnan(nodata):
+    # Where it is 0, as it often is, a pass over all values would change nothing.
+    if nodata and not np.isnan(nodata):
         values[values == nodata] = 0
     if values.dtype.kind == 'f':
         np.nan_to_num(values, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
