@@ -95,3 +95,7 @@ def test_place_in_two_splits_is_a_leak(fake, tmp_path):
         prepare(raw, tmp_path / 'out' / folder, progress=False)
     with pytest.warns(UserWarning, match="2 in both 'train' and 'val'.*patient_004"):
         PreparedDataModule(tmp_path / 'out').setup('fit')
+    with pytest.warns(UserWarning, match="2 in both 'train' and 'val'.*patient_004"):
+        PreparedDataModule(tmp_path / 'out', stream=2).setup('fit')
+    with pytest.warns(UserWarning, match="2 in both 'train' and 'val'.*patient_004"):
+        PreparedDataModule(tmp_path / 'out', test_split='val').setup('test')

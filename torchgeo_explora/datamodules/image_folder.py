@@ -2,12 +2,12 @@
 
 import os
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from torchgeo_explora.datamodules.normalize import Normalize
-from torchgeo_explora.datamodules.splits import OPENED, SplitDataModule
+from torchgeo_explora.datamodules.splits import SplitDataModule
 from torchgeo_explora.datasets.image_folder import ImageFolder
 
 
@@ -92,23 +92,14 @@ class ImageFolderDataModule(SplitDataModule):
         self.bands = ()
         self._own_aug = self.aug
 
-    def setup(self, stage: str) -> None:
-        """Open the splits of a stage.
-
-        Args:
-            stage: 'fit', 'validate', 'test' or 'predict'.
+    def open_split(self, stage: str) -> ImageFolder:
+        """Return the data set of a stage: 'train', 'val', 'test' or 'predict'.
 
         Raises:
-            NoImagesError: If a split has no image.
+            NoImagesError: If the split has no image.
             UnreadableImageError: If the first image cannot be read.
             ValueError: If splits differ in bands or in the range of their values.
         """
-        for part in OPENED[stage]:
-            if part != 'val' or self.has_val:
-                setattr(self, f'{part}_dataset', self.open_split(part))
-
-    def open_split(self, stage: str) -> ImageFolder:
-        """Return the data set of a stage: 'train', 'val', 'test' or 'predict'."""
         dataset: ImageFolder = super().open_split(stage)
         if self.value_range is None:
             self._adopt(dataset)
@@ -129,7 +120,3 @@ class ImageFolderDataModule(SplitDataModule):
         self.mean, self.std = low, high - low
         if self.aug is self._own_aug:
             self.aug = Normalize(self.mean, self.std)
-
-    def val_dataloader(self) -> Any:
-        """Return the validation batches, or no loader at all without such images."""
-        return super().val_dataloader() if self.has_val else []

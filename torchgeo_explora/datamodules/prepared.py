@@ -88,38 +88,21 @@ class PreparedDataModule(SplitDataModule):
         )
         self._own_aug = self.aug
 
-    def setup(self, stage: str) -> None:
-        """Open the folders of a stage.
-
-        Args:
-            stage: 'fit', 'validate', 'test' or 'predict'.
+    def open_split(self, stage: str) -> Any:
+        """Return the data set of a stage: 'train', 'val', 'test' or 'predict'.
 
         Raises:
-            NotPreparedError: If a folder is not ready.
+            NotPreparedError: If its folder is not ready.
         """
-        parts = {
-            'fit': ['train', 'val'],
-            'validate': ['val'],
-            'test': ['test'],
-            'predict': ['predict'],
-        }
-        for part in parts[stage]:
-            if part == 'val' and not self.has_val:
-                continue
-            setattr(self, f'{part}_dataset', self.open_split(part))
-            self._adopt(getattr(self, f'{part}_dataset'))
-        train: Any = self.train_dataset
-        if stage == 'fit' and self.has_val and not self.stream:
-            self.warn_of_leaks(train, self.val_dataset)
-
-    def open_split(self, stage: str) -> Any:
-        """Return the data set of a stage: 'train', 'val', 'test' or 'predict'."""
-        if not self.stream:
-            return super().open_split(stage)
-        buffer = self.stream if stage == 'train' else 0
-        root = os.fspath(self.kwargs['root'])
-        on_error = self.kwargs['on_error']
-        return PreparedStream(root, self.split_of[stage], buffer, self.seed, on_error)
+        if self.stream:
+            buffer = self.stream if stage == 'train' else 0
+            root, on_error = os.fspath(self.kwargs['root']), self.kwargs['on_error']
+            split = self.split_of[stage]
+            dataset: Any = PreparedStream(root, split, buffer, self.seed, on_error)
+        else:
+            dataset = super().open_split(stage)
+        self._adopt(dataset)
+        return dataset
 
     def _adopt(self, dataset: Any) -> None:
         """Take bands and range from a data set."""
@@ -166,7 +149,3 @@ class PreparedDataModule(SplitDataModule):
             pin_memory=self.pin_memory and torch.cuda.is_available(),
             prefetch_factor=self.prefetch_factor if self.num_workers else None,
         )
-
-    def val_dataloader(self) -> Any:
-        """Return the validation batches, or no loader at all without such a folder."""
-        return super().val_dataloader() if self.has_val else []

@@ -55,6 +55,8 @@ class SplitDataModule(NonGeoDataModule):
     value_range: ValueRange | None = (0.0, 255.0)
     mean = torch.tensor(IMAGENET_MEAN)
     std = torch.tensor(IMAGENET_STD)
+    #: Whether there is a split to validate on.
+    has_val = True
     #: Keys that no batch has, since their samples differ in shape.
     dropped: tuple[str, ...] = ()
     #: CSV file in the data's folder that lists a split, None for the usual place.
@@ -107,10 +109,13 @@ class SplitDataModule(NonGeoDataModule):
             NoSamplesError: If a split has no sample.
         """
         for part in OPENED[stage]:
-            setattr(self, f'{part}_dataset', self.open_split(part))
-        if stage == 'fit':
+            if part != 'val' or self.has_val:
+                setattr(self, f'{part}_dataset', self.open_split(part))
+        if not hasattr(self.dataset_class, 'places'):
+            return
+        if stage == 'fit' and self.has_val:
             self.warn_of_leaks(self.train_dataset, self.val_dataset)
-        if stage == 'test' and hasattr(self.dataset_class, 'places'):
+        if stage == 'test':
             self.warn_of_leaks(self._training_split(), self.test_dataset)
 
     def _training_split(self) -> Any:
@@ -171,6 +176,10 @@ class SplitDataModule(NonGeoDataModule):
             pin_memory=self.pin_memory and torch.cuda.is_available(),
             prefetch_factor=self.prefetch_factor if self.num_workers else None,
         )
+
+    def val_dataloader(self) -> Any:
+        """Return the validation batches, or no loader at all without such images."""
+        return super().val_dataloader() if self.has_val else []
 
     def on_after_batch_transfer(
         self, batch: dict[str, Any], dataloader_idx: int

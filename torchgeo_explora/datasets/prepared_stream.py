@@ -103,7 +103,7 @@ class PreparedStream(IterableDataset[dict[str, Any]]):
             ) from error
 
     def _read_index(self) -> pa.Table:
-        """Return keys, names and checksums of all samples."""
+        """Return keys, places, names and checksums of all samples."""
         data = self._fetch(INDEX)
         expected = self.manifest['index']['sha256']
         if hashlib.sha256(data).hexdigest() != expected:
@@ -112,7 +112,12 @@ class PreparedStream(IterableDataset[dict[str, Any]]):
                 f' copy it again'
             )
         table = pa.ipc.open_file(pa.py_buffer(data)).read_all()
-        return table.select(['key', 'names', 'sums'])
+        return table.select(['key', 'place', 'names', 'sums'])
+
+    @property
+    def places(self) -> list[str]:
+        """A name for the place of each sample, '' if unknown."""
+        return self.table['place'].to_pylist()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield samples.
