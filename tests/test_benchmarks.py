@@ -358,6 +358,41 @@ def test_sizes_of_delta_and_checkpoint_are_measured(bench, tmp_path):
 
 
 @pytest.mark.cli
+@pytest.mark.filterwarnings('ignore')
+def test_losses_in_half_precision_follow_and_a_wrong_curve_does_not(
+    bench, tmp_path, monkeypatch
+):
+    half = bench('half_precision')
+    arguments = ['--steps', '2', '--output', str(tmp_path / 'half.json')]
+    assert half.main(arguments) == 0
+    found = json.loads((tmp_path / 'half.json').read_text())
+    assert set(found['dino']['deviation']) > {'loss', 'loss/ibot', 'loss/koleo'}
+    for name in half.TASKS:
+        whole, own = found[name]['averages'].values()
+        # The types are other ones, so that the last bits are.
+        assert own['loss'] != whole['loss']
+        assert 0 < max(found[name]['deviation'].values()) <= half.BAND
+    rows = {'32-true': [{'loss': 1.0}] * 40, 'bf16-mixed': [{'loss': 1.0}] * 20}
+    rows['bf16-mixed'] += [{'loss': 1.02}] * 20
+    monkeypatch.setattr(half, 'train', lambda _, precision, __: rows[precision])
+    assert half.main([*arguments, '--tasks', 'mae']) == 1
+
+
+@pytest.mark.cli
+def test_cost_on_paper_meets_the_memory_goal(bench):
+    cost = bench('paper_cost').cost
+    key = 'at micro-batch, checkpointing'
+    for name, limit, hours in (
+        ('vit_large', 16e9, 2647),
+        ('vit_giant', 48e9, 9740),
+    ):
+        found = cost(name)
+        assert found['gib'][key][32] * 2**30 < limit
+        # As docs/performance.md has it.
+        assert found['gpu_hours_times_tflops'] == pytest.approx(hours, rel=1e-3)
+
+
+@pytest.mark.cli
 def test_downstream_study_resumes_and_fills_its_table(bench, inputs, tmp_path):
     study = bench('eurosat_downstream')
     vit = ViT('vit_tiny_patch16_224', image_size=32)
