@@ -18,6 +18,7 @@ import torch
 from checkpoints import write_times
 from masked import ExploraMAE, LightlyMAE, measure_masked
 from timing import matmul_rate
+from torch import nn
 from training import TINY, Sizes, build
 from views import batched_views, pil_views
 
@@ -35,6 +36,10 @@ class Setting(argparse.Namespace):
     steps: tuple[int, int]
     tiny: bool
 
+    def rate(self, dtype: torch.dtype) -> float:
+        """Measure a matrix product, in TFLOP/s."""
+        return matmul_rate(CPU, 256 if self.tiny else 1536, dtype)['tflops']
+
 
 def explora(
     setting: Setting, dtype: torch.dtype, half_base: bool, checkpointing: bool = False
@@ -46,7 +51,7 @@ def explora(
     objective = build(
         student, sizes, CPU, half_base=half_base, checkpointing=checkpointing
     )
-    rate = matmul_rate(CPU, 256 if setting.tiny else 1536, dtype)['tflops']
+    rate = setting.rate(dtype)
     found = steps.measure(
         objective, setting.images, sizes, rate, CPU, setting.steps, dtype
     )
@@ -58,9 +63,19 @@ def port(setting: Setting, dtype: torch.dtype, lora: bool) -> dict[str, Any]:
     sizes = TINY if setting.tiny else Sizes()
     arguments = SMALL if setting.tiny else {}
     yardstick = plain_port.PlainPort(MODEL, sizes, lora, **arguments)
-    return plain_port.measure(
-        yardstick, setting.images, sizes, CPU, setting.steps, dtype
+    rate = setting.rate(dtype)
+    found = plain_port.measure(
+        yardstick, setting.images, sizes, rate, CPU, setting.steps, dtype
     )
+    return found | {'matmul_tflops': rate}
+
+
+def masked(setting: Setting, kind: type[nn.Module]) -> dict[str, Any]:
+    """Measure a step of a masked autoencoder, of four times the images."""
+    rate = setting.rate(WHOLE)
+    model = kind(setting.tiny)
+    found = measure_masked(model, 4 * setting.images, rate, setting.steps)
+    return found | {'matmul_tflops': rate}
 
 
 def checkpoint(setting: Setting) -> dict[str, Any]:
@@ -79,8 +94,8 @@ CONTENDERS: dict[str, Callable[[Setting], dict[str, Any]]] = {
     'explora_float32_checkpointing': partial(
         explora, dtype=WHOLE, half_base=False, checkpointing=True
     ),
-    'mae_explora': lambda s: measure_masked(ExploraMAE(s.tiny), s),
-    'mae_lightly': lambda s: measure_masked(LightlyMAE(s.tiny), s),
+    'mae_explora': partial(masked, kind=ExploraMAE),
+    'mae_lightly': partial(masked, kind=LightlyMAE),
     'views_batched': lambda s: batched_views(s.tiny),
     'views_pil': lambda s: pil_views(s.tiny),
     'checkpoint': checkpoint,

@@ -1,6 +1,10 @@
 """Floating-point operations of a step, from its token counts."""
 
+from typing import Any
+
+import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from torchgeo_explora.models import DINOHead, ViT
 
@@ -99,3 +103,34 @@ def step_flops(
     teacher += rows[1] * row_flops(backbone, large)[0]
     heads = head_flops(head, 1) * (3 * rows[0] + rows[1])
     return round(student + teacher + heads)
+
+
+def counter() -> FlopCounterMode:
+    """Return torch's counter of operations, which does not know a CPU's attention."""
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+    def products(query: Any, key: Any, *_: Any, **__: Any) -> int:
+        (images, heads, rows, width), columns = query, key[-2]
+        return 4 * images * heads * rows * columns * width
+
+    def twice(_: Any, *shapes: Any, **__: Any) -> int:
+        return 2 * products(*shapes)
+
+    return FlopCounterMode(
+        display=False, custom_mapping={attention: products, backward: twice}
+    )
+
+
+def utilisation(operations: int, milliseconds: float, rate: float) -> dict[str, float]:
+    """Return a step's operations, and its share of what products alone could do.
+
+    Args:
+        operations: Of the step.
+        milliseconds: That it took.
+        rate: Measured TFLOP/s of a matrix product of the same type.
+    """
+    return {
+        'tflop': operations / 1e12,
+        'mfu': operations / 1e9 / milliseconds / rate,
+    }

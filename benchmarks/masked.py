@@ -1,9 +1,11 @@
 """MAE steps: ours, and one from lightly's modules, everything trained."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import timm
 import torch
+from flops import counter, utilisation
 from timing import Clock
 from torch import Tensor, nn
 from torch.optim import AdamW
@@ -73,19 +75,29 @@ class LightlyMAE(nn.Module):
         return nn.functional.mse_loss(found, utils.normalize_mean_var(target))
 
 
-def measure_masked(model: nn.Module, setting: Any) -> dict[str, Any]:
-    """Return the cost of steps of four times *images*, float32."""
-    images = 4 * setting.images
+def measure_masked(
+    model: nn.Module, images: int, rate: float, steps: tuple[int, int]
+) -> dict[str, Any]:
+    """Return the cost of float32 steps.
+
+    Args:
+        model: Returns a loss of normalised images.
+        images: B, images of a step.
+        rate: Measured TFLOP/s of a matrix product.
+        steps: How many come first, and how many are timed.
+    """
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = AdamW(trained, lr=1e-4, weight_decay=0.05)
     image = torch.randn(images, 3, 224, 224)
     clock = Clock(image.device)
-    warmup, timed = setting.steps
-    for _ in range(warmup + timed):
+    operations = counter()
+    warmup, timed = steps
+    for number in range(warmup + timed):
         clock.start()
-        loss = model(image)
-        clock.mark('forward')
-        loss.backward()
+        with operations if not number else nullcontext():
+            loss = model(image)
+            clock.mark('forward')
+            loss.backward()
         clock.mark('backward')
         optimizer.step()
         optimizer.zero_grad()
@@ -94,5 +106,6 @@ def measure_masked(model: nn.Module, setting: Any) -> dict[str, Any]:
     return {
         'milliseconds': parts,
         'images_per_second': round(1000 * images / parts['step'], 2),
+        **utilisation(operations.get_total_flops(), parts['step'], rate),
         'parameters': {'trained': sum(p.numel() for p in trained)},
     }

@@ -2,14 +2,16 @@
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import timm
 import torch
+from flops import counter, utilisation
 from peft import LoraConfig, inject_adapter_in_model
 from report import NotRunError
 from steps import TIMED, WARMUP, peak, random_images, release, reset_peak
-from timing import Clock
+from timing import Clock, matmul_rate
 from torch import Tensor, nn
 from torch.optim import AdamW
 from training import TINY, Sizes
@@ -75,24 +77,53 @@ class PlainPort(nn.Module):
         self.ibot = IBOTPatchLoss(sizes.prototypes)
         self.koleo = KoLeoLoss()
 
-    def forward(self, global_: Tensor, local: Tensor, mask: Tensor) -> Tensor:
-        """Return the loss of views, (2, B, ...) and (V, B, ...); mask (2 * B, h, w)."""
-        crops = global_.flatten(0, 1)
-        hidden = mask.flatten(1)
-        with torch.no_grad():
-            seen = self.teacher.encode(crops)
-            teacher_cls = self.teacher_head(seen[:, 0]).chunk(2)
-            teacher_patch = self.teacher_head(seen[:, 1:][hidden])
+    @torch.no_grad()
+    def see(self, crops: Tensor, hidden: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Return the teacher's logits: class tokens by view, and masked patches.
+
+        Args:
+            crops: (2 * B, C, S, S), the global views.
+            hidden: (2 * B, N), True where the student sees no patch.
+        """
+        seen = self.teacher.encode(crops)
+        cls = self.teacher_head(seen[:, 0]).chunk(2)
+        return [*cls], self.teacher_head(seen[:, 1:][hidden])
+
+    def guess(
+        self, crops: Tensor, local: Tensor, hidden: Tensor
+    ) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Return the student's logits likewise, and its class tokens, (2 * B, D)."""
         padded = nn.functional.pad(hidden, (1, 0))  # the class token is not hidden
         tokens = self.student.encode(crops, mask=padded)
         cls = tokens[:, 0]
-        student_cls = [*self.head(cls).chunk(2)]
-        student_patch = self.head(tokens[:, 1:][hidden])
+        logits = [*self.head(cls).chunk(2)]
+        patch = self.head(tokens[:, 1:][hidden])
         small = self.student.encode(local.flatten(0, 1))[:, 0]
-        student_cls += self.head(small).chunk(len(local))
-        loss = self.dino([*teacher_cls], student_cls)
+        return [*logits, *self.head(small).chunk(len(local))], patch, cls
+
+    def step(self, global_: Tensor, local: Tensor, mask: Tensor, clock: Clock) -> None:
+        """Fill the gradients.
+
+        Args:
+            global_: (2, B, C, S, S).
+            local: (V, B, C, s, s).
+            mask: (2 * B, h, w), True where a patch is hidden.
+            clock: Its marks: teacher (head included), student (likewise), loss (with
+                the teacher's softmax), backward.
+        """
+        crops, hidden = global_.flatten(0, 1), mask.flatten(1)
+        teacher_cls, teacher_patch = self.see(crops, hidden)
+        clock.mark('teacher')
+        student_cls, student_patch, cls = self.guess(crops, local, hidden)
+        clock.mark('student')
+        loss = self.dino(teacher_cls, student_cls)
         loss = loss + self.ibot(teacher_patch, student_patch, mask)
-        return loss + 0.1 * sum(self.koleo(part) for part in cls.chunk(2))
+        loss = loss + 0.1 * sum(self.koleo(part) for part in cls.chunk(2))
+        clock.mark('loss')
+        # Outside of autocast, which is for what comes before.
+        with torch.autocast(mask.device.type, enabled=False):
+            loss.backward()
+        clock.mark('backward')
 
 
 def run(
@@ -112,9 +143,11 @@ def run(
         'what': f'lightly {lightly.__version__} DINOLoss, IBOTPatchLoss, KoLeoLoss and'
         ' DINOv2ProjectionHead around timm, all parameters trained or LoRA by PEFT on'
         ' qkv, the last block and the norms; teacher a whole copy; the views of'
-        ' torchgeo_explora; otherwise as in step',
+        " torchgeo_explora; otherwise as in step; operations by torch's counter",
+        'matmul_bfloat16': matmul_rate(device, 256 if tiny else 8192),
         'runs': {},
     }
+    rate = record['matmul_bfloat16']['tflops']
     small = ('vit_small_patch14_dinov2', False, 4)
     arguments = {'embed_dim': 24, 'depth': 2, 'num_heads': 2} if tiny else {}
     for name, lora, images in (small,) if tiny else RUNS:
@@ -125,7 +158,7 @@ def run(
             port: PlainPort | None = None
             try:
                 port = PlainPort(name, sizes, lora, **arguments).to(device)
-                found = {'status': 'done'} | measure(port, images, sizes, device)
+                found = {'status': 'done'} | measure(port, images, sizes, rate, device)
             except torch.OutOfMemoryError as error:
                 found = {'status': 'not run', 'reason': f'out of memory: {error}'[:200]}
             del port
@@ -138,6 +171,7 @@ def measure(
     port: PlainPort,
     images: int,
     sizes: Sizes,
+    rate: float,
     device: torch.device,
     steps: tuple[int, int] = (WARMUP, TIMED),
     dtype: torch.dtype = torch.bfloat16,
@@ -163,18 +197,20 @@ def measure(
     ]
     targets, sources = zip(*pairs, strict=True)
     clock = Clock(device)
+    operations = counter()
     for number in range(warmup + timed):
         if number == warmup:
             reset_peak(device)
         clock.start()
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        with (
+            operations if not number else nullcontext(),
+            torch.autocast(device.type, dtype, enabled=dtype != torch.float32),
+        ):
             views = crops(batch.float().div_(255))
             clock.mark('augment')
             mask = block_masks(2 * images, (side, side)).view(-1, side, side).to(device)
-            loss = port(views.global_, views.local, mask)
-        clock.mark('forward')
-        loss.backward()
-        clock.mark('backward')
+            clock.mark('masks')
+            port.step(views.global_, views.local, mask, clock)
         nn.utils.clip_grad_norm_(trained, 3.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -187,5 +223,6 @@ def measure(
         'milliseconds': parts,
         'images_per_second': round(1000 * images / parts['step'], 2),
         'peak_memory_gib': peak(device),
+        **utilisation(operations.get_total_flops(), parts['step'], rate),
         'parameters': {'trained': sum(p.numel() for p in trained)},
     }

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from flops import FORMULA, step_flops
+from flops import FORMULA, step_flops, utilisation
 from report import NotRunError
 from timing import Clock, matmul_rate
 from torch import Tensor
@@ -166,8 +166,7 @@ def measure(
         'images_per_second': round(1000 * images / parts['step'], 2),
         'peak_memory_gib': peak(device),
         'head_rows': mean,
-        'tflop': operations / 1e12,
-        'mfu': operations / 1e9 / parts['step'] / rate,
+        **utilisation(operations, parts['step'], rate),
         'parameters': {'trained': trained, 'base': base},
     }
 

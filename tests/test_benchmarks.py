@@ -1,6 +1,8 @@
 """The GPU benchmark at toy size on a CPU, and what its numbers rest on."""
 
+import contextlib
 import importlib
+import io
 import json
 import subprocess
 import sys
@@ -111,25 +113,57 @@ def test_toy_run_measures_every_part(inputs, tmp_path):
 
 
 @pytest.mark.cli
-def test_toy_run_on_a_cpu_has_every_ratio(tmp_path):
+def test_toy_run_on_a_cpu_has_every_row(bench, tmp_path, monkeypatch):
+    cpu, contenders = bench('cpu'), bench('contenders')
+
+    def contend(name, options):
+        # In this process: to import everything twelve times over takes minutes.
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            contenders.main([name, '--tiny', '--images', '4', '--steps', '1', '1'])
+        # One process has one largest size.
+        return json.loads(out.getvalue()) | {'peak_memory_gib': 1.0}
+
+    monkeypatch.setattr(cpu, 'contend', contend)
+    monkeypatch.setattr(cpu, 'imports', lambda _: {'both_over_torchgeo_tasks': 1.0})
+    output = tmp_path / 'cpu.json'
+    assert cpu.main(['--tiny', '--output', str(output)]) == 0
+    found = json.loads(output.read_text())
+    assert {found[part]['status'] for part in cpu.PARTS} == {'done'}
+    assert {'command', 'commit', 'machine', 'versions', 'seconds'} <= set(found)
+    assert len(found['ratios']) == 2 + len(cpu.RATIOS) + len(('imports', 'checkpoint'))
+    for name in ('lightly_float32', 'peft_float32', 'lightly_bfloat16'):
+        assert set(found[name]['milliseconds']) == {
+            *('augment', 'masks', 'teacher', 'student', 'loss', 'backward'),
+            *('optimizer', 'average', 'step'),
+        }
+    for name, record in found.items():
+        if name.startswith(('lightly', 'explora', 'peft', 'mae')):
+            assert 0 < record['mfu'] < 1
+            assert record['tflop'] > 0
+            assert record['images_per_second'] > 0
+
+
+@pytest.mark.cli
+def test_toy_run_on_a_cpu_measures_in_processes_of_their_own(tmp_path):
     output = tmp_path / 'cpu.json'
     command = [sys.executable, ROOT / 'benchmarks' / 'cpu.py', '--output', output]
     command += ['--tiny', '--images', '4', '--only', 'explora_bfloat16', 'ratios']
-    command += ['mae_explora', 'mae_lightly']
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     found = json.loads(output.read_text())
     assert done.returncode == 0, found
+    assert 'explora_bfloat16: ' in done.stdout
     assert found['explora_float32']['reason'] == 'left out by --only'
-    ratios = found['ratios']
-    assert set(ratios) - {'status', 'seconds'} == {'MAE step against (c)'}
-    run = found['explora_bfloat16']
-    assert run['mfu'] > 0
-    assert 0 < run['peak_memory_gib'] < 2
+    assert found['ratios']['status'] == 'not run'
+    assert 0 < found['explora_bfloat16']['peak_memory_gib'] < 2
 
 
 def test_checkpoints_of_a_delta_are_smaller(bench, tmp_path):
     found = bench('checkpoints').write_times(tmp_path, True)
     assert found['resumable_over_whole']['mib'] < 1
+    kept = found['contents']
+    assert kept["teacher's delta"] == kept['delta'] > 0
+    assert kept['moments of head'] == pytest.approx(2 * kept['head'], abs=0.011)
     assert set(found['files']) == {
         *('delta', 'resumable', 'backbone', 'resumable_whole'),
     }
@@ -270,6 +304,16 @@ def test_formula_of_operations_agrees_with_torchs_counter(bench):
     assert found == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
+def test_counter_knows_the_attention_of_a_cpu(bench):
+    counter = bench('flops').counter()
+    query, key, value = torch.randn(3, 2, 4, 10, 8, requires_grad=True)
+    with counter:
+        torch.nn.functional.scaled_dot_product_attention(
+            query, key, value
+        ).sum().backward()
+    assert counter.get_total_flops() == 3 * 4 * (2 * 4 * 10 * 10 * 8)
+
+
 def test_probe_separates_what_is_separable(bench):
     adaptation = bench('adaptation')
     generator = torch.Generator().manual_seed(0)
@@ -311,6 +355,41 @@ def test_sizes_of_delta_and_checkpoint_are_measured(bench, tmp_path):
     assert found['delta']['bytes']['delta'] > 4 * found['delta']['trained']
     # Student and teacher share the base, and its moments are not there.
     assert 0 < found['checkpoint']['share_of_size'] < 1
+
+
+@pytest.mark.cli
+@pytest.mark.filterwarnings('ignore')
+def test_losses_in_half_precision_follow_and_a_wrong_curve_does_not(
+    bench, tmp_path, monkeypatch
+):
+    half = bench('half_precision')
+    arguments = ['--steps', '2', '--output', str(tmp_path / 'half.json')]
+    assert half.main(arguments) == 0
+    found = json.loads((tmp_path / 'half.json').read_text())
+    assert set(found['dino']['deviation']) > {'loss', 'loss/ibot', 'loss/koleo'}
+    for name in half.TASKS:
+        whole, own = found[name]['averages'].values()
+        # The types are other ones, so that the last bits are.
+        assert own['loss'] != whole['loss']
+        assert 0 < max(found[name]['deviation'].values()) <= half.BAND
+    rows = {'32-true': [{'loss': 1.0}] * 40, 'bf16-mixed': [{'loss': 1.0}] * 20}
+    rows['bf16-mixed'] += [{'loss': 1.02}] * 20
+    monkeypatch.setattr(half, 'train', lambda _, precision, __: rows[precision])
+    assert half.main([*arguments, '--tasks', 'mae']) == 1
+
+
+@pytest.mark.cli
+def test_cost_on_paper_meets_the_memory_goal(bench):
+    cost = bench('paper_cost').cost
+    key = 'at micro-batch, checkpointing'
+    for name, limit, hours in (
+        ('vit_large', 16e9, 2647),
+        ('vit_giant', 48e9, 9740),
+    ):
+        found = cost(name)
+        assert found['gib'][key][32] * 2**30 < limit
+        # As docs/performance.md has it.
+        assert found['gpu_hours_times_tflops'] == pytest.approx(hours, rel=1e-3)
 
 
 @pytest.mark.cli

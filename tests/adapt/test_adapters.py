@@ -14,6 +14,7 @@ from torchgeo_explora.adapt import (
     load_delta,
     merged,
     save_delta,
+    store_frozen,
     twin,
 )
 
@@ -77,6 +78,30 @@ def test_adapter_learns_over_a_shared_base(
     torch.testing.assert_close(delta_state_dict(teacher), {k: before[k] for k in delta})
     ema_update_(teacher, student, 0.0)
     torch.testing.assert_close(teacher(images), student(images), rtol=0, atol=0)
+
+
+def test_base_in_half_precision_trains_what_a_whole_one_does(
+    adaptation, tiny_backbone, images, disturb
+):
+    plain = disturb(adapt(tiny_backbone, adaptation)).train()
+    stored = copy.deepcopy(plain)
+    store_frozen(stored, torch.bfloat16)
+    found = []
+    for backbone in (plain, stored):
+        torch.manual_seed(0)
+        with torch.autocast('cpu', torch.bfloat16):
+            features = backbone(images)
+        features.cls.float().square().sum().backward()
+        found.append(features.cls.float())
+    # No bit changes, but where an adapter looks at the weights outside of autocast:
+    # DoRA takes their norms.
+    rounding = 0.02 if adaptation.adapter.__dict__.get('use_dora') else 0
+    torch.testing.assert_close(*found, rtol=0, atol=rounding)
+    for expected, own in zip(plain.parameters(), stored.parameters(), strict=True):
+        assert (expected.grad is None) == (own.grad is None)
+        if own.requires_grad:
+            assert own.dtype == torch.float32
+            assert own.grad is None or own.grad.isfinite().all()
 
 
 def test_merged_equals_adapted(adaptation, tiny_backbone, images, disturb):

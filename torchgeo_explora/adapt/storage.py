@@ -13,6 +13,8 @@ def store_frozen(backbone: nn.Module, dtype: torch.dtype) -> None:
     *dtype* no bit of the output changes, and outside of it the layers work in *dtype*
     too. Norms, scales, tokens and position tables stay what they are, and so does what
     trains. Do it after `adapt`, which keeps the base's fingerprint, and before `twin`.
+    An adapter that computes with the weights themselves, as DoRA with their norms, sees
+    them rounded.
 
     The base is rounded: `merged` refuses the backbone. Put its delta on the base as it
     was loaded, with `load_delta`.

@@ -2,10 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from lightning.fabric.plugins import CheckpointIO
+import torch
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
 
 from torchgeo_explora.adapt import base_fingerprint
 from torchgeo_explora.models.backbone import Backbone
@@ -15,11 +19,14 @@ from torchgeo_explora.writing import replacing
 class DeltaCheckpointIO(CheckpointIO):
     """Write `name.safetensors` with each `name.ckpt`, and remove both together.
 
-    A checkpoint goes to a temporary file first and is then renamed, so that a full
-    disk or an interruption leaves the previous file whole.
+    A checkpoint on this machine goes to a temporary file beside it first and is then
+    renamed, so that a full disk or an interruption leaves the previous file whole.
+    Other places, such as `s3://bucket/name.ckpt`, are left to *inner*, and the delta
+    follows to the same place.
 
     Args:
-        inner: What writes the checkpoint itself.
+        inner: What writes the checkpoint itself. Lightning's default copies it twice
+            in memory first: where that is *inner*, a local file is written at once.
         save_delta: Writes the current delta to a path.
     """
 
@@ -32,9 +39,24 @@ class DeltaCheckpointIO(CheckpointIO):
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
         """Write the checkpoint and the delta."""
-        with replacing(path) as part:
-            self.inner.save_checkpoint(checkpoint, part, storage_options)
-        self.save_delta(Path(path).with_suffix('.safetensors'))
+        files, place, delta = _beside(path)
+        if not isinstance(files, LocalFileSystem):
+            self.inner.save_checkpoint(checkpoint, path, storage_options)
+            with TemporaryDirectory() as folder:
+                part = Path(folder) / 'delta.safetensors'
+                self.save_delta(part)
+                files.put_file(str(part), delta)
+            return
+        # A subclass of Lightning's default may do anything.
+        direct = type(self.inner) is TorchCheckpointIO and storage_options is None
+        with replacing(place) as part:
+            if direct:
+                # The bytes of an archive written by name depend on the name.
+                with part.open('wb') as file:
+                    torch.save(checkpoint, file)
+            else:
+                self.inner.save_checkpoint(checkpoint, part, storage_options)
+        self.save_delta(Path(delta))
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> Any:
         """Read a checkpoint."""
@@ -43,7 +65,15 @@ class DeltaCheckpointIO(CheckpointIO):
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove the checkpoint and the delta."""
         self.inner.remove_checkpoint(path)
-        Path(path).with_suffix('.safetensors').unlink(missing_ok=True)
+        files, _, delta = _beside(path)
+        if files.exists(delta):
+            files.rm_file(delta)
+
+
+def _beside(path: str | Path) -> tuple[Any, str, str]:
+    """Return the file system of a checkpoint, its name there, and its delta's."""
+    files, place = url_to_fs(str(path))
+    return files, place, str(PurePosixPath(place).with_suffix('.safetensors'))
 
 
 def identity(backbone: Backbone) -> dict[str, Any]:
