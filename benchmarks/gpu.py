@@ -15,19 +15,29 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 BEGAN = time.monotonic()
 
 import adaptation  # noqa: E402
+import masked  # noqa: E402
 import parity  # noqa: E402
 import plain_port  # noqa: E402
 import steps  # noqa: E402
 import torch  # noqa: E402
-from report import Report, header  # noqa: E402
+import views  # noqa: E402
+from report import NotRunError, Report, header  # noqa: E402
 
-PARTS = ('parity', 'step', 'plain_port', 'adaptation')
 #: Share of the time after which a part may begin nothing more.
-UNTIL = {'parity': 1.0, 'step': 0.45, 'plain_port': 0.55, 'adaptation': 1.0}
+UNTIL = {
+    'parity': 1.0,
+    'step': 0.45,
+    'plain_port': 0.75,
+    'masked': 0.85,
+    'views': 0.9,
+    'adaptation': 1.0,
+}
+PARTS = (*UNTIL, 'ratios')
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,10 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 60 * options.minutes * UNTIL[part] - (time.monotonic() - BEGAN)
 
     shared = (device, options.tiny)
-    timed = {
-        part: (*shared, partial(left, part), report.save)
-        for part in ('step', 'plain_port', 'adaptation')
-    }
+    timed = {part: (*shared, partial(left, part), report.save) for part in UNTIL}
     recipes: tuple[adaptation.Recipe, ...] = adaptation.RECIPES
     if options.recipes:
         rows = json.loads(options.recipes.read_text())
@@ -52,6 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         'parity': lambda record: parity.run(record, *shared),
         'step': lambda record: steps.run(record, *timed['step']),
         'plain_port': lambda record: plain_port.run(record, *timed['plain_port']),
+        'masked': lambda record: masked.run(record, *timed['masked']),
+        'views': lambda record: views.run(record, *timed['views']),
+        'ratios': lambda record: record.update(ratios(report.content)),
         'adaptation': lambda record: adaptation.run(
             record,
             *timed['adaptation'],
@@ -65,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for part in PARTS:
         if part not in options.parts:
             report.content[part]['reason'] = 'left out by --parts'
-        elif left(part) <= 0:
+        elif part in UNTIL and left(part) <= 0:
             report.content[part]['reason'] = f'--minutes {options.minutes} were over'
         else:
             report.run(part, measures[part])
@@ -73,8 +83,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report.save()
     failed = [part for part in PARTS if report.content[part]['status'] == 'failed']
     broken = report.content['parity'].get('within') is False
+    print(json.dumps(report.content['ratios'], indent=1))
     print(f'{options.output}: failed {failed}, parity broken: {broken}', flush=True)
     return int(bool(failed) or broken)
+
+
+def ratios(content: dict[str, Any]) -> dict[str, Any]:
+    """Return how many times as fast ours is, and its share of the memory.
+
+    A run of `step` is compared with (a), all trained, and (b), LoRA, of the same model
+    and micro-batch; MAE with (c), views with (d) in two processes.
+
+    Raises:
+        NotRunError: If nothing was measured on both sides.
+    """
+    found: dict[str, Any] = {}
+
+    def compare(name: str, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+        if ours.get('status') == theirs.get('status') == 'done':
+            speed = ours['images_per_second'] / theirs['images_per_second']
+            found[name] = {'speed': round(speed, 3)}
+            memory = ours['peak_memory_gib'], theirs['peak_memory_gib']
+            if all(isinstance(value, float) for value in memory):
+                found[name]['memory'] = round(memory[0] / memory[1], 3)
+
+    ports = content['plain_port'].get('runs', {})
+    for key, run in content['step'].get('runs', {}).items():
+        model, _, size = key.partition(', ')[0], *key.rpartition(', ')[1:]
+        for letter, what in (('a', 'all trained'), ('b', 'LoRA')):
+            port = ports.get(f'{model}, {what}, {size}', {})
+            compare(f'{key}: against ({letter})', run, port)
+    runs = content['masked'].get('runs', {})
+    compare('MAE: against (c)', runs.get('explora', {}), runs.get('lightly', {}))
+    if (record := content['views'])['status'] == 'done':
+        rates = [
+            record[k]['images_per_second'] for k in ('batched', 'pil, 2 processes')
+        ]
+        found['views: against (d), 2 processes'] = {
+            'speed': round(rates[0] / rates[1], 3)
+        }
+    if not found:
+        raise NotRunError('nothing was measured on both sides')
+    return found
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

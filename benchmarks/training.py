@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 from timing import Clock
+from timm.models.vision_transformer import Block
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
@@ -40,6 +41,7 @@ def build(
     strength: float = 1.0,
     half_base: bool = False,
     checkpointing: bool = False,
+    compiled: bool = False,
 ) -> DINOv2:
     """Adapt *student*, [-1] and LoRA, and put the objective around it.
 
@@ -53,6 +55,7 @@ def build(
         strength: Of the photometric part of augmentation.
         half_base: Whether frozen linear weights are stored in bfloat16.
         checkpointing: Whether blocks keep their input alone for the gradient.
+        compiled: Whether blocks are compiled, as the tasks do it.
     """
     adapt(student, Adaptation(adapter=lora(rank, alpha)))
     student.checkpointing = checkpointing
@@ -75,6 +78,9 @@ def build(
         bottleneck_dim=sizes.bottleneck_dim,
         momentum=momentum,
     )
+    for module in objective.modules() if compiled else ():
+        if isinstance(module, Block):
+            module.compile(fullgraph=True, dynamic=False)
     return objective.to(device)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,24 +14,68 @@ from torchvision.transforms import v2
 from torchgeo_explora.augment import IMAGENET_MEAN, IMAGENET_STD, MultiCrop
 
 BATCH, SIDE = 32, 256
+CPU = torch.device('cpu')
 
 
-def batched_views(tiny: bool) -> dict[str, Any]:
-    """Measure `MultiCrop` with all of torch's threads."""
+def run(
+    record: dict[str, Any],
+    device: torch.device,
+    tiny: bool,
+    left: Callable[[], float],
+    save: Callable[[], None],
+) -> None:
+    """Fill the part of the GPU benchmark: arguments as in `steps.run`."""
+    record['what'] = (
+        '2 views of 224 and 8 of 98 pixels of 256-pixel images: a batch of 128 on the'
+        ' device, and PIL and torchvision in 2 processes, and in one per core'
+    )
+    record['batched'] = batched_views(tiny, device, 4 * BATCH)
+    save()
+    record['pil, 2 processes'] = pil_views(tiny, 2)
+    save()
+    record['pil, one process per core'] = pil_views(tiny)
+
+
+def batched_views(
+    tiny: bool, device: torch.device = CPU, batch: int = BATCH
+) -> dict[str, Any]:
+    """Measure `MultiCrop`: on a CPU with all of torch's threads.
+
+    Args:
+        tiny: One batch only.
+        device: Where the images are.
+        batch: Images at a time.
+    """
     batches = 1 if tiny else 5
-    image = torch.randint(0, 256, (BATCH, 3, SIDE, SIDE), dtype=torch.uint8)
-    crops = MultiCrop()
-    crops(image[:2].float().div_(255))
+    image = torch.randint(0, 256, (batch, 3, SIDE, SIDE), dtype=torch.uint8)
+    image = image.to(device)
+    crops = MultiCrop().to(device)
+    # On a GPU the first batches also choose kernels and fill the allocator.
+    for start in (image[:2],) if device.type == 'cpu' else (image, image):
+        crops(start.float().div_(255))
+    _wait(device)
     began = time.perf_counter()
     for _ in range(batches):
         crops(image.float().div_(255))
-    return _rate(BATCH * batches, began) | {'threads': torch.get_num_threads()}
+    _wait(device)
+    return _rate(batch * batches, began) | {'threads': torch.get_num_threads()}
 
 
-def pil_views(tiny: bool) -> dict[str, Any]:
-    """Measure the same laws, image by image, in one loader process per core."""
-    images = 4 if tiny else 3 * BATCH
-    workers = len(os.sched_getaffinity(0))
+def _wait(device: torch.device) -> None:
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+
+
+def pil_views(tiny: bool, processes: int | None = None) -> dict[str, Any]:
+    """Measure the same laws, image by image, in loader processes.
+
+    Args:
+        tiny: Four images only.
+        processes: One per core if None.
+    """
+    workers = processes or len(os.sched_getaffinity(0))
+    # Each process gets as many on a machine of many cores as on two.
+    images = 4 if tiny else max(3 * BATCH, 16 * workers)
     loader = DataLoader(
         PILViews(images), batch_size=2, num_workers=workers, persistent_workers=True
     )

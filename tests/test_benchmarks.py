@@ -22,7 +22,7 @@ from torchgeo_explora.functional import dino_loss
 from torchgeo_explora.models import ViT
 
 ROOT = Path(__file__).parent.parent
-PARTS = ('parity', 'step', 'plain_port', 'adaptation')
+PARTS = (*('parity', 'step', 'plain_port', 'masked', 'views', 'adaptation', 'ratios'),)
 SMALL = {'embed_dim': 24, 'depth': 2, 'num_heads': 2}
 CPU = torch.device('cpu')
 
@@ -96,8 +96,14 @@ def test_toy_run_measures_every_part(inputs, tmp_path):
         rate = 1000 * run['tflop'] / parts['step']
         peak = found['step']['matmul_bfloat16']['tflops']
         assert run['mfu'] == pytest.approx(rate / peak, rel=0.01)
-    (port,) = found['plain_port']['runs'].values()
-    assert port['parameters']['trained'] > 0
+    assert len(found['plain_port']['runs']) == 2
+    for port in found['plain_port']['runs'].values():
+        assert port['parameters']['trained'] > 0
+    for row in found['masked']['runs'].values():
+        assert row['status'] == 'done'
+        assert row['images_per_second'] > 0
+    # Three ways of ours against (a) and (b), MAE and views.
+    assert len(found['ratios']) == len(('status', 'seconds')) + 3 * 2 + 2
 
     adaptation = found['adaptation']
     keys = {'knn_val', 'knn_test', 'linear_val', 'linear_test', 'linear_penalty'}
