@@ -1,13 +1,18 @@
 """Where checkpoints and their deltas go, and what writes them."""
 
+from functools import partial
 from pathlib import Path
 
 import fsspec
 import pytest
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import Trainer
+from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
-from torchgeo_explora.tasks.checkpoint import DeltaCheckpointIO
+from torchgeo_explora.datamodules import ImageFolderDataModule
+from torchgeo_explora.tasks import ExploraDinoTask
+from torchgeo_explora.tasks.checkpoint import DeltaCheckpointIO, write_to
 
 CONTENT = {'state_dict': {'weight': torch.arange(3.0)}}
 
@@ -81,3 +86,45 @@ def test_another_place_gets_checkpoint_and_delta(tmp_path, monkeypatch):
     io.remove_checkpoint(path)
     assert not files.find('/explora/run')
     assert not [*tmp_path.iterdir()]
+
+
+def test_writer_in_the_background_is_refused():
+    with pytest.raises(ValueError, match='AsyncCheckpointIO writes in the background'):
+        DeltaCheckpointIO(AsyncCheckpointIO(TorchCheckpointIO()), write_delta)
+
+
+def test_delta_goes_into_a_folder_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    address = 'memory://explora/end/run'
+    place, size = write_to(address, 'delta.safetensors', write_delta)
+    assert (place, size) == (f'{address}/delta.safetensors', 5)
+    assert fsspec.filesystem('memory').cat(place) == b'delta'
+    assert not [*tmp_path.iterdir()]
+    place, size = write_to(str(tmp_path), 'delta.safetensors', write_delta)
+    assert (place, size) == (str(tmp_path / 'delta.safetensors'), 5)
+
+
+def test_linked_checkpoint_stays_whole_when_its_name_is_written_or_removed(tmp_path):
+    io = DeltaCheckpointIO(TorchCheckpointIO(), write_delta)
+    best, last = tmp_path / 'best.ckpt', tmp_path / 'last.ckpt'
+    io.save_checkpoint(CONTENT, best)
+    for change in (partial(io.save_checkpoint, {}), io.remove_checkpoint):
+        last.unlink(missing_ok=True)
+        last.symlink_to(best.name)
+        change(last)
+        assert not last.is_symlink()
+        assert set(torch.load(best)) == {'state_dict'}
+        assert best.with_suffix('.safetensors').exists()
+
+
+def test_next_task_of_a_trainer_writes_its_own_delta(tiny, folder, tmp_path):
+    trainer = Trainer(max_steps=1, logger=False, default_root_dir=tmp_path)
+    trainer.strategy.checkpoint_io = DeltaCheckpointIO(TorchCheckpointIO(), write_delta)
+    task = ExploraDinoTask(**tiny)
+    task.trainer = trainer
+    trainer.datamodule = ImageFolderDataModule(folder, batch_size=4)
+    trainer.datamodule.setup('fit')
+    task.setup('fit')
+    io = trainer.strategy.checkpoint_io
+    assert io.save_delta == task.save_delta
+    assert type(io.inner) is TorchCheckpointIO

@@ -10,6 +10,7 @@ import torch
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
+from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
 from torchgeo_explora.adapt import base_fingerprint
 from torchgeo_explora.models.backbone import Backbone
@@ -28,10 +29,19 @@ class DeltaCheckpointIO(CheckpointIO):
         inner: What writes the checkpoint itself. Lightning's default copies it twice
             in memory first: where that is *inner*, a local file is written at once.
         save_delta: Writes the current delta to a path.
+
+    Raises:
+        ValueError: If *inner* writes in the background.
     """
 
     def __init__(self, inner: CheckpointIO, save_delta: Callable[[Path], None]) -> None:
         """Wrap *inner*."""
+        if isinstance(inner, AsyncCheckpointIO):
+            raise ValueError(
+                'AsyncCheckpointIO writes in the background, and a checkpoint is whole'
+                ' with its delta only when it is written: remove it from'
+                ' trainer.plugins (without the base a checkpoint is small)'
+            )
         self.inner = inner
         self.save_delta = save_delta
 
@@ -42,10 +52,7 @@ class DeltaCheckpointIO(CheckpointIO):
         files, place, delta = _beside(path)
         if not isinstance(files, LocalFileSystem):
             self.inner.save_checkpoint(checkpoint, path, storage_options)
-            with TemporaryDirectory() as folder:
-                part = Path(folder) / 'delta.safetensors'
-                self.save_delta(part)
-                files.put_file(str(part), delta)
+            _put(files, self.save_delta, delta)
             return
         # A subclass of Lightning's default may do anything.
         direct = type(self.inner) is TorchCheckpointIO and storage_options is None
@@ -69,6 +76,39 @@ class DeltaCheckpointIO(CheckpointIO):
         if files.exists(delta):
             files.rm_file(delta)
 
+    def teardown(self) -> None:
+        """Let *inner* finish."""
+        self.inner.teardown()
+
+
+def write_to(folder: str, name: str, write: Callable[[Path], None]) -> tuple[str, int]:
+    """Write a file into a folder that may be on another machine.
+
+    Args:
+        folder: A path, or an address that fsspec knows, such as `s3://bucket/run`.
+        name: Of the file.
+        write: Writes it to a local path.
+
+    Returns:
+        Where it is, and its size in bytes.
+    """
+    files, place = url_to_fs(folder)
+    target = str(PurePosixPath(place) / name)
+    if isinstance(files, LocalFileSystem):
+        write(Path(target))
+    else:
+        _put(files, write, target)
+    return f'{folder}/{name}', files.size(target)
+
+
+def _put(files: Any, write: Callable[[Path], None], target: str) -> None:
+    """Write a file here, and put it on another file system."""
+    with TemporaryDirectory() as folder:
+        part = Path(folder) / PurePosixPath(target).name
+        write(part)
+        files.makedirs(str(PurePosixPath(target).parent), exist_ok=True)
+        files.put_file(str(part), target)
+
 
 def _beside(path: str | Path) -> tuple[Any, str, str]:
     """Return the file system of a checkpoint, its name there, and its delta's."""
@@ -88,7 +128,7 @@ def identity(backbone: Backbone) -> dict[str, Any]:
 def require_fit(
     checkpoint: Mapping[str, Any], expected: Mapping[str, Any], keys: AbstractSet[str]
 ) -> dict[str, Any]:
-    """Return what a pre-training task left in a checkpoint beside the tensors.
+    """Return what a task left in a checkpoint beside the tensors.
 
     Args:
         checkpoint: As read from the file.
@@ -101,8 +141,8 @@ def require_fit(
     saved: dict[str, Any] | None = checkpoint.get('explora')
     if saved is None:
         raise ValueError(
-            'this checkpoint was not written by a torchgeo_explora pre-training'
-            ' task: load backbone weights through *weights* instead'
+            'this checkpoint was not written by a task of torchgeo_explora: load'
+            ' backbone weights through *weights* instead'
         )
     if saved['base'] != expected['base']:
         raise ValueError(

@@ -115,7 +115,10 @@ class ExploraKNNTask(DownstreamTask):
         super().setup(stage)
 
     def forward(self, batch: Mapping[str, Any]) -> Tensor:
-        """Return L2-normalised embeddings of a raw batch, (B, D)."""
+        """Return L2-normalised embeddings of a raw batch, (B, D), float32.
+
+        In steps, and for the bank, products have the trainer's precision.
+        """
         view = self.view(self.unit_image(batch))
         return normalize(self.features(view, batch).cls.float(), dim=-1)
 

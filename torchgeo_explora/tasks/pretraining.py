@@ -21,7 +21,12 @@ from torchgeo_explora.callbacks.embeddings import EmbeddingWriter
 from torchgeo_explora.models.backbone import Backbone
 from torchgeo_explora.objectives import Objective
 from torchgeo_explora.objectives.objective import batch_metadata
-from torchgeo_explora.tasks.checkpoint import DeltaCheckpointIO, identity, require_fit
+from torchgeo_explora.tasks.checkpoint import (
+    DeltaCheckpointIO,
+    identity,
+    require_fit,
+    write_to,
+)
 from torchgeo_explora.tasks.intake import require_predict_set, take_over
 from torchgeo_explora.tasks.optimizer import may_fuse, optimizer_plan
 from torchgeo_explora.tasks.plan import plan, require_replicas
@@ -139,10 +144,9 @@ class PretrainingTask(ResumableTask):
             # The teacher is in eval mode by design.
             warnings.filterwarnings('ignore', r'Found \d+ module\(s\) in eval mode')
             io = self.trainer.strategy.checkpoint_io
-            if not isinstance(io, DeltaCheckpointIO):
-                self.trainer.strategy.checkpoint_io = DeltaCheckpointIO(
-                    io, self.save_delta
-                )
+            # A trainer's last task may have been another one, with its own delta.
+            io = io.inner if isinstance(io, DeltaCheckpointIO) else io
+            self.trainer.strategy.checkpoint_io = DeltaCheckpointIO(io, self.save_delta)
 
     def unit_image(self, batch: dict[str, Any]) -> Tensor:
         """Return the images of a batch in [0, 1], (B, C, H, W), or series of them."""
@@ -155,7 +159,13 @@ class PretrainingTask(ResumableTask):
 
     @torch.no_grad()
     def embed(self, batch: dict[str, Any]) -> Tensor:
-        """Return the class-token embeddings of a raw batch, (B, D), float32."""
+        """Return the class-token embeddings of a raw batch, (B, D), float32.
+
+        They have the precision of the caller: `predict` embeds under the trainer's
+        autocast (bf16-mixed, 16-mixed), whose products are rounded; `OnlineKNN` embeds
+        between steps, where autocast is off. There, layers that *frozen_dtype* stores
+        in bfloat16 work in bfloat16 still, and the rest in float32.
+        """
         mode = self.training
         self.eval()
         try:
@@ -323,9 +333,8 @@ class PretrainingTask(ResumableTask):
     def on_train_end(self) -> None:
         """Write the last delta, and say where the files are."""
         # Lightning broadcasts the folder: every rank must ask for it.
-        folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
+        folder = self.trainer.log_dir or self.trainer.default_root_dir
         if not self.trainer.is_global_zero:
             return
-        path = folder / 'delta.safetensors'
-        self.save_delta(path)
-        rank_zero_info(f'delta: {path} ({path.stat().st_size / 2**20:.2f} MiB)')
+        place, size = write_to(folder, 'delta.safetensors', self.save_delta)
+        rank_zero_info(f'delta: {place} ({size / 2**20:.2f} MiB)')

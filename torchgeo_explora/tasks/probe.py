@@ -214,7 +214,10 @@ class ExploraLinearProbeTask(DownstreamTask):
             setattr(datamodule, f'{split}_dataset', cached)
 
     def _cacheable(self, batch: dict[str, Any]) -> Tensor:
-        """Return class tokens and the last mean patch token, (B, depth + 1, D)."""
+        """Return class tokens and the last mean patch token, (B, depth + 1, D).
+
+        In the trainer's precision, as within a step; the file holds them as float32.
+        """
         device = self.trainer.strategy.root_device
         batch = {k: v.to(device) for k, v in batch.items() if isinstance(v, Tensor)}
         self.backbone.eval()
