@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
 from torchgeo_explora.datamodules import ImageFolderDataModule
-from torchgeo_explora.tasks import ExploraDinoTask
+from torchgeo_explora.tasks import ExploraClassificationTask, ExploraDinoTask
 from torchgeo_explora.tasks.checkpoint import DeltaCheckpointIO, write_to
 
 CONTENT = {'state_dict': {'weight': torch.arange(3.0)}}
@@ -128,3 +128,10 @@ def test_next_task_of_a_trainer_writes_its_own_delta(tiny, folder, tmp_path):
     io = trainer.strategy.checkpoint_io
     assert io.save_delta == task.save_delta
     assert type(io.inner) is TorchCheckpointIO
+    shared = ('model', 'weights', 'image_size', 'model_args', 'rank')
+    task = ExploraClassificationTask(
+        **{name: tiny[name] for name in shared}, num_classes=2
+    )
+    task.trainer = trainer
+    task.setup('fit')
+    assert type(trainer.strategy.checkpoint_io) is TorchCheckpointIO

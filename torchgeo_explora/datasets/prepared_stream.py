@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import posixpath
+import tarfile
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -165,6 +166,7 @@ class PreparedStream(IterableDataset[dict[str, Any]]):
         shards = zip(self.urls, self.manifest['shards'], strict=True)
         expected = {url: shard['samples'] for url, shard in shards}
         intact = damaged = 0
+        samples = self._readable(samples)
         for url, group in itertools.groupby(samples, lambda sample: sample['__url__']):
             count = 0
             for sample in group:
@@ -187,6 +189,17 @@ class PreparedStream(IterableDataset[dict[str, Any]]):
                 )
         if damaged and not intact:
             raise UnreadableImageError(f'no sample of {self.folder} can be read')
+
+    def _readable(self, samples: Iterable[Any]) -> Iterator[Any]:
+        """Pass on samples, and say which shard ends in the middle of one."""
+        try:
+            yield from samples
+        except tarfile.ReadError as error:
+            # The library adds the address of the shard.
+            raise NotPreparedError(
+                f'{error.args[-1]} cannot be read to its end ({error.args[0]}): it was'
+                f' cut short or damaged; copy it again'
+            ) from error
 
     def _compare(self, sample: dict[str, Any], url: str) -> None:
         key = sample['__key__']
