@@ -7,7 +7,7 @@ configuration that made the checkpoints (0.2, seed 0). Masks are the same for al
 models. The error of a band is the root mean squared error of hidden pixels in
 reflectance times 10,000, after the mean and deviation of each place (which `norm_pix`
 leaves out) were put back; 'mean' predicts that mean, and nothing else. Prints JSON and
-draws the first chips in true colour.
+draws some chips in true colour, each in its own range of brightness.
 """
 
 import json
@@ -87,27 +87,37 @@ def main(folder: str, picture: str, *models: str) -> None:
             by_band = (off.sum((0, 2, 3)) / hidden.sum((0, 2, 3))).sqrt()
             report['mean'] = {'rmse': [round(x, 1) for x in by_band.tolist()]}
             rows['input'] = image
-            rows['masked'] = image.masked_fill(hidden, 0.5)
+            rows['masked'] = image.masked_fill(hidden, torch.nan)
         report[name], rows[name] = errors(task, image, size, mask)
-    draw(picture, rows, report['bands'])
+    low = task.raw_images.unit_range.low
+    draw(picture, {n: row * size + low for n, row in rows.items()}, report['bands'])
     print(json.dumps(report))
 
 
 def draw(path: str, rows: dict[str, Tensor], bands: list[str]) -> None:
-    """Draw the first chips in true colour, a row for each model."""
+    """Draw some chips in true colour, a row for each model.
+
+    Args:
+        path: Where the picture goes.
+        rows: Sensor values (B, C, H, W) by title, the input first; NaN is grey.
+        bands: Names of the channels.
+    """
     colours = [bands.index(band) for band in ('B04', 'B03', 'B02')]
-    low, high = rows['input'][:DRAWN, colours].quantile(torch.tensor([0.02, 0.98]))
+    chips = [i * len(rows['input']) // DRAWN for i in range(DRAWN)]
     figure = Figure(figsize=(1.5 * DRAWN, 1.5 * len(rows)), layout='constrained')
     panels = figure.subplots(len(rows), DRAWN, squeeze=False)
     for line, (name, images) in zip(panels, rows.items(), strict=True):
-        for axes, image in zip(line, images, strict=False):
-            shown = ((image[colours] - low) / (high - low)).clamp(0, 1)
-            axes.imshow(shown.permute(1, 2, 0).numpy())
+        for axes, chip in zip(line, chips, strict=True):
+            # One range for the three bands, so that colours stay true.
+            ends = torch.tensor([0.02, 0.98])
+            low, high = rows['input'][chip, colours].quantile(ends)
+            shown = ((images[chip, colours] - low) / (high - low)).clamp(0, 1)
+            axes.imshow(shown.nan_to_num(0.5).permute(1, 2, 0).numpy())
             axes.set_xticks([])
             axes.set_yticks([])
         line[0].set_ylabel(name)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=80)
+    figure.savefig(path, dpi=110)
 
 
 if __name__ == '__main__':
