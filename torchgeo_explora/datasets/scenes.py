@@ -1,6 +1,7 @@
 """Scenes on disk as one TorchGeo data set, and their pixels by window."""
 
 import os
+import weakref
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -71,6 +72,8 @@ class Scenes(RasterDataset):
         self.nodata = nodata
         self._handles: dict[str, DatasetReader | WarpedVRT] = {}
         self._process = os.getpid()
+        # GDAL complains about files that are still open when the interpreter ends.
+        weakref.finalize(self, self._handles.clear)
         self._headers = dict(headers or {})
         super().__init__([scene.path for scene in scenes], crs=crs, cache=False)
         self._headers = {}

@@ -98,7 +98,7 @@ def write_to(folder: str, name: str, write: Callable[[Path], None]) -> tuple[str
         write(Path(target))
     else:
         _put(files, write, target)
-    return f'{folder}/{name}', files.size(target)
+    return f'{folder.rstrip("/")}/{name}', files.size(target)
 
 
 def _put(files: Any, write: Callable[[Path], None], target: str) -> None:
