@@ -122,7 +122,7 @@ def test_time_codes_do_not_depend_on_the_type_of_the_times(kind):
 @pytest.mark.parametrize(
     ('timestamps', 'message'),
     [
-        (None, r'must be \(1, 2, 3\), year - 2002.*the batch has none'),
+        (None, r'must be \(1, 2, 3\), year - 2002.*the batch has no such tensor'),
         (torch.zeros(1, 2), r'their shape is \(1, 2\)'),
         (torch.zeros(1, 3, 3), r'their shape is \(1, 3, 3\)'),
         (torch.tensor([[[2015, 3, 4], [1, 1, 1]]]), r'among them is \[2015, 3, 4\]'),

@@ -274,7 +274,7 @@ def test_the_student_is_kept_and_nothing_else_moves():
 
 @pytest.mark.parametrize('ratio', [0, 1, -0.1, 75])
 def test_ratios_that_hide_nothing_or_all_are_refused(ratio):
-    with pytest.raises(ValueError, match='between 0 and 1'):
+    with pytest.raises(ValueError, match='above 0 and below 1'):
         build('plain', ratio=ratio)
 
 

@@ -11,6 +11,7 @@ import yaml
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
+from torch import nn
 from torch.testing import assert_close
 from torchgeo.main import main
 
@@ -243,6 +244,32 @@ def test_a_new_decoder_sees_tokens_of_any_base_in_one_scale(tmp_path):
     assert_close(stds[1], stds[0], rtol=0.05, atol=0)
 
 
+def test_a_decoder_of_the_weights_stays_as_it_is_whatever_the_base(tmp_path, published):
+    """It was trained on that norm's tokens, however large they are."""
+    state = torch.load(published, weights_only=True)['model']
+    state['norm.weight'] = torch.full_like(state['norm.weight'], 4)
+    torch.save({'model': state}, tmp_path / 'mae.pth')
+    embed = _task(weights=str(tmp_path / 'mae.pth')).objective.decoder.embed
+    assert torch.equal(embed.weight, state['decoder_embed.weight'])
+
+
+@pytest.mark.parametrize(
+    ('norm', 'scale'),
+    [
+        (nn.LayerNorm(24, elementwise_affine=False), 1),
+        (nn.Identity(), 1),
+        (nn.RMSNorm(24), 4),
+    ],
+)
+def test_a_new_decoder_takes_norms_of_any_kind(norm, scale):
+    decoder = MAEDecoder(24, 3, 8, (4, 4), 16, 2, 2)
+    before = decoder.embed.weight.clone()
+    for weight in norm.parameters():
+        weight.data.fill_(scale)
+    decoder.read_from(norm)
+    assert torch.equal(decoder.embed.weight * scale, before)
+
+
 def test_missing_values_do_not_count_and_may_be_named():
     task = _task(no_data=0)
     task.raw_images = RawImages(task.backbone, None, (0, 2))
@@ -265,7 +292,7 @@ def test_declared_no_data_is_no_reason_to_doubt_the_range():
     assert task.unit_image({'image': image}).isfinite().all()
 
 
-def test_what_files_declare_as_no_data_is_not_in_the_loss(tmp_path, caplog):
+def test_what_files_declare_as_no_data_is_not_in_the_loss(tmp_path, folder, caplog):
     caplog.set_level('INFO')
     for number in range(4):
         image = np.full((3, 32, 32), 100, np.int16)
@@ -283,6 +310,9 @@ def test_what_files_declare_as_no_data_is_not_in_the_loss(tmp_path, caplog):
     missing = task.known_image(batch).isnan()
     assert missing[..., :8, :].all()
     assert not missing[..., 8:, :].any()
+    # Other images next: what the first ones declared is not said of them.
+    _trainer(tmp_path / 'next', max_steps=1).fit(task, _data(folder))
+    assert task.no_data is None
 
 
 def test_embeddings_see_no_data_as_training_does():
@@ -389,7 +419,9 @@ def test_a_series_takes_its_dates_from_the_batch():
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        ({'mask_ratio': 1.0}, 'between 0 and 1'),
+        ({'mask_ratio': 1.0}, r'\*mask_ratio\* of a task\) is 1.0: choose above 0'),
+        ({'std': [0.1, 0.0, 0.1]}, r'\*std\* is .*above 0'),
+        ({'mean': [float('nan')]}, r'\*mean\* is .*finite'),
         ({'image_size': 33}, 'not a multiple of patch_size'),
         ({'base_lr': 0.0}, 'must be positive'),
         ({'unfreeze': [7]}, 'names block 7'),

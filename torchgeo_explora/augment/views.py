@@ -31,6 +31,9 @@ class Normalize(nn.Module):
     Args:
         mean: Mean of values in [0, 1], one per channel or one for all.
         std: Standard deviation, likewise.
+
+    Raises:
+        ValueError: If a deviation is not positive, or a statistic not finite.
     """
 
     mean: Tensor
@@ -42,6 +45,13 @@ class Normalize(nn.Module):
         # Arguments, not state: they stay out of checkpoints.
         for name, values in (('mean', mean), ('std', std)):
             buffer = torch.tensor(tuple(values))[:, None, None]
+            # What these made infinite or NaN would pass for missing, and cost nothing.
+            wrong = not buffer.isfinite().all()
+            if wrong or (name == 'std' and not (buffer > 0).all()):
+                raise ValueError(
+                    f'*{name}* is {tuple(values)}: give finite values of images in'
+                    ' [0, 1], for *std* above 0'
+                )
             self.register_buffer(name, buffer, persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:

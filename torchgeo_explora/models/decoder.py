@@ -186,7 +186,7 @@ class MAEDecoder(nn.Module):
             Names of what has to train: ('pred',) or ().
 
         Raises:
-            ValueError: If width or depth differ.
+            ValueError: If widths or depth differ.
         """
         state = self._fitted(state)
         mine = self.state_dict()
@@ -211,7 +211,7 @@ class MAEDecoder(nn.Module):
 
         Raises:
             RuntimeError: If keys are missing or left over, and *strict*.
-            ValueError: If width or depth differ.
+            ValueError: If widths or depth differ.
         """
         state = self._fitted(state_dict)
         self._check_size(state)
@@ -238,7 +238,8 @@ class MAEDecoder(nn.Module):
         if found and found != here:
             raise ValueError(
                 f'the decoder weights are {found}, this decoder is {here}: set'
-                ' *decoder_dim* and *decoder_depth* to those of the weights'
+                ' *decoder_dim*, *decoder_depth* and *decoder_mlp_ratio* to those of'
+                ' the weights'
             )
 
 

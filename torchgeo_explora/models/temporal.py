@@ -141,7 +141,7 @@ class TemporalViT(CodedBackbone):
             ' hour (0 to 23) of each image'
         )
         if timestamps is None:
-            raise ValueError(f'{what}; the batch has none')
+            raise ValueError(f'{what}; the batch has no such tensor')
         if timestamps.shape != expected:
             raise ValueError(f'{what}; their shape is {tuple(timestamps.shape)}')
         times = timestamps.double()  # small integer types do not hold the bounds

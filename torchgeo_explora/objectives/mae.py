@@ -74,7 +74,8 @@ class MAE(Objective):
         super().__init__()
         if not 0 < ratio < 1:
             raise ValueError(
-                f'*ratio* must lie between 0 and 1, both excluded, not {ratio}'
+                f'*ratio* (*mask_ratio* of a task) is {ratio}: choose above 0 and below'
+                ' 1, such as 0.75'
             )
         self.student = student
         height, width = student.image_size
@@ -147,7 +148,8 @@ class MAE(Objective):
         count = drawn * height * width
         if int(count * (1 - self.ratio)) < 1:
             raise ValueError(
-                f'*ratio* {self.ratio} hides all of {count} tokens: lower it'
+                f'*ratio* (*mask_ratio* of a task) {self.ratio} hides all of {count}'
+                ' tokens: lower it'
             )
         mask = random_mask(torch.rand(images, count), self.ratio)
         return mask.repeat(1, layers) if self.consistent else mask

@@ -273,6 +273,7 @@ class ExploraMAETask(PretrainingTask):
     def setup(self, stage: str) -> None:
         """Ask the data module for the value that means no data, too."""
         super().setup(stage)
+        self.no_data = self.hparams['no_data']
         if self.no_data is None:
             self.no_data = declared_no_data(getattr(self.trainer, 'datamodule', None))
 
