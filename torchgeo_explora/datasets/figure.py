@@ -10,6 +10,9 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 from torchgeo.datasets import RGBBandsMissingError
 
+#: Names of red, green and blue, in the ways that files have them.
+TRUE_COLOUR = (('red', 'green', 'blue'), ('B04', 'B03', 'B02'), ('B4', 'B3', 'B2'))
+
 
 def pick_bands(image: Tensor, bands: Sequence[str], wanted: Sequence[str]) -> Tensor:
     """Return some bands of an image, in the order in which they are wanted.

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torchgeo.datasets import NonGeoDataset
 
+from torchgeo_explora.datasets.figure import TRUE_COLOUR
 from torchgeo_explora.datasets.folder_layout import (
     SPLITS,
     FolderLayout,
@@ -25,8 +26,6 @@ from torchgeo_explora.datasets.value_range import (
     check_range,
     to_unit,
 )
-
-_TRUE_COLOUR = (('red', 'green', 'blue'), ('B04', 'B03', 'B02'), ('B4', 'B3', 'B2'))
 
 
 class ImageFolder(NonGeoDataset):
@@ -295,7 +294,7 @@ class ImageFolder(NonGeoDataset):
 
     def _picture(self, image: Tensor) -> Any:
         unit = to_unit(image, self.value_range)
-        for names in _TRUE_COLOUR:
+        for names in TRUE_COLOUR:
             if set(names) <= set(self.bands):
                 unit = unit[[self.bands.index(name) for name in names]]
                 break

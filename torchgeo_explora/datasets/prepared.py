@@ -5,9 +5,8 @@ from typing import Any, Literal
 
 import pyarrow as pa
 import torch
-from matplotlib.figure import Figure
+from torch import Tensor
 
-from torchgeo_explora.datasets.figure import plot_image
 from torchgeo_explora.datasets.image_file import naming
 from torchgeo_explora.datasets.prepared_format import decode_sample
 from torchgeo_explora.datasets.prepared_manifest import (
@@ -144,26 +143,11 @@ class Prepared(TableDataset):
         """Leave open files and the mapped table out."""
         return {**self.__dict__, '_open': {}, '_table': None}
 
-    def plot(
-        self,
-        sample: dict[str, Any],
-        show_titles: bool = True,
-        suptitle: str | None = None,
-    ) -> Figure:
-        """Plot the first three bands of a sample.
-
-        Args:
-            sample: As returned by indexing; 'prediction' is shown too.
-            show_titles: Whether to write the class over the image.
-            suptitle: Title of the figure.
-
-        Returns:
-            The figure.
-        """
-        unit = to_unit(sample['image'], getattr(self, 'value_range', (0.0, 255.0)))
+    def true_colour(self, image: Tensor) -> Tensor:
+        """Return red, green and blue in [0, 1], or the first three bands."""
+        unit = to_unit(image, getattr(self, 'value_range', (0.0, 255.0)))
         chosen = [min(i, unit.shape[-3] - 1) for i in range(3)]
         bands = list(getattr(self, 'bands', ()))
         if {'B04', 'B03', 'B02'} <= set(bands):
             chosen = [bands.index(name) for name in ('B04', 'B03', 'B02')]
-        colour = unit.index_select(-3, torch.tensor(chosen))
-        return plot_image(colour, sample, self.classes, show_titles, suptitle)
+        return unit.index_select(-3, torch.tensor(chosen))

@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from pyproj import CRS
 from rasterio.crs import CRS as RasterCRS
 from rasterio.windows import Window
 from torch import Tensor
 
-from torchgeo_explora.datasets.figure import plot_image
+from torchgeo_explora.datasets.figure import TRUE_COLOUR
 from torchgeo_explora.datasets.fmow_metadata import parse_time
 from torchgeo_explora.datasets.problems import judge
 from torchgeo_explora.datasets.scene import Scene
@@ -35,8 +34,6 @@ from torchgeo_explora.datasets.table_dataset import (
     Transform,
 )
 from torchgeo_explora.datasets.value_range import RANGES, check_range, to_unit
-
-_TRUE_COLOUR = (('red', 'green', 'blue'), ('B04', 'B03', 'B02'), ('B4', 'B3', 'B2'))
 
 
 class SceneWindows(TableDataset):
@@ -279,31 +276,17 @@ class SceneWindows(TableDataset):
         )
         return torch.from_numpy(pixels.astype(np.float32))
 
-    def plot(
-        self,
-        sample: dict[str, Any],
-        show_titles: bool = True,
-        suptitle: str | None = None,
-    ) -> Figure:
-        """Plot a window in true colour if its bands are named so, else its first three.
-
-        Args:
-            sample: As returned by indexing.
-            show_titles: Ignored: there are no classes.
-            suptitle: Title of the figure.
-
-        Returns:
-            The figure.
-        """
-        unit = to_unit(sample['image'], self.value_range)
+    def true_colour(self, image: Tensor) -> Tensor:
+        """Return the bands in [0, 1] that are named so, else the first three."""
+        unit = to_unit(image, self.value_range)
         chosen = next(
-            (names for names in _TRUE_COLOUR if set(names) <= set(self.bands)), None
+            (names for names in TRUE_COLOUR if set(names) <= set(self.bands)), None
         )
         if chosen is not None:
             indices = [self.bands.index(name) for name in chosen]
         else:
             indices = [min(i, len(self.bands) - 1) for i in range(3)]
-        return plot_image(unit[..., indices, :, :], sample, suptitle=suptitle)
+        return unit[..., indices, :, :]
 
 
 def _folder(path: str | os.PathLike[str]) -> str:
