@@ -1,6 +1,7 @@
 """Views of images in [0, 1]: multi-crop for training, one whole view for evaluation."""
 
 from collections.abc import Callable, Sequence
+from math import isfinite
 from typing import NamedTuple
 
 import torch
@@ -44,14 +45,14 @@ class Normalize(nn.Module):
         super().__init__()
         # Arguments, not state: they stay out of checkpoints.
         for name, values in (('mean', mean), ('std', std)):
-            buffer = torch.tensor(tuple(values))[:, None, None]
             # What these made infinite or NaN would pass for missing, and cost nothing.
-            wrong = not buffer.isfinite().all()
-            if wrong or (name == 'std' and not (buffer > 0).all()):
+            wrong = not all(map(isfinite, values))
+            if wrong or (name == 'std' and any(value <= 0 for value in values)):
                 raise ValueError(
                     f'*{name}* is {tuple(values)}: give finite values of images in'
                     ' [0, 1], for *std* above 0'
                 )
+            buffer = torch.tensor(tuple(values))[:, None, None]
             self.register_buffer(name, buffer, persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
