@@ -104,6 +104,41 @@ def test_base_in_half_precision_trains_what_a_whole_one_does(
             assert own.grad is None or own.grad.isfinite().all()
 
 
+@pytest.mark.parametrize('cast', ['autocast', 'none', 'stored'])
+def test_lora_sees_what_it_would_by_pefts_own_cast(
+    adaptation, tiny_backbone, images, disturb, cast
+):
+    disturb(adapt(tiny_backbone, adaptation)).eval()
+    if cast == 'stored':
+        # These layers work in bfloat16 outside of autocast too.
+        store_frozen(tiny_backbone, torch.bfloat16)
+    found = []
+    for _ in range(2):
+        with torch.autocast('cpu', torch.bfloat16, enabled=cast == 'autocast'):
+            found.append(tiny_backbone(images).cls)
+        for layer in tiny_backbone.modules():
+            if hasattr(layer, 'cast_input_dtype_enabled'):
+                layer.cast_input_dtype_enabled = True
+    assert torch.equal(*found)
+
+
+def test_autocast_narrows_once_what_attention_projects(tiny_backbone, images):
+    attention = adapt(tiny_backbone, Adaptation(())).blocks[0].attn
+    seen = []
+
+    def look(_, inputs):
+        seen.append(inputs[0])
+
+    for name, layer in attention.named_modules():
+        if name in {'q.base_layer', 'k', 'v.base_layer'} or 'lora_A.' in name:
+            layer.register_forward_pre_hook(look)
+    with torch.autocast('cpu', torch.bfloat16):
+        tiny_backbone(images)
+    assert len(seen) == 5
+    assert seen[0].dtype == torch.bfloat16
+    assert all(x is seen[0] for x in seen)
+
+
 def test_merged_equals_adapted(adaptation, tiny_backbone, images, disturb):
     keys = [*tiny_backbone.state_dict()]
     disturb(adapt(tiny_backbone.eval(), adaptation))

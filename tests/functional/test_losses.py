@@ -157,23 +157,45 @@ def test_only_the_student_gets_a_gradient(views):
     assert global_.grad is not None
 
 
-def test_nothing_of_the_size_of_the_logits_is_kept_for_the_gradient(views, patches):
-    local, global_, target = views
+def test_without_a_gradient_none_is_taken(views, patches, monkeypatch):
     student, goal, mask = patches
-    inputs = {x.untyped_storage().data_ptr() for x in (*views, student, goal)}
-    kept = {}
+    normal = torch.randn(10, 10, dtype=torch.float64, requires_grad=True)
 
-    def pack(x):
-        kept[x.untyped_storage().data_ptr()] = x.numel()
-        return x
+    def run():
+        terms = dino_loss(*views, 0.1, normal)
+        return (*terms, ibot_loss(student, goal, mask, 0.1, normal))
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        dino_loss(local, global_, target)
-        ibot_loss(student, goal, mask)
-    extra = sorted(count for pointer, count in kept.items() if pointer not in inputs)
-    # The sum of two targets, (B, K); all else is a number or two per row.
-    assert extra[-1] == 4 * 10
-    assert extra[-2] <= len(student)
+    expected = run()
+    monkeypatch.setattr(cross_entropy, '_add_product', None)
+    with torch.no_grad():
+        assert_close(run(), tuple(term.detach() for term in expected))
+    with pytest.raises(TypeError):
+        run()
+
+
+def test_small_probabilities_survive_products_in_float16(generator):
+    """The gradient of a scaled loss under float16 autocast, as a GradScaler has it."""
+    count = 65_536
+    prototypes = F.normalize(torch.rand(count, 8, generator=generator), dim=-1)
+    rows = F.normalize(torch.randn(50, 8, generator=generator), dim=-1)
+    target = torch.zeros(50, count)
+    # What is wanted has no part in the gradient of the vectors: the others' sum is left.
+    target[:, 0] = 1
+    prototypes[0] = 0
+    inputs = rows.requires_grad_(), prototypes.requires_grad_()
+    mask = torch.ones(1, 50, dtype=torch.bool)
+
+    def gradient(kind):
+        with torch.autocast('cpu', kind, enabled=kind != torch.float32):
+            loss = ibot_loss(rows, target, mask, 0.1, prototypes)
+        return torch.autograd.grad(2.0**16 * loss, inputs)
+
+    for found, expected in zip(
+        gradient(torch.float16), gradient(torch.float32), strict=True
+    ):
+        assert found.dtype == torch.float32
+        scale = expected.abs().max().item()
+        assert_close(found, expected, rtol=0, atol=1e-3 * scale)
 
 
 def test_slices_change_neither_loss_nor_gradient(views, patches, monkeypatch):
@@ -206,7 +228,8 @@ def test_logits_made_by_the_slice_change_neither_loss_nor_gradient(
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, id):
         dino_loss(local, global_, target, 0.1, prototypes)
-    assert not any(x.shape[-1] == 10 and x.ndim == 3 for x in kept)
+    # Nothing of the size of the logits: gradients, of which none is a target's.
+    assert {tuple(x.shape) for x in kept} == {(3, 4, 6), (2, 4, 6), (10, 6)}
 
     monkeypatch.setattr(cross_entropy, '_CPU_SLICE', size)
     fused = (

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, inject_adapter_in_model
+from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import Tensor, nn
 
@@ -186,4 +187,18 @@ def inject(adapter: PeftConfig, module: nn.Module, names: list[str]) -> nn.Modul
     rule.target_modules = '|'.join(re.escape(name) for name in names)
     # A configuration that was read from a published adapter asks for no training.
     rule.inference_mode = False
-    return inject_adapter_in_model(rule, module)
+    adapted = inject_adapter_in_model(rule, module)
+    for layer in adapted.modules():
+        if isinstance(layer, LoraLinear) and not layer.lora_variant:
+            # Under autocast PEFT's own cast widens an input that was narrowed once for
+            # all projections, and each adapter would narrow and keep it again.
+            layer.cast_input_dtype_enabled = False
+            for down in layer.lora_A.values():
+                down.register_forward_pre_hook(_match_type)
+    return adapted
+
+
+def _match_type(layer: Any, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    if torch.is_autocast_enabled(inputs[0].device.type):
+        return inputs
+    return (inputs[0].to(layer.weight.dtype),)

@@ -10,41 +10,56 @@ from torch.autograd.function import once_differentiable
 # Values of a slice. On an accelerator 64 MB of float32; on a CPU 16 MB, which the
 # allocator reuses where it would ask the system for larger ones each time.
 _SLICE, _CPU_SLICE = 2**24, 2**22
+# Of gradients while they are products: a power of two, which no rounding notices, and
+# which keeps small probabilities out of float16's subnormal numbers.
+_LIFT = 64.0
 
 
 def cross_entropy(
     student: Tensor,
-    target: list[Tensor],
+    target: Tensor,
     temperature: float,
     prototypes: Tensor | None = None,
+    weight: Tensor | None = None,
 ) -> Tensor:
-    """Return - sum_k target_k log softmax(student / temperature)_k, float32.
+    """Return the sum of - w_r sum_k target_k log softmax(student / temperature)_k.
 
     Args:
         student: Logits, (S, R, K), or vectors (S, R, E) if *prototypes* are given.
-        target: S tensors (R, K) that need not sum to 1; the same one may come twice.
+        target: (S, R, K), or (1, R, K) for all S. Its rows need not sum to 1. No
+            gradient flows here.
         temperature: Student temperature.
         prototypes: (K, E); the logits are the products of vectors with its rows, taken
             in the type of autocast where it is on.
+        weight: w, (R,); ones if None.
 
     Returns:
-        (S, R).
+        Scalar, float32.
     """
     kind = student.dtype
     device = student.device.type
     if prototypes is not None and torch.is_autocast_enabled(device):
         kind = torch.get_autocast_dtype(device)
-    loss: Tensor = _CrossEntropy.apply(student, prototypes, kind, temperature, *target)
+    if weight is None:
+        weight = target.new_ones(target.shape[1])
+    if not torch.is_grad_enabled():
+        # A function is asked for the gradient of what requires one all the same.
+        student = student.detach()
+        prototypes = None if prototypes is None else prototypes.detach()
+    loss: Tensor = _CrossEntropy.apply(
+        student, prototypes, kind, temperature, target, weight.to(student.device)
+    )
     return loss
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Cross-entropy that keeps its inputs and three numbers per row, nothing else.
+    """Cross-entropy that keeps its gradient, and no logits.
 
     With 65,536 prototypes a matrix of rows is the largest tensor of a step, and
-    log_softmax would keep two of them. Here slices of rows pass through float32,
-    forward and backward. With prototypes the logits of a slice are made when it comes,
-    twice; without, the one full matrix made is the gradient, in the type of the logits.
+    log_softmax would keep two of them. Here slices of rows pass through float32, and
+    what a slice adds to the gradient is taken while its probabilities are at hand: a
+    scalar's gradient is known but for one factor. With prototypes the gradient is of
+    the size of vectors and prototypes; without, of the logits.
     """
 
     @staticmethod
@@ -54,73 +69,70 @@ class _CrossEntropy(torch.autograd.Function):
         prototypes: Tensor | None,
         kind: torch.dtype,
         temperature: float,
-        *target: Tensor,
+        target: Tensor,
+        weight: Tensor,
     ) -> Tensor:
+        of_student, of_prototypes = ctx.needs_input_grad[:2]
         ctx.kinds = student.dtype, None if prototypes is None else prototypes.dtype
-        ctx.temperature = temperature
-        student = student.to(kind)
-        if prototypes is not None:
-            prototypes = prototypes.to(kind)
+        ctx.scale = 1 / (_LIFT * temperature)
         dtype = torch.promote_types(kind, torch.float32)
-        shape = student.shape[:2]
-        peak, log_sum, mass, loss = (
-            torch.empty(shape, dtype=dtype, device=student.device) for _ in range(4)
-        )
+        student = student.to(kind)
+        found = torch.empty_like(student) if of_student else None
+        total = None
+        if prototypes is not None:
+            if of_prototypes:
+                # Slices are added up in float32 whatever the type of the products.
+                total = torch.zeros_like(prototypes, dtype=dtype)
+            prototypes = prototypes.to(kind)
+        loss = torch.zeros((), dtype=dtype, device=student.device)
         for at in _slices(student, target):
-            logits = _logits(student[at], prototypes, dtype)
-            goal = target[at[0]][at[1]].to(dtype)
-            peak[at] = logits.amax(-1)
-            shifted = (logits - peak[at].unsqueeze(-1)).div_(temperature)
-            mass[at] = goal.sum(-1)
-            loss[at] = (goal * shifted).sum(-1)
-            log_sum[at] = shifted.exp_().sum(-1).log_()
-        ctx.save_for_backward(student, prototypes, peak, log_sum, mass, *target)
-        return log_sum * mass - loss
+            vectors = student[:, at]
+            logits = vectors if prototypes is None else vectors @ prototypes.T
+            goal, share = target[:, at].to(dtype), weight[at].to(dtype)
+            logits = logits.to(dtype)
+            peak = logits.amax(-1, keepdim=True)
+            rows = torch.add(peak / -temperature, logits, alpha=1 / temperature)
+            mass, reached = goal.sum(-1), (goal * rows).sum(-1)
+            norm = rows.exp_().sum(-1)
+            loss += (share * (mass * norm.log() - reached)).sum()
+            if found is None and total is None:
+                continue
+            share = _LIFT * share
+            rows.mul_((share * mass / norm).unsqueeze(-1))
+            rows.addcmul_(goal, share.unsqueeze(-1), value=-1)
+            if found is not None:
+                found[:, at] = (
+                    rows if prototypes is None else rows.to(kind) @ prototypes
+                )
+            if total is not None:
+                _add_product(total, rows.flatten(0, 1), vectors.flatten(0, 1))
+        ctx.save_for_backward(found, total)
+        return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        student, prototypes, peak, log_sum, mass, *target = ctx.saved_tensors
-        of_student, of_prototypes = ctx.kinds
-        rest = (None, None, *(None for _ in target))
-        result = torch.empty_like(student)
-        grad = grad / ctx.temperature
-        total = None
-        if prototypes is not None and ctx.needs_input_grad[1]:
-            # Slices are added up in float32 whatever the type of the products.
-            total = torch.zeros_like(prototypes, dtype=peak.dtype)
-        for at in _slices(student, target):
-            rows = _logits(student[at], prototypes, peak.dtype)
-            rows = rows - peak[at].unsqueeze(-1)
-            rows.div_(ctx.temperature).sub_(log_sum[at].unsqueeze(-1)).exp_()
-            rows.mul_(mass[at].unsqueeze(-1)).sub_(target[at[0]][at[1]])
-            rows.mul_(grad[at].unsqueeze(-1))
-            if prototypes is None:
-                result[at] = rows
-                continue
-            half = rows.to(student.dtype)
-            result[at] = half @ prototypes
-            if total is not None and rows.device.type == 'cpu':
-                # Adding up products in half precision would copy all of them first.
-                total.addmm_(rows.T, student[at].to(rows.dtype))
-            elif total is not None:
-                total += half.T @ student[at]
-        if total is not None:
-            total = total.to(of_prototypes)
-        return result.to(of_student), total, *rest
+        scale = grad * ctx.scale
+        gradients = (
+            None if tensor is None else tensor.to(kind) * scale.to(kind)
+            for tensor, kind in zip(ctx.saved_tensors, ctx.kinds, strict=True)
+        )
+        return (*gradients, None, None, None, None)
 
 
-def _logits(rows: Tensor, prototypes: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Return the logits of a slice, (R, K)."""
-    return (rows if prototypes is None else rows @ prototypes.T).to(dtype)
+def _add_product(total: Tensor, rows: Tensor, vectors: Tensor) -> None:
+    """Add `rows.T @ vectors`, taken in the type of the vectors, to float32."""
+    if total.device.type == 'cpu':
+        # Adding up products in half precision would copy all of them first.
+        total.addmm_(rows.T, vectors.to(total.dtype))
+    else:
+        total += rows.to(vectors.dtype).T @ vectors
 
 
-def _slices(student: Tensor, target: tuple[Tensor, ...]) -> Iterator[tuple[int, slice]]:
-    """Yield (s, rows) that cover (S, R) in slices of so many values of (S, R, K)."""
-    groups, rows = student.shape[:2]
+def _slices(student: Tensor, target: Tensor) -> Iterator[slice]:
+    """Yield slices of R that cover (S, R) in so many values of (S, R, K)."""
     size = _CPU_SLICE if student.device.type == 'cpu' else _SLICE
-    prototypes = target[0].shape[-1] if target else 1
-    step = max(1, size // max(1, prototypes))
-    for group in range(groups):
-        for start in range(0, rows, step):
-            yield group, slice(start, start + step)
+    rows, prototypes = target.shape[1:]
+    step = max(1, size // max(1, len(student) * prototypes))
+    for start in range(0, rows, step):
+        yield slice(start, start + step)

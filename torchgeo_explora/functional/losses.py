@@ -55,12 +55,11 @@ def dino_loss(
             f'local logits {tuple(local.shape)} must be (V, B, K) with the B and K of '
             f'the global ones {tuple(global_.shape)}: without local crops (0, B, K)'
         )
-    both = [target[0] + target[1]] * len(local)
+    both = target.sum(0, keepdim=True)
     local_loss = cross_entropy(local, both, temperature, prototypes)
-    swapped = [target[1], target[0]]
-    global_loss = cross_entropy(global_, swapped, temperature, prototypes)
+    global_loss = cross_entropy(global_.flip(0), target, temperature, prototypes)
     scale = local.shape[1] * (2 + max(2 * len(local), 1))
-    return local_loss.sum() / scale, global_loss.sum() / scale
+    return local_loss / scale, global_loss / scale
 
 
 def ibot_loss(
@@ -102,9 +101,8 @@ def ibot_loss(
             f'student {tuple(student.shape)} and target {tuple(target.shape)} must '
             f'both have one row for each of the {len(weight)} masked patches'
         )
-    rows = student.unsqueeze(0)
-    loss = cross_entropy(rows, [target], temperature, prototypes)[0]  # (M,)
-    return (loss * weight.to(loss.device)).sum() / len(mask)
+    loss = cross_entropy(student[None], target[None], temperature, prototypes, weight)
+    return loss / len(mask)
 
 
 def koleo(features: Tensor, eps: float = 1e-8) -> Tensor:

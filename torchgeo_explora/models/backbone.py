@@ -67,6 +67,7 @@ class Attention(nn.Module):
                 True where a token may look, or float, added to the scores.
             is_causal: Whether a token sees only those before it.
         """
+        x = _cast_once(x)
         q, k, v = (
             layer(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for layer in (self.q, self.k, self.v)
@@ -90,6 +91,7 @@ class Attention(nn.Module):
         Returns:
             (R, D), image by image.
         """
+        x = _cast_once(x)
         images, _, width = x.shape
         count = keep.sum(1)
         longest = max(int(count.max()), 1)
@@ -107,6 +109,14 @@ class Attention(nn.Module):
         found = _attend(self.q_norm(q), self.k_norm(k), v, None, dropout, False)
         found = found.transpose(1, 2).flatten(2).flatten(0, 1)[slot]  # (R, D)
         return self.proj_drop(self.proj(self.norm(found)))
+
+
+def _cast_once(x: Tensor) -> Tensor:
+    """Return what autocast would make of *x* for each projection, and keep of it."""
+    device = x.device.type
+    if not torch.is_autocast_enabled(device):
+        return x
+    return x.to(torch.get_autocast_dtype(device))
 
 
 def _attend(

@@ -157,10 +157,9 @@ class DINOv2(Objective):
             vectors = torch.cat([seen.cls, seen.patch])
             # Float32 for the exponentials, whatever the autocast type.
             target = self.teacher_head(vectors).float()
-            cls_target, patch_target = (
-                sinkhorn_knopp_(rows, temperature)
-                for rows in target.split([len(seen.cls), len(seen.patch)])
-            )
+            first = len(seen.cls)
+            cls_target = sinkhorn_knopp_(target[:first].clone(), temperature)
+            patch_target = sinkhorn_knopp_(target[first:], temperature)
 
         tokens = self.student.embed(crops)
         hidden = mask.to(crops.device, non_blocking=True)
@@ -180,6 +179,9 @@ class DINOv2(Objective):
             [len(features.cls), len(features.patch), len(local) * images]
         )
         prototypes = self.head.prototypes.weight()
+        ibot = ibot_loss(patch_rows, patch_target, mask, self.temperature, prototypes)
+        # The largest matrix of a step: gone before the next loss keeps its gradient.
+        del target, patch_target
         local_term, global_term = dino_loss(
             local_rows.unflatten(0, (len(local), images)),
             global_rows.unflatten(0, (2, images)),
@@ -187,7 +189,6 @@ class DINOv2(Objective):
             self.temperature,
             prototypes,
         )
-        ibot = ibot_loss(patch_rows, patch_target, mask, self.temperature, prototypes)
         terms = {'dino_global': global_term, 'ibot': self.ibot_weight * ibot}
         if len(local):
             terms['dino_local'] = local_term
