@@ -1,12 +1,13 @@
 """One contender of the CPU benchmark, in a process of its own: prints JSON.
 
-python benchmarks/contenders.py explora_float32 --images 8
+    yes '' | python benchmarks/contenders.py explora_float32 --images 8
+
+It waits for a line before each step: see `race.py`.
 """
 
 import argparse
 import json
 import resource
-import time
 from collections.abc import Callable
 from functools import partial
 from tempfile import TemporaryDirectory
@@ -17,7 +18,8 @@ import steps
 import torch
 from checkpoints import write_times
 from masked import ExploraMAE, LightlyMAE, measure_masked
-from timing import matmul_rate
+from race import TurnClock
+from timing import Clock, matmul_rate
 from torch import nn
 from training import TINY, Sizes, build
 from views import batched_views, pil_views
@@ -35,6 +37,7 @@ class Setting(argparse.Namespace):
     images: int
     steps: tuple[int, int]
     tiny: bool
+    clock: Clock
 
     def rate(self, dtype: torch.dtype) -> float:
         """Measure a matrix product, in TFLOP/s."""
@@ -53,7 +56,7 @@ def explora(
     )
     rate = setting.rate(dtype)
     found = steps.measure(
-        objective, setting.images, sizes, rate, CPU, setting.steps, dtype
+        objective, setting.images, sizes, rate, setting.clock, setting.steps, dtype
     )
     return found | {'matmul_tflops': rate}
 
@@ -65,7 +68,7 @@ def port(setting: Setting, dtype: torch.dtype, lora: bool) -> dict[str, Any]:
     yardstick = plain_port.PlainPort(MODEL, sizes, lora, **arguments)
     rate = setting.rate(dtype)
     found = plain_port.measure(
-        yardstick, setting.images, sizes, rate, CPU, setting.steps, dtype
+        yardstick, setting.images, sizes, rate, setting.clock, setting.steps, dtype
     )
     return found | {'matmul_tflops': rate}
 
@@ -74,7 +77,9 @@ def masked(setting: Setting, kind: type[nn.Module]) -> dict[str, Any]:
     """Measure a step of a masked autoencoder, of four times the images."""
     rate = setting.rate(WHOLE)
     model = kind(setting.tiny)
-    found = measure_masked(model, 4 * setting.images, rate, setting.steps)
+    found = measure_masked(
+        model, 4 * setting.images, rate, setting.steps, setting.clock
+    )
     return found | {'matmul_tflops': rate}
 
 
@@ -112,12 +117,13 @@ def main(arguments: list[str] | None = None) -> int:
     add('--tiny', action='store_true', help='toy sizes')
     setting = parser.parse_args(arguments, Setting())
     setting.steps = tuple(setting.steps)
+    setting.clock = TurnClock(CPU)
     torch.manual_seed(0)
     before = resident()
-    began = time.perf_counter()
     found = CONTENDERS[setting.name](setting)
-    found['peak_memory_gib'] = round(resident() - before, 3)
-    found['seconds'] = round(time.perf_counter() - began, 1)
+    if setting.clock.steps:
+        found['rounds'] = setting.clock.whole(skip=setting.steps[0])
+        found['peak_memory_gib'] = round(resident() - before, 3)
     print(json.dumps(found))
     return 0
 

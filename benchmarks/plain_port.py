@@ -158,7 +158,8 @@ def run(
             port: PlainPort | None = None
             try:
                 port = PlainPort(name, sizes, lora, **arguments).to(device)
-                found = {'status': 'done'} | measure(port, images, sizes, rate, device)
+                clock = Clock(device)
+                found = {'status': 'done'} | measure(port, images, sizes, rate, clock)
             except torch.OutOfMemoryError as error:
                 found = {'status': 'not run', 'reason': f'out of memory: {error}'[:200]}
             del port
@@ -172,12 +173,13 @@ def measure(
     images: int,
     sizes: Sizes,
     rate: float,
-    device: torch.device,
+    clock: Clock,
     steps: tuple[int, int] = (WARMUP, TIMED),
     dtype: torch.dtype = torch.bfloat16,
 ) -> dict[str, Any]:
     """Return the cost of steps of *images* images: arguments as in `steps.measure`."""
     warmup, timed = steps
+    device = clock.device
     side = sizes.image_size // 14
     crops = MultiCrop(
         sizes.image_size,
@@ -198,7 +200,6 @@ def measure(
         for pair in zip(teacher.parameters(), student.parameters(), strict=True)
     ]
     targets, sources = zip(*pairs, strict=True)
-    clock = Clock(device)
     operations = counter()
     for number in range(warmup + timed):
         if number == warmup:

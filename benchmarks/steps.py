@@ -93,7 +93,7 @@ def run(
                 continue
             try:
                 objective = objective or _objective(model, sizes, device)
-                found = measure(objective, size, sizes, rate, device)
+                found = measure(objective, size, sizes, rate, Clock(device))
                 record['runs'][key] = {'status': 'done'} | found
                 if 'kernels' not in record and not model.half_base:
                     record['kernels'] = {'run': key} | kernels(objective, size, device)
@@ -126,7 +126,7 @@ def measure(
     images: int,
     sizes: Sizes,
     rate: float,
-    device: torch.device,
+    clock: Clock,
     steps: tuple[int, int] = (WARMUP, TIMED),
     dtype: torch.dtype = torch.bfloat16,
 ) -> dict[str, Any]:
@@ -137,14 +137,14 @@ def measure(
         images: B.
         sizes: Of views and head.
         rate: Measured TFLOP/s of a matrix product.
-        device: Where the objective is.
+        clock: Of the device where the objective is; it has the parts of every step.
         steps: How many come first, and how many are timed.
         dtype: Of autocast; float32 for none.
     """
     warmup, timed = steps
+    device = clock.device
     optimizer = optimizer_of(objective)
     batch = random_images(images, device)
-    clock = Clock(device)
     with watch(objective, clock) as rows:
         for number in range(warmup + timed):
             if number == warmup:

@@ -179,7 +179,7 @@ def test_small_probabilities_survive_products_in_float16(generator):
     prototypes = F.normalize(torch.rand(count, 8, generator=generator), dim=-1)
     rows = F.normalize(torch.randn(50, 8, generator=generator), dim=-1)
     target = torch.zeros(50, count)
-    # What is wanted has no part in the gradient of the vectors: the others' sum is left.
+    # What is wanted has no part in the vectors' gradient: the others' sum is left.
     target[:, 0] = 1
     prototypes[0] = 0
     inputs = rows.requires_grad_(), prototypes.requires_grad_()

@@ -157,9 +157,9 @@ class DINOv2(Objective):
             vectors = torch.cat([seen.cls, seen.patch])
             # Float32 for the exponentials, whatever the autocast type.
             target = self.teacher_head(vectors).float()
-            first = len(seen.cls)
-            cls_target = sinkhorn_knopp_(target[:first].clone(), temperature)
-            patch_target = sinkhorn_knopp_(target[first:], temperature)
+            views = len(seen.cls)
+            cls_target = sinkhorn_knopp_(target[:views].clone(), temperature)
+            patch_target = sinkhorn_knopp_(target[views:], temperature)
 
         tokens = self.student.embed(crops)
         hidden = mask.to(crops.device, non_blocking=True)
