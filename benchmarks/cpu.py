@@ -2,8 +2,8 @@
 
     python benchmarks/cpu.py --output benchmarks/results/cpu.json
 
-Each ratio is a race of two contenders in processes of their own, which take their steps
-in turn: see `race.py`. Memory is the largest resident size less that after the imports.
+Each ratio is a race of two contenders in processes of their own, which take turns: see
+`race.py`. Memory is the largest resident size less that after the imports.
 The file is whole after every part; what --minutes leave no time for says 'not run'.
 """
 
@@ -39,7 +39,7 @@ RACES = {
         'lightly_float32',
     ),
 }
-PARTS = (*RACES, 'checkpoint', 'imports')
+PARTS = (*RACES, 'checkpoint', 'projections', 'imports')
 WHAT = (
     'ViT-S/14, 2 views of 224 and 8 of 98 pixels, 65,536 prototypes, random weights and'
     ' images; D-[-1]-r64 in explora, everything in lightly (a), LoRA by PEFT on qkv,'
@@ -55,9 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add('--output', type=Path, default=FOLDER / 'results' / 'cpu.json')
-    add('--minutes', type=float, default=12.0, help='after these, nothing begins')
+    add('--minutes', type=float, default=15.0, help='after these, nothing begins')
     add('--images', type=int, default=8, help='of a step')
-    add('--rounds', type=int, default=3, help='timed steps, after one')
+    add('--rounds', type=int, default=3, help='turns, of a step that is timed')
     add('--only', nargs='+', choices=PARTS, default=PARTS, help='run these only')
     add('--tiny', action='store_true', help='toy sizes')
     add('--commit', help='for the file, where git cannot tell')
@@ -67,12 +67,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         PARTS,
         header(torch.device('cpu'), options.commit) | {'what': WHAT},
     )
-    given = ['--images', str(options.images), '--steps', '1', str(options.rounds)]
+    given = ['--images', str(options.images), '--rounds', str(options.rounds)]
     given += ['--tiny'] if options.tiny else []
     measures: dict[str, Callable[[], dict[str, Any]]] = {
         name: lambda names=names: race(names, given) for name, names in RACES.items()
     }
-    measures['checkpoint'] = lambda: alone('checkpoint', given)
+    for name in ('checkpoint', 'projections'):
+        measures[name] = lambda name=name: alone(name, given)
     measures['imports'] = lambda: imports(1 if options.tiny else 2)
     for part in PARTS:
         if part not in options.only:

@@ -5,8 +5,9 @@
 
 The file is whole after every part, so that a run that is cut off leaves what it has
 measured. `--device cpu --tiny` tries every part at toy size. The exit code is 1 if a
-part failed or parity does not hold. Other variants of the adaptation than its own two
-come as a JSON list: `[{"name": "weak", "strength": 0.25, "prototypes": 2048}]`.
+part failed, parity does not hold or attention is not fused. Other variants of the
+adaptation than its own two come as a JSON list:
+`[{"name": "weak", "strength": 0.25, "prototypes": 2048}]`.
 """
 
 import argparse
@@ -83,9 +84,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report.save()
     failed = [part for part in PARTS if report.content[part]['status'] == 'failed']
     broken = report.content['parity'].get('within') is False
+    slow = report.content['step'].get('kernels', {}).get('fused') is False
     print(json.dumps(report.content['ratios'], indent=1))
-    print(f'{options.output}: failed {failed}, parity broken: {broken}', flush=True)
-    return int(bool(failed) or broken)
+    print(f'{options.output}: failed {failed}, parity broken: {broken},', end=' ')
+    print(f'attention not fused: {slow}', flush=True)
+    return int(bool(failed) or broken or slow)
 
 
 def ratios(content: dict[str, Any]) -> dict[str, Any]:

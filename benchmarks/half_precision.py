@@ -76,11 +76,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     default = Path(__file__).parent / 'results' / 'half_precision.json'
     add('--output', type=Path, default=default)
     add('--steps', type=int, default=200)
+    add('--accelerator', choices=('cpu', 'gpu'), default='cpu')
     add('--tasks', nargs='+', choices=TASKS, default=[*TASKS])
     add('--commit', help='for the file, where git cannot tell')
     options = parser.parse_args(arguments)
     warnings.filterwarnings('ignore')
-    about = header(torch.device('cpu'), options.commit) | {
+    device = 'cuda' if options.accelerator == 'gpu' else 'cpu'
+    about = header(torch.device(device), options.commit) | {
         'what': 'terms of the loss, averages over steps; deviation: the largest'
         " difference of an average from float32's, over float32's total loss there",
         'band': BAND,
@@ -89,14 +91,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     report = Report(options.output, tuple(TASKS), about)
     for name in options.tasks:
-        report.run(name, lambda record, n=name: compare(record, n, options.steps))
+        report.run(
+            name,
+            lambda record, n=name: compare(
+                record, n, options.steps, options.accelerator
+            ),
+        )
     records = [report.content[name] for name in options.tasks]
     return int(not all(record.get('within') for record in records))
 
 
-def compare(record: dict[str, Any], name: str, steps: int) -> None:
+def compare(record: dict[str, Any], name: str, steps: int, accelerator: str) -> None:
     """Fill the record of one task."""
-    curves = {kind: train(name, kind, steps) for kind in PRECISIONS}
+    curves = {kind: train(name, kind, steps, accelerator) for kind in PRECISIONS}
     whole, half = (averages(rows) for rows in curves.values())
     deviation = {
         term: float(((half[term] - whole[term]).abs() / whole['loss']).max())
@@ -115,7 +122,9 @@ def compare(record: dict[str, Any], name: str, steps: int) -> None:
     }
 
 
-def train(name: str, precision: str, steps: int) -> list[dict[str, float]]:
+def train(
+    name: str, precision: str, steps: int, accelerator: str
+) -> list[dict[str, float]]:
     """Return the terms of each step of a run."""
     kind, arguments = TASKS[name]
     seed_everything(0, verbose=False)
@@ -126,7 +135,7 @@ def train(name: str, precision: str, steps: int) -> list[dict[str, float]]:
     losses = Losses()
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
-            accelerator='cpu',
+            accelerator=accelerator,
             precision=precision,
             max_steps=steps,
             callbacks=[losses],

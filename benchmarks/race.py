@@ -1,4 +1,4 @@
-"""Two contenders in processes of their own, one step of each in turn.
+"""Two contenders in processes of their own, which take turns.
 
 A machine whose cores are shared is faster now and slower later: what stands beside each
 other in time can be compared, and the rounds show how much it varies.
@@ -19,12 +19,22 @@ READY = 'ready'
 
 
 class TurnClock(Clock):
-    """A clock that says before each step that it is ready, and waits for a line."""
+    """A clock that says before each turn that it is ready, and waits for a line.
+
+    A turn is two steps, of which the second one counts: memory that the machine took
+    back in the meantime comes again in the first.
+    """
+
+    waits = True
 
     def start(self) -> None:
-        """Begin a step when it is this process's turn."""
-        print(READY, flush=True)
-        sys.stdin.readline()
+        """Begin a step, when it is this process's turn."""
+        if self.waits:
+            print(READY, flush=True)
+            sys.stdin.readline()
+        else:
+            self.steps.pop()
+        self.waits = not self.waits
         super().start()
 
 
@@ -51,7 +61,7 @@ class Runner:
         self._listen()
 
     def turn(self) -> None:
-        """Let it take a step, if it has one left, and wait for its end."""
+        """Let it take its turn, if it has one left, and wait for its end."""
         if self.found is None:
             assert self.process.stdin is not None
             print(file=self.process.stdin, flush=True)
@@ -89,7 +99,7 @@ def alone(name: str, arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def race(names: tuple[str, str], arguments: Sequence[str]) -> dict[str, Any]:
-    """Return what two contenders found, taking their steps in turn.
+    """Return what two contenders found, one turn of each after the other.
 
     Args:
         names: Ours and the yardstick.

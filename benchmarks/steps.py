@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 
 import torch
 from flops import FORMULA, step_flops, utilisation
+from projections import compare_projections
 from report import NotRunError
 from timing import Clock, matmul_rate
 from torch import Tensor
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from training import TINY, Sizes, build, optimizer_of, train_step
 
@@ -76,6 +78,9 @@ def run(
         'flops': FORMULA,
         'mfu': 'those operations over the time of a step and the measured rate of'
         ' matmul_bfloat16',
+        'projections': compare_projections(
+            device, *((24, 64) if tiny else (1024, 2 * 257 * 32)), torch.bfloat16
+        ),
         'runs': {},
     }
     for model in TINY_MODELS if tiny else MODELS:
@@ -220,14 +225,14 @@ def watch(objective: DINOv2, clock: Clock) -> Iterator[dict[str, list[int]]]:
 
 
 def kernels(objective: DINOv2, images: int, device: torch.device) -> dict[str, Any]:
-    """Return what takes most of the time in a step, kernel by kernel."""
+    """Return what takes most of the time in a step, and whether attention is fused."""
     optimizer = optimizer_of(objective)
     batch = random_images(images, device)
     on_gpu = device.type == 'cuda'
-    activity = ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     train_step(objective, optimizer, batch, 0.5, Clock(device))
     try:
-        with profile(activities=[activity]) as profiler:
+        with profile(activities=activities) as profiler:
             train_step(objective, optimizer, batch, 0.5, Clock(device))
             if on_gpu:
                 torch.cuda.synchronize(device)
@@ -237,8 +242,13 @@ def kernels(objective: DINOv2, images: int, device: torch.device) -> dict[str, A
         )
     except (RuntimeError, AttributeError) as error:
         return {'status': 'not run', 'reason': f'the profiler failed: {error!r}'}
+    attention = {e.key: e.count for e in events if '_scaled_dot_product' in e.key}
+    # Operations have the time of their kernels, which stand in a list of their own.
+    events = [e for e in events if (e.device_type == DeviceType.CUDA) == on_gpu]
     return {
         'status': 'done',
+        'attention': attention,
+        'fused': bool(attention) and not any('math' in key for key in attention),
         'all_milliseconds': sum(getattr(e, key) for e in events) / 1000,
         'largest': [
             {

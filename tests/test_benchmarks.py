@@ -77,7 +77,11 @@ def test_toy_run_measures_every_part(inputs, tmp_path):
         'gradient_norms',
     }
 
-    assert found['step']['kernels']['status'] == 'done'
+    kernels = found['step']['kernels']
+    assert kernels['status'] == 'done'
+    assert kernels['fused'] is True
+    assert all('_for_cpu' in name for name in kernels['attention'])
+    assert found['step']['projections']['split_over_fused'] > 0
     for run in found['step']['runs'].values():
         parts = dict(run['milliseconds'])
         assert set(parts) == {
@@ -210,6 +214,15 @@ def test_contenders_take_their_steps_in_turn(bench, monkeypatch):
 def test_contender_that_fails_says_why(bench):
     with pytest.raises(RuntimeError, match='nobody failed:'):
         bench('race').alone('nobody', [])
+
+
+def test_attention_that_is_not_fused_is_noticed(bench):
+    steps, training = bench('steps'), bench('training')
+    student = ViT('vit_small_patch14_dinov2', image_size=56, **SMALL)
+    objective = training.build(student, training.TINY, CPU)
+    assert steps.kernels(objective, 2, CPU)['fused']
+    with sdpa_kernel(SDPBackend.MATH):
+        assert not steps.kernels(objective, 2, CPU)['fused']
 
 
 def test_checkpoints_of_a_delta_are_smaller(bench, tmp_path):

@@ -27,6 +27,7 @@ from torchgeo_explora.tasks.checkpoint import (
     require_fit,
     write_to,
 )
+from torchgeo_explora.tasks.idle import IdleClock
 from torchgeo_explora.tasks.intake import require_predict_set, take_over
 from torchgeo_explora.tasks.optimizer import may_fuse, optimizer_plan
 from torchgeo_explora.tasks.plan import plan, require_replicas
@@ -211,6 +212,7 @@ class PretrainingTask(ResumableTask):
             restore_generators(self._resumed)
             self._resumed = None
         self._clock = time.perf_counter()
+        self._idle = IdleClock(self.device)
 
     def summary(self) -> str:
         """Return what is about to run, in the paper's notation."""
@@ -264,6 +266,16 @@ class PretrainingTask(ResumableTask):
             batch_size=size,
         )
         return loss
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Mark that the device has work again."""
+        self._idle.begin()
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Log the share of the time in which the device waited, mostly for data."""
+        share = self._idle.end()
+        if share is not None:
+            self.log('device_idle', share, batch_size=1)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Let the objective clip, and log the norms and the rate."""
