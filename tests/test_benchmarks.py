@@ -441,7 +441,7 @@ def test_losses_in_half_precision_follow_and_a_wrong_curve_does_not(
         assert 0 < max(found[name]['deviation'].values()) <= half.BAND
     rows = {'32-true': [{'loss': 1.0}] * 40, 'bf16-mixed': [{'loss': 1.0}] * 20}
     rows['bf16-mixed'] += [{'loss': 1.02}] * 20
-    monkeypatch.setattr(half, 'train', lambda _, precision, __: rows[precision])
+    monkeypatch.setattr(half, 'train', lambda _, precision, *__: rows[precision])
     assert half.main([*arguments, '--tasks', 'mae']) == 1
 
 
