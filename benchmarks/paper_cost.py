@@ -5,6 +5,7 @@
 counts parameters of models without values and applies the formulas of
 `docs/performance.md`: D-[-1]-r64, 2 x 224 + 8 x 98 pixels, 65,536 prototypes, under
 bf16-mixed with frozen weights in bfloat16. No allocator, library or kernel is in them.
+Operations of M-[1,24]-r32 on fMoW-Sentinel are counted by torch in a step of one image.
 """
 
 import argparse
@@ -13,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from flops import step_flops
+from flops import counter, step_flops
 from report import Report, header
 from training import Sizes
 
 from torchgeo_explora.adapt import Adaptation, adapt, count, lora
-from torchgeo_explora.models import DINOHead, ViT
+from torchgeo_explora.models import DINOHead, GroupChannelViT, ViT
+from torchgeo_explora.objectives import MAE
 
 SIZES = Sizes()
 LOCAL = 98
@@ -31,8 +33,9 @@ BATCHES = (8, 16, 32, 64, 128)
 KEPT, INPUT, TRAINED = 26, 4, 20
 #: Slices of logits.
 SLICES = 0.2 * 2**30
-#: The paper's run.
+#: The paper's run, and that of configs/pretrain/fmow_sentinel_mae_vit_large.yaml.
 STEPS, IMAGES = 6250, 1024
+MASKED_STEPS = 34800
 GIB = 2**30
 
 
@@ -91,6 +94,35 @@ def cost(name: str) -> dict[str, Any]:
     }
 
 
+def masked_cost(**sizes: int) -> dict[str, Any]:
+    """Return the operations of MAE on a group-channel ViT-L.
+
+    Args:
+        **sizes: Of another backbone: `embed_dim`, `depth`, `num_heads`.
+    """
+    large = {'embed_dim': 1024, 'depth': 24, 'num_heads': 16}
+    backbone = GroupChannelViT(**large | sizes)
+    adapt(backbone, Adaptation((0, -1), adapter=lora(32), modules=backbone.scratch))
+    objective = MAE(backbone)
+    # As from MAE's weights, whose layer of pixels is another one.
+    adapt(
+        objective.decoder,
+        Adaptation(
+            (), cls_token=False, adapter=lora(32), modules=('pred', 'mask_token')
+        ),
+    )
+    side, _ = backbone.image_size
+    with counter() as operations:
+        terms = objective({'image': torch.rand(1, backbone.in_channels, side, side)}, 0)
+        sum(terms.values()).backward()
+    found = operations.get_total_flops()
+    return {
+        'tflop_per_image': round(found / 1e12, 3),
+        'operations_of_the_run': float(f'{found * MASKED_STEPS * IMAGES:.3g}'),
+        'gpu_hours_times_tflops': round(found * MASKED_STEPS * IMAGES / 3.6e15),
+    }
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the file of results."""
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
@@ -100,11 +132,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     about = {'what': 'computed from sizes, not measured on any machine'}
     about |= header(torch.device('cpu'), options.commit)
-    report = Report(options.output, MODELS, about)
+    report = Report(options.output, (*MODELS, 'masked'), about)
     for name in MODELS:
         report.run(name, lambda record, n=name: record.update(cost(n)))
-        print(report.content[name])
-    return int(any(report.content[name]['status'] != 'done' for name in MODELS))
+    report.run('masked', lambda record: record.update(masked_cost()))
+    parts = [report.content[name] for name in (*MODELS, 'masked')]
+    print(*parts, sep='\n')
+    return int(any(part['status'] != 'done' for part in parts))
 
 
 if __name__ == '__main__':

@@ -460,6 +460,19 @@ def test_cost_on_paper_meets_the_memory_goal(bench):
 
 
 @pytest.mark.cli
+def test_operations_of_masked_autoencoding_grow_with_the_depth(bench):
+    masked = bench('paper_cost').masked_cost
+    sizes = {'embed_dim': 512, 'num_heads': 8}
+    three, four = (
+        masked(depth=depth, **sizes)['operations_of_the_run'] for depth in (3, 4)
+    )
+    # A block between the two whole ones, forward and back to its tokens: 12 D^2 weights
+    # for each token seen, a quarter of three groups', and attention and adapters.
+    least = 2 * 2 * 12 * 512**2 * (1 + 3 * 36) * 34800 * 1024
+    assert least < four - three < 1.5 * least
+
+
+@pytest.mark.cli
 def test_downstream_study_resumes_and_fills_its_table(bench, inputs, tmp_path):
     study = bench('eurosat_downstream')
     vit = ViT('vit_tiny_patch16_224', image_size=32)
