@@ -1,13 +1,12 @@
 """One contender of the CPU benchmark, in a process of its own: prints JSON.
 
-    yes '' | python benchmarks/contenders.py explora_float32 --images 8
-
-It waits for a line before each turn: see `race.py`.
+python benchmarks/contenders.py explora_float32 --images 8
 """
 
 import argparse
 import json
 import resource
+import time
 from collections.abc import Callable
 from functools import partial
 from tempfile import TemporaryDirectory
@@ -19,8 +18,7 @@ import torch
 from checkpoints import write_times
 from masked import ExploraMAE, LightlyMAE, measure_masked
 from projections import compare_projections
-from race import TurnClock
-from timing import Clock, matmul_rate
+from timing import matmul_rate
 from torch import nn
 from training import TINY, Sizes, build
 from views import batched_views, pil_views
@@ -36,14 +34,8 @@ class Setting(argparse.Namespace):
     """What all contenders share."""
 
     images: int
-    rounds: int
+    steps: tuple[int, int]
     tiny: bool
-    clock: Clock
-
-    @property
-    def steps(self) -> tuple[int, int]:
-        """Steps that come first, of which the clock takes care, and all."""
-        return 0, 2 * self.rounds
 
     def rate(self, dtype: torch.dtype) -> float:
         """Measure a matrix product, in TFLOP/s."""
@@ -62,7 +54,7 @@ def explora(
     )
     rate = setting.rate(dtype)
     found = steps.measure(
-        objective, setting.images, sizes, rate, setting.clock, setting.steps, dtype
+        objective, setting.images, sizes, rate, CPU, setting.steps, dtype
     )
     return found | {'matmul_tflops': rate}
 
@@ -74,7 +66,7 @@ def port(setting: Setting, dtype: torch.dtype, lora: bool) -> dict[str, Any]:
     yardstick = plain_port.PlainPort(MODEL, sizes, lora, **arguments)
     rate = setting.rate(dtype)
     found = plain_port.measure(
-        yardstick, setting.images, sizes, rate, setting.clock, setting.steps, dtype
+        yardstick, setting.images, sizes, rate, CPU, setting.steps, dtype
     )
     return found | {'matmul_tflops': rate}
 
@@ -83,9 +75,7 @@ def masked(setting: Setting, kind: type[nn.Module]) -> dict[str, Any]:
     """Measure a step of a masked autoencoder, of four times the images."""
     rate = setting.rate(WHOLE)
     model = kind(setting.tiny)
-    found = measure_masked(
-        model, 4 * setting.images, rate, setting.steps, setting.clock
-    )
+    found = measure_masked(model, 4 * setting.images, rate, setting.steps)
     return found | {'matmul_tflops': rate}
 
 
@@ -129,18 +119,16 @@ def main(arguments: list[str] | None = None) -> int:
     add = parser.add_argument
     add('name', choices=CONTENDERS)
     add('--images', type=int, default=8, help='of a step')
-    add('--rounds', type=int, default=3, help='turns, of a step that is timed')
+    add('--steps', type=int, nargs=2, default=(1, 1), help='first ones, timed ones')
     add('--tiny', action='store_true', help='toy sizes')
     setting = parser.parse_args(arguments, Setting())
-    setting.clock = TurnClock(CPU)
+    setting.steps = tuple(setting.steps)
     torch.manual_seed(0)
     before = resident()
+    began = time.perf_counter()
     found = CONTENDERS[setting.name](setting)
-    if setting.clock.steps:
-        found['rounds'] = setting.clock.whole()
-        found['peak_memory_gib'] = round(resident() - before, 3)
-        # The time of waiting for a turn is in it.
-        found.pop('wall_milliseconds', None)
+    found['peak_memory_gib'] = round(resident() - before, 3)
+    found['seconds'] = round(time.perf_counter() - began, 1)
     print(json.dumps(found))
     return 0
 

@@ -2,62 +2,80 @@
 
     python benchmarks/cpu.py --output benchmarks/results/cpu.json
 
-Each ratio is a race of two contenders in processes of their own, which take turns: see
-`race.py`. Memory is the largest resident size less that after the imports.
-The file is whole after every part; what --minutes leave no time for says 'not run'.
+Every contender runs in a process of its own, one after the other, and alone; then all
+run again. A machine whose cores are shared is faster now and slower later: ratios are
+taken within a round, and the rounds show how much they vary. Memory is the largest
+resident size less that after the imports. The file is whole after every round; what
+--minutes leave no time for says 'not run'.
 """
 
 import argparse
+import json
 import resource
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 BEGAN = time.monotonic()
 
 import torch  # noqa: E402
-from race import alone, race  # noqa: E402
-from report import Report, header  # noqa: E402
+from report import NotRunError, Report, header  # noqa: E402
 
 FOLDER = Path(__file__).parent
-#: Ours and its yardstick, in order of importance: a slow machine leaves out the last.
-RACES = {
+#: Those that are compared stand near each other.
+RACES = (
+    (
+        'lightly_float32',
+        'explora_float32',
+        'explora_bfloat16',
+        'lightly_bfloat16',
+        'peft_float32',
+        'explora_float32_checkpointing',
+    ),
+    ('views_pil', 'views_batched'),
+    ('mae_lightly', 'mae_explora'),
+)
+ALONE = ('checkpoint', 'projections', 'imports')
+#: In order of importance: a slow machine leaves out the last ones.
+PARTS = (*(name for race in RACES for name in race), *ALONE, 'ratios')
+#: Contender and yardstick of each ratio.
+RATIOS = {
     'step in float32 against (a) in float32': ('explora_float32', 'lightly_float32'),
     'step in bfloat16 against (a) in float32': ('explora_bfloat16', 'lightly_float32'),
-    'views against (d)': ('views_batched', 'views_pil'),
-    'MAE step against (c)': ('mae_explora', 'mae_lightly'),
-    'step in float32 against (b) in float32': ('explora_float32', 'peft_float32'),
     'step in bfloat16 against (a) in bfloat16': (
         'explora_bfloat16',
         'lightly_bfloat16',
     ),
+    'step in float32 against (b) in float32': ('explora_float32', 'peft_float32'),
     'step in float32 with checkpointing against (a)': (
         'explora_float32_checkpointing',
         'lightly_float32',
     ),
+    'MAE step against (c)': ('mae_explora', 'mae_lightly'),
+    'views against (d)': ('views_batched', 'views_pil'),
 }
-PARTS = (*RACES, 'checkpoint', 'projections', 'imports')
 WHAT = (
     'ViT-S/14, 2 views of 224 and 8 of 98 pixels, 65,536 prototypes, random weights and'
     ' images; D-[-1]-r64 in explora, everything in lightly (a), LoRA by PEFT on qkv,'
     ' the last block and the norms in peft (b); MAE (c) on ViT-S/16 with four times the'
     ' images; views (d) of 256-pixel images. bfloat16 is autocast, and in explora the'
-    ' type of the frozen weights. Medians of the steps; mfu is over the'
-    ' measured rate of a matrix product of the same type.'
+    ' type of the frozen weights. Medians of the rounds; mfu is over the rate'
+    ' of a matrix product of the same type, measured in each process.'
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the parts and return the exit code."""
+    """Run the contenders and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add('--output', type=Path, default=FOLDER / 'results' / 'cpu.json')
-    add('--minutes', type=float, default=15.0, help='after these, nothing begins')
+    add('--minutes', type=float, default=18.0, help='after these, nothing begins')
     add('--images', type=int, default=8, help='of a step')
-    add('--rounds', type=int, default=3, help='turns, of a step that is timed')
+    add('--rounds', type=int, default=3, help='each with a step after a first one')
     add('--only', nargs='+', choices=PARTS, default=PARTS, help='run these only')
     add('--tiny', action='store_true', help='toy sizes')
     add('--commit', help='for the file, where git cannot tell')
@@ -67,26 +85,70 @@ def main(arguments: Sequence[str] | None = None) -> int:
         PARTS,
         header(torch.device('cpu'), options.commit) | {'what': WHAT},
     )
-    given = ['--images', str(options.images), '--rounds', str(options.rounds)]
-    given += ['--tiny'] if options.tiny else []
-    measures: dict[str, Callable[[], dict[str, Any]]] = {
-        name: lambda names=names: race(names, given) for name, names in RACES.items()
-    }
-    for name in ('checkpoint', 'projections'):
-        measures[name] = lambda name=name: alone(name, given)
-    measures['imports'] = lambda: imports(1 if options.tiny else 2)
     for part in PARTS:
         if part not in options.only:
             report.content[part]['reason'] = 'left out by --only'
-        elif time.monotonic() - BEGAN > 60 * options.minutes:
+
+    def wanted(part: str) -> bool:
+        late = time.monotonic() - BEGAN > 60 * options.minutes
+        if late and part in options.only and 'rounds' not in report.content[part]:
             report.content[part]['reason'] = f'--minutes {options.minutes} were over'
-        else:
-            measure = measures[part]
-            report.run(part, lambda record, measure=measure: record.update(measure()))
-            print(line(part, report.content[part]), flush=True)
+        return part in options.only and not late
+
+    for race in RACES:
+        for _ in range(options.rounds):
+            for part in filter(wanted, race):
+                before = report.content[part].get('rounds', [])
+                report.run(
+                    part,
+                    lambda record, part=part, before=before: record.update(
+                        summary([*before, contend(part, options)])
+                    ),
+                )
+    for part in filter(wanted, ALONE):
+        report.run(
+            part,
+            lambda record, part=part: record.update(
+                imports(1 if options.tiny else 2)
+                if part == 'imports'
+                else contend(part, options)
+            ),
+        )
+    if 'ratios' in options.only:
+        report.run('ratios', lambda record: record.update(ratios(report.content)))
     report.content['seconds'] = round(time.monotonic() - BEGAN, 1)
     report.save()
+    print(table(report.content))
+    print(json.dumps(report.content['ratios'], indent=1))
     return int(any(report.content[part]['status'] == 'failed' for part in PARTS))
+
+
+def contend(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Return what a contender found.
+
+    Raises:
+        RuntimeError: If it fails, with what it said last.
+    """
+    command = [sys.executable, str(FOLDER / 'contenders.py'), name]
+    command += ['--images', str(options.images), *(['--tiny'] if options.tiny else [])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f'{name} failed: {done.stderr[-2000:]}')
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the rounds of a contender, and the medians of what they found."""
+    found: dict[str, Any] = {'rounds': rounds}
+    for key in ('images_per_second', 'peak_memory_gib', 'tflop', 'mfu'):
+        if key in rounds[0]:
+            found[key] = statistics.median(each[key] for each in rounds)
+    if 'milliseconds' in rounds[0]:
+        found['milliseconds'] = {
+            part: statistics.median(each['milliseconds'][part] for each in rounds)
+            for part in rounds[0]['milliseconds']
+        }
+    return found
 
 
 def imports(times: int) -> dict[str, Any]:
@@ -118,26 +180,56 @@ def _processor_seconds(code: str) -> float:
     return spent() - before
 
 
-def line(part: str, record: dict[str, Any]) -> str:
-    """Return what a reader wants to know of a part."""
-    found = [f'{part}: {record["status"]}']
-    if 'speed' in record:
-        found[0] += f', {record["speed"]:.2f}x images/s'
-        found[0] += f' (rounds {record["rounds"]})' if 'rounds' in record else ''
-        found[0] += f', {record["memory"]:.2f}x memory' if 'memory' in record else ''
-        for side in ('ours', 'theirs'):
-            found.append(f'  {side}: {_side(record[side])}')
-    return '\n'.join(found)
+def ratios(content: dict[str, Any]) -> dict[str, Any]:
+    """Return how many times as fast, and the share of the memory, and other shares.
+
+    Each is the median of the ratios within a round; 'rounds' has those of the speed.
+
+    Raises:
+        NotRunError: If nothing was measured on both sides.
+    """
+    found: dict[str, Any] = {}
+    for name, sides in RATIOS.items():
+        # A round that was cut off has one side only.
+        pairs = [
+            *zip(*(content[side].get('rounds', []) for side in sides), strict=False)
+        ]
+        if not pairs:
+            continue
+        speeds = [_share(pair, 'images_per_second') for pair in pairs]
+        found[name] = {'speed': statistics.median(speeds), 'rounds': speeds}
+        # The images of views by PIL are made in processes of their own.
+        if not name.startswith('views'):
+            shares = [_share(pair, 'peak_memory_gib') for pair in pairs]
+            found[name]['memory'] = statistics.median(shares)
+    if (record := content['imports'])['status'] == 'done':
+        found['imports, over torchgeo.tasks'] = record['both_over_torchgeo_tasks']
+    if (record := content['checkpoint'])['status'] == 'done':
+        found['checkpoint of a run, over that of all'] = record['resumable_over_whole']
+    if not found:
+        raise NotRunError('no contender and its yardstick were both measured')
+    return found
 
 
-def _side(record: dict[str, Any]) -> str:
-    text = f'{record["images_per_second"]:.2f} images/s'
-    if 'tflop' in record:
-        text += f', {record["peak_memory_gib"]:.2f} GiB'
-        text += f', {record["tflop"]:.3g} TFLOP, MFU {record["mfu"]:.2f}; ms: '
-        parts = record['milliseconds'].items()
-        text += ', '.join(f'{part} {value:.0f}' for part, value in parts)
-    return text
+def _share(pair: tuple[dict[str, Any], dict[str, Any]], key: str) -> float:
+    return round(pair[0][key] / pair[1][key], 3)
+
+
+def table(content: dict[str, Any]) -> str:
+    """Return a line for each contender that was measured in steps."""
+    lines = []
+    for name in PARTS:
+        record = content[name]
+        if record['status'] != 'done' or 'images_per_second' not in record:
+            continue
+        line = f'{name}: {record["images_per_second"]:.2f} images/s'
+        line += f', {record["peak_memory_gib"]:.2f} GiB'
+        if 'tflop' in record:
+            line += f', {record["tflop"]:.3g} TFLOP, MFU {record["mfu"]:.2f}; ms: '
+            parts = record['milliseconds'].items()
+            line += ', '.join(f'{part} {value:.0f}' for part, value in parts)
+        lines.append(line)
+    return '\n'.join(lines)
 
 
 if __name__ == '__main__':

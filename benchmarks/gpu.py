@@ -84,7 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report.save()
     failed = [part for part in PARTS if report.content[part]['status'] == 'failed']
     broken = report.content['parity'].get('within') is False
-    slow = report.content['step'].get('kernels', {}).get('fused') is False
+    kernels = report.content['step'].get('kernels')
+    slow = kernels is not None and kernels.get('fused') is not True
     print(json.dumps(report.content['ratios'], indent=1))
     print(f'{options.output}: failed {failed}, parity broken: {broken},', end=' ')
     print(f'attention not fused: {slow}', flush=True)

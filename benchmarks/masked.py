@@ -105,7 +105,7 @@ def run(
                 model = kind(tiny, MODEL if tiny else LARGE).to(device)
                 row = {'status': 'done'} | measure_masked(
                     *(model, images, found['tflops'], (WARMUP, TIMED)),
-                    *(Clock(device), torch.bfloat16),
+                    *(device, torch.bfloat16),
                 )
             except ImportError as error:
                 raise NotRunError(f'lightly is not importable: {error}') from error
@@ -122,7 +122,7 @@ def measure_masked(
     images: int,
     rate: float,
     steps: tuple[int, int],
-    clock: Clock,
+    device: torch.device = CPU,
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, Any]:
     """Return the cost of steps.
@@ -132,15 +132,15 @@ def measure_masked(
         images: B, images of a step.
         rate: Measured TFLOP/s of a matrix product.
         steps: How many come first, and how many are timed.
-        clock: Of the device where the model is; it has the parts of every step.
+        device: Where the model is.
         dtype: Of autocast; float32 for none.
     """
-    device = clock.device
     trained = [p for p in model.parameters() if p.requires_grad]
     # Fused for both, so that the difference is the step's.
     fused = device.type == 'cuda' or None
     optimizer = AdamW(trained, lr=1e-4, weight_decay=0.05, fused=fused)
     image = torch.randn(images, 3, 224, 224, device=device)
+    clock = Clock(device)
     operations = counter()
     warmup, timed = steps
     for number in range(warmup + timed):

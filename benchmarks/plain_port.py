@@ -158,8 +158,7 @@ def run(
             port: PlainPort | None = None
             try:
                 port = PlainPort(name, sizes, lora, **arguments).to(device)
-                clock = Clock(device)
-                found = {'status': 'done'} | measure(port, images, sizes, rate, clock)
+                found = {'status': 'done'} | measure(port, images, sizes, rate, device)
             except torch.OutOfMemoryError as error:
                 found = {'status': 'not run', 'reason': f'out of memory: {error}'[:200]}
             del port
@@ -173,13 +172,12 @@ def measure(
     images: int,
     sizes: Sizes,
     rate: float,
-    clock: Clock,
+    device: torch.device,
     steps: tuple[int, int] = (WARMUP, TIMED),
     dtype: torch.dtype = torch.bfloat16,
 ) -> dict[str, Any]:
     """Return the cost of steps of *images* images: arguments as in `steps.measure`."""
     warmup, timed = steps
-    device = clock.device
     side = sizes.image_size // 14
     crops = MultiCrop(
         sizes.image_size,
@@ -200,6 +198,7 @@ def measure(
         for pair in zip(teacher.parameters(), student.parameters(), strict=True)
     ]
     targets, sources = zip(*pairs, strict=True)
+    clock = Clock(device)
     operations = counter()
     for number in range(warmup + timed):
         if number == warmup:

@@ -98,7 +98,7 @@ def run(
                 continue
             try:
                 objective = objective or _objective(model, sizes, device)
-                found = measure(objective, size, sizes, rate, Clock(device))
+                found = measure(objective, size, sizes, rate, device)
                 record['runs'][key] = {'status': 'done'} | found
                 if 'kernels' not in record and not model.half_base:
                     record['kernels'] = {'run': key} | kernels(objective, size, device)
@@ -131,7 +131,7 @@ def measure(
     images: int,
     sizes: Sizes,
     rate: float,
-    clock: Clock,
+    device: torch.device,
     steps: tuple[int, int] = (WARMUP, TIMED),
     dtype: torch.dtype = torch.bfloat16,
 ) -> dict[str, Any]:
@@ -142,14 +142,14 @@ def measure(
         images: B.
         sizes: Of views and head.
         rate: Measured TFLOP/s of a matrix product.
-        clock: Of the device where the objective is; it has the parts of every step.
+        device: Where the objective is.
         steps: How many come first, and how many are timed.
         dtype: Of autocast; float32 for none.
     """
     warmup, timed = steps
-    device = clock.device
     optimizer = optimizer_of(objective)
     batch = random_images(images, device)
+    clock = Clock(device)
     with watch(objective, clock) as rows:
         for number in range(warmup + timed):
             if number == warmup:

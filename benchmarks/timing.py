@@ -47,10 +47,6 @@ class Clock:
         rows = [self._parts(step) for step in self.steps[skip:]]
         return {name: _median([row[name] for row in rows]) for name in rows[0]}
 
-    def whole(self) -> list[float]:
-        """Return the milliseconds of each step."""
-        return [round(self._parts(step)['step'], 3) for step in self.steps]
-
     def _parts(self, step: list[tuple[str, Any]]) -> dict[str, float]:
         parts: dict[str, float] = {}
         for (_, before), (name, now) in pairwise(step):

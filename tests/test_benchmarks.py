@@ -4,7 +4,6 @@ import contextlib
 import importlib
 import io
 import json
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -125,95 +124,70 @@ def test_toy_run_measures_every_part(inputs, tmp_path):
 
 @pytest.mark.cli
 def test_toy_run_on_a_cpu_has_every_row(bench, tmp_path, monkeypatch):
-    cpu, contenders, races = bench('cpu'), bench('contenders'), bench('race')
+    cpu, contenders = bench('cpu'), bench('contenders')
+    order = []
 
-    def alone(name, arguments):
-        # In this process: to import everything fifteen times over takes minutes.
+    def contend(name, options):
+        # In this process: to import everything twelve times over takes minutes.
+        order.append(name)
         out = io.StringIO()
-        monkeypatch.setattr('sys.stdin', io.StringIO())
         with contextlib.redirect_stdout(out):
-            contenders.main([name, *arguments])
-        return json.loads(out.getvalue().splitlines()[-1])
+            contenders.main([name, '--tiny', '--images', '4'])
+        # One process has one largest size.
+        return json.loads(out.getvalue()) | {'peak_memory_gib': 1.0}
 
-    def race(names, arguments):
-        ours, theirs = (alone(name, arguments) for name in names)
-        return {'ours': ours, 'theirs': theirs} | races.compare(ours, theirs)
-
-    monkeypatch.setattr(cpu, 'race', race)
-    monkeypatch.setattr(cpu, 'alone', alone)
+    monkeypatch.setattr(cpu, 'contend', contend)
     monkeypatch.setattr(cpu, 'imports', lambda _: {'both_over_torchgeo_tasks': 1.0})
-    # One process has one largest size.
-    monkeypatch.setattr(contenders, 'resident', iter(range(100)).__next__)
     output = tmp_path / 'cpu.json'
-    small = ['--tiny', '--images', '4', '--rounds', '1']
-    assert cpu.main([*small, '--output', str(output)]) == 0
+    assert cpu.main(['--tiny', '--rounds', '2', '--output', str(output)]) == 0
     found = json.loads(output.read_text())
     assert {found[part]['status'] for part in cpu.PARTS} == {'done'}
     assert {'command', 'commit', 'machine', 'versions', 'seconds'} <= set(found)
-    for name in cpu.RACES:
-        record = found[name]
-        assert record['speed'] > 0
-        if name.startswith('views'):
-            continue
-        assert record['memory'] == 1
-        for side in (record['ours'], record['theirs']):
-            assert 0 < side['mfu'] < 1
-            assert side['tflop'] > 0
-            assert side['images_per_second'] > 0
-        if 'against (c)' not in name:
-            assert set(record['theirs']['milliseconds']) == {
-                *('augment', 'masks', 'teacher', 'student', 'loss', 'backward'),
-                *('optimizer', 'average', 'step'),
-            }
+    assert len(found['ratios']) == 2 + len(cpu.RATIOS) + len(('imports', 'checkpoint'))
+    assert order[:12] == [*cpu.RACES[0]] * 2
+    for name in ('lightly_float32', 'peft_float32', 'lightly_bfloat16'):
+        assert set(found[name]['milliseconds']) == {
+            *('augment', 'masks', 'teacher', 'student', 'loss', 'backward'),
+            *('optimizer', 'average', 'step'),
+        }
+    for name, record in found.items():
+        if name.startswith(('lightly', 'explora', 'peft', 'mae')):
+            assert len(record['rounds']) == 2
+            assert 0 < record['mfu'] < 1
+            assert record['tflop'] > 0
+            assert record['images_per_second'] > 0
+
+
+def test_ratios_are_taken_within_a_round(bench):
+    cpu = bench('cpu')
+
+    def record(*speeds):
+        rounds = [{'images_per_second': s, 'peak_memory_gib': 2 * s} for s in speeds]
+        return {'status': 'done'} | cpu.summary(rounds)
+
+    content = {part: {'status': 'not run'} for part in cpu.PARTS}
+    content['mae_explora'] = record(2.0, 9.0, 8.0)
+    # The last round was cut off.
+    content['mae_lightly'] = record(1.0, 3.0)
+    found = cpu.ratios(content)['MAE step against (c)']
+    assert found == {'speed': 2.5, 'rounds': [2.0, 3.0], 'memory': 2.5}
+    assert content['mae_explora']['images_per_second'] == 8.0
+    assert content['mae_lightly']['peak_memory_gib'] == 4.0
 
 
 @pytest.mark.cli
 def test_toy_run_on_a_cpu_measures_in_processes_of_their_own(tmp_path):
     output = tmp_path / 'cpu.json'
     command = [sys.executable, ROOT / 'benchmarks' / 'cpu.py', '--output', output]
-    name = 'step in bfloat16 against (a) in bfloat16'
-    command += ['--tiny', '--images', '4', '--rounds', '2', '--only', name]
+    command += ['--tiny', '--images', '4', '--rounds', '1']
+    command += ['--only', 'explora_bfloat16', 'ratios']
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     found = json.loads(output.read_text())
     assert done.returncode == 0, found
-    assert f'{name}: done, ' in done.stdout
-    assert found['imports']['reason'] == 'left out by --only'
-    record = found[name]
-    assert 0 < record['ours']['peak_memory_gib'] < 2
-    steps = zip(record['theirs']['rounds'], record['ours']['rounds'], strict=True)
-    expected = [theirs / ours for theirs, ours in steps]
-    assert record['rounds'] == pytest.approx(expected, abs=1e-3)
-    assert record['speed'] == pytest.approx(statistics.median(expected), abs=1e-3)
-
-
-def test_contenders_take_their_steps_in_turn(bench, monkeypatch):
-    races = bench('race')
-    order = []
-
-    class Runner:
-        def __init__(self, arguments):
-            self.name, self.left, self.found = arguments[0], 3, None
-
-        def turn(self):
-            order.append(self.name)
-            self.left -= 1
-            if not self.left:
-                self.found = {'rounds': [1.0, {'ours': 2.0, 'theirs': 6.0}[self.name]]}
-
-        def stop(self):
-            order.append(f'{self.name} stops')
-
-    monkeypatch.setattr(races, 'Runner', Runner)
-    found = races.race(('ours', 'theirs'), [])
-    assert order == ['ours', 'theirs'] * 3 + ['ours stops', 'theirs stops']
-    assert found['rounds'] == [1.0, 3.0]
-    assert found['speed'] == 2.0
-
-
-@pytest.mark.cli
-def test_contender_that_fails_says_why(bench):
-    with pytest.raises(RuntimeError, match='nobody failed:'):
-        bench('race').alone('nobody', [])
+    assert 'explora_bfloat16: ' in done.stdout
+    assert found['explora_float32']['reason'] == 'left out by --only'
+    assert found['ratios']['status'] == 'not run'
+    assert 0 < found['explora_bfloat16']['peak_memory_gib'] < 2
 
 
 def test_attention_that_is_not_fused_is_noticed(bench):

@@ -1,3 +1,5 @@
+from math import inf, nan
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -11,6 +13,7 @@ from torchgeo_explora.augment import (
     SingleCrop,
     crops,
 )
+from torchgeo_explora.augment.views import Normalize
 
 
 @pytest.fixture(autouse=True)
@@ -261,3 +264,17 @@ def test_single_crop_of_nothing_is_nothing():
 def test_single_crop_describes_itself():
     line = SingleCrop(64, (0.5, 1.0)).describe(10)
     assert line.startswith('1 view of 64 px, 0.5 to 1 of the area')
+
+
+@pytest.mark.parametrize('place', ['cpu', 'meta'])
+@pytest.mark.parametrize(
+    ('mean', 'std'),
+    [([nan], [1.0]), ([1e39], [1.0]), ([0.5], [0.0]), ([0.5], [1e-50]), ([0.5], [inf])],
+)
+def test_statistics_that_are_no_numbers_are_refused_wherever_it_is_built(
+    place, mean, std
+):
+    with torch.device(place):
+        Normalize([0.5], [0.2])
+        with pytest.raises(ValueError, match='give finite values'):
+            Normalize(mean, std)

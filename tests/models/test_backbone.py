@@ -39,6 +39,19 @@ def test_split_attention_equals_fused_attention(options, mask):
     assert_close(found, fused(x, attn_mask=seen), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize('adapter', [False, True])
+def test_backbone_works_where_autocast_has_no_say(tiny_backbone, adapter):
+    """On the meta device, which has no autocast, and in float64, which it leaves."""
+    if adapter:
+        with_adapter(tiny_backbone)
+    image = images(2, 3, 32, 32)
+    with torch.autocast('cpu', torch.bfloat16):
+        found = copy.deepcopy(tiny_backbone).double()(image.double())
+    assert found.cls.dtype == torch.float64
+    meta = tiny_backbone.to('meta')(image.to('meta'))
+    assert meta.cls.shape == found.cls.shape
+
+
 def test_attention_dropout_is_applied_in_training_only():
     attention = Attention(timm.layers.Attention(24, 2, attn_drop=0.5))
     x = images(2, 7, 24)

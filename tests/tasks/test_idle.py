@@ -1,5 +1,7 @@
 """How long the device waits between steps."""
 
+import copy
+import pickle
 import time
 
 import pytest
@@ -30,6 +32,12 @@ def test_share_is_the_wait_before_a_step_over_all_of_it(clock):
     assert clock.end() == pytest.approx(3 / 7)  # from 3 to 10, idle until 6
 
 
+def test_a_copy_has_no_marks(clock):
+    clock.end()
+    assert copy.deepcopy(clock).marks == []
+    assert pickle.loads(pickle.dumps(clock)).marks == []
+
+
 @pytest.mark.parametrize('wait', [0.0, 0.3])
 def test_task_logs_the_share_of_the_time_in_which_data_was_waited_for(tmp_path, wait):
     class Slow(SyntheticScenesDataModule):
@@ -39,14 +47,14 @@ def test_task_logs_the_share_of_the_time_in_which_data_was_waited_for(tmp_path, 
             return super().on_before_batch_transfer(batch, dataloader_idx)
 
     class Shares(Callback):
-        found = []
+        def __init__(self):
+            self.found = []
 
         def on_train_batch_start(self, trainer, *_):
             if 'device_idle' in trainer.callback_metrics:
                 self.found.append(float(trainer.callback_metrics['device_idle']))
 
     shares = Shares()
-    shares.found = []
     task = ExploraDinoTask(
         'vit_tiny_patch16_224',
         None,

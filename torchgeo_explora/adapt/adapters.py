@@ -11,6 +11,8 @@ from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import Tensor, nn
 
+from torchgeo_explora.functional.autocast import under_autocast
+
 _REWRITES = 'rewrites frozen weights: the delta could not restore them'
 _REFUSED_INITIALISATIONS = {
     'corda': _REWRITES,
@@ -199,6 +201,6 @@ def inject(adapter: PeftConfig, module: nn.Module, names: list[str]) -> nn.Modul
 
 
 def _match_type(layer: Any, inputs: tuple[Tensor]) -> tuple[Tensor]:
-    if torch.is_autocast_enabled(inputs[0].device.type):
+    if under_autocast(inputs[0]):
         return inputs
     return (inputs[0].to(layer.weight.dtype),)

@@ -1,7 +1,6 @@
 """Views of images in [0, 1]: multi-crop for training, one whole view for evaluation."""
 
 from collections.abc import Callable, Sequence
-from math import isfinite
 from typing import NamedTuple
 
 import torch
@@ -46,8 +45,10 @@ class Normalize(nn.Module):
         # Arguments, not state: they stay out of checkpoints.
         for name, values in (('mean', mean), ('std', std)):
             # What these made infinite or NaN would pass for missing, and cost nothing.
-            wrong = not all(map(isfinite, values))
-            if wrong or (name == 'std' and any(value <= 0 for value in values)):
+            # On a CPU wherever the module is built: the meta device has no values.
+            known = torch.tensor(tuple(values), device='cpu')
+            wrong = not known.isfinite().all()
+            if wrong or (name == 'std' and not (known > 0).all()):
                 raise ValueError(
                     f'*{name}* is {tuple(values)}: give finite values of images in'
                     ' [0, 1], for *std* above 0'

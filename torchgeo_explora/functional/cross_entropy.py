@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from torchgeo_explora.functional.autocast import under_autocast
+
 # Values of a slice. On an accelerator 64 MB of float32; on a CPU 16 MB, which the
 # allocator reuses where it would ask the system for larger ones each time.
 _SLICE, _CPU_SLICE = 2**24, 2**22
 # Of gradients while they are products: a power of two, which no rounding notices, and
-# which keeps small probabilities out of float16's subnormal numbers.
+# which keeps most small probabilities from vanishing in float16.
 _LIFT = 64.0
 
 
@@ -37,9 +39,8 @@ def cross_entropy(
         Scalar, float32.
     """
     kind = student.dtype
-    device = student.device.type
-    if prototypes is not None and torch.is_autocast_enabled(device):
-        kind = torch.get_autocast_dtype(device)
+    if prototypes is not None and under_autocast(student):
+        kind = torch.get_autocast_dtype(student.device.type)
     if weight is None:
         weight = target.new_ones(target.shape[1])
     if not torch.is_grad_enabled():
@@ -114,19 +115,20 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         scale = grad * ctx.scale
         gradients = (
-            None if tensor is None else tensor.to(kind) * scale.to(kind)
+            None if tensor is None else (tensor.to(scale.dtype) * scale).to(kind)
             for tensor, kind in zip(ctx.saved_tensors, ctx.kinds, strict=True)
         )
         return (*gradients, None, None, None, None)
 
 
 def _add_product(total: Tensor, rows: Tensor, vectors: Tensor) -> None:
-    """Add `rows.T @ vectors`, taken in the type of the vectors, to float32."""
-    if total.device.type == 'cpu':
-        # Adding up products in half precision would copy all of them first.
-        total.addmm_(rows.T, vectors.to(total.dtype))
-    else:
+    """Add `rows.T @ vectors` to float32."""
+    if total.device.type != 'cpu' and vectors.dtype == torch.bfloat16:
         total += rows.to(vectors.dtype).T @ vectors
+    else:
+        # On a CPU the sum would copy a product in half precision; in float16 one of
+        # rows that all want the same prototype could overflow.
+        total.addmm_(rows.T, vectors.to(total.dtype))
 
 
 def _slices(student: Tensor, target: Tensor) -> Iterator[slice]:

@@ -12,6 +12,7 @@ from torch import Tensor, autocast, cat, nn
 from torch.nn.modules.module import _IncompatibleKeys
 from torch.utils.checkpoint import checkpoint
 
+from torchgeo_explora.functional.autocast import under_autocast
 from torchgeo_explora.models.checkpoints import fuse_qkv, split_qkv
 
 
@@ -113,10 +114,9 @@ class Attention(nn.Module):
 
 def _cast_once(x: Tensor) -> Tensor:
     """Return what autocast would make of *x* for each projection, and keep of it."""
-    device = x.device.type
-    if not torch.is_autocast_enabled(device):
+    if not under_autocast(x):
         return x
-    return x.to(torch.get_autocast_dtype(device))
+    return x.to(torch.get_autocast_dtype(x.device.type))
 
 
 def _attend(

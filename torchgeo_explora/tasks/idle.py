@@ -7,10 +7,11 @@ import torch
 
 
 class IdleClock:
-    """The share of a run in which the device waits between two steps, for data mostly.
+    """The share of a run from the end of a step to the begin of the next: for data.
 
     On a GPU by events on its own time line: what the CPU has given it ahead counts as
-    work, however long the CPU waits.
+    work, however long the CPU waits. What
+    callbacks do when a step has ended is part of the step.
 
     Args:
         device: Where the steps are done.
@@ -20,6 +21,10 @@ class IdleClock:
         """Have seen no step."""
         self.device = device
         self.marks: list[Any] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the marks: a GPU's can be neither copied nor kept."""
+        return {'device': self.device, 'marks': []}
 
     def begin(self) -> None:
         """Mark the begin of a step."""

@@ -272,10 +272,11 @@ class PretrainingTask(ResumableTask):
         self._idle.begin()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Log the share of the time in which the device waited, mostly for data."""
+        """Log the share of the time in which the device waited for a batch."""
         share = self._idle.end()
         if share is not None:
-            self.log('device_idle', share, batch_size=1)
+            # A tensor: a plain number would be sent to the device, and waited for.
+            self.log('device_idle', torch.tensor(share), batch_size=1)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Let the objective clip, and log the norms and the rate."""
