@@ -62,7 +62,8 @@ WHAT = (
     'ViT-S/14, 2 views of 224 and 8 of 98 pixels, 65,536 prototypes, random weights and'
     ' images; D-[-1]-r64 in explora, everything in lightly (a), LoRA by PEFT on qkv,'
     ' the last block and the norms in peft (b); MAE (c) on ViT-S/16 with four times the'
-    ' images; views (d) of 256-pixel images. bfloat16 is autocast, and in explora the'
+    ' images, ours with LoRA in the decoder, too; views (d) of 256-pixel images.'
+    ' bfloat16 is autocast, and in explora the'
     ' type of the frozen weights. Medians of the rounds; mfu is over the rate'
     ' of a matrix product of the same type, measured in each process.'
 )

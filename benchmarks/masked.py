@@ -25,7 +25,7 @@ DECODER, SMALL_DECODER = (512, 8, 16), (24, 1, 2)
 
 
 class ExploraMAE(nn.Module):
-    """M-ExPLoRA's step: [-1]-r64, the decoder trains whole."""
+    """M-ExPLoRA's step: [-1]-r64, the decoder as one that came with the weights."""
 
     def __init__(self, tiny: bool, model: str = MODEL) -> None:
         """Adapt a random ViT."""
@@ -36,6 +36,7 @@ class ExploraMAE(nn.Module):
         self.objective = MAE(
             student, decoder_dim=dim, decoder_depth=depth, decoder_heads=heads
         )
+        adapt(self.objective.decoder, Adaptation((), cls_token=False, adapter=lora(32)))
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the loss of normalised images."""
