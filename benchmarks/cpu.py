@@ -63,9 +63,9 @@ WHAT = (
     ' images; D-[-1]-r64 in explora, everything in lightly (a), LoRA by PEFT on qkv,'
     ' the last block and the norms in peft (b); MAE (c) on ViT-S/16 with four times the'
     ' images, ours with LoRA in the decoder, too; views (d) of 256-pixel images.'
-    ' bfloat16 is autocast, and in explora the'
-    ' type of the frozen weights. Medians of the rounds; mfu is over the rate'
-    ' of a matrix product of the same type, measured in each process.'
+    ' bfloat16 is autocast, and in explora the type of the frozen weights. Medians of'
+    ' the rounds; mfu is over the rate of a matrix product of the same type, measured'
+    ' in each process.'
 )
 
 
