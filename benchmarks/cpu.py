@@ -2,11 +2,11 @@
 
     python benchmarks/cpu.py --output benchmarks/results/cpu.json
 
-Every contender runs in a process of its own, one after the other, and alone; then all
-run again. A machine whose cores are shared is faster now and slower later: ratios are
-taken within a round, and the rounds show how much they vary. Memory is the largest
-resident size less that after the imports. The file is whole after every round; what
---minutes leave no time for says 'not run'.
+Every contender runs in a process of its own, one after the other, and alone; then those
+that are compared run again. A machine whose cores are shared is faster now and slower
+later: ratios are taken within a round, and the rounds show how much they vary. Memory
+is the largest resident size less that after the imports. The file is whole after every
+contender; what --minutes leave no time for says so.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,21 +92,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
             report.content[part]['reason'] = 'left out by --only'
 
     def wanted(part: str) -> bool:
+        record = report.content[part]
+        if part not in options.only or record['status'] == 'failed':
+            return False
         late = time.monotonic() - BEGAN > 60 * options.minutes
-        if late and part in options.only and 'rounds' not in report.content[part]:
-            report.content[part]['reason'] = f'--minutes {options.minutes} were over'
-        return part in options.only and not late
+        if late:
+            record['reason'] = f'--minutes {options.minutes} were over'
+        return not late
 
+    def again(part: str, record: dict[str, Any]) -> None:
+        record |= summary(rounds[part])
+        rounds[part].append(contend(part, options))
+        record |= summary(rounds[part])
+
+    rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in PARTS}
     for race in RACES:
         for _ in range(options.rounds):
             for part in filter(wanted, race):
-                before = report.content[part].get('rounds', [])
-                report.run(
-                    part,
-                    lambda record, part=part, before=before: record.update(
-                        summary([*before, contend(part, options)])
-                    ),
-                )
+                report.run(part, partial(again, part))
     for part in filter(wanted, ALONE):
         report.run(
             part,
@@ -140,7 +144,9 @@ def contend(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the rounds of a contender, and the medians of what they found."""
-    found: dict[str, Any] = {'rounds': rounds}
+    found: dict[str, Any] = {'rounds': [*rounds]}
+    if not rounds:
+        return found
     for key in ('images_per_second', 'peak_memory_gib', 'tflop', 'mfu'):
         if key in rounds[0]:
             found[key] = statistics.median(each[key] for each in rounds)
@@ -197,12 +203,19 @@ def ratios(content: dict[str, Any]) -> dict[str, Any]:
         ]
         if not pairs:
             continue
-        speeds = [_share(pair, 'images_per_second') for pair in pairs]
-        found[name] = {'speed': statistics.median(speeds), 'rounds': speeds}
-        # The images of views by PIL are made in processes of their own.
-        if not name.startswith('views'):
-            shares = [_share(pair, 'peak_memory_gib') for pair in pairs]
-            found[name]['memory'] = statistics.median(shares)
+        if name.startswith('views'):
+            # Without memory: PIL's images are made in processes of their own.
+            speeds = [_share(pair, 'images_per_second') for pair in pairs]
+            found[name] = {'speed': statistics.median(speeds), 'rounds': speeds}
+            continue
+        steps = [[side['milliseconds'] for side in reversed(pair)] for pair in pairs]
+        speeds = [_share(pair, 'step') for pair in steps]
+        shares = [_share(pair, 'peak_memory_gib') for pair in pairs]
+        found[name] = {
+            'speed': statistics.median(speeds),
+            'rounds': speeds,
+            'memory': statistics.median(shares),
+        }
     if (record := content['imports'])['status'] == 'done':
         found['imports, over torchgeo.tasks'] = record['both_over_torchgeo_tasks']
     if (record := content['checkpoint'])['status'] == 'done':
@@ -212,7 +225,7 @@ def ratios(content: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _share(pair: tuple[dict[str, Any], dict[str, Any]], key: str) -> float:
+def _share(pair: Sequence[dict[str, Any]], key: str) -> float:
     return round(pair[0][key] / pair[1][key], 3)
 
 
@@ -224,8 +237,8 @@ def table(content: dict[str, Any]) -> str:
         if record['status'] != 'done' or 'images_per_second' not in record:
             continue
         line = f'{name}: {record["images_per_second"]:.2f} images/s'
-        line += f', {record["peak_memory_gib"]:.2f} GiB'
         if 'tflop' in record:
+            line += f', {record["peak_memory_gib"]:.2f} GiB'
             line += f', {record["tflop"]:.3g} TFLOP, MFU {record["mfu"]:.2f}; ms: '
             parts = record['milliseconds'].items()
             line += ', '.join(f'{part} {value:.0f}' for part, value in parts)

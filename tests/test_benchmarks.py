@@ -161,18 +161,54 @@ def test_toy_run_on_a_cpu_has_every_row(bench, tmp_path, monkeypatch):
 def test_ratios_are_taken_within_a_round(bench):
     cpu = bench('cpu')
 
-    def record(*speeds):
-        rounds = [{'images_per_second': s, 'peak_memory_gib': 2 * s} for s in speeds]
+    def record(*times):
+        rounds = [{'milliseconds': {'step': t}, 'peak_memory_gib': t} for t in times]
         return {'status': 'done'} | cpu.summary(rounds)
 
     content = {part: {'status': 'not run'} for part in cpu.PARTS}
     content['mae_explora'] = record(2.0, 9.0, 8.0)
     # The last round was cut off.
-    content['mae_lightly'] = record(1.0, 3.0)
+    content['mae_lightly'] = record(4.0, 27.0)
     found = cpu.ratios(content)['MAE step against (c)']
-    assert found == {'speed': 2.5, 'rounds': [2.0, 3.0], 'memory': 2.5}
-    assert content['mae_explora']['images_per_second'] == 8.0
-    assert content['mae_lightly']['peak_memory_gib'] == 4.0
+    assert found == {'speed': 2.5, 'rounds': [2.0, 3.0], 'memory': 0.4165}
+    assert content['mae_explora']['milliseconds'] == {'step': 8.0}
+    assert content['mae_lightly']['peak_memory_gib'] == 15.5
+
+
+@pytest.mark.parametrize('late', [False, True])
+def test_contender_that_fails_or_comes_late_keeps_its_rounds(
+    bench, tmp_path, monkeypatch, late
+):
+    cpu = bench('cpu')
+    found = iter(range(1, 9))
+
+    def contend(name, _):
+        number = next(found)
+        if late and number == 3:
+            monkeypatch.setattr(cpu, 'BEGAN', -1e9)
+        if not late and number == 4:
+            raise RuntimeError('no such kernel')
+        return {'milliseconds': {'step': float(number)}, 'peak_memory_gib': 1.0}
+
+    monkeypatch.setattr(cpu, 'contend', contend)
+    output = tmp_path / 'cpu.json'
+    names = ['mae_lightly', 'mae_explora', 'ratios']
+    code = cpu.main(['--output', str(output), '--only', *names])
+    content = json.loads(output.read_text())
+    status = {name: content[name]['status'] for name in names[:2]}
+    # Each took part in the first round, one in the second.
+    ratio = content['ratios']['MAE step against (c)']
+    assert ratio['rounds'] == [0.5]
+    assert content['mae_explora']['rounds'][0]['milliseconds']['step'] == 2.0
+    if late:
+        assert code == 0
+        assert 'were over' in content['mae_explora']['reason']
+        assert len(content['mae_lightly']['rounds']) == 2
+    else:
+        assert code == 1
+        assert status == {'mae_lightly': 'done', 'mae_explora': 'failed'}
+        # The third round of the other goes on.
+        assert len(content['mae_lightly']['rounds']) == 3
 
 
 @pytest.mark.cli

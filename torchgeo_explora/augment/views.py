@@ -46,14 +46,16 @@ class Normalize(nn.Module):
         for name, values in (('mean', mean), ('std', std)):
             # What these made infinite or NaN would pass for missing, and cost nothing.
             # On a CPU wherever the module is built: the meta device has no values.
-            known = torch.tensor(tuple(values), device='cpu')
+            numbers = [float(value) for value in values]
+            known = torch.tensor(numbers, device='cpu')
+            least = torch.finfo(known.dtype).tiny
             wrong = not known.isfinite().all()
-            if wrong or (name == 'std' and not (known > 0).all()):
+            if wrong or (name == 'std' and not (known >= least).all()):
                 raise ValueError(
                     f'*{name}* is {tuple(values)}: give finite values of images in'
                     ' [0, 1], for *std* above 0'
                 )
-            buffer = torch.tensor(tuple(values))[:, None, None]
+            buffer = torch.tensor(numbers)[:, None, None]
             self.register_buffer(name, buffer, persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:

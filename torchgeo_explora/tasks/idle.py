@@ -7,10 +7,10 @@ import torch
 
 
 class IdleClock:
-    """The share of a run from the end of a step to the begin of the next: for data.
+    """The share of a run that lies between the end of a step and the begin of the next.
 
-    On a GPU by events on its own time line: what the CPU has given it ahead counts as
-    work, however long the CPU waits. What
+    There a device waits for data. On a GPU the share is that of its own time line: what
+    the CPU has given it ahead counts as work, however long the CPU waits. What
     callbacks do when a step has ended is part of the step.
 
     Args:
