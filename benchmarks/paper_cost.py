@@ -107,9 +107,7 @@ def masked_cost(**sizes: int) -> dict[str, Any]:
     # As from MAE's weights, whose layer of pixels is another one.
     adapt(
         objective.decoder,
-        Adaptation(
-            (), cls_token=False, adapter=lora(32), modules=('pred', 'mask_token')
-        ),
+        Adaptation((), cls_token=False, adapter=lora(32), modules=('pred',)),
     )
     side, _ = backbone.image_size
     with counter() as operations:

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import torch
 from timing import Clock
-from timm.models.vision_transformer import Block
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
@@ -13,6 +12,7 @@ from torchgeo_explora.adapt import Adaptation, adapt, lora, store_frozen
 from torchgeo_explora.augment import MultiCrop
 from torchgeo_explora.functional import cosine_schedule
 from torchgeo_explora.models import ViT
+from torchgeo_explora.models.backbone import compile_blocks
 from torchgeo_explora.objectives import DINOv2
 
 
@@ -78,9 +78,8 @@ def build(
         bottleneck_dim=sizes.bottleneck_dim,
         momentum=momentum,
     )
-    for module in objective.modules() if compiled else ():
-        if isinstance(module, Block):
-            module.compile(fullgraph=True, dynamic=False)
+    if compiled:
+        compile_blocks(objective)
     return objective.to(device)
 
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers.attention import Attention as FusedAttention
 from timm.layers.drop import DropPath
+from timm.models.vision_transformer import Block
 from torch import Tensor, autocast, cat, nn
 from torch.nn.modules.module import _IncompatibleKeys
 from torch.utils.checkpoint import checkpoint
@@ -339,6 +340,17 @@ class Backbone(nn.Module, ABC):
     def _read(self, x: Tensor, count: int) -> Features:
         x = self.norm(x)  # (B, S + K, D)
         return Features(x[:, 0], x[:, x.shape[1] - count :])
+
+
+def compile_blocks(module: nn.Module) -> None:
+    """Compile all transformer blocks in *module*, in place.
+
+    Their shapes are those of the views. What follows them depends on how many patches
+    are masked, and is left as it is.
+    """
+    for block in module.modules():
+        if isinstance(block, Block):
+            block.compile(fullgraph=True, dynamic=False)
 
 
 def _rows_of_block(block: Any, x: Tensor, keep: Tensor, index: Tensor) -> Tensor:

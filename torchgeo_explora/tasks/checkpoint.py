@@ -81,6 +81,11 @@ class DeltaCheckpointIO(CheckpointIO):
         self.inner.teardown()
 
 
+def without_delta(io: CheckpointIO) -> CheckpointIO:
+    """Return what writes checkpoints without the delta of an earlier task."""
+    return io.inner if isinstance(io, DeltaCheckpointIO) else io
+
+
 def write_to(folder: str, name: str, write: Callable[[Path], None]) -> tuple[str, int]:
     """Write a file into a folder that may be on another machine.
 

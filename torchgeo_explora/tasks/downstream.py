@@ -26,7 +26,7 @@ from torchgeo_explora.tasks.backbone import (
     rebuild,
     statistics,
 )
-from torchgeo_explora.tasks.checkpoint import DeltaCheckpointIO, identity, require_fit
+from torchgeo_explora.tasks.checkpoint import identity, require_fit, without_delta
 from torchgeo_explora.tasks.collate import explain_mixed_sizes
 from torchgeo_explora.tasks.intake import require_predict_set, take_over
 from torchgeo_explora.tasks.plan import require_replicas
@@ -146,8 +146,7 @@ class DownstreamTask(ResumableTask):
             require_replicas(self.trainer)
             # A trainer that pre-trained before would write that delta again.
             strategy = self.trainer.strategy
-            if isinstance(strategy.checkpoint_io, DeltaCheckpointIO):
-                strategy.checkpoint_io = strategy.checkpoint_io.inner
+            strategy.checkpoint_io = without_delta(strategy.checkpoint_io)
             # A frozen backbone is in eval mode by design.
             warnings.filterwarnings('ignore', r'Found \d+ module\(s\) in eval mode')
 

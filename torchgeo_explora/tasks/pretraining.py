@@ -11,20 +11,20 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_info
 from peft import PeftConfig
-from timm.models.vision_transformer import Block
 from torch import Tensor
 from torch.optim import Optimizer
 
 from torchgeo_explora.adapt import count, delta_state_dict, save_delta, store_frozen
 from torchgeo_explora.augment import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from torchgeo_explora.callbacks.embeddings import EmbeddingWriter
-from torchgeo_explora.models.backbone import Backbone
+from torchgeo_explora.models.backbone import Backbone, compile_blocks
 from torchgeo_explora.objectives import Objective
 from torchgeo_explora.objectives.objective import batch_metadata
 from torchgeo_explora.tasks.checkpoint import (
     DeltaCheckpointIO,
     identity,
     require_fit,
+    without_delta,
     write_to,
 )
 from torchgeo_explora.tasks.idle import IdleClock
@@ -82,7 +82,7 @@ class PretrainingTask(ResumableTask):
             )
         super().__init__()
         if self.hparams['compiled']:
-            self._compile()
+            compile_blocks(self.objective)
         warnings.filterwarnings('ignore', 'Found keys that are in the model state dict')
         # Nothing is validated, by design; Lightning looks before `setup`.
         warnings.filterwarnings('ignore', 'You passed in a `val_dataloader`')
@@ -116,15 +116,6 @@ class PretrainingTask(ResumableTask):
             given = self.hparams[name] or for_channels(statistic, student.in_channels)
             setattr(self, name, tuple(given))
 
-    def _compile(self) -> None:
-        """Compile the blocks, whose shapes are those of the views.
-
-        What follows depends on how many patches are masked, and is left as it is.
-        """
-        for module in self.objective.modules():
-            if isinstance(module, Block):
-                module.compile(fullgraph=True, dynamic=False)
-
     def preprocess(self) -> Preprocess:
         """Return the evaluation view of an image in [0, 1]."""
         return Preprocess(self.image_size, self.mean, self.std)
@@ -144,9 +135,8 @@ class PretrainingTask(ResumableTask):
             require_replicas(self.trainer, self.hparams['frozen_dtype'])
             # The teacher is in eval mode by design.
             warnings.filterwarnings('ignore', r'Found \d+ module\(s\) in eval mode')
-            io = self.trainer.strategy.checkpoint_io
             # A trainer's last task may have been another one, with its own delta.
-            io = io.inner if isinstance(io, DeltaCheckpointIO) else io
+            io = without_delta(self.trainer.strategy.checkpoint_io)
             self.trainer.strategy.checkpoint_io = DeltaCheckpointIO(io, self.save_delta)
 
     def unit_image(self, batch: dict[str, Any]) -> Tensor:
