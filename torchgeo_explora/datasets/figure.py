@@ -10,8 +10,21 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 from torchgeo.datasets import RGBBandsMissingError
 
-#: Names of red, green and blue, in the ways that files have them.
-TRUE_COLOUR = (('red', 'green', 'blue'), ('B04', 'B03', 'B02'), ('B4', 'B3', 'B2'))
+# Names of red, green and blue, in the ways that files have them.
+_TRUE_COLOUR = (('red', 'green', 'blue'), ('B04', 'B03', 'B02'), ('B4', 'B3', 'B2'))
+
+
+def colour_indices(bands: Sequence[str], channels: int) -> list[int]:
+    """Return where red, green and blue are, or else the first three bands.
+
+    Args:
+        bands: Names of the bands; none if they are not known.
+        channels: How many there are; where fewer than three, the last one is repeated.
+    """
+    for names in _TRUE_COLOUR:
+        if set(names) <= set(bands):
+            return [bands.index(name) for name in names]
+    return [min(index, channels - 1) for index in range(3)]
 
 
 def pick_bands(image: Tensor, bands: Sequence[str], wanted: Sequence[str]) -> Tensor:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torchgeo.datasets import NonGeoDataset
 
-from torchgeo_explora.datasets.figure import TRUE_COLOUR
+from torchgeo_explora.datasets.figure import colour_indices
 from torchgeo_explora.datasets.folder_layout import (
     SPLITS,
     FolderLayout,
@@ -294,9 +294,7 @@ class ImageFolder(NonGeoDataset):
 
     def _picture(self, image: Tensor) -> Any:
         unit = to_unit(image, self.value_range)
-        for names in TRUE_COLOUR:
-            if set(names) <= set(self.bands):
-                unit = unit[[self.bands.index(name) for name in names]]
-                break
-        # (C, H, W) -> (H, W, 3) or (H, W)
-        return unit[:3].permute(1, 2, 0).numpy() if len(unit) >= 3 else unit[0].numpy()
+        if len(unit) < 3:
+            return unit[0].numpy()
+        # (C, H, W) -> (H, W, 3)
+        return unit[colour_indices(self.bands, len(unit))].permute(1, 2, 0).numpy()

@@ -4,9 +4,9 @@ import os
 from typing import Any, Literal
 
 import pyarrow as pa
-import torch
 from torch import Tensor
 
+from torchgeo_explora.datasets.figure import colour_indices
 from torchgeo_explora.datasets.image_file import naming
 from torchgeo_explora.datasets.prepared_format import decode_sample
 from torchgeo_explora.datasets.prepared_manifest import (
@@ -146,8 +146,5 @@ class Prepared(TableDataset):
     def true_colour(self, image: Tensor) -> Tensor:
         """Return red, green and blue in [0, 1], or the first three bands."""
         unit = to_unit(image, getattr(self, 'value_range', (0.0, 255.0)))
-        chosen = [min(i, unit.shape[-3] - 1) for i in range(3)]
-        bands = list(getattr(self, 'bands', ()))
-        if {'B04', 'B03', 'B02'} <= set(bands):
-            chosen = [bands.index(name) for name in ('B04', 'B03', 'B02')]
-        return unit.index_select(-3, torch.tensor(chosen))
+        bands = getattr(self, 'bands', ())
+        return unit[..., colour_indices(bands, unit.shape[-3]), :, :]

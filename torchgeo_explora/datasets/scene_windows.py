@@ -13,7 +13,7 @@ from rasterio.crs import CRS as RasterCRS
 from rasterio.windows import Window
 from torch import Tensor
 
-from torchgeo_explora.datasets.figure import TRUE_COLOUR
+from torchgeo_explora.datasets.figure import colour_indices
 from torchgeo_explora.datasets.fmow_metadata import parse_time
 from torchgeo_explora.datasets.problems import judge
 from torchgeo_explora.datasets.scene import Scene
@@ -279,14 +279,7 @@ class SceneWindows(TableDataset):
     def true_colour(self, image: Tensor) -> Tensor:
         """Return the bands in [0, 1] that are named so, else the first three."""
         unit = to_unit(image, self.value_range)
-        chosen = next(
-            (names for names in TRUE_COLOUR if set(names) <= set(self.bands)), None
-        )
-        if chosen is not None:
-            indices = [self.bands.index(name) for name in chosen]
-        else:
-            indices = [min(i, len(self.bands) - 1) for i in range(3)]
-        return unit[..., indices, :, :]
+        return unit[..., colour_indices(self.bands, len(self.bands)), :, :]
 
 
 def _folder(path: str | os.PathLike[str]) -> str:
