@@ -16,7 +16,7 @@ from training import TINY, Sizes, build, optimizer_of
 from torchgeo_explora.adapt import delta_state_dict, save_delta
 from torchgeo_explora.models import ViT
 from torchgeo_explora.objectives import DINOv2
-from torchgeo_explora.tasks.checkpoint import DeltaCheckpointIO
+from torchgeo_explora.tasks.run.checkpoint import DeltaCheckpointIO
 
 #: How often the small files are written; more of the large ones would wait for a disk.
 REPEATS = 3

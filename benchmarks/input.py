@@ -36,8 +36,8 @@ from torchgeo_explora.datasets import (
     SyntheticScenes,
     prepare,
 )
-from torchgeo_explora.datasets.fmow_crop import context_region
-from torchgeo_explora.datasets.sentinel2 import BANDS
+from torchgeo_explora.datasets.fmow.crop import context_region
+from torchgeo_explora.datasets.pixels.sentinel2 import BANDS
 
 PARTS = ('jpeg', 'geotiff', 'memory', 'start')
 #: What is wanted: a GPU at 1,000 images/s with 16 cores.

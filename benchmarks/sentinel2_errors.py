@@ -21,7 +21,7 @@ from torch import Tensor
 
 from torchgeo_explora.datamodules import ImageFolderDataModule
 from torchgeo_explora.tasks import ExploraMAETask
-from torchgeo_explora.tasks.raw_images import RawImages
+from torchgeo_explora.tasks.run.raw_images import RawImages
 
 DRAWN = 6
 

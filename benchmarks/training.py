@@ -12,7 +12,7 @@ from torchgeo_explora.adapt import Adaptation, adapt, lora, store_frozen
 from torchgeo_explora.augment import MultiCrop
 from torchgeo_explora.functional import cosine_schedule
 from torchgeo_explora.models import ViT
-from torchgeo_explora.models.backbone import compile_blocks
+from torchgeo_explora.models.backbones.backbone import compile_blocks
 from torchgeo_explora.objectives import DINOv2
 
 

@@ -15,8 +15,8 @@ from torch.testing import assert_close
 from torchgeo_explora.adapt import Adaptation, adapt, lora, merged, save_delta
 from torchgeo_explora.cli import main, parser
 from torchgeo_explora.models import ViT
-from torchgeo_explora.models.weights import ExploraWeights
-from torchgeo_explora.models.zoo import default_cfgs
+from torchgeo_explora.models.zoo.architectures import default_cfgs
+from torchgeo_explora.models.zoo.weights import ExploraWeights
 
 PAGE = (Path(__file__).parent.parent / 'docs' / 'interop.md').read_text()
 LINES = [

@@ -32,7 +32,7 @@ def test_import_alone_needs_no_torch():
     'first',
     [
         'import torchgeo.models, timm, torchgeo_explora',
-        'import torchgeo_explora.models.backbone',
+        'import torchgeo_explora.models.backbones.backbone',
         # As PEFT and transformers do, to know whether timm is installed.
         'import torchgeo_explora, importlib.util; importlib.util.find_spec("timm")',
     ],

@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 from torchgeo.main import main
 
-from tests.tasks.downstream import VIT
+from tests.tasks.small_runs import VIT
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / 'README.md').read_text()

@@ -4,8 +4,7 @@ from importlib import import_module
 from typing import Any
 
 from torchgeo_explora import plugin
-
-__version__ = '0.1.0'
+from torchgeo_explora.version import __version__
 
 # Public names load on first use (PEP 562), so that importing the package is cheap.
 _HOMES = {
@@ -17,7 +16,7 @@ _HOMES = {
     'ExploraLinearProbeTask': 'torchgeo_explora.tasks',
     'ExploraMAETask': 'torchgeo_explora.tasks',
     'ExploraSegmentationTask': 'torchgeo_explora.tasks',
-    'ExploraWeights': 'torchgeo_explora.models.weights',
+    'ExploraWeights': 'torchgeo_explora.models.zoo.weights',
     'ImageFolderDataModule': 'torchgeo_explora.datamodules',
     'ViT': 'torchgeo_explora.models',
     'load_delta': 'torchgeo_explora.adapt',

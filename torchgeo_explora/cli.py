@@ -9,7 +9,7 @@ from typing import Any, Literal
 import docstring_parser
 from jsonargparse import ArgumentError, ArgumentParser
 
-from torchgeo_explora import __version__
+from torchgeo_explora.version import __version__
 
 # Heavy libraries are imported by the command that needs them: help comes at once.
 
@@ -31,7 +31,7 @@ def info(files: list[str]) -> None:
     Args:
         files: Files, or folders, of which every safetensors file is described.
     """
-    from torchgeo_explora.export.describe import describe
+    from torchgeo_explora.export.info import describe
 
     for path in map(Path, files):
         found = sorted(path.glob('**/*.safetensors')) if path.is_dir() else [path]
@@ -105,7 +105,7 @@ def export(
 
 
 def _backbone(file: str, weights: str | None) -> Any:
-    from torchgeo_explora.export.describe import is_delta
+    from torchgeo_explora.export.info import is_delta
     from torchgeo_explora.export.rebuild import rebuild, reopen
 
     if is_delta(Path(file)):
@@ -122,7 +122,7 @@ def diff(first: str, second: str) -> int:
         first: A file.
         second: Another.
     """
-    from torchgeo_explora.export.describe import differences
+    from torchgeo_explora.export.info import differences
 
     lines = differences(first, second)
     print('\n'.join(lines) or 'no difference')

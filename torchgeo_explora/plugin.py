@@ -63,12 +63,12 @@ class _Watch(MetaPathFinder):
 
 
 def _with_timm() -> None:
-    from torchgeo_explora.models.registration import register_with_timm
+    from torchgeo_explora.models.zoo.architectures import register_with_timm
 
     register_with_timm()
 
 
 def _with_torchgeo() -> None:
-    from torchgeo_explora.models.registration import register_with_torchgeo
+    from torchgeo_explora.models.zoo.architectures import register_with_torchgeo
 
     register_with_torchgeo()

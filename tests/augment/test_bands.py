@@ -10,8 +10,8 @@ from torchgeo_explora.augment import (
     band_indices,
     spell_band,
 )
-from torchgeo_explora.datasets.sentinel2 import BANDS, reflectance_range
-from torchgeo_explora.models.group_channel import SATMAE_BANDS
+from torchgeo_explora.datasets.pixels.sentinel2 import BANDS, reflectance_range
+from torchgeo_explora.models.backbones.group_channel import SATMAE_BANDS
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ import torch
 from torch.testing import assert_close
 
 from torchgeo_explora.datamodules import FMoWRGBDataModule, FMoWTemporalDataModule
-from torchgeo_explora.datasets.fmow_rgb import MEAN, STD
+from torchgeo_explora.datasets.fmow.rgb import MEAN, STD
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from torchgeo_explora.datasets import (
     IWildCam,
     NAIPLandCover,
 )
-from torchgeo_explora.datasets.image_file import UnreadableImageError
+from torchgeo_explora.datasets.pixels.image_file import UnreadableImageError
 
 TABLES = {
     Camelyon17: ('wilds', 'camelyon17', 'camelyon17_v1.0/metadata.csv'),

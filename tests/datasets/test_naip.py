@@ -4,7 +4,7 @@ import pytest
 from torchgeo.datasets import DatasetNotFoundError, RGBBandsMissingError
 
 from torchgeo_explora.datasets import NAIPLandCover
-from torchgeo_explora.datasets.image_file import UnreadableImageError
+from torchgeo_explora.datasets.pixels.image_file import UnreadableImageError
 
 
 @pytest.fixture

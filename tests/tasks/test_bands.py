@@ -16,9 +16,9 @@ from torchgeo.samplers import RandomPatchSampler
 
 from torchgeo_explora.augment import spell_band
 from torchgeo_explora.datamodules import ImageFolderDataModule
-from torchgeo_explora.datasets.sentinel2 import BANDS
-from torchgeo_explora.models.group_channel import SATMAE_BANDS
-from torchgeo_explora.tasks.intake import select_bands
+from torchgeo_explora.datasets.pixels.sentinel2 import BANDS
+from torchgeo_explora.models.backbones.group_channel import SATMAE_BANDS
+from torchgeo_explora.tasks.run.raw_images import select_bands
 
 LEVEL2A = tuple(band for band in BANDS if band != 'B10')
 SIZE = 32

@@ -19,7 +19,7 @@ from torchgeo_explora.adapt import load_delta, read_delta_metadata
 from torchgeo_explora.datamodules import ImageFolderDataModule
 from torchgeo_explora.models import ViT
 from torchgeo_explora.tasks import ExploraDinoTask
-from torchgeo_explora.tasks.raw_images import RawImages
+from torchgeo_explora.tasks.run.raw_images import RawImages
 
 WORKER = Path(__file__).with_name('ddp_worker.py')
 

@@ -16,7 +16,7 @@ from torchgeo.datamodules import (
 )
 from torchgeo.datasets import Potsdam2D, SpaceNet1
 
-from tests.tasks.downstream import VIT
+from tests.tasks.small_runs import VIT
 from torchgeo_explora.tasks import ExploraDetectionTask, ExploraSegmentationTask
 
 pytestmark = [pytest.mark.cli, pytest.mark.filterwarnings('ignore')]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import rasterio
 
-from tests.tasks.downstream import command, images, write_config
+from tests.tasks.small_runs import command, images, write_config
 
 pytestmark = [pytest.mark.cli, pytest.mark.filterwarnings('ignore')]
 

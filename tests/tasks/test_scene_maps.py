@@ -6,7 +6,7 @@ import rasterio
 import torch
 from lightning.pytorch import Trainer
 
-from tests.tasks.downstream import VIT, command, write_config
+from tests.tasks.small_runs import VIT, command, write_config
 from torchgeo_explora.callbacks import RasterWriter
 from torchgeo_explora.datamodules import RasterSceneDataModule
 from torchgeo_explora.functional.windows import slide

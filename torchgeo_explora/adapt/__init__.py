@@ -3,13 +3,8 @@
 from torchgeo_explora.adapt.adaptation import Adaptation, adapt, lora, merged
 from torchgeo_explora.adapt.average import average_deltas
 from torchgeo_explora.adapt.collection import Deltas
-from torchgeo_explora.adapt.delta import (
-    base_fingerprint,
-    count,
-    delta_state_dict,
-    fingerprint,
-)
-from torchgeo_explora.adapt.files import (
+from torchgeo_explora.adapt.delta import base_fingerprint, count, delta_state_dict
+from torchgeo_explora.adapt.delta_file import (
     load_delta,
     read_delta,
     read_delta_metadata,
@@ -17,6 +12,7 @@ from torchgeo_explora.adapt.files import (
 )
 from torchgeo_explora.adapt.storage import store_frozen
 from torchgeo_explora.adapt.teacher import ema_update_, twin
+from torchgeo_explora.models.formats.fingerprint import fingerprint
 
 __all__ = [
     'Adaptation',

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchgeo_explora.adapt.collection import check_shares
-from torchgeo_explora.adapt.files import read_delta, write_delta
+from torchgeo_explora.adapt.delta_file import read_delta, write_delta
 
 # Kinds of LoRA whose update is not scale * B A.
 _UNLIKE = ('use_dora', 'rank_pattern', 'alpha_pattern', 'lora_bias')

@@ -9,7 +9,7 @@ from torch import nn
 
 from torchgeo_explora.adapt.adaptation import Adaptation, adapt, merged
 from torchgeo_explora.adapt.delta import adapted
-from torchgeo_explora.adapt.files import load_delta, read_delta_metadata, view
+from torchgeo_explora.adapt.delta_file import load_delta, read_delta_metadata, view
 
 
 class Deltas[M: nn.Module](Mapping[str, M]):

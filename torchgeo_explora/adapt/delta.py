@@ -1,12 +1,10 @@
 """The delta of a module, and the identity of the base under it."""
 
-import hashlib
-from collections.abc import Mapping
 from typing import NamedTuple
 
-import numpy as np
-import torch
 from torch import Tensor, nn
+
+from torchgeo_explora.models.formats.fingerprint import fingerprint
 
 
 class Adapted(NamedTuple):
@@ -55,22 +53,6 @@ def delta_state_dict(module: nn.Module) -> dict[str, Tensor]:
             base -= {prefix + key for key in record.delta}
             state = {key: value for key, value in state.items() if key not in base}
     return dict(state)
-
-
-def fingerprint(state: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of tensors and their names, 64 hexadecimal digits.
-
-    The hash runs over the names in sorted order, each followed by its shape and its
-    values as little-endian float32: neither order, device nor a storage type that
-    holds the same values changes it.
-    """
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach()
-        digest.update(f'{name} {tuple(tensor.shape)}\n'.encode())
-        values = tensor.to('cpu', torch.float32).contiguous().view(-1).numpy()
-        digest.update(np.asarray(values, dtype='<f4').data)
-    return digest.hexdigest()
 
 
 def base_fingerprint(backbone: nn.Module) -> str | None:

@@ -1,13 +1,15 @@
 """Lightning callbacks."""
 
 from torchgeo_explora.callbacks.curves import Curves
-from torchgeo_explora.callbacks.detections import DetectionWriter
-from torchgeo_explora.callbacks.embeddings import EmbeddingWriter
 from torchgeo_explora.callbacks.knn import OnlineKNN
-from torchgeo_explora.callbacks.masks import MaskWriter
+from torchgeo_explora.callbacks.parquet import (
+    DetectionWriter,
+    EmbeddingWriter,
+    MaskWriter,
+    ProbabilityWriter,
+)
 from torchgeo_explora.callbacks.pictures import Pictures
 from torchgeo_explora.callbacks.plugin import Plugin
-from torchgeo_explora.callbacks.probabilities import ProbabilityWriter
 from torchgeo_explora.callbacks.raster_writer import RasterWriter
 from torchgeo_explora.callbacks.reconstructions import Reconstructions
 

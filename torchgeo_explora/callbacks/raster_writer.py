@@ -18,7 +18,7 @@ from rasterio.windows import Window
 from torch import Tensor
 
 from torchgeo_explora.adapt import base_fingerprint, delta_state_dict, fingerprint
-from torchgeo_explora.datasets.raster_blocks import CACHE
+from torchgeo_explora.datasets.pixels.raster_blocks import CACHE
 
 #: No data among classes of 8 bits.
 _NO_CLASS = 255

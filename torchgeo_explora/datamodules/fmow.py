@@ -6,9 +6,9 @@ from typing import Literal
 import torch
 
 from torchgeo_explora.datamodules.splits import SplitDataModule
-from torchgeo_explora.datasets.fmow_rgb import MEAN, STD, FMoWRGB
-from torchgeo_explora.datasets.fmow_temporal import FMoWTemporal
-from torchgeo_explora.datasets.table_dataset import OnError
+from torchgeo_explora.datasets.fmow.rgb import MEAN, STD, FMoWRGB
+from torchgeo_explora.datasets.fmow.temporal import FMoWTemporal
+from torchgeo_explora.datasets.tables.dataset import OnError
 
 SPLITS = {'train': 'train', 'val': 'val', 'test': 'test'}
 

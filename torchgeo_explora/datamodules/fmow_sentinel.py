@@ -8,9 +8,9 @@ import torch
 
 from torchgeo_explora.datamodules.normalize import Normalize
 from torchgeo_explora.datamodules.splits import SplitDataModule
-from torchgeo_explora.datasets import sentinel2
-from torchgeo_explora.datasets.fmow_sentinel import FMoWSentinel
-from torchgeo_explora.datasets.table_dataset import OnError
+from torchgeo_explora.datasets.fmow.sentinel import FMoWSentinel
+from torchgeo_explora.datasets.pixels import sentinel2
+from torchgeo_explora.datasets.tables.dataset import OnError
 
 
 class FMoWSentinelDataModule(SplitDataModule):

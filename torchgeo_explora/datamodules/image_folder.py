@@ -8,7 +8,7 @@ import torch
 
 from torchgeo_explora.datamodules.normalize import Normalize
 from torchgeo_explora.datamodules.splits import SplitDataModule
-from torchgeo_explora.datasets.image_folder import ImageFolder
+from torchgeo_explora.datasets.folder.image_folder import ImageFolder
 
 
 class ImageFolderDataModule(SplitDataModule):

@@ -8,7 +8,7 @@ import torch
 
 from torchgeo_explora.datamodules.splits import SplitDataModule
 from torchgeo_explora.datasets.naip import BANDS, MEAN, STD, NAIPLandCover
-from torchgeo_explora.datasets.table_dataset import OnError
+from torchgeo_explora.datasets.tables.dataset import OnError
 
 type Split = Literal['train', 'val', 'test', 'val+test']
 

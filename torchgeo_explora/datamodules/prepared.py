@@ -10,9 +10,9 @@ from torchgeo.datamodules.utils import collate_fn_detection
 
 from torchgeo_explora.datamodules.normalize import Normalize
 from torchgeo_explora.datamodules.splits import SplitDataModule
-from torchgeo_explora.datasets.prepared import Prepared
-from torchgeo_explora.datasets.prepared_stream import PreparedStream
-from torchgeo_explora.datasets.table_dataset import OnError
+from torchgeo_explora.datasets.prepared.dataset import Prepared
+from torchgeo_explora.datasets.prepared.stream import PreparedStream
+from torchgeo_explora.datasets.tables.dataset import OnError
 
 
 class PreparedDataModule(SplitDataModule):

@@ -9,8 +9,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torchgeo.datamodules import BaseDataModule
 
-from torchgeo_explora.datasets.raster_blocks import RasterBlocks
-from torchgeo_explora.datasets.value_range import RANGES
+from torchgeo_explora.datasets.pixels.raster_blocks import RasterBlocks
+from torchgeo_explora.datasets.pixels.value_range import RANGES
 
 
 class RasterSceneDataModule(BaseDataModule):

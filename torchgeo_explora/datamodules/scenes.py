@@ -8,8 +8,8 @@ import torch
 
 from torchgeo_explora.datamodules.normalize import Normalize
 from torchgeo_explora.datamodules.splits import SplitDataModule
-from torchgeo_explora.datasets.scene_windows import SceneWindows
-from torchgeo_explora.datasets.table_dataset import OnError
+from torchgeo_explora.datasets.scenes.windows import SceneWindows
+from torchgeo_explora.datasets.tables.dataset import OnError
 
 
 class ScenesDataModule(SplitDataModule):

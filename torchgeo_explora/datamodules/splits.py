@@ -11,8 +11,8 @@ from torchgeo.datamodules import NonGeoDataModule
 from torchgeo.datasets import NonGeoDataset
 
 from torchgeo_explora.datamodules.normalize import Normalize
-from torchgeo_explora.datasets.leakage import warn_of_shared_places
-from torchgeo_explora.datasets.value_range import ValueRange
+from torchgeo_explora.datasets.pixels.value_range import ValueRange
+from torchgeo_explora.datasets.tables.problems import warn_of_shared_places
 
 #: Data sets that a stage of the trainer opens.
 OPENED = {

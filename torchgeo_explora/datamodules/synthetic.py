@@ -5,9 +5,9 @@ from typing import Literal
 import torch
 from torchgeo.datamodules import NonGeoDataModule
 
-from torchgeo_explora.datasets import sentinel2
-from torchgeo_explora.datasets.synthetic import SyntheticScenes
-from torchgeo_explora.datasets.value_range import ValueRange
+from torchgeo_explora.datasets.pixels import sentinel2
+from torchgeo_explora.datasets.pixels.value_range import ValueRange
+from torchgeo_explora.datasets.synthetic.scenes import SyntheticScenes
 
 
 class SyntheticScenesDataModule(NonGeoDataModule):

@@ -6,11 +6,11 @@ from typing import Any
 from torchgeo.datamodules.utils import collate_fn_detection
 
 from torchgeo_explora.datamodules.splits import SplitDataModule
-from torchgeo_explora.datasets import camelyon17, globalwheat, iwildcam
-from torchgeo_explora.datasets.camelyon17 import Camelyon17
-from torchgeo_explora.datasets.globalwheat import GlobalWheat
-from torchgeo_explora.datasets.iwildcam import IWildCam
-from torchgeo_explora.datasets.table_dataset import OnError
+from torchgeo_explora.datasets.tables.dataset import OnError
+from torchgeo_explora.datasets.wilds import camelyon17, globalwheat, iwildcam
+from torchgeo_explora.datasets.wilds.camelyon17 import Camelyon17
+from torchgeo_explora.datasets.wilds.globalwheat import GlobalWheat
+from torchgeo_explora.datasets.wilds.iwildcam import IWildCam
 
 
 class Camelyon17DataModule(SplitDataModule):

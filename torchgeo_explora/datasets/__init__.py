@@ -1,24 +1,24 @@
 """Data sets in TorchGeo's manner."""
 
-from torchgeo_explora.datasets.camelyon17 import Camelyon17
-from torchgeo_explora.datasets.fmow_rgb import FMoWRGB
-from torchgeo_explora.datasets.fmow_sentinel import FMoWSentinel
-from torchgeo_explora.datasets.fmow_temporal import FMoWTemporal
-from torchgeo_explora.datasets.folder_layout import NoImagesError
-from torchgeo_explora.datasets.globalwheat import GlobalWheat
-from torchgeo_explora.datasets.image_file import UnreadableImageError
-from torchgeo_explora.datasets.image_folder import ImageFolder
-from torchgeo_explora.datasets.iwildcam import IWildCam
+from torchgeo_explora.datasets.fmow.rgb import FMoWRGB
+from torchgeo_explora.datasets.fmow.sentinel import FMoWSentinel
+from torchgeo_explora.datasets.fmow.temporal import FMoWTemporal
+from torchgeo_explora.datasets.folder.image_folder import ImageFolder
+from torchgeo_explora.datasets.folder.layout import NoImagesError
 from torchgeo_explora.datasets.naip import NAIPLandCover
-from torchgeo_explora.datasets.prepared import Prepared
-from torchgeo_explora.datasets.prepared_manifest import NotPreparedError, verify
-from torchgeo_explora.datasets.prepared_shards import prepare
-from torchgeo_explora.datasets.prepared_stream import PreparedStream
-from torchgeo_explora.datasets.scene_windows import SceneWindows
-from torchgeo_explora.datasets.scenes import Scenes
-from torchgeo_explora.datasets.synthetic import SyntheticScenes
-from torchgeo_explora.datasets.table_dataset import NoSamplesError
-from torchgeo_explora.datasets.value_range import measure_range
+from torchgeo_explora.datasets.pixels.image_file import UnreadableImageError
+from torchgeo_explora.datasets.pixels.value_range import measure_range
+from torchgeo_explora.datasets.prepared.dataset import Prepared
+from torchgeo_explora.datasets.prepared.manifest import NotPreparedError, verify
+from torchgeo_explora.datasets.prepared.stream import PreparedStream
+from torchgeo_explora.datasets.prepared.writer import prepare
+from torchgeo_explora.datasets.scenes.rasters import Scenes
+from torchgeo_explora.datasets.scenes.windows import SceneWindows
+from torchgeo_explora.datasets.synthetic.scenes import SyntheticScenes
+from torchgeo_explora.datasets.tables.dataset import NoSamplesError
+from torchgeo_explora.datasets.wilds.camelyon17 import Camelyon17
+from torchgeo_explora.datasets.wilds.globalwheat import GlobalWheat
+from torchgeo_explora.datasets.wilds.iwildcam import IWildCam
 
 __all__ = [
     'Camelyon17',

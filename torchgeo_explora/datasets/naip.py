@@ -8,11 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchgeo_explora.datasets.figure import pick_bands
-from torchgeo_explora.datasets.image_file import UnreadableImageError, naming
-from torchgeo_explora.datasets.problems import judge, write_report
-from torchgeo_explora.datasets.resize import fit_square
-from torchgeo_explora.datasets.table_dataset import (
+from torchgeo_explora.datasets.pixels.figure import pick_bands
+from torchgeo_explora.datasets.pixels.image_file import UnreadableImageError, naming
+from torchgeo_explora.datasets.pixels.picture import fit_square
+from torchgeo_explora.datasets.tables.dataset import (
     NoSamplesError,
     OnError,
     TableDataset,
@@ -20,6 +19,7 @@ from torchgeo_explora.datasets.table_dataset import (
     check_choice,
     check_size,
 )
+from torchgeo_explora.datasets.tables.problems import judge, write_report
 
 #: Mean and standard deviation of red, green and blue in [0, 1], as SatMAE gives them.
 MEAN = (0.47996818, 0.47633689, 0.42402868)

@@ -1,14 +1,14 @@
 """A backbone, delta folded in, for other libraries."""
 
-from torchgeo_explora.export.checkpoint import (
-    export_timm,
-    export_torchgeo,
-    export_torchgeo_segmentation,
-)
 from torchgeo_explora.export.hub import from_hub, push_to_hub
 from torchgeo_explora.export.onnx_file import export_onnx
 from torchgeo_explora.export.peft_folder import export_peft, export_peft_transformers
 from torchgeo_explora.export.rebuild import rebuild
+from torchgeo_explora.export.timm_file import (
+    export_timm,
+    export_torchgeo,
+    export_torchgeo_segmentation,
+)
 from torchgeo_explora.export.transformers_folder import export_transformers
 
 __all__ = [

@@ -11,7 +11,7 @@ from torch import nn
 
 from torchgeo_explora.adapt import Adaptation, read_delta
 from torchgeo_explora.export.rebuild import outline
-from torchgeo_explora.models.weights import ExploraWeights
+from torchgeo_explora.models.zoo.weights import ExploraWeights
 
 # What the task that wrote a delta says of its making, in this order.
 _RECIPE = ('objective', 'steps', 'effective_batch', 'mean', 'std', 'mean_of', 'shares')

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from torchgeo_explora.models.files import read_file
+from torchgeo_explora.models.formats.files import read_file
 
 
 def reload(path: str | os.PathLike[str], weights: str | None = None) -> Any:

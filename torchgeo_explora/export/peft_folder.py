@@ -15,7 +15,7 @@ from torchgeo_explora.adapt import delta_state_dict, merged
 from torchgeo_explora.adapt.delta import adapted
 from torchgeo_explora.export.transformers_folder import transformers_model
 from torchgeo_explora.models import Backbone
-from torchgeo_explora.models.huggingface import timm_name
+from torchgeo_explora.models.formats.transformers import timm_name
 from torchgeo_explora.writing import filling
 
 # What PEFT's files put before the names of a model's modules.

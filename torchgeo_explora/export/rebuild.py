@@ -11,7 +11,7 @@ from torchvision.models._api import WeightsEnum
 
 from torchgeo_explora.adapt import load_delta, read_delta_metadata
 from torchgeo_explora.models import Backbone, GroupChannelViT, TemporalViT, ViT
-from torchgeo_explora.models.files import read_metadata
+from torchgeo_explora.models.formats.files import read_metadata
 
 _KINDS: dict[str, Any] = {
     f'{kind.__module__}.{kind.__qualname__}': kind

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchgeo_explora.adapt import merged
 from torchgeo_explora.export.extras import require
 from torchgeo_explora.models import Backbone, ViT
-from torchgeo_explora.models.huggingface import to_transformers
+from torchgeo_explora.models.formats.transformers import to_transformers
 from torchgeo_explora.writing import filling
 
 

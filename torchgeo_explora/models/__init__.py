@@ -1,10 +1,15 @@
 """Backbones, heads, and the way to and from published weights."""
 
-from torchgeo_explora.models.backbone import Attention, Backbone, Features, Tokens
-from torchgeo_explora.models.group_channel import GroupChannelViT
-from torchgeo_explora.models.heads import DINOHead
-from torchgeo_explora.models.temporal import TemporalViT
-from torchgeo_explora.models.vit import ViT
+from torchgeo_explora.models.backbones.backbone import (
+    Attention,
+    Backbone,
+    Features,
+    Tokens,
+)
+from torchgeo_explora.models.backbones.group_channel import GroupChannelViT
+from torchgeo_explora.models.backbones.temporal import TemporalViT
+from torchgeo_explora.models.backbones.vit import ViT
+from torchgeo_explora.models.heads.dino import DINOHead
 
 __all__ = [
     'Attention',

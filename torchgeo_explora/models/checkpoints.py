@@ -16,14 +16,9 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from timm.models import adapt_input_conv
 from torchvision.models._api import WeightsEnum
 
-from torchgeo_explora.models.files import SUFFIXES, read_file
-from torchgeo_explora.models.huggingface import (
-    from_transformers,
-    is_transformers,
-    to_transformers,
-)
-from torchgeo_explora.models.names import State, fuse_qkv, split_qkv, unwrapped
-from torchgeo_explora.models.published import (
+from torchgeo_explora.models.formats.files import SUFFIXES, read_file
+from torchgeo_explora.models.formats.names import State, fuse_qkv, split_qkv, unwrapped
+from torchgeo_explora.models.formats.published import (
     from_dinov2,
     from_explora,
     from_mae,
@@ -33,14 +28,19 @@ from torchgeo_explora.models.published import (
     to_mae,
     to_timm,
 )
-from torchgeo_explora.models.satmae import (
+from torchgeo_explora.models.formats.satmae import (
     fold_class_code,
     from_satmae_group,
     from_satmae_temporal,
     to_satmae_group,
     to_satmae_temporal,
 )
-from torchgeo_explora.models.wrapped import (
+from torchgeo_explora.models.formats.transformers import (
+    from_transformers,
+    is_transformers,
+    to_transformers,
+)
+from torchgeo_explora.models.formats.wrapped import (
     from_lightly_train,
     from_torchgeo,
     to_lightly_train,

@@ -19,8 +19,8 @@ from torchgeo_explora.functional import (
     replace_tokens,
     sinkhorn_knopp_,
 )
-from torchgeo_explora.models.backbone import Backbone
-from torchgeo_explora.models.heads import DINOHead
+from torchgeo_explora.models.backbones.backbone import Backbone
+from torchgeo_explora.models.heads.dino import DINOHead
 from torchgeo_explora.objectives.objective import Objective
 
 

@@ -13,9 +13,12 @@ from torchgeo_explora.functional import (
     visible_indices,
 )
 from torchgeo_explora.models import GroupChannelViT, TemporalViT
-from torchgeo_explora.models.backbone import Backbone, Tokens
-from torchgeo_explora.models.coded_decoders import GroupChannelDecoder, TemporalDecoder
-from torchgeo_explora.models.decoder import MAEDecoder
+from torchgeo_explora.models.backbones.backbone import Backbone, Tokens
+from torchgeo_explora.models.heads.coded_decoders import (
+    GroupChannelDecoder,
+    TemporalDecoder,
+)
+from torchgeo_explora.models.heads.mae_decoder import MAEDecoder
 from torchgeo_explora.objectives.objective import Objective, batch_metadata
 
 

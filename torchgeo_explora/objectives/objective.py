@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from torchgeo_explora.models.backbone import Backbone
+from torchgeo_explora.models.backbones.backbone import Backbone
 
 
 class Objective(nn.Module, ABC):

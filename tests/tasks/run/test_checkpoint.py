@@ -1,0 +1,137 @@
+"""Where checkpoints and their deltas go, and what writes them."""
+
+from functools import partial
+from pathlib import Path
+
+import fsspec
+import pytest
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import Trainer
+from lightning.pytorch.plugins.io import AsyncCheckpointIO
+
+from torchgeo_explora.datamodules import ImageFolderDataModule
+from torchgeo_explora.tasks import ExploraClassificationTask, ExploraDinoTask
+from torchgeo_explora.tasks.run.checkpoint import DeltaCheckpointIO, write_to
+
+CONTENT = {'state_dict': {'weight': torch.arange(3.0)}}
+
+
+class Full:
+    """What writes checkpoints, out of room."""
+
+    def save_checkpoint(self, checkpoint, path, storage_options=None):
+        Path(path).write_text('half')
+        raise OSError(28, 'No space left on device')
+
+
+class Own(TorchCheckpointIO):
+    """What a user may have put in place of the default."""
+
+    def save_checkpoint(self, checkpoint, path, storage_options=None):
+        super().save_checkpoint({**checkpoint, 'own': storage_options}, path)
+
+
+def write_delta(path):
+    Path(path).write_text('delta')
+
+
+def test_full_disk_leaves_the_last_checkpoint_and_its_delta(tmp_path):
+    path, deltas = tmp_path / 'last.ckpt', []
+    path.write_text('last')
+    with pytest.raises(OSError, match=rf'could not write {path} \(.*make room'):
+        DeltaCheckpointIO(Full(), deltas.append).save_checkpoint({}, path)
+    assert path.read_text() == 'last'
+    assert [*tmp_path.iterdir()] == [path]
+    assert not deltas
+
+
+def test_lightnings_default_is_not_asked_to_copy_a_local_file(tmp_path, monkeypatch):
+    by_lightning, path = tmp_path / 'lightning.ckpt', tmp_path / 'new' / 'last.ckpt'
+    TorchCheckpointIO().save_checkpoint(CONTENT, by_lightning)
+    monkeypatch.setattr(TorchCheckpointIO, 'save_checkpoint', None)
+    io = DeltaCheckpointIO(TorchCheckpointIO(), write_delta)
+    io.save_checkpoint(CONTENT, str(path))
+    # Not a byte is another one.
+    assert path.read_bytes() == by_lightning.read_bytes()
+    found = io.load_checkpoint(path, weights_only=True)
+    assert torch.equal(found['state_dict']['weight'], torch.arange(3.0))
+    assert {file.name for file in path.parent.iterdir()} == {
+        *('last.ckpt', 'last.safetensors'),
+    }
+    io.remove_checkpoint(path)
+    assert not [*path.parent.iterdir()]
+
+
+def test_another_writer_keeps_its_way(tmp_path):
+    path = tmp_path / 'last.ckpt'
+    io = DeltaCheckpointIO(Own(), write_delta)
+    io.save_checkpoint(CONTENT, f'file://{path}', {'speed': 2})
+    assert torch.load(path)['own'] == {'speed': 2}
+    assert path.with_suffix('.safetensors').read_text() == 'delta'
+    # What the default cannot do, it says itself.
+    with pytest.raises(TypeError, match='storage_options'):
+        DeltaCheckpointIO(TorchCheckpointIO(), write_delta).save_checkpoint(
+            CONTENT, path, {'speed': 2}
+        )
+
+
+def test_another_place_gets_checkpoint_and_delta(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path, files = 'memory://explora/run/last.ckpt', fsspec.filesystem('memory')
+    io = DeltaCheckpointIO(TorchCheckpointIO(), write_delta)
+    io.save_checkpoint(CONTENT, path)
+    assert files.cat('/explora/run/last.safetensors') == b'delta'
+    assert set(io.load_checkpoint(path, weights_only=True)) == {'state_dict'}
+    io.remove_checkpoint(path)
+    assert not files.find('/explora/run')
+    assert not [*tmp_path.iterdir()]
+
+
+def test_writer_in_the_background_is_refused():
+    with pytest.raises(ValueError, match='AsyncCheckpointIO writes in the background'):
+        DeltaCheckpointIO(AsyncCheckpointIO(TorchCheckpointIO()), write_delta)
+
+
+def test_delta_goes_into_a_folder_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    address = 'memory://explora/end/run'
+    place, size = write_to(address, 'delta.safetensors', write_delta)
+    assert (place, size) == (f'{address}/delta.safetensors', 5)
+    assert fsspec.filesystem('memory').cat(place) == b'delta'
+    assert not [*tmp_path.iterdir()]
+    place, size = write_to(str(tmp_path), 'delta.safetensors', write_delta)
+    assert (place, size) == (str(tmp_path / 'delta.safetensors'), 5)
+
+
+def test_linked_checkpoint_stays_whole_when_its_name_is_written_or_removed(tmp_path):
+    io = DeltaCheckpointIO(TorchCheckpointIO(), write_delta)
+    best, last = tmp_path / 'best.ckpt', tmp_path / 'last.ckpt'
+    io.save_checkpoint(CONTENT, best)
+    for change in (partial(io.save_checkpoint, {}), io.remove_checkpoint):
+        last.unlink(missing_ok=True)
+        last.symlink_to(best.name)
+        change(last)
+        assert not last.is_symlink()
+        assert set(torch.load(best)) == {'state_dict'}
+        assert best.with_suffix('.safetensors').exists()
+
+
+def test_next_task_of_a_trainer_writes_its_own_delta(tiny, folder, tmp_path):
+    trainer = Trainer(max_steps=1, logger=False, default_root_dir=tmp_path)
+    trainer.strategy.checkpoint_io = DeltaCheckpointIO(TorchCheckpointIO(), write_delta)
+    task = ExploraDinoTask(**tiny)
+    task.trainer = trainer
+    trainer.datamodule = ImageFolderDataModule(folder, batch_size=4)
+    trainer.datamodule.setup('fit')
+    task.setup('fit')
+    io = trainer.strategy.checkpoint_io
+    assert io.save_delta == task.save_delta
+    assert type(io.inner) is TorchCheckpointIO
+    shared = ('model', 'weights', 'image_size', 'model_args', 'rank')
+    task = ExploraClassificationTask(
+        **{name: tiny[name] for name in shared}, num_classes=2
+    )
+    task.trainer = trainer
+    task.setup('fit')
+    assert type(trainer.strategy.checkpoint_io) is TorchCheckpointIO

@@ -1,0 +1,39 @@
+"""Where AdamW's fused kernel serves."""
+
+import pytest
+import torch
+
+from torchgeo_explora.tasks.run.optimizer import may_fuse, optimizer_plan
+
+
+@pytest.mark.parametrize(
+    ('device', 'precision', 'expected'),
+    [
+        ('cuda', 'bf16-mixed', True),
+        ('cuda', '32-true', True),
+        # The scaler's factor would meet gradients that are clipped already.
+        ('cuda', '16-mixed', False),
+        ('cpu', '32-true', False),
+    ],
+)
+def test_fused_kernel_serves_where_nothing_scales_the_loss(device, precision, expected):
+    assert may_fuse(torch.device(device), precision) is expected
+
+
+def test_fused_steps_are_those_of_the_plain_kernel():
+    found = []
+    for fused in (False, True):
+        torch.manual_seed(0)
+        weight = torch.nn.Parameter(torch.randn(8, 8))
+        groups = [{'params': [weight], 'still': 0.2}]
+        plan = optimizer_plan(groups, 1e-2, 0.0, 10, 0.1, (0.9, 0.999), 0.0, fused)
+        rates = []
+        for _ in range(4):
+            weight.grad = torch.randn(8, 8)
+            rates.append(plan['optimizer'].param_groups[0]['lr'])
+            plan['optimizer'].step()
+            plan['lr_scheduler']['scheduler'].step()
+        assert rates[:2] == [0.0, 0.0]
+        assert min(rates[2:]) > 0
+        found.append(weight.detach())
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)

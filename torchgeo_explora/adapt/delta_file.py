@@ -1,0 +1,270 @@
+"""The delta as a file."""
+
+import copy
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from torchgeo_explora.adapt.adaptation import Adaptation, adapt
+from torchgeo_explora.adapt.delta import (
+    adapted,
+    base_fingerprint,
+    delta_state_dict,
+    lineage,
+)
+from torchgeo_explora.models.formats.fingerprint import fingerprint
+from torchgeo_explora.version import __version__
+from torchgeo_explora.writing import replacing
+
+_FORMAT = 'torchgeo-explora-delta'
+_FORMAT_VERSION = 1
+_JSON = ('arguments', 'adaptation')
+_REQUIRED = ('format_version', 'backbone', 'base', 'delta', *_JSON)
+_RESERVED = (
+    *('format', 'format_version', 'version', 'backbone', 'base', 'lineage', 'delta'),
+    *('metadata_sha256', *_JSON),
+)
+
+
+def save_delta(
+    backbone: nn.Module,
+    path: str | os.PathLike[str],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write the delta of *backbone* as float32 safetensors.
+
+    The metadata name the backbone and its arguments, the adaptation, the SHA-256 of
+    the base, of the delta and of themselves, and the package version. The file
+    appears whole or not at all.
+
+    Args:
+        backbone: An adapted backbone, or its twin.
+        path: The file, `*.safetensors`; its folder is made.
+        metadata: More strings to keep in the file.
+
+    Raises:
+        OSError: If it cannot be written; a file that was there stays.
+        ValueError: If the backbone is not adapted, a tensor is not finite, or a name
+            in *metadata* is reserved.
+    """
+    if adapted(backbone) is None:
+        raise ValueError('this backbone has no delta: call `adapt` on it first')
+    if taken := set(metadata or {}).intersection(_RESERVED):
+        raise ValueError(f'*metadata* uses reserved names: rename {sorted(taken)}')
+    tensors = {}
+    for name, tensor in delta_state_dict(backbone).items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(
+                f'delta tensor {name} is not finite: the training diverged, go back '
+                'to an earlier checkpoint'
+            )
+        kind = torch.float32 if tensor.is_floating_point() else tensor.dtype
+        tensors[name] = tensor.to('cpu', kind).contiguous()
+    host: Any = backbone
+    origin = {
+        'backbone': f'{type(backbone).__module__}.{type(backbone).__qualname__}',
+        'arguments': json.dumps(getattr(backbone, 'arguments', {})),
+        'adaptation': json.dumps(host.adaptation.to_dict()),
+        'base': host.fingerprint or '',
+        'lineage': lineage(backbone) or '',
+    }
+    write_delta(tensors, path, {**(metadata or {}), **origin})
+
+
+def write_delta(
+    tensors: dict[str, Tensor],
+    path: str | os.PathLike[str],
+    metadata: Mapping[str, str],
+) -> None:
+    """Write tensors as a delta file.
+
+    Args:
+        tensors: The delta, on the CPU.
+        path: The file, `*.safetensors`.
+        metadata: Where they come from, as `save_delta` says it, and what else to keep.
+
+    Raises:
+        OSError: If it cannot be written; a file that was there stays.
+    """
+    header = {
+        **metadata,
+        'format': _FORMAT,
+        'format_version': str(_FORMAT_VERSION),
+        'version': __version__,
+        'delta': fingerprint(tensors),
+    }
+    header['metadata_sha256'] = _seal(header)
+    with replacing(path) as part:
+        save_file(tensors, part, metadata=header)
+
+
+def load_delta[M: nn.Module](backbone: M, path: str | os.PathLike[str]) -> M:
+    """Put a delta on the base it was trained on, in place; return the backbone.
+
+    A plain backbone is adapted as the file says. Base, keys and shapes are checked
+    before anything changes; the training resolution may differ.
+
+    Args:
+        backbone: A backbone with the base's weights, or one that is already adapted
+            in the same way.
+        path: A file of `save_delta`.
+
+    Raises:
+        ValueError: If the file is not a whole delta, is damaged, or was made for
+            another base, another adaptation or other shapes.
+    """
+    metadata = read_delta_metadata(path)
+    base = base_fingerprint(backbone)
+    # Folding a delta in rounds otherwise on another machine, but is the same base.
+    folded = lineage(backbone) or ''
+    if base != metadata['base'] and (not folded or folded != metadata.get('lineage')):
+        raise ValueError(
+            f'delta was trained on base {metadata["base"][:12]}, this backbone is '
+            f'{(base or "without values")[:12]}: load the same weights'
+        )
+    _check_groups(backbone, metadata['arguments'])
+    adaptation = Adaptation.from_dict(metadata['adaptation'])
+    plain = adapted(backbone) is None
+    if not plain:
+        _check_adaptation(backbone, adaptation)
+    # A view shares every tensor: what fails on it leaves the backbone as it was.
+    host = adapt(view(backbone), adaptation) if plain else backbone
+    expected = {name: tuple(t.shape) for name, t in delta_state_dict(host).items()}
+    with safe_open(path, framework='pt') as file:
+        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        wrong = sorted(
+            name
+            for name in {*expected, *found}
+            if expected.get(name) != found.get(name)
+        )
+        if wrong:
+            name = wrong[0]
+            raise ValueError(
+                f'{len(wrong)} tensors of {path} do not fit this backbone, first '
+                f'{name}: expected {expected.get(name, "none")}, found '
+                f'{found.get(name, "none")}; build the backbone with the arguments in '
+                "the file's metadata"
+            )
+    tensors = read_delta(path)[1]
+    if plain:
+        adapt(backbone, adaptation)
+    with torch.no_grad():
+        for name, tensor in delta_state_dict(backbone).items():
+            tensor.copy_(tensors[name])
+    return backbone
+
+
+def _check_groups(backbone: nn.Module, stored: Mapping[str, Any]) -> None:
+    # Groups of as many bands have weights of one shape, whatever the bands are.
+    here = getattr(backbone, 'arguments', {}).get('groups')
+    if here != stored.get('groups'):
+        raise ValueError(
+            f'the delta is for the groups of bands {stored.get("groups")}, this '
+            f'backbone has {here}: build it with the groups of the delta'
+        )
+
+
+def _check_adaptation(backbone: nn.Module, stored: Adaptation) -> None:
+    host: Any = backbone
+    depth = len(host.blocks)
+    plain = [
+        {**adaptation.to_dict(), 'unfreeze': adaptation.blocks(depth)}
+        for adaptation in (host.adaptation, stored)
+    ]
+    if differing := [key for key in plain[0] if plain[0][key] != plain[1][key]]:
+        raise ValueError(
+            f'the backbone is adapted as {host.adaptation.name(depth)}, the delta as '
+            f'{stored.name(depth)}; they differ in {", ".join(differing)}: load the '
+            'delta into a plain backbone'
+        )
+
+
+def view[M: nn.Module](module: M) -> M:
+    """Return a copy whose tensors share their values with *module*."""
+    memo: dict[int, Any] = {id(buffer): buffer for buffer in module.buffers()}
+    for parameter in module.parameters():
+        memo[id(parameter)] = nn.Parameter(
+            parameter.detach(), requires_grad=parameter.requires_grad
+        )
+    return copy.deepcopy(module, memo)
+
+
+def read_delta(
+    path: str | os.PathLike[str],
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return what a delta says of itself, and its tensors, on the CPU.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is cut short, is no delta, is of a newer format, or
+            holds anything else than what `save_delta` wrote.
+    """
+    metadata = read_delta_metadata(path)
+    tensors = load_file(path)
+    if fingerprint(tensors) != metadata['delta']:
+        raise ValueError(
+            f'the tensors of {path} are not those that were saved: copy or download '
+            'it again'
+        )
+    return metadata, tensors
+
+
+def read_delta_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return what `save_delta` wrote beside the tensors.
+
+    `arguments` and `adaptation` are dictionaries, everything else is a string.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is cut short, is no delta, is of a newer format, or its
+            metadata were changed.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f'no delta at {path}')
+    try:
+        with safe_open(path, framework='pt') as file:
+            metadata: dict[str, Any] = dict(file.metadata() or {})
+    except SafetensorError as error:
+        raise ValueError(
+            f'{path} is cut short or is no safetensors file ({error}): copy or '
+            'download it again'
+        ) from error
+    if metadata.get('format') != _FORMAT:
+        raise ValueError(f'{path} is not a delta: give a file that `save_delta` wrote')
+    # Absent where another program wrote the file.
+    sealed = metadata.get('metadata_sha256', _seal(metadata)) == _seal(metadata)
+    version = metadata.get('format_version', '')
+    if version.isdecimal() and int(version) > _FORMAT_VERSION:
+        raise ValueError(
+            f'{path} has delta format {version}, this version reads '
+            f'{_FORMAT_VERSION}: upgrade torchgeo-explora'
+        )
+    wrong = [key for key in _REQUIRED if key not in metadata]
+    for key in _JSON:
+        try:
+            metadata[key] = json.loads(metadata.get(key, ''))
+        except json.JSONDecodeError:
+            metadata[key] = None
+        if not isinstance(metadata[key], dict):
+            wrong.append(key)
+    if wrong or not sealed:
+        reason = f'wrong {", ".join(wrong)}' if wrong else 'their SHA-256 differs'
+        raise ValueError(
+            f'the metadata of {path} are not those that were saved ({reason}): copy or '
+            'download it again'
+        )
+    return metadata
+
+
+def _seal(metadata: Mapping[str, str]) -> str:
+    """Return the SHA-256 of all metadata but itself."""
+    rest = {key: value for key, value in metadata.items() if key != 'metadata_sha256'}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()

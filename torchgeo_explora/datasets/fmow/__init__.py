@@ -1,0 +1,1 @@
+"""Functional Map of the World: RGB, Sentinel-2 and series."""

@@ -1,0 +1,210 @@
+"""Functional Map of the World, true colour."""
+
+import os
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow.compute as pc
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from torchgeo_explora.datasets.fmow.classes import CLASSES
+from torchgeo_explora.datasets.fmow.crop import context_region
+from torchgeo_explora.datasets.fmow.index import (
+    NO_BOX,
+    NO_METADATA,
+    judge_index,
+    open_index,
+)
+from torchgeo_explora.datasets.fmow.listing import ABSENT, split_folder
+from torchgeo_explora.datasets.pixels.image_file import UnreadableImageError
+from torchgeo_explora.datasets.pixels.picture import (
+    cut,
+    middle_square,
+    move_boxes,
+    open_picture,
+)
+from torchgeo_explora.datasets.tables.dataset import (
+    NoSamplesError,
+    OnError,
+    TableDataset,
+    Transform,
+    check_choice,
+    check_size,
+)
+from torchgeo_explora.datasets.tables.fetch import fetch_bucket
+
+#: Mean and standard deviation in [0, 1], as SatMAE gives them.
+MEAN = (0.4182007312774658, 0.4214799106121063, 0.3991275727748871)
+STD = (0.28774282336235046, 0.27541765570640564, 0.2764017581939697)
+
+
+class FMoWRGB(TableDataset):
+    """fMoW in true colour: 62 classes of places, one label an image or a box.
+
+    Christie et al., *Functional Map of the World* (https://arxiv.org/abs/1711.07846).
+    Layout, keys and order of the classes are those of TorchGeo's proposed data set
+    (pull request 4020); SatMAE's CSV files are read too. The first start makes an index
+    file, later ones open it.
+
+    What differs from the fMoW baseline's cropping: resizing is antialiased, and the
+    share that a box has of its image is taken side by side (see ``context_region``).
+
+    Args:
+        root: Folder of ``train``, ``val`` and ``test_gt`` (or ``test``).
+        split: 'train', 'val' or 'test'.
+        crop: 'box' gives one sample a bounding box, with the baseline's context,
+            stretched to a square; 'image' one sample an image, its shorter side
+            resized, its centre cropped.
+        size: Side in pixels of the square images returned; None returns the pixels as
+            they are, in varying shapes.
+        variant: 'rgb', or 'msrgb' for true colour made from the multispectral images.
+        csv: A CSV file such as ``train_62classes.csv`` instead of the folders: label,
+            path, time. Paths start at its folder. Its images are often cut out
+            already: take ``crop='image'`` then.
+        index_dir: Folder of the index file; *root* (with *csv*: its folder) if None.
+        max_missing: Largest share of listed samples that may be missing, in [0, 1].
+        on_error: 'raise' stops at an unreadable image, 'skip' takes the next one.
+        transforms: Applied to each sample.
+        download: Whether to fetch 'train' or 'val' if its folder is not there, with the
+            command ``aws``, which compares checksums itself. 'test' comes without
+            labels and has to be sorted by its mapping file.
+
+    Attributes:
+        index: The table of all images.
+        rows: Row of each sample in it.
+        paths: Path of each sample.
+        labels: Labels, (N,) int64.
+        classes: The 62 names, alphabetical.
+
+    Raises:
+        NoSamplesError: If there is no sample; a DatasetNotFoundError.
+        FileNotFoundError: If too many samples are missing.
+        ValueError: If an argument or the CSV file is wrong.
+        DependencyNotFoundError: If *download* needs the command and it is missing.
+    """
+
+    url = 's3://spacenet-dataset/Hosted-Datasets/fmow/fmow-rgb'
+    classes = CLASSES
+    valid_splits = ('train', 'val', 'test')
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str] = 'data',
+        split: Literal['train', 'val', 'test'] = 'train',
+        crop: Literal['box', 'image'] = 'box',
+        size: int | None = None,
+        variant: Literal['rgb', 'msrgb'] = 'rgb',
+        csv: str | os.PathLike[str] | None = None,
+        index_dir: str | os.PathLike[str] | None = None,
+        max_missing: float = 0.01,
+        on_error: OnError = 'raise',
+        transforms: Transform | None = None,
+        download: bool = False,
+    ) -> None:
+        """Open the index, or build it."""
+        check_choice('split', split, self.valid_splits)
+        check_choice('crop', crop, ('box', 'image'))
+        check_choice('variant', variant, ('rgb', 'msrgb'))
+        check_size(size)
+        self.root = os.fspath(root)
+        self.split = split
+        self.crop = crop
+        self.size = size
+        place = None if csv is None else os.fspath(csv)
+        if download:
+            self._download(variant, place)
+        self.index, self.base = open_index(
+            self.root,
+            split,
+            variant,
+            place,
+            None if index_dir is None else os.fspath(index_dir),
+        )
+        what = f'split {split!r} of fMoW in {place or self.root}'
+        losing = (ABSENT, NO_BOX, NO_METADATA) if crop == 'box' else (ABSENT,)
+        judge_index(self.index, losing, max_missing, what)
+        self.rows, self._boxes, self.labels = self._select()
+        if not len(self.rows):
+            raise NoSamplesError(
+                f'{what} has no image with a bounding box: pass crop="image", or put'
+                f' the JSON files beside the images'
+            )
+        super().__init__(len(self.rows), what, on_error, transforms)
+
+    def _download(self, variant: str, csv: str | None) -> None:
+        folder = split_folder(self.root, self.split)
+        if csv is not None or (self.split == 'test' and not os.path.isdir(folder)):
+            raise ValueError(
+                "*download* fetches the folders 'train' and 'val': leave out *csv*, and"
+                " sort the release's test images into class folders by its mapping file"
+            )
+        if not os.path.isdir(folder):
+            files = (f'*_{variant}.jpg', f'*_{variant}.json')
+            fetch_bucket(f'{self.url}/{self.split}', folder, files)
+
+    def _select(self) -> tuple[NDArray[np.int64], NDArray[np.int64], Tensor]:
+        """Return the image of each sample, the number of its box, and its label."""
+        table = self.index.table
+        if self.crop == 'image':
+            rows = np.arange(table.num_rows)
+            labels = table['label'].to_numpy()
+            return rows, rows, torch.from_numpy(labels.astype(np.int64))
+        labels = pc.list_flatten(table['box_labels']).to_numpy()
+        rows = pc.list_parent_indices(table['box_labels']).to_numpy()
+        boxes = np.flatnonzero(labels >= 0)
+        return rows[boxes], boxes, torch.from_numpy(labels[boxes].astype(np.int64))
+
+    def path(self, index: int) -> str:
+        """Return the path of a sample."""
+        row = int(self.rows[index])
+        return os.path.join(self.base, self.index.table['path'][row].as_py())
+
+    @property
+    def paths(self) -> list[str]:
+        """Path of each sample."""
+        names = self.index.table['path'].take(self.rows)
+        return [os.path.join(self.base, name) for name in names.to_pylist()]
+
+    @property
+    def places(self) -> list[str]:
+        """Longitude and latitude of each sample to 3 decimals, '' if unknown."""
+        return self.index.table['place'].take(self.rows).to_pylist()
+
+    def read(self, index: int) -> dict[str, Any]:
+        """Return image, label, box and path.
+
+        ``image`` is (3, H, W), 0 to 255; ``bbox_xyxy`` (N, 4) float32, both corners in
+        the pixels of the image returned; ``label`` 0-d long; ``path``.
+        """
+        row = int(self.rows[index])
+        table, path = self.index.table, self.path(index)
+        boxes = table['boxes'][row].as_py()
+        with open_picture(path) as image:
+            width, height = image.size
+            if self.crop == 'box':
+                first = table['boxes'].chunk(0).offsets[row].as_py()
+                boxes = [boxes[int(self._boxes[index]) - first]]
+                region = context_region(tuple(boxes[0]), width, height)
+                if region is None:
+                    raise UnreadableImageError(
+                        f'box {boxes[0]} of {path} lies outside of its {width} x'
+                        f' {height} pixels. Replace the file'
+                    )
+            elif self.size is None:
+                region = (0, 0, width, height)
+            else:
+                region = middle_square(width, height)
+            size = None if self.size is None else (self.size, self.size)
+            pixels = cut(image, region, size)
+        corners = torch.tensor(boxes, dtype=torch.float32).view(-1, 4)
+        corners[:, 2:] += corners[:, :2]
+        return {
+            'image': pixels,
+            'label': torch.tensor(int(self.labels[index])),
+            'bbox_xyxy': move_boxes(
+                corners, region, (pixels.shape[1], pixels.shape[2])
+            ),
+            'path': path,
+        }

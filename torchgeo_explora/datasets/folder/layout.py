@@ -1,0 +1,177 @@
+"""How a folder of images divides into splits and classes."""
+
+import hashlib
+import os
+import posixpath
+import warnings
+from typing import Literal
+
+from torchgeo.datasets import DatasetNotFoundError
+
+from torchgeo_explora.datasets.pixels.image_file import SUFFIXES
+
+type Split = Literal['train', 'val', 'test', 'predict']
+
+SPLITS: tuple[Split, ...] = ('train', 'val', 'test', 'predict')
+
+
+class NoImagesError(DatasetNotFoundError):
+    """A folder, or a split of it, without a single image."""
+
+    def __init__(self, message: str) -> None:
+        """Say which folder, and what was looked for."""
+        FileNotFoundError.__init__(self, message)
+
+
+class FolderLayout:
+    """The images below a folder, their splits and their classes.
+
+    The rules are those of :class:`~torchgeo_explora.datasets.ImageFolder`.
+
+    Args:
+        root: The folder.
+        val_fraction: Share of the training images for 'val', in [0, 1).
+        test_fraction: Share of the training images for 'test', in [0, 1).
+        seed: Seed of the fractions.
+
+    Attributes:
+        names: Paths of all images, relative to *root*, forward slashes, sorted.
+        folders: The splits that have a folder of their own.
+        classes: Class names in alphabetical order; empty without class folders.
+
+    Raises:
+        NoImagesError: If *root* is no folder or has no image.
+        ValueError: If images lie beside the split folders, or the fractions do not fit.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        val_fraction: float = 0.0,
+        test_fraction: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        """List the images and divide them."""
+        self.root = root
+        self.seed = seed
+        self.fractions = {'val': val_fraction, 'test': test_fraction}
+        self.names = _list_images(root)
+        tops = [name.partition('/')[0] for name in self.names]
+        self.folders = sorted(set(tops) & set(SPLITS))
+        self._check(tops)
+        self._parts = self._draw(self._below('train') if self.folders else self.names)
+        # Images to predict may have folders of their own that are no classes.
+        known = [split for split in SPLITS[:3] if self.members(split)] or ['predict']
+        names = [self._class_names(split) for split in known]
+        self.classes = sorted({name for split in names for name in split or ()})
+
+    def _check(self, tops: list[str]) -> None:
+        if not self.names:
+            raise NoImagesError(
+                f'no image found in {self.root}: *root* must be a folder with '
+                f'{", ".join(SUFFIXES)} files, directly or in sub-folders'
+            )
+        strays = [
+            n for n, top in zip(self.names, tops, strict=True) if top not in SPLITS
+        ]
+        if self.folders and strays:
+            raise ValueError(
+                f'{self.root} has split folders {self.folders} and other images, such '
+                f'as {strays[0]}: move all images into the split folders, or rename a '
+                f'class folder that is called like a split'
+            )
+        for split, fraction in self.fractions.items():
+            if not 0 <= fraction < 1:
+                raise ValueError(
+                    f'*{split}_fraction* must be in [0, 1), not {fraction}'
+                )
+            if fraction and split in self.folders:
+                raise ValueError(
+                    f'*{split}_fraction* is {fraction} but {self.root} has a folder '
+                    f'{split}: leave the fraction out, or remove the folder'
+                )
+        if sum(self.fractions.values()) >= 1:
+            raise ValueError(
+                f'*val_fraction* and *test_fraction* add up to '
+                f'{sum(self.fractions.values())}: nothing is left to train on'
+            )
+
+    def _below(self, split: str) -> list[str]:
+        return [name for name in self.names if name.startswith(f'{split}/')]
+
+    def _draw(self, pool: list[str]) -> dict[str, list[str]]:
+        """Split the training images by their hash; a fraction gets at least one."""
+        if not any(self.fractions.values()):
+            return {'train': pool, 'val': [], 'test': []}
+        draws = {name: _uniform(f'{self.seed}/{name}') for name in pool}
+        left = sorted(pool, key=draws.__getitem__)
+        parts, edge = {}, 0.0
+        for split, fraction in self.fractions.items():
+            edge += fraction
+            count = sum(draws[name] < edge for name in left)
+            count = max(count, 1) if fraction else 0
+            parts[split], left = sorted(left[:count]), left[count:]
+        return {'train': sorted(left), **parts}
+
+    def members(self, split: str) -> list[str]:
+        """Return the names of a split's images, sorted."""
+        if split != 'train' and split in self.folders:
+            return self._below(split)
+        return self.names if split == 'predict' else self._parts[split]
+
+    def labels(self, split: str) -> list[int] | None:
+        """Return the labels of a split, None if it has no class folders."""
+        names = self._class_names(split)
+        if names is None or not set(names) <= set(self.classes):
+            return None
+        order = {name: i for i, name in enumerate(self.classes)}
+        return [order[name] for name in names]
+
+    def _class_names(self, split: str) -> list[str] | None:
+        """Return the class folder of each image, None if some lie outside of any."""
+        depth = 1 if self.folders else 0
+        parts = [name.split('/')[depth:] for name in self.members(split)]
+        flat = sum(len(part) == 1 for part in parts)
+        if 0 < flat < len(parts):
+            warnings.warn(
+                f'{flat} of the {len(parts)} images of split {split!r} in {self.root} '
+                f'lie outside of any class folder: the split has no labels',
+                stacklevel=4,
+            )
+        return None if flat else [part[0] for part in parts]
+
+    def why_empty(self, split: str) -> str:
+        """Say why a split has no image and what to do."""
+        if split == 'train':
+            return (
+                f'no training image found in {self.root}: put them in a folder train, '
+                f'or take less for *val_fraction* and *test_fraction*'
+            )
+        return (
+            f'no image found for split {split!r} in {self.root}: put them in a folder '
+            f'{split}, or pass *{split}_fraction*'
+        )
+
+
+def _list_images(root: str) -> list[str]:
+    if not os.path.isdir(root):
+        raise NoImagesError(f'*root* is {root}, which is no folder: give a folder')
+    found, folders = [], ['']
+    while folders:
+        folder = folders.pop()
+        with os.scandir(os.path.join(root, folder)) as entries:
+            for entry in entries:
+                if entry.name.startswith(('.', '__MACOSX')):
+                    continue
+                name = posixpath.join(folder, entry.name)
+                if entry.is_dir():
+                    folders.append(name)
+                elif entry.name.lower().endswith(SUFFIXES):
+                    found.append(name)
+    return sorted(found)
+
+
+def _uniform(key: str) -> float:
+    """Return a number in [0, 1) that depends on nothing but the key."""
+    digest = hashlib.blake2b(os.fsencode(key), digest_size=8).digest()
+    return int.from_bytes(digest) / 2**64

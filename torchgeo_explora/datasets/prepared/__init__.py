@@ -1,0 +1,1 @@
+"""Data sets decoded once and kept as shards."""

@@ -1,0 +1,212 @@
+"""A prepared data set, as a stream from disk or object storage."""
+
+import hashlib
+import itertools
+import json
+import posixpath
+import tarfile
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch.utils.data import IterableDataset
+
+from torchgeo_explora.datasets.pixels.image_file import UnreadableImageError
+from torchgeo_explora.datasets.prepared.format import decode_sample
+from torchgeo_explora.datasets.prepared.manifest import (
+    INDEX,
+    MANIFEST,
+    NotPreparedError,
+    compare,
+)
+from torchgeo_explora.datasets.tables.dataset import OnError, check_choice
+
+
+class PreparedStream(IterableDataset[dict[str, Any]]):
+    """The samples of a prepared folder in the order of their bytes.
+
+    For data that is not on a local disk: whole shards are read from end to end, by the
+    webdataset library. Each process of each node, and each of its workers, has shards
+    of its own, so there must be at least as many; one with fewer than others repeats
+    them sooner. Every sample is compared with its checksum.
+
+    Args:
+        root: Folder or address: a path, or what webdataset opens, such as
+            ``https://host/fmow``, ``gs://bucket/fmow`` or ``s3://bucket/fmow`` (by the
+            command ``aws``).
+        split: Folder in *root*; None if *root* is the folder itself.
+        buffer: Samples that are mixed: with 1 or more, shards come in a random order
+            and without end, and each sample is drawn from a buffer of this size; with
+            0, every sample comes once and in order.
+        seed: Of the order.
+        on_error: 'raise' stops at a damaged sample, 'skip' warns and leaves it out.
+
+    Attributes:
+        classes: Class names of the data set it was made from.
+        attributes: ``bands``, ``value_range`` and ``range_known``, as far as it had
+            them.
+        samples: Number of samples.
+
+    Raises:
+        NotPreparedError: If there is no manifest or no index, or it was damaged.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        split: str | None = None,
+        buffer: int = 0,
+        seed: int = 0,
+        on_error: OnError = 'raise',
+    ) -> None:
+        """Read the manifest and the checksums."""
+        check_choice('on_error', on_error, ('raise', 'skip'))
+        if buffer < 0:
+            raise ValueError(f'*buffer* must be 0 or more, not {buffer}')
+        self.folder = root if split is None else posixpath.join(root, split)
+        self.split = split
+        self.buffer, self.seed, self.on_error = buffer, seed, on_error
+        self.manifest = self._read_manifest()
+        self.table = self._read_index()
+        self.keys = self.table['key'].to_numpy().astype(np.int64)
+        self.classes: list[str] = self.manifest['classes'] or []
+        self.attributes: dict[str, Any] = self.manifest['attributes']
+        self.urls = [self._url(shard['name']) for shard in self.manifest['shards']]
+        self.samples: int = sum(s['samples'] for s in self.manifest['shards'])
+
+    def _url(self, name: str) -> str:
+        url = posixpath.join(self.folder, name)
+        return f'pipe:aws s3 cp {url} -' if url.startswith('s3://') else url
+
+    def _fetch(self, name: str) -> bytes:
+        from webdataset import gopen
+
+        try:
+            with gopen(self._url(name)) as file:
+                return file.read()
+        except OSError as error:
+            raise NotPreparedError(
+                f'{self.folder} has no {name} that can be read: give the folder or'
+                f' the address of what `explora prepare` wrote'
+            ) from error
+
+    def _read_manifest(self) -> dict[str, Any]:
+        data = self._fetch(MANIFEST)
+        try:
+            return json.loads(data)
+        except ValueError as error:
+            raise NotPreparedError(
+                f'{self.folder} has no {MANIFEST} that can be read ({error}): copy it'
+                f' again'
+            ) from error
+
+    def _read_index(self) -> pa.Table:
+        """Return keys, places, names and checksums of all samples."""
+        data = self._fetch(INDEX)
+        expected = self.manifest['index']['sha256']
+        if hashlib.sha256(data).hexdigest() != expected:
+            raise NotPreparedError(
+                f'{INDEX} of {self.folder} has changed: its SHA-256 is not {expected};'
+                f' copy it again'
+            )
+        table = pa.ipc.open_file(pa.py_buffer(data)).read_all()
+        return table.select(['key', 'place', 'names', 'sums'])
+
+    @property
+    def places(self) -> list[str]:
+        """A name for the place of each sample, '' if unknown."""
+        return self.table['place'].to_pylist()
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yield samples.
+
+        Raises:
+            ValueError: If there are more processes and workers than shards.
+            NotPreparedError: If a shard has fewer samples than were written.
+            UnreadableImageError: If a sample's bytes are not those that were written,
+                and *on_error* is 'raise', or if that holds for all.
+        """
+        import webdataset as wds
+
+        _, processes, _, workers = wds.utils.pytorch_worker_info()
+        self._check_shards(processes, workers)
+        mixed = self.buffer > 0
+        stream = wds.WebDataset(
+            self.urls,
+            shardshuffle=len(self.urls) if mixed else False,
+            # The order of an epoch follows from the seed and the epoch's number.
+            detshuffle=mixed,
+            nodesplitter=wds.split_by_node,
+            workersplitter=wds.split_by_worker,
+            seed=self.seed,
+        ).compose(self._whole_shards)
+        if mixed:
+            shuffle = wds.detshuffle(self.buffer, self.buffer, self.seed)
+            # Without end: processes with unlike shards must not wait for each other.
+            stream = stream.compose(shuffle).repeat()
+        for files in stream:
+            sample = decode_sample(
+                {name: data for name, data in files.items() if name[:2] != '__'}
+            )
+            yield sample | {'index': torch.tensor(int(files['__key__']))}
+
+    def _check_shards(self, processes: int, workers: int) -> None:
+        if processes * workers > len(self.urls):
+            raise ValueError(
+                f'{self.folder} has {len(self.urls)} shards for {processes} processes'
+                f' with {workers} workers each, which need one apiece: use fewer'
+                f' workers, or prepare with a smaller *samples_per_shard*'
+            )
+
+    def _whole_shards(self, samples: Iterable[Any]) -> Iterator[Any]:
+        """Pass on what is as it was written, and raise where a shard was cut short."""
+        shards = zip(self.urls, self.manifest['shards'], strict=True)
+        expected = {url: shard['samples'] for url, shard in shards}
+        intact = damaged = 0
+        samples = self._readable(samples)
+        for url, group in itertools.groupby(samples, lambda sample: sample['__url__']):
+            count = 0
+            for sample in group:
+                count += 1
+                try:
+                    self._compare(sample, url)
+                except UnreadableImageError as error:
+                    if self.on_error == 'raise':
+                        raise
+                    damaged += 1
+                    text = str(error).partition('. Replace')[0]
+                    warnings.warn(f'skipped a sample: {text}', stacklevel=2)
+                    continue
+                intact += 1
+                yield sample
+            if count != expected[url]:
+                raise NotPreparedError(
+                    f'{url} has {count} samples, expected {expected[url]}: it was cut'
+                    f' short or damaged; copy it again'
+                )
+        if damaged and not intact:
+            raise UnreadableImageError(f'no sample of {self.folder} can be read')
+
+    def _readable(self, samples: Iterable[Any]) -> Iterator[Any]:
+        """Pass on samples, and say which shard ends in the middle of one."""
+        try:
+            yield from samples
+        except tarfile.ReadError as error:
+            # The library adds the address of the shard.
+            raise NotPreparedError(
+                f'{error.args[-1]} cannot be read to its end ({error.args[0]}): it was'
+                f' cut short or damaged; copy it again'
+            ) from error
+
+    def _compare(self, sample: dict[str, Any], url: str) -> None:
+        key = sample['__key__']
+        row = int(np.searchsorted(self.keys, int(key)))
+        if row == len(self.keys) or self.keys[row] != int(key):
+            raise UnreadableImageError(
+                f'sample {key} in {url} is not in {INDEX}. Replace the file'
+            )
+        names, sums = (self.table[name][row].as_py() for name in ('names', 'sums'))
+        compare(sample, dict(zip(names, sums, strict=True)), key, url)

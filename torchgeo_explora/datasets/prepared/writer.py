@@ -1,0 +1,370 @@
+"""Any data set in a compact form: shards of re-encoded samples."""
+
+import errno
+import io
+import json
+import os
+import tarfile
+import traceback
+import warnings
+import zlib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+from torch.utils.data import DataLoader, Dataset
+from torchgeo.datasets import NonGeoDataset
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from torchgeo_explora.datasets.prepared.format import (
+    Encoding,
+    choose_encoding,
+    encode_sample,
+)
+from torchgeo_explora.datasets.prepared.manifest import (
+    INDEX,
+    MANIFEST,
+    PARTS,
+    SCHEMA,
+    alone_in,
+    checksum,
+    read_note,
+    shard_name,
+    write_file,
+)
+
+# Attributes of a data set that its prepared form keeps.
+_KEPT = ('split', 'bands', 'value_range', 'range_known', 'no_data')
+# Samples that are looked at twice, to see whether they are drawn at random.
+_LOOKS = 5
+
+
+def prepare(
+    dataset: NonGeoDataset,
+    output: str | os.PathLike[str],
+    encoding: Literal['auto', 'jpeg', 'integer', 'exact'] = 'auto',
+    quality: int = 90,
+    samples_per_shard: int = 2000,
+    workers: int = 0,
+    progress: bool = True,
+    drop: Collection[str] = (),
+) -> str:
+    """Write a data set in a compact form that is read many times faster.
+
+    The samples are those that *dataset* returns, cropped and resized by its own
+    arguments, with the same keys. They lie in tar files that the webdataset library
+    can stream; :class:`~torchgeo_explora.datasets.Prepared` reads them by number.
+
+    Stopped half-way, the same call goes on where it was, and the bytes are those of a
+    run that was never stopped.
+
+    Args:
+        dataset: Gives ``image`` and tensors, numbers and texts by number; ours,
+            TorchGeo's, or any other with a length.
+        output: Folder to write; one for each split.
+        encoding: 'jpeg' (8 bits, lossy), 'integer' (rounded to whole numbers), 'exact'
+            (float32 bit by bit), or 'auto': JPEG for true colour of 8 bits, integers
+            for larger values, exact for small ones.
+        quality: Of JPEG, 1 to 100.
+        samples_per_shard: Samples in a shard.
+        workers: Processes that encode; 0 for this one alone.
+        progress: Whether to show a bar.
+        drop: Keys of the samples to leave out, such as those of other types.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: If *output* holds the shards of another data set or other
+            arguments, if samples are drawn at random or cannot be encoded, or if an
+            argument is wrong.
+        RuntimeError: If another process prepares into *output*.
+        OSError: If the disk is full.
+        NotPreparedError: If the manifest in *output* is damaged.
+    """
+    if not 1 <= quality <= 100:
+        raise ValueError(f'*quality* must be 1 to 100, not {quality}')
+    if samples_per_shard < 1:
+        raise ValueError(f'*samples_per_shard* must be 1 or more: {samples_per_shard}')
+    folder = os.fspath(output)
+    parts = os.path.join(folder, PARTS)
+    first = dataset[0]
+    if unknown := set(drop) - (first.keys() - {'image'}):
+        raise ValueError(
+            f'*drop* names {", ".join(sorted(unknown))}: what can be left out is'
+            f' {", ".join(sorted(first.keys() - {"image"}))}'
+        )
+    value_range = getattr(dataset, 'value_range', None)
+    chosen = choose_encoding(first, value_range) if encoding == 'auto' else encoding
+    length = len(dataset)
+    form = _Form(chosen, quality, frozenset(drop))
+    probes = [_look(dataset, number, form) for number in _spread(length)]
+    settings = {
+        'version': 1,
+        'dataset': f'{type(dataset).__module__}.{type(dataset).__qualname__}',
+        'samples': length,
+        'encoding': chosen,
+        'quality': quality,
+        'samples_per_shard': samples_per_shard,
+        # Another crop, size or order shows in the first and the last sample.
+        'probes': [probes[0], probes[-1]],
+    }
+    _check_settings(folder, settings)
+    if os.path.isfile(os.path.join(folder, MANIFEST)):
+        return folder
+    with alone_in(folder):
+        # Another process may have begun, and ended, since.
+        _check_settings(folder, settings)
+        for name in os.listdir(folder):
+            # What a process left that was killed.
+            if name.endswith('.part'):
+                os.remove(os.path.join(folder, name))
+        write_file(os.path.join(parts, 'settings.json'), _dump(settings))
+        jobs = _Jobs(dataset, folder, form, samples_per_shard)
+        _write_shards(jobs, workers, progress)
+        _finish(dataset, folder, settings, jobs.count)
+    return folder
+
+
+@dataclass(frozen=True)
+class _Form:
+    """How a sample becomes files."""
+
+    encoding: Encoding
+    quality: int
+    drop: frozenset[str]
+
+    def encode(self, sample: Mapping[str, Any]) -> dict[str, bytes]:
+        kept = {key: value for key, value in sample.items() if key not in self.drop}
+        return encode_sample(kept, self.encoding, self.quality)
+
+
+def _spread(length: int) -> list[int]:
+    """Return the numbers of a few samples, the first and the last among them."""
+    return sorted({number * (length - 1) // (_LOOKS - 1) for number in range(_LOOKS)})
+
+
+def _look(dataset: NonGeoDataset, number: int, form: _Form) -> list[int]:
+    """Return the checksums of a sample, the same at every visit.
+
+    Raises:
+        ValueError: If they are not.
+    """
+    found, again = (
+        [zlib.crc32(data) for data in form.encode(dataset[number]).values()]
+        for _ in range(2)
+    )
+    if found != again:
+        raise ValueError(
+            f'sample {number} of *dataset* differs from one visit to the next: what it'
+            f' draws at random would be drawn once for all. Give it a *seed*, or train'
+            f' on it as it is'
+        )
+    return found
+
+
+def _write_shards(jobs: '_Jobs', workers: int, progress: bool) -> None:
+    """Write the shards that are missing.
+
+    Raises:
+        OSError: If one cannot be written, or a sample not be read.
+        ValueError: If a sample cannot be encoded.
+    """
+    missing = [n for n in range(jobs.count) if not _is_done(jobs.folder, n)]
+    jobs.numbers = missing
+    loader: DataLoader[Any] = DataLoader(
+        jobs, batch_size=None, num_workers=min(workers, len(missing))
+    )
+    with tqdm(
+        total=jobs.length,
+        initial=jobs.length - jobs.samples(missing),
+        desc=os.path.basename(jobs.folder),
+        unit=' samples',
+        disable=None if progress else True,
+    ) as bar:
+        for found in loader:
+            if isinstance(found, Exception):
+                raise found
+            bar.update(jobs.samples([int(found)]))
+
+
+class _Jobs(Dataset[Any]):
+    """One job a shard, done in a worker of a loader."""
+
+    def __init__(
+        self,
+        dataset: NonGeoDataset,
+        folder: str,
+        form: _Form,
+        samples_per_shard: int,
+    ) -> None:
+        self.dataset, self.folder, self.form = dataset, folder, form
+        self.size = samples_per_shard
+        self.length = len(dataset)
+        self.count = -(-self.length // self.size)
+        self.numbers: list[int] = []
+
+    def samples(self, numbers: list[int]) -> int:
+        """Return how many samples some shards have."""
+        return sum(min(self.size, self.length - n * self.size) for n in numbers)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> int | Exception:
+        """Write a shard, then what is in it; return its number, or what went wrong.
+
+        A loader would raise what a worker raises with another text: its traceback.
+        """
+        try:
+            self._write(self.numbers[index])
+        except (OSError, ValueError, RuntimeError) as error:
+            error.add_note(traceback.format_exc())
+            return error
+        return self.numbers[index]
+
+    def _write(self, number: int) -> None:
+        start = number * self.size
+        path = Path(self.folder) / shard_name(number)
+        part = path.with_name(f'.{path.name}.{os.getpid()}.part')
+        skipped = []
+        try:
+            with part.open('wb') as file, _tar_writer(file) as writer:
+                for i in range(start, min(start + self.size, self.length)):
+                    sample = self.dataset[i]
+                    # A data set that skips unreadable files returns the next sample.
+                    if int(sample.get('index', i)) != i:
+                        skipped.append(i)
+                        continue
+                    files = self.form.encode(sample)
+                    writer.write({'__key__': f'{i:09}', **files})
+            known: dict[str, Any] = {'skipped': skipped, 'sha256': checksum(part)}
+            known |= {'bytes': part.stat().st_size, 'rows': _rows(part, number)}
+            os.replace(part, path)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise OSError(
+                error.errno,
+                f'no room to write {path} ({error.strerror}): make room and run the'
+                f' same command again, which keeps the shards that are there',
+            ) from error
+        finally:
+            part.unlink(missing_ok=True)
+        write_file(
+            os.path.join(self.folder, PARTS, f'{shard_name(number)}.json'), _dump(known)
+        )
+
+
+def _is_done(folder: str, number: int) -> bool:
+    """Return whether a shard is there as it was written."""
+    name = shard_name(number)
+    try:
+        known = read_note(os.path.join(folder, PARTS, f'{name}.json'))
+        return known['bytes'] == os.path.getsize(os.path.join(folder, name))
+    except FileNotFoundError:
+        return False
+
+
+def _tar_writer(file: io.BufferedWriter) -> Any:
+    """Return a writer whose bytes depend on the samples alone."""
+    # The library loads much that reading by number does not need.
+    from webdataset import TarWriter
+
+    return TarWriter(file, encoder=False, mtime=0.0, user='root', group='root')
+
+
+def _rows(path: Path, number: int) -> list[dict[str, Any]]:
+    """Return the rows of the index for the samples of a shard."""
+    rows: dict[str, dict[str, Any]] = {}
+    with tarfile.open(path) as tar:
+        for member in tar:
+            key, _, name = member.name.partition('.')
+            empty: dict[str, Any] = {
+                'names': [],
+                'offsets': [],
+                'sizes': [],
+                'sums': [],
+            }
+            row = rows.setdefault(key, {'key': key, 'shard': number, **empty})
+            content = tar.extractfile(member)
+            assert content is not None
+            row['names'].append(name)
+            row['offsets'].append(member.offset_data)
+            row['sizes'].append(member.size)
+            row['sums'].append(zlib.crc32(content.read()))
+    return list(rows.values())
+
+
+def _check_settings(folder: str, settings: dict[str, Any]) -> None:
+    """Raise if a folder was begun with other settings."""
+    for path, name in (
+        (os.path.join(folder, MANIFEST), 'settings'),
+        (os.path.join(folder, PARTS, 'settings.json'), None),
+    ):
+        if not os.path.isfile(path):
+            continue
+        found = read_note(path)
+        found = found if name is None else found[name]
+        if found != settings:
+            other = [key for key in settings if settings[key] != found.get(key)]
+            raise ValueError(
+                f'{folder} was prepared from another data set or with other arguments'
+                f' ({", ".join(other)} differ): give another *output*, or remove it'
+            )
+
+
+def _finish(
+    dataset: NonGeoDataset, folder: str, settings: dict[str, Any], count: int
+) -> None:
+    """Write the index and the manifest, and clear up."""
+    parts = os.path.join(folder, PARTS)
+    places = list(getattr(dataset, 'places', ()))
+    shards, tables, skipped = [], [], []
+    for number in range(count):
+        known = read_note(os.path.join(parts, f'{shard_name(number)}.json'))
+        for row in known['rows']:
+            row['place'] = places[int(row['key'])] if places else ''
+        tables.append(pa.Table.from_pylist(known['rows'], SCHEMA))
+        skipped += known['skipped']
+        shards.append(
+            {
+                'name': shard_name(number),
+                'samples': len(known['rows']),
+                'bytes': known['bytes'],
+                'sha256': known['sha256'],
+            }
+        )
+    if skipped:
+        warnings.warn(
+            f'{len(skipped)} of {settings["samples"]} samples could not be read and are'
+            f' left out, such as number {skipped[0]}; {MANIFEST} lists them',
+            stacklevel=3,
+        )
+    table = pa.concat_tables(tables).combine_chunks()
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    index = os.path.join(folder, INDEX)
+    write_file(index, sink.getvalue().to_pybytes())
+    labels = getattr(dataset, 'classes', None)
+    manifest = {
+        'settings': settings,
+        'shards': shards,
+        'index': {'bytes': os.path.getsize(index), 'sha256': checksum(index)},
+        'skipped': skipped,
+        'classes': None if labels is None else list(labels),
+        'attributes': {
+            name: getattr(dataset, name) for name in _KEPT if hasattr(dataset, name)
+        },
+    }
+    write_file(os.path.join(folder, MANIFEST), _dump(manifest))
+    for name in os.listdir(parts):
+        os.remove(os.path.join(parts, name))
+    os.rmdir(parts)
+
+
+def _dump(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, indent=1).encode()

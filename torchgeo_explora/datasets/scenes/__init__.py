@@ -1,0 +1,1 @@
+"""Windows of scenes that are larger than memory."""

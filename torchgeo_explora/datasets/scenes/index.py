@@ -1,0 +1,283 @@
+"""The index of scenes: what is in them, and where a window can be cut out."""
+
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import rasterio
+from pyproj import CRS
+from rasterio.enums import ColorInterp
+from rasterio.io import DatasetReader
+from rasterio.vrt import WarpedVRT
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from torchgeo_explora.datasets.pixels.image_file import UnreadableImageError, naming
+from torchgeo_explora.datasets.scenes.coverage import positions, visible_shares
+from torchgeo_explora.datasets.scenes.owners import add_owners
+from torchgeo_explora.datasets.scenes.rasters import Scenes
+from torchgeo_explora.datasets.scenes.scene import Scene
+from torchgeo_explora.datasets.tables.index_file import TableFile
+from torchgeo_explora.datasets.tables.problems import tally, write_report
+
+UNREADABLE = 'unreadable scenes'
+NO_PLACE = 'scenes without georeference'
+NO_MASK = 'scenes without a cloud mask that fits'
+OTHER_BANDS = 'scenes without the bands of the first one'
+OTHER_TYPE = 'scenes of another data type than the first one'
+EMPTY = 'scenes without a usable window'
+#: Problems that are a fault of the data, not of the weather.
+FAULTS = (UNREADABLE, NO_PLACE, NO_MASK, OTHER_BANDS, OTHER_TYPE)
+
+SCHEMA = pa.schema(
+    {
+        'name': pa.string(),
+        'path': pa.string(),
+        'time': pa.string(),
+        'crs': pa.string(),
+        'bands': pa.list_(pa.int16()),
+        'origin': pa.list_(pa.float64(), 2),
+        'pixel': pa.list_(pa.float64(), 2),
+        'scale': pa.float64(),
+        'bounds': pa.list_(pa.float64(), 4),
+        'shape': pa.list_(pa.int32(), 2),
+        'windows': pa.int64(),
+        'usable': pa.large_binary(),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """How windows are cut out of scenes.
+
+    `crs` is the coordinate system that scenes are warped to, their own if None; `res`
+    the side of a pixel in its units, the scene's if None; `bands` names or numbers of
+    the bands, all if None. `cloud_values` are the values of the mask that cannot be
+    used, all but 0 if None; `max_invalid` is the largest share of a window without data
+    or under clouds; `step` the distance in pixels between places where that is known.
+    """
+
+    size: int
+    crs: str | None
+    res: float | None
+    bands: tuple[int | str, ...] | None
+    nodata: float | None
+    cloud_values: tuple[int, ...] | None
+    max_invalid: float
+    step: int
+
+
+# Metres taken for degrees, or the other way, are a factor of 100,000.
+_FINEST = 1e-3
+
+
+class _Unfit(Exception):
+    """A scene that cannot be used, and why."""
+
+
+def open_scene_index(
+    scenes: Sequence[Scene],
+    problems: Sequence[tuple[str, str]],
+    cutting: Cutting,
+    path: str,
+    any_type: bool,
+) -> TableFile:
+    """Open the index of scenes, or build it.
+
+    Args:
+        scenes: The scenes.
+        problems: (name, problem) of others that were listed.
+        cutting: How windows are cut out.
+        path: File of the index.
+        any_type: Whether scenes may differ in their data type.
+
+    Returns:
+        A table with ``SCHEMA`` and owners, one row a scene, and the notes ``bands``
+        (names), ``dtype``, ``listed``, ``counts``, ``examples`` and ``report``.
+        ``usable`` are packed bits, ``shape`` of them, of the positions a window can
+        have, ``step`` pixels apart; ``origin`` is the upper left corner on the scene's
+        grid and ``pixel`` the size of a window's pixel, in units of ``crs``; it is
+        ``scale`` times the scene's, whose extent is ``bounds``.
+    """
+    source = {
+        'scenes': [
+            [*scene, _date(scene.path), _date(scene.mask or '')] for scene in scenes
+        ],
+        'cutting': asdict(cutting),
+        'any_type': any_type,
+        'version': 2,
+    }
+    return TableFile(
+        path,
+        source,
+        lambda: _build(scenes, list(problems), cutting, path, any_type),
+    )
+
+
+def _date(path: str) -> list[int]:
+    if not os.path.isfile(path):
+        return []
+    status = os.stat(path)
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _build(
+    scenes: Sequence[Scene],
+    problems: list[tuple[str, str]],
+    cutting: Cutting,
+    path: str,
+    any_type: bool,
+) -> pa.Table:
+    listed = len(scenes) + len(problems)
+    first: dict[str, Any] = {}
+    # The first scene that can be opened says what the others must have.
+    for scene in scenes:
+        try:
+            with naming(scene.name), rasterio.open(scene.path) as file:
+                first = {'bands': _names(file), 'dtype': file.dtypes[0]}
+            break
+        except UnreadableImageError:
+            continue
+    wanted = _wanted(cutting.bands, first['bands']) if first else ()
+
+    def describe(scene: Scene) -> dict[str, Any] | str:
+        try:
+            return _describe(scene, cutting, wanted, first, any_type)
+        except _Unfit as error:
+            return str(error)
+
+    rows = []
+    # GDAL works without Python's lock: threads read and decode side by side.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = pool.map(describe, scenes)
+        bar = tqdm(found, 'index', len(scenes), unit=' scenes', disable=None)
+        for scene, row in zip(scenes, bar, strict=True):
+            if isinstance(row, str):
+                problems.append((scene.name, row))
+            elif not row['windows']:
+                problems.append((scene.name, EMPTY))
+            else:
+                rows.append(row)
+    notes = {
+        'bands': list(wanted),
+        'dtype': first.get('dtype'),
+        'listed': listed,
+        'counts': tally(problems),
+        'examples': {problem: name for name, problem in reversed(problems)},
+        'report': write_report(problems, f'{path}.report.csv'),
+    }
+    table = add_owners(pa.Table.from_pylist(rows, SCHEMA), cutting.size, cutting.step)
+    return table.replace_schema_metadata(
+        {name: json.dumps(value) for name, value in notes.items()}
+    )
+
+
+def _describe(
+    scene: Scene,
+    cutting: Cutting,
+    wanted: Sequence[str],
+    first: dict[str, Any],
+    any_type: bool,
+) -> dict[str, Any]:
+    """Return the row of a scene."""
+    try:
+        with naming(scene.name), rasterio.open(scene.path) as file:
+            names, kind = _names(file), file.dtypes[0]
+            described = all(file.descriptions)
+    except UnreadableImageError as error:
+        raise _Unfit(UNREADABLE) from error
+    if kind != first['dtype'] and not any_type:
+        raise _Unfit(OTHER_TYPE)
+    if described and set(wanted) <= set(names):
+        bands = [names.index(name) + 1 for name in wanted]
+    elif len(names) == len(first['bands']):
+        bands = [first['bands'].index(name) + 1 for name in wanted]
+    else:
+        raise _Unfit(OTHER_BANDS)
+    crs = None if cutting.crs is None else CRS.from_user_input(cutting.crs)
+    try:
+        grid = Scenes([scene], crs, cutting.nodata)
+        handle = grid.handle(scene.path)
+    except (ValueError, OSError) as error:
+        raise _Unfit(NO_PLACE) from error
+    scale = _scale(handle, cutting)
+    try:
+        with naming(scene.name):
+            shares = visible_shares(
+                handle,
+                bands[0],
+                cutting.step,
+                scale,
+                scene.mask,
+                cutting.cloud_values,
+            )
+    except UnreadableImageError as error:
+        unfit = NO_MASK if scene.mask is not None else UNREADABLE
+        raise _Unfit(unfit) from error
+    usable = positions(shares, cutting.size // cutting.step, cutting.max_invalid)
+    return {
+        'name': scene.name,
+        'path': scene.path,
+        'time': scene.time,
+        'crs': handle.crs.to_string(),
+        'bands': bands,
+        'origin': [handle.transform.c, handle.transform.f],
+        'pixel': [handle.transform.a * scale, -handle.transform.e * scale],
+        'scale': scale,
+        'bounds': list(handle.bounds),
+        'shape': list(usable.shape),
+        'windows': int(usable.sum()),
+        'usable': np.packbits(usable).tobytes(),
+    }
+
+
+def _scale(handle: DatasetReader | WarpedVRT, cutting: Cutting) -> float:
+    """Return how many pixels of the file a pixel of the window is.
+
+    Raises:
+        ValueError: If windows are so fine that *res* must be meant in other units.
+    """
+    if cutting.res is None:
+        return 1.0
+    scale = cutting.res / handle.res[0]
+    if scale < _FINEST:
+        raise ValueError(
+            f'*res* is {cutting.res} units of {handle.crs.to_string()}, where a pixel'
+            f' of the scene has {handle.res[0]}: give it in these units'
+        )
+    return scale
+
+
+def _names(file: DatasetReader) -> tuple[str, ...]:
+    """Return a name for each band: its description, else its colour, else a number."""
+    colours = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
+    return tuple(
+        description or (colour.name if colour in colours else str(number))
+        for number, description, colour in zip(
+            file.indexes, file.descriptions, file.colorinterp, strict=True
+        )
+    )
+
+
+def _wanted(
+    bands: tuple[int | str, ...] | None, have: Sequence[str]
+) -> tuple[str, ...]:
+    if bands is None:
+        return tuple(have)
+    names = []
+    for band in bands:
+        if isinstance(band, str) and band in have:
+            names.append(band)
+        elif isinstance(band, int) and 1 <= band <= len(have):
+            names.append(have[band - 1])
+        else:
+            raise ValueError(
+                f'band {band!r} is not in the first scene, which has the bands'
+                f' {", ".join(have)}: *bands* takes these names, or numbers from 1'
+            )
+    return tuple(names)

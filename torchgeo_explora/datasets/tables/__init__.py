@@ -1,0 +1,1 @@
+"""Data sets listed in a table."""

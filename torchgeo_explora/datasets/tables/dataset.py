@@ -1,0 +1,168 @@
+"""What the data sets of listed files share: rows, and files that cannot be read."""
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from torchgeo.datasets import DatasetNotFoundError, NonGeoDataset
+
+from torchgeo_explora.datasets.pixels.figure import plot_image
+from torchgeo_explora.datasets.pixels.image_file import UnreadableImageError
+
+type OnError = Literal['raise', 'skip']
+type Transform = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+class NoSamplesError(DatasetNotFoundError):
+    """A data set, or a split of it, without a single sample."""
+
+    def __init__(self, message: str) -> None:
+        """Say what was looked for, and where."""
+        FileNotFoundError.__init__(self, message)
+
+
+def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
+    """Raise if an argument is none of its choices.
+
+    Raises:
+        ValueError: If *value* is not among *choices*.
+    """
+    if value not in choices:
+        raise ValueError(f'*{name}* must be one of {tuple(choices)}, not {value!r}')
+
+
+def check_size(size: int | None) -> None:
+    """Raise if the side of images is no positive number of pixels, nor None.
+
+    Raises:
+        ValueError: If *size* is below 1.
+    """
+    if size is not None and size < 1:
+        raise ValueError(f'*size* must be a positive number of pixels, not {size}')
+
+
+class TableDataset(NonGeoDataset):
+    """Samples by number, one file or one group of files each.
+
+    A subclass reads a sample in ``read`` and raises ``UnreadableImageError`` where it
+    cannot.
+
+    Args:
+        size: Number of samples.
+        what: The data set in words, for errors.
+        on_error: 'raise' stops at an unreadable file; 'skip' warns once, counts it in
+            ``skipped`` and returns the next readable sample in its place.
+        transforms: Applied to each sample.
+    """
+
+    #: Class names in the order of the labels; empty without labels.
+    classes: Sequence[str] = ()
+
+    def __init__(
+        self, size: int, what: str, on_error: OnError, transforms: Transform | None
+    ) -> None:
+        """Prepare the list of unreadable samples."""
+        check_choice('on_error', on_error, ('raise', 'skip'))
+        if not size:
+            raise NoSamplesError(f'{what} has no sample')
+        self.on_error = on_error
+        self.transforms = transforms
+        self._what = what
+        # In shared memory: what a worker finds unreadable, all know.
+        self._unreadable = torch.zeros(size, dtype=torch.bool)
+        self._unreadable.share_memory_()
+
+    @property
+    def class_to_idx(self) -> dict[str, int]:
+        """Label by class name."""
+        return {name: label for label, name in enumerate(self.classes)}
+
+    @abstractmethod
+    def read(self, index: int) -> dict[str, Any]:
+        """Return a sample, without ``index``."""
+
+    def __len__(self) -> int:
+        """Return the number of samples, unreadable ones included."""
+        return len(self._unreadable)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return one sample.
+
+        Args:
+            index: From 0, or from the end if negative.
+
+        Returns:
+            What the data set lists, and ``index`` (0-d long): that of the sample
+            returned.
+
+        Raises:
+            IndexError: If *index* is out of range.
+            UnreadableImageError: If the sample cannot be read and *on_error* is
+                'raise', or if none can.
+        """
+        if not -len(self) <= index < len(self):
+            raise IndexError(f'index {index} is out of range for {len(self)} samples')
+        for step in range(len(self)):
+            found = (index + step) % len(self)
+            if self._unreadable[found]:
+                continue
+            try:
+                sample = self.read(found)
+            except UnreadableImageError as error:
+                if self.on_error == 'raise':
+                    raise
+                self._skip(found, error)
+                continue
+            sample['index'] = torch.tensor(found)
+            return sample if self.transforms is None else self.transforms(sample)
+        raise UnreadableImageError(f'no sample of {self._what} can be read')
+
+    def _skip(self, index: int, error: UnreadableImageError) -> None:
+        self._unreadable[index] = True
+        warnings.warn(
+            f'skipped sample {index}: {str(error).partition(". Replace")[0]};'
+            f' {int(self._unreadable.sum())} of {len(self)} so far',
+            stacklevel=3,
+        )
+
+    @property
+    def skipped(self) -> list[int]:
+        """Indices of the samples found unreadable so far, by any worker."""
+        return self._unreadable.nonzero().flatten().tolist()
+
+    def true_colour(self, image: Tensor) -> Tensor:
+        """Return red, green and blue in [0, 1].
+
+        Args:
+            image: That of a sample, (C, H, W) or (T, C, H, W).
+
+        Raises:
+            RGBBandsMissingError: If its bands lack one of them.
+        """
+        return image / 255
+
+    def plot(
+        self,
+        sample: dict[str, Any],
+        show_titles: bool = True,
+        suptitle: str | None = None,
+    ) -> Figure:
+        """Plot a sample in true colour: an image with its boxes, or a series.
+
+        Args:
+            sample: As returned by indexing; 'prediction' is shown too.
+            show_titles: Whether to write the class over the first image.
+            suptitle: Title of the figure.
+
+        Returns:
+            The figure.
+
+        Raises:
+            RGBBandsMissingError: If the bands have no true colour.
+        """
+        unit = self.true_colour(sample['image'])
+        return plot_image(unit, sample, self.classes, show_titles, suptitle)

@@ -1,0 +1,110 @@
+"""Faults in a data set's files: counted, listed in a report, refused if too many."""
+
+import csv
+import os
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from torchgeo_explora.writing import replacing
+
+
+def write_report(problems: Sequence[tuple[str, str]], path: str) -> str | None:
+    """List problems in a CSV file with the columns path and problem.
+
+    Args:
+        problems: (path, problem) pairs; without any, an old report is removed.
+        path: The file to write.
+
+    Returns:
+        The file, or None if there is nothing to report or it cannot be written.
+    """
+    try:
+        if not problems:
+            if os.path.exists(path):
+                os.remove(path)
+            return None
+        with (
+            replacing(path) as part,
+            part.open('w', newline='', encoding='utf-8') as file,
+        ):
+            writer = csv.writer(file)
+            writer.writerow(('path', 'problem'))
+            writer.writerows(problems)
+    except OSError:
+        return None
+    return path
+
+
+def tally(problems: Sequence[tuple[str, str]]) -> dict[str, int]:
+    """Return how often each problem occurs."""
+    return dict(Counter(problem for _, problem in problems))
+
+
+def judge(
+    counts: dict[str, int],
+    total: int,
+    max_missing: float,
+    what: str,
+    example: str | None = None,
+    report: str | None = None,
+) -> None:
+    """Warn of lost samples, or refuse a data set that lost too many.
+
+    Args:
+        counts: Lost samples by problem.
+        total: Samples that the data set lists.
+        max_missing: Largest share of lost samples that is allowed, in [0, 1].
+        what: The data set in words.
+        example: One of the files.
+        report: File that lists them all.
+
+    Raises:
+        ValueError: If *max_missing* is no share.
+        FileNotFoundError: If more is lost.
+    """
+    if not 0 <= max_missing <= 1:
+        raise ValueError(f'*max_missing* must be in [0, 1], not {max_missing}')
+    lost = sum(counts.values())
+    if not lost:
+        return
+    listed = ', '.join(f'{count} {problem}' for problem, count in counts.items())
+    text = f'{what} lists {total} samples, of which {lost} cannot be used ({listed})'
+    if example:
+        text += f', such as {example}'
+    if report:
+        text += f'; all are named in {report}'
+    if lost > max_missing * total:
+        raise FileNotFoundError(
+            f'{text}. More than max_missing={max_missing} of them: complete the data,'
+            f' or pass a larger *max_missing*'
+        )
+    warnings.warn(f'{text}. They are left out.', stacklevel=3)
+
+
+def warn_of_shared_places(places: dict[str, Iterable[str]], what: str) -> int:
+    """Warn if splits share places: what is learnt in one is then tested in the other.
+
+    Args:
+        places: A name for the place of each sample, '' if unknown, by split.
+        what: The data set in words.
+
+    Returns:
+        Number of places in more than one split.
+    """
+    sets = {split: set(names) - {''} for split, names in places.items()}
+    shared: set[str] = set()
+    pairs = []
+    for number, split in enumerate(sets):
+        for other in list(sets)[number + 1 :]:
+            both = sets[split] & sets[other]
+            shared |= both
+            if both:
+                pairs.append(f'{len(both)} in both {split!r} and {other!r}')
+    if shared:
+        warnings.warn(
+            f'{what} has the same places in several splits ({"; ".join(pairs)}), such'
+            f' as {min(shared)}: scores there are not those of new places',
+            stacklevel=2,
+        )
+    return len(shared)

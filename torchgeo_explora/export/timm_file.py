@@ -1,0 +1,219 @@
+"""Whole backbones as files of timm and TorchGeo."""
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import lightning
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Size, nn
+
+from torchgeo_explora.adapt import base_fingerprint, fingerprint, merged
+from torchgeo_explora.adapt.delta import lineage_merged
+from torchgeo_explora.models import Backbone
+from torchgeo_explora.models.formats.names import State
+from torchgeo_explora.models.formats.wrapped import to_torchgeo
+from torchgeo_explora.models.zoo.architectures import names_of
+from torchgeo_explora.version import __version__
+from torchgeo_explora.writing import replacing
+
+
+def plain_state(backbone: Backbone) -> State:
+    """Return all weights in timm's names, float32 on the CPU, delta folded in.
+
+    Raises:
+        ValueError: If the final norm is gone, or a block has prompts in front of it.
+    """
+    blocks: Any = backbone.blocks
+    if any(block._forward_pre_hooks for block in blocks):
+        raise ValueError(
+            'the backbone has visual prompts, which other libraries have no place for:'
+            ' fine-tune with prompts=0'
+        )
+    state = {
+        name: tensor.to('cpu').contiguous()
+        for name, tensor in merged(backbone).canonical_state_dict().items()
+    }
+    if 'norm.weight' not in state:
+        raise ValueError(
+            'the backbone has lost its final norm to a head on mean tokens, and stock'
+            " models read the class token: fine-tune with pooling='cls'"
+        )
+    return state
+
+
+def export_timm(
+    backbone: Backbone,
+    path: str | os.PathLike[str],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write the backbone as plain safetensors in timm's names.
+
+    `timm.create_model(name, checkpoint_path=path, num_classes=0, img_size=...)` reads
+    it where timm has the architecture, and `weights=path` of a backbone here always.
+    The metadata name the backbone, its arguments, mean and standard deviation, and what
+    the weights were folded from.
+
+    Args:
+        backbone: Adapted or plain.
+        path: The file, `*.safetensors`.
+        metadata: Strings to keep in the file.
+
+    Raises:
+        OSError: If it cannot be written; a file that was there stays.
+        ValueError: If the backbone is no plain one any more.
+    """
+    state = plain_state(backbone)
+    header = {
+        **(metadata or {}),
+        'format': 'pt',
+        'version': __version__,
+        'backbone': f'{type(backbone).__module__}.{type(backbone).__qualname__}',
+        'arguments': json.dumps(backbone.arguments),
+        'base': base_fingerprint(backbone) or '',
+        'lineage': lineage_merged(backbone) or '',
+        'weights': fingerprint(state),
+    }
+    for name in ('mean', 'std'):
+        if values := getattr(backbone, name, None):
+            header[name] = json.dumps([*values])
+    with replacing(path) as part:
+        save_file(state, part, metadata=header)
+
+
+def export_torchgeo(
+    backbone: Backbone,
+    path: str | os.PathLike[str],
+    model: str | None = None,
+    head: nn.Linear | None = None,
+    task: Literal['binary', 'multiclass', 'multilabel'] = 'multiclass',
+) -> str:
+    """Write a checkpoint for `torchgeo.tasks.Classification(model, weights=path)`.
+
+    Regression takes it too. It loads with `weights_only=True`. With a head it is a
+    whole task besides: `torchgeo test --ckpt_path`, `Classification.
+    load_from_checkpoint`.
+
+    Args:
+        backbone: Adapted or plain.
+        path: The file, `*.ckpt`.
+        model: Name of the timm model that the task will build; found if None.
+        head: A linear classifier of the class token after the final norm.
+        task: What the head's outputs mean, as TorchGeo's *task*.
+
+    Returns:
+        The name of the model, to be given to the task.
+
+    Raises:
+        OSError: If it cannot be written; a file that was there stays.
+        ValueError: If the task could not build the backbone by that name.
+    """
+    state = plain_state(backbone)
+    name = stock_model(backbone, state, model)
+    outputs: dict[str, Any] = {}
+    if head is not None:
+        state['head.weight'] = head.weight.detach().cpu().float().contiguous()
+        state['head.bias'] = head.bias.detach().cpu().float().contiguous()
+        # Where `--ckpt_path` is given, Lightning's command asks the file for its task.
+        outputs = {'_class_path': 'torchgeo.tasks.Classification', 'task': task}
+        if task != 'binary':
+            count = 'num_classes' if task == 'multiclass' else 'num_labels'
+            outputs[count] = head.out_features
+    _write(path, name, backbone.in_channels, to_torchgeo(state), outputs)
+    return name
+
+
+def export_torchgeo_segmentation(
+    backbone: Backbone, path: str | os.PathLike[str], model: str | None = None
+) -> str:
+    """Write a checkpoint for `torchgeo.tasks.SemanticSegmentation(weights=path)`.
+
+    That task can use a ViT only with *model* 'dpt', a patch of 16 pixels and the
+    model's own image size.
+
+    Args:
+        backbone: Adapted or plain.
+        path: The file, `*.ckpt`.
+        model: Name of the timm model that the task will build; found if None.
+
+    Returns:
+        The name to be given to the task as *backbone*: 'tu-' and that of the model.
+
+    Raises:
+        OSError: If it cannot be written; a file that was there stays.
+        ValueError: If the task could not build the backbone by that name.
+    """
+    state = plain_state(backbone)
+    name = stock_model(backbone, state, model)
+    # The decoder's encoder has timm's unused classifier, and is loaded strictly.
+    for key, shape in _shapes(name, backbone.in_channels).items():
+        if key.startswith('head.'):
+            state[key] = torch.zeros(shape)
+    # TorchGeo deletes every 'model.' from a key, and the encoder wants one.
+    named = to_torchgeo(state, prefix='modelmodel..')
+    _write(path, name, backbone.in_channels, named, {})
+    return f'tu-{name}'
+
+
+def stock_model(backbone: Backbone, state: State, model: str | None = None) -> str:
+    """Return the name by which `timm.create_model` builds a model for the weights.
+
+    Args:
+        backbone: The backbone.
+        state: Its weights in timm's names.
+        model: The only name to try; the backbone's own and ours if None.
+
+    Raises:
+        ValueError: If no model has these names and shapes.
+    """
+    found = {name: tensor.shape for name, tensor in state.items()}
+    ours = names_of(backbone.embed_dim, len(backbone.blocks))
+    names = [model] if model else [backbone.arguments.get('model'), *ours]
+    candidates = [name for name in names if name is not None and timm.is_model(name)]
+    channels = backbone.in_channels
+    for name in candidates:
+        try:
+            expected = _shapes(name, channels)
+        except ValueError:  # ours with a fixed number of channels
+            continue
+        if found == {k: v for k, v in expected.items() if not k.startswith('head.')}:
+            return name
+    height, width = backbone.image_size
+    raise ValueError(
+        f'no model that timm builds by name ({", ".join(candidates) or names}) has'
+        f' these weights at {height} x {width} pixels: build the backbone at the own'
+        ' size of its model, or register its architecture with timm and give the name'
+        ' as *model*'
+    )
+
+
+def _shapes(model: str, channels: int) -> dict[str, Size]:
+    """Return names and shapes of a timm model as a task builds it, head included."""
+    with torch.device('meta'):
+        built: Any = timm.create_model(model, in_chans=channels)
+    names = getattr(built, 'canonical_state_dict', built.state_dict)
+    return {name: tensor.shape for name, tensor in names().items()}
+
+
+def _write(
+    path: str | os.PathLike[str],
+    model: str,
+    channels: int,
+    state: State,
+    outputs: Mapping[str, Any],
+) -> None:
+    checkpoint = {
+        # Plain values alone, so that it loads safely.
+        'hyper_parameters': {'model': model, 'in_channels': channels, **outputs},
+        'state_dict': state,
+        # Lightning asks for these where it takes the file for one of its own.
+        'pytorch-lightning_version': lightning.__version__,
+        'epoch': 0,
+        'global_step': 0,
+        'torchgeo_explora': __version__,
+    }
+    with replacing(path) as part:
+        torch.save(checkpoint, part)

@@ -1,0 +1,238 @@
+"""Backbones whose tokens carry a code beside their position."""
+
+from collections.abc import Mapping, Sequence
+from math import isqrt
+from os import PathLike
+from typing import Any
+
+import torch
+from timm.layers.norm import LayerNorm
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.nn.modules.module import _IncompatibleKeys
+from torchvision.models._api import WeightsEnum
+
+from torchgeo_explora.functional import resize_grid, sincos_2d
+from torchgeo_explora.models.backbones.backbone import (
+    Attention,
+    Backbone,
+    check_size,
+    pair,
+)
+from torchgeo_explora.models.checkpoints import (
+    fold_class_code,
+    fuse_qkv,
+    read_state,
+    split_qkv,
+)
+from torchgeo_explora.models.formats.fingerprint import fingerprint
+
+# Parts of a plain ViT that a coded backbone has of another kind.
+_EMBEDDINGS = ('patch_embed.', 'pos_embed')
+
+
+class CodedBackbone(Backbone):
+    """The blocks of a plain ViT under embeddings that a plain ViT does not have.
+
+    Of the D values that mark a token's place, the first D - E hold its position in the
+    image, the last E a code of another kind: spectral group or time (SatMAE, Cong et
+    al., https://arxiv.org/abs/2207.08051). Position and code start as sin-cos tables
+    and can train; the position table has a row for the class token, zero at the start,
+    which has no code.
+
+    A subclass makes the `patch_embed` and what its code needs.
+
+    Args:
+        arguments: As for `Backbone`.
+        in_channels: C, channels of an image.
+        image_size: Training size in pixels.
+        patch_size: Pixels along each side of a patch.
+        embed_dim: D, width of a token.
+        depth: Number of blocks.
+        num_heads: Attention heads.
+        mlp_ratio: Width of a block's hidden layer over D.
+        code_dim: E, width of the code.
+        code: Name of the argument that gives it, for the error.
+
+    Attributes:
+        scratch: Modules and parameters that no weights were loaded for, besides the
+            blocks, as `Adaptation(modules=...)` takes them: they have to train.
+        rest: What the weights held beside the backbone: mask token, decoder, heads.
+
+    Raises:
+        ValueError: If a width or a size does not fit.
+    """
+
+    #: What a plain ViT has of another kind, or not at all.
+    own: tuple[str, ...] = ('patch_embed', 'pos_embed')
+
+    def __init__(
+        self,
+        arguments: Mapping[str, Any],
+        in_channels: int,
+        image_size: int | Sequence[int],
+        patch_size: int,
+        embed_dim: int,
+        depth: int,
+        num_heads: int,
+        mlp_ratio: float,
+        code_dim: int,
+        code: str,
+    ) -> None:
+        """Build blocks, class token and position table."""
+        size = pair(image_size)
+        check_size(size, patch_size)
+        if embed_dim % num_heads:
+            raise ValueError(
+                f'*embed_dim* {embed_dim} is not a multiple of *num_heads* {num_heads}'
+            )
+        if not 0 < code_dim < embed_dim or (embed_dim - code_dim) % 4:
+            raise ValueError(
+                f'*{code}* {code_dim} leaves {embed_dim - code_dim} of embed_dim'
+                f' {embed_dim} for the position, which needs a positive multiple of 4:'
+                f' take {embed_dim // 48 * 12 or 12}, for instance'
+            )
+        shared = {
+            'image_size': size,
+            'patch_size': patch_size,
+            'embed_dim': embed_dim,
+            'depth': depth,
+            'num_heads': num_heads,
+            'mlp_ratio': mlp_ratio,
+            code: code_dim,
+        }
+        super().__init__(
+            {**arguments, **shared}, embed_dim, patch_size, in_channels, size
+        )
+        self.code_dim = code_dim
+        self.rest: dict[str, Tensor] = {}
+        self.scratch = self.own
+        self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, embed_dim))
+        table = sincos_2d(self.grid, embed_dim - code_dim)
+        # The class token's row is zero: (h * w, D - E) -> (1, 1 + h * w, D - E)
+        self.pos_embed = nn.Parameter(nn.functional.pad(table, (0, 0, 1, 0))[None])
+        self.norm_pre = nn.Identity()
+        blocks = [
+            Block(embed_dim, num_heads, mlp_ratio, qkv_bias=True) for _ in range(depth)
+        ]
+        for block in blocks:
+            start_as_mae(block)
+            host: Any = block
+            host.attn = Attention(host.attn)
+        self.blocks = nn.Sequential(*blocks)
+        self.norm = LayerNorm(embed_dim)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches along the height and the width of `image_size`, (h, w)."""
+        height, width = self.image_size
+        return height // self.patch_size, width // self.patch_size
+
+    @property
+    def drawn(self) -> tuple[str, ...]:
+        """Modules with random values where the rest of the base comes from a file.
+
+        The sin-cos tables are not among them: every constructor gives the same.
+        """
+        if self.fingerprint is None:
+            return ()
+        return tuple(name for name in self.scratch if name == 'patch_embed')
+
+    def prefix(self) -> Tensor:
+        """Return the class token with its position and no code, (1, 1, D)."""
+        return self.cls_token + nn.functional.pad(
+            self.pos_embed[:, :1], (0, self.code_dim)
+        )
+
+    def position(self, grid: tuple[int, int]) -> Tensor:
+        """Return the position of patches on a grid (h, w), (1, h * w, D - E)."""
+        return resize_grid(self.pos_embed[:, 1:], grid, offset=0.1, source=self.grid)
+
+    def start_from(self, weights: WeightsEnum | PathLike[str] | str) -> None:
+        """Load weights of this kind of backbone, or of a plain ViT of its size.
+
+        Args:
+            weights: Whatever `checkpoints.read_state` takes but True: a path, an enum
+                or its name, the name of a timm model.
+
+        Raises:
+            FileNotFoundError: If the weights are not at hand and cannot be downloaded.
+            RuntimeError: If the weights do not fit; all misfits are listed.
+        """
+        state, self.rest = read_state(weights, '')
+        table, token = state.get('pos_embed'), state.get('cls_token')
+        if table is None or token is None or table.shape[-1] == token.shape[-1]:
+            self.load_transformer(state)
+        else:
+            self.load_state_dict(fold_class_code(state))
+
+    def load_transformer(self, state: Mapping[str, Tensor]) -> tuple[str, ...]:
+        """Take the blocks, the final norm and the class token of a plain ViT.
+
+        The class token absorbs its row of the position table. The patch embedding is
+        taken where it is of the same shape. The fingerprint is that of the plain ViT.
+
+        Args:
+            state: All tensors of the plain ViT, in timm's names.
+
+        Returns:
+            `scratch`: what the plain ViT had nothing for, and starts as it was.
+
+        Raises:
+            RuntimeError: If blocks, norm or class token do not fit, or if the ViT has
+                parts that would be lost, such as LayerScale; all misfits are listed.
+        """
+        published = fuse_qkv(state)
+        taken = _transformer(published)
+        mine = self.state_dict()
+        embedding = {k: v for k, v in published.items() if k.startswith('patch_embed.')}
+        fits = embedding.keys() == {k for k in mine if k.startswith('patch_embed.')}
+        if fits and all(v.shape == mine[k].shape for k, v in embedding.items()):
+            taken |= embedding
+        scratch = tuple(
+            name
+            for name in self.own
+            if not any(key.partition('.')[0] == name for key in taken)
+        )
+        kept = {k: v for k, v in mine.items() if k.partition('.')[0] in scratch}
+        nn.Module.load_state_dict(self, {**kept, **split_qkv(taken)})
+        self.scratch = scratch
+        self.fingerprint = fingerprint(published)
+        return scratch
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> _IncompatibleKeys:
+        """Load weights of this kind of backbone, as `Backbone` does."""
+        keys = super().load_state_dict(state_dict, strict, assign)
+        if not keys.missing_keys:
+            self.scratch = ()
+        return keys
+
+    def _fitted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        table = state.get('pos_embed')
+        if table is None or table.shape[1] == self.pos_embed.shape[1]:
+            return state
+        patches = resize_grid(table[:, 1:].float(), self.grid)
+        return state | {'pos_embed': torch.cat([table[:, :1].float(), patches], dim=1)}
+
+
+def _transformer(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a plain ViT's tensors but its embeddings, the class token positioned."""
+    taken = {k: v for k, v in state.items() if not k.startswith(_EMBEDDINGS)}
+    table = state.get('pos_embed')
+    # A table without a row for the class token is a square.
+    if table is not None and isqrt(table.shape[1]) ** 2 != table.shape[1]:
+        row = table[:, :1].float()
+        taken |= {k: v.float() + row for k, v in taken.items() if k == 'cls_token'}
+    return taken
+
+
+def start_as_mae(module: nn.Module) -> None:
+    """Give linear and convolution layers the values that MAE starts with."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            # A patch embedding is a linear layer on the pixels of a patch.
+            nn.init.xavier_uniform_(layer.weight.view(len(layer.weight), -1))
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

@@ -1,0 +1,236 @@
+"""Any plain Vision Transformer of timm as a backbone."""
+
+import difflib
+from collections.abc import Sequence
+from math import isqrt
+from os import PathLike
+from typing import Any
+
+import timm
+import torch
+from timm.layers.attention import Attention as FusedAttention
+from timm.layers.patch_embed import PatchEmbed
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+from torchvision.models._api import WeightsEnum
+
+from torchgeo_explora.functional import patchify, resize_grid
+from torchgeo_explora.models.backbones.backbone import (
+    Attention,
+    Backbone,
+    Tokens,
+    check_size,
+    pair,
+)
+from torchgeo_explora.models.checkpoints import read_state
+
+_SUPPORTED = (
+    'ViT takes a plain timm VisionTransformer with a class token and a learned position'
+    ' table, such as vit_large_patch14_dinov2 or vit_base_patch16_224'
+)
+_RENAMED = {'img_size': 'image_size', 'in_chans': 'in_channels'}
+_FIXED = ('num_classes', 'global_pool', 'pretrained', 'class_token', 'pos_embed')
+
+
+class ViT(Backbone):
+    """A timm VisionTransformer (DINOv2, MAE, supervised) as `embed` and `encode`.
+
+    Modules and weights keep timm's names, except that `attn.qkv` is split into `q`, `k`
+    and `v`. Unlike timm's, the position table is resized without antialias: once to
+    `image_size` when weights are loaded, and from there at run time for other sizes by
+    DINOv2's rule (offset 0.1). Its models with registers have another rule, followed
+    here: at run time with antialias and no offset.
+
+    Reference: DINOv2, https://arxiv.org/abs/2304.07193; registers,
+    https://arxiv.org/abs/2309.16588.
+
+    Args:
+        model: Name of a timm model.
+        weights: None for random weights, or a source that
+            `torchgeo_explora.models.checkpoints.read_state` takes: True for timm's own,
+            a path, a weights enum or the name of one.
+        in_channels: C, channels of an image.
+        image_size: Training size in pixels, one number or height and width; timm's
+            default for the model if None.
+        **timm_kwargs: Further arguments of the timm model, such as embed_dim, depth,
+            num_heads, patch_size, drop_path_rate.
+
+    Attributes:
+        rest: What the weights held beside the backbone: mask token, decoder, heads. It
+            stays on the CPU; whoever needs it may take it and leave {}.
+        mean: Per channel, of the images that the base was trained on, in [0, 1].
+        std: Per channel, as `mean`; both have 3 values whatever `in_channels` is.
+
+    Raises:
+        FileNotFoundError: If the weights are not at hand and cannot be downloaded.
+        RuntimeError: If the weights do not fit; all missing and unexpected keys are
+            listed.
+        TypeError: If timm does not know an argument.
+        ValueError: If the model is unknown or of another kind, or `image_size` is not
+            a multiple of its patch size.
+    """
+
+    patch_embed: PatchEmbed
+    cls_token: nn.Parameter
+    reg_token: nn.Parameter | None
+    pos_embed: nn.Parameter
+
+    def __init__(
+        self,
+        model: str,
+        weights: WeightsEnum | PathLike[str] | str | bool | None = None,
+        in_channels: int = 3,
+        image_size: int | Sequence[int] | None = None,
+        **timm_kwargs: Any,
+    ) -> None:
+        """Build the timm model and take it apart."""
+        options = {'in_chans': in_channels, **timm_kwargs}
+        if image_size is not None:
+            options['img_size'] = pair(image_size)
+        if weights:
+            # The random numbers would all be overwritten, and take seconds to draw.
+            options.setdefault('weight_init', 'skip')
+        vit = _build(model, options, timm_kwargs)
+        size, patch = vit.patch_embed.img_size, vit.patch_embed.patch_size[0]
+        check_size(size, patch)
+        arguments = {'model': model, 'in_channels': in_channels, 'image_size': size}
+        super().__init__(
+            arguments | timm_kwargs, vit.embed_dim, patch, in_channels, size
+        )
+        self.mean: tuple[float, ...] = tuple(vit.pretrained_cfg['mean'])
+        self.std: tuple[float, ...] = tuple(vit.pretrained_cfg['std'])
+        self.patch_embed = vit.patch_embed
+        self.cls_token = vit.cls_token
+        self.reg_token = vit.reg_token
+        self.pos_embed = vit.pos_embed
+        self.norm_pre = vit.norm_pre
+        self.blocks = vit.blocks
+        self.norm = vit.norm
+        for block in vit.blocks:
+            block.attn = Attention(block.attn)
+
+        self.rest: dict[str, Tensor] = {}
+        if weights:
+            state, self.rest = read_state(weights, model, in_channels)
+            self.load_state_dict(state)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches along the height and the width of `image_size`, (h, w)."""
+        height, width = self.image_size
+        return height // self.patch_size, width // self.patch_size
+
+    def embed(self, image: Tensor, **metadata: Tensor) -> Tokens:
+        """Return the patch tokens of an image, content and position apart.
+
+        Args:
+            image: Normalised pixels, (B, C, H, W); H and W are multiples of the patch
+                size, and need not be `image_size`.
+            **metadata: Ignored.
+
+        Raises:
+            ValueError: If the number of channels or the image size does not fit.
+        """
+        if image.ndim != 4 or image.shape[1] != self.in_channels:
+            raise ValueError(
+                f'image has shape {tuple(image.shape)}, expected (B, C, H, W) with C ='
+                f' in_channels = {self.in_channels}: choose bands, or build the'
+                ' backbone with another in_channels'
+            )
+        height, width = image.shape[-2:]
+        check_size((height, width), self.patch_size)
+        x = self.patch_embed.proj(image)
+        grid = (x.shape[-2], x.shape[-1])
+        x = x.flatten(2).transpose(1, 2)  # (B, D, h, w) -> (B, h * w, D)
+        return Tokens(self.patch_embed.norm(x), self.position(grid), (1, *grid))
+
+    def patchify(self, image: Tensor) -> Tensor:
+        """Return the pixels of an image as (B, N, P), in the order of `embed`.
+
+        Inside a patch the order is row, column, channel, as in MAE.
+        """
+        return patchify(image, self.patch_size)
+
+    def prefix(self) -> Tensor:
+        """Return class and register tokens with their position, (1, S, D)."""
+        prefix: Tensor = self.cls_token
+        if self.reg_token is not None:
+            prefix = torch.cat([prefix, self.reg_token], dim=1)
+        if self._prefix_rows:
+            prefix = prefix + self.pos_embed[:, : self._prefix_rows]
+        return prefix
+
+    def position(self, grid: tuple[int, int]) -> Tensor:
+        """Return the position of patch tokens on a grid (h, w), (1, h * w, D)."""
+        table = self.pos_embed[:, self._prefix_rows :]
+        if self.reg_token is None:
+            return resize_grid(table, grid, offset=0.1, source=self.grid)
+        return resize_grid(table, grid, antialias=True, source=self.grid)
+
+    @property
+    def _prefix_rows(self) -> int:
+        # timm's register models have position rows for patches only.
+        return self.pos_embed.shape[1] - self.grid[0] * self.grid[1]
+
+    def _fitted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        table = state.get('pos_embed')
+        if table is None or table.shape == self.pos_embed.shape:
+            return state
+        prefix, rows = self._prefix_rows, table.shape[1]
+        if isqrt(rows - prefix) ** 2 != rows - prefix:
+            if isqrt(rows) ** 2 != rows:
+                raise RuntimeError(
+                    f'pos_embed has {rows} rows: expected {prefix} for special tokens'
+                    f' and a square grid, or {self.pos_embed.shape[1]} in all'
+                )
+            # A table for patches only gives nothing to special tokens: same function.
+            table = nn.functional.pad(table, (0, 0, prefix, 0))
+        special, patches = table[:, :prefix], table[:, prefix:]
+        patches = resize_grid(patches.float(), self.grid)
+        return state | {'pos_embed': torch.cat([special.float(), patches], dim=1)}
+
+
+def _build(model: str, options: dict[str, Any], timm_kwargs: dict[str, Any]) -> Any:
+    """Return the timm model, or say why it cannot be a backbone."""
+    for name in timm_kwargs:
+        if name in _RENAMED:
+            raise ValueError(f'*{name}* is set by *{_RENAMED[name]}*')
+        if name in _FIXED:
+            raise ValueError(f'*{name}* cannot be chosen: {_SUPPORTED}')
+    if not timm.is_model(model):
+        near = difflib.get_close_matches(model, timm.list_models(), n=5)
+        hint = f'did you mean {", ".join(near)}?' if near else 'see timm.list_models()'
+        raise ValueError(f'*model* {model!r} is not known to timm: {hint}')
+    try:
+        # Without pooling the final norm stays where it is for any model.
+        vit = timm.create_model(model, num_classes=0, global_pool='', **options)
+    except TypeError as error:
+        raise TypeError(
+            f'timm cannot build {model!r}: {error}; {_SUPPORTED}'
+        ) from error
+    _check_kind(model, vit)
+    return vit
+
+
+def _check_kind(model: str, vit: Any) -> None:
+    """Raise unless the timm model is one that `ViT` can take apart."""
+    reason = None
+    if type(vit) is not VisionTransformer:
+        reason = f'is a {type(vit).__name__}'
+    elif vit.cls_token is None:
+        reason = 'has no class token'
+    elif vit.pos_embed is None:
+        reason = 'has no position table'
+    elif type(vit.patch_embed) is not PatchEmbed:
+        reason = f'embeds patches by {type(vit.patch_embed).__name__}'
+    elif vit.pos_drop.p or not isinstance(vit.patch_drop, nn.Identity):
+        reason = 'drops tokens or positions by itself'
+    elif any(
+        type(block) is not Block
+        or type(block.attn) is not FusedAttention
+        or getattr(block.attn, 'gate', None) is not None
+        for block in vit.blocks
+    ):
+        reason = 'has blocks of another kind'
+    if reason:
+        raise ValueError(f'*model* {model!r} {reason}: {_SUPPORTED}')

@@ -1,0 +1,150 @@
+"""Backbones inside the checkpoints of TorchGeo and lightly-train <-> bare ones."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from torchgeo_explora.models.formats.names import State, is_rest, unwrapped
+from torchgeo_explora.models.formats.published import (
+    from_dinov2,
+    from_timm,
+    to_dinov2,
+    to_timm,
+)
+
+# Where tasks keep the backbone; the longer name first where one contains the other.
+_TORCHGEO = (
+    'model.backbone.model.',  # BYOL: the online network
+    'model.encoder.model.',  # SemanticSegmentation with a timm encoder
+    'modelmodel..',  # our own export for that task
+    'backbone.vit.',  # MAE
+    'backbone.',  # MoCo, SimCLR: the query network
+    'model.',  # Classification, Regression
+)
+_LIGHTLY = (
+    'teacher_embedding_model_wrapper._model.',  # DINOv2
+    'teacher_embedding_model.wrapped_model._model.',  # DINO
+    'embedding_model.wrapped_model._model.',  # SimCLR, distillation
+    'wrapped_model._model.',  # an exported embedding model
+    'student_embedding_model_wrapper._model.',
+    'student_embedding_model.wrapped_model._model.',
+)
+
+
+def from_torchgeo(state: Mapping[str, Any]) -> tuple[State, State]:
+    """Convert a checkpoint of a TorchGeo task whose model is a timm ViT.
+
+    Takes Classification, Regression, SemanticSegmentation, BYOL (online network), MoCo
+    and SimCLR (query network) and MAE.
+
+    Args:
+        state: The file's content, with the tensors under 'state_dict'.
+
+    Returns:
+        The backbone's tensors in timm names, and the rest: a classifier or mask token
+        under its own name, everything else under its full name.
+
+    Raises:
+        ValueError: If no backbone is found.
+    """
+    inner, outer = _inside(state, _TORCHGEO, 'a TorchGeo task')
+    backbone, rest = from_timm(inner)
+    return backbone, rest | outer
+
+
+def to_torchgeo(
+    backbone: Mapping[str, Tensor],
+    rest: Mapping[str, Tensor] | None = None,
+    prefix: str = 'model.',
+) -> State:
+    """Return the 'state_dict' of a TorchGeo task, undoing `from_torchgeo`.
+
+    Args:
+        backbone: The backbone's tensors in timm names.
+        rest: What else `from_torchgeo` found.
+        prefix: Where the task keeps its backbone, such as 'model.' (Classification),
+            'backbone.' (MoCo, SimCLR) or 'model.backbone.model.' (BYOL).
+    """
+    return _wrapped(to_timm(backbone), rest or {}, prefix)
+
+
+def from_lightly_train(state: Mapping[str, Any]) -> tuple[State, State]:
+    """Convert a state dict of lightly-train with a timm or DINOv2 ViT.
+
+    Its exported models are bare and need no converter of their own; training states
+    and exported embedding models keep the backbone inside. The teacher is preferred.
+
+    Args:
+        state: The tensors, or a dict with them under 'state_dict'.
+
+    Returns:
+        The backbone's tensors in timm names, and the rest: mask token and heads of
+        the model under their own names, everything else under its full name.
+
+    Raises:
+        ValueError: If no backbone is found.
+    """
+    inner, outer = _inside(state, _LIGHTLY, 'lightly-train')
+    backbone, rest = from_dinov2(inner)
+    return backbone, rest | outer
+
+
+def to_lightly_train(
+    backbone: Mapping[str, Tensor],
+    rest: Mapping[str, Tensor] | None = None,
+    prefix: str = 'teacher_embedding_model_wrapper._model.',
+) -> State:
+    """Return a state dict of lightly-train, undoing `from_lightly_train`.
+
+    Args:
+        backbone: The backbone's tensors in timm names.
+        rest: What else `from_lightly_train` found; with a mask token the backbone is
+            lightly-train's own DINOv2, otherwise timm's.
+        prefix: Where the state keeps its backbone.
+    """
+    rest = rest or {}
+    inner = to_dinov2(backbone) if 'mask_token' in rest else to_timm(backbone)
+    return _wrapped(inner, rest, prefix)
+
+
+def unwrapped_backbone(state: Mapping[str, Any]) -> tuple[State, State]:
+    """Return the backbone of whichever library wrapped it, and everything else.
+
+    A state without a wrapped backbone is returned as it is.
+    """
+    if _prefix(state, _LIGHTLY + _TORCHGEO) is None:
+        return dict(state), {}
+    return _inside(state, _LIGHTLY + _TORCHGEO, 'lightly-train or TorchGeo')
+
+
+def _prefix(state: Mapping[str, Any], prefixes: Sequence[str]) -> str | None:
+    for prefix in prefixes:
+        # Every ViT embeds patches; what a prefix merely also fits does not.
+        if any(key.startswith(f'{prefix}patch_embed.') for key in state):
+            return prefix
+    return None
+
+
+def _inside(
+    state: Mapping[str, Any], prefixes: Sequence[str], library: str
+) -> tuple[State, State]:
+    flat = unwrapped(state)
+    prefix = _prefix(flat, prefixes)
+    if prefix is None:
+        raise ValueError(
+            f'no ViT was found in this checkpoint of {library}: expected a key such as'
+            f' {prefixes[-1]}patch_embed.proj.weight, found {[*flat][:3]}'
+        )
+    inner = {k.removeprefix(prefix): v for k, v in flat.items() if k.startswith(prefix)}
+    outer = {k: v for k, v in flat.items() if not k.startswith(prefix)}
+    return inner, outer
+
+
+def _wrapped(
+    inner: Mapping[str, Tensor], rest: Mapping[str, Tensor], prefix: str
+) -> State:
+    state = {f'{prefix}{key}': value for key, value in inner.items()}
+    for key, value in rest.items():
+        state[f'{prefix}{key}' if is_rest(key) else key] = value
+    return state

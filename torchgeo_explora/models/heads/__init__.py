@@ -1,0 +1,1 @@
+"""What reads the tokens of a backbone."""

@@ -1,0 +1,217 @@
+"""Fine-tuning a backbone to classify images."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torchgeo.tasks.mixins import ClassificationMixin
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from torchgeo_explora.augment import SingleCrop
+from torchgeo_explora.callbacks.figures import keep
+from torchgeo_explora.callbacks.parquet import ProbabilityWriter
+from torchgeo_explora.models.heads.pooling import PooledHead
+from torchgeo_explora.tasks.downstream.finetuning import FinetuningTask
+from torchgeo_explora.tasks.downstream.labels import check_labels, check_lengths
+from torchgeo_explora.tasks.downstream.report import draw_confusion
+
+
+class ExploraClassificationTask(ClassificationMixin, FinetuningTask):
+    """TorchGeo's image classification on a backbone with its delta folded in.
+
+    Losses, metrics, their names and the batches are those of TorchGeo's
+    `Classification`; how the backbone trains is told at `FinetuningTask`. Besides,
+    label smoothing, and `confusion.png` after each validation and test of one label an
+    image. `predict` gives probabilities.
+    """
+
+    labels_cells = True
+    writer = ProbabilityWriter
+
+    def __init__(
+        self,
+        task: Literal['binary', 'multiclass', 'multilabel'] = 'multiclass',
+        num_classes: int | None = None,
+        num_labels: int | None = None,
+        labels: list[str] | None = None,
+        loss: Literal['ce', 'bce', 'jaccard', 'focal', 'dice'] | None = None,
+        class_weights: Sequence[float] | None = None,
+        pos_weight: Sequence[float] | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.1,
+        pooling: Literal['mean', 'cls'] = 'mean',
+        crop_scale: tuple[float, float] = (0.2, 1.0),
+        augmentations: nn.Module | None = None,
+        **finetuning: Any,
+    ) -> None:
+        """Build backbone, adapter and classifier.
+
+        Args:
+            task: One label of several, one of two, or several at once.
+            num_classes: Number of classes, for 'multiclass'.
+            num_labels: Number of labels, for 'multilabel'.
+            labels: Names of the classes, for metrics and pictures.
+            loss: As TorchGeo's; 'ce' for 'multiclass' and 'bce' otherwise if None.
+            class_weights: Weight of each class in 'ce'.
+            pos_weight: Weight of positive examples in 'bce'.
+            ignore_index: Label that does not count.
+            label_smoothing: Of 'ce'. The authors' code leaves MAE's 0.1 on.
+            pooling: 'mean' of the patch tokens, as MAE fine-tunes, or 'cls' token.
+            crop_scale: Range of a training view's share of the image's area.
+            augmentations: Module from (B, C, H, W) in [0, 1] to normalised views,
+                instead of random crops and flips.
+            **finetuning: What `FinetuningTask` takes: model, weights, delta, adapter,
+                rates and so on.
+
+        Raises:
+            ValueError: If the number of outputs is not told, *labels* or
+                *class_weights* are not as many, or the adapter is given twice.
+        """
+        needed = {'multiclass': 'num_classes', 'multilabel': 'num_labels'}.get(task)
+        outputs = {'num_classes': num_classes, 'num_labels': num_labels}
+        if needed and not outputs[needed]:
+            raise ValueError(f'*{needed}* is needed for *task* {task!r}')
+        if needed:
+            count = outputs[needed] or 0
+            check_lengths(count, labels=labels, class_weights=class_weights)
+        self._augmentations = (augmentations,)
+        super().__init__(**finetuning)
+
+    def configure_heads(self) -> None:
+        """Build the classifier and adapt the backbone."""
+        hparams = self.hparams
+        whole = '' in hparams['modules']
+        self.head = PooledHead(
+            self.backbone,
+            hparams['num_classes'] or hparams['num_labels'] or 1,
+            hparams['pooling'],
+            train_norm=hparams['norms'] or whole,
+        )
+        self.adapt_backbone()
+        (augmentations,) = self._augmentations
+        scale = tuple(hparams['crop_scale'])
+        self.augmentations = augmentations or SingleCrop(
+            self.image_size, scale, self.mean, self.std
+        )
+
+    @property
+    def _one_of_many(self) -> bool:
+        return bool(self.hparams['task'] == 'multiclass')
+
+    def configure_losses(self) -> None:
+        """Build TorchGeo's loss, with label smoothing."""
+        hparams = self.hparams
+        hparams['loss'] = hparams['loss'] or ('ce' if self._one_of_many else 'bce')
+        if hparams['loss'] == 'ce' and not self._one_of_many:
+            raise ValueError(
+                f"*loss* 'ce' needs one label an image, not *task* {hparams['task']!r}:"
+                " take 'bce'"
+            )
+        if hparams['loss'] == 'bce':
+            weight = hparams['pos_weight']
+            self.criterion = nn.BCEWithLogitsLoss(
+                pos_weight=None if weight is None else torch.tensor(weight)
+            )
+            return
+        super().configure_losses()
+        if isinstance(self.criterion, nn.CrossEntropyLoss):
+            self.criterion.label_smoothing = hparams['label_smoothing']
+
+    def configure_metrics(self) -> None:
+        """Build TorchGeo's metrics, and the confusion matrix."""
+        super().configure_metrics()
+        self.confusion = (
+            MulticlassConfusionMatrix(
+                self.hparams['num_classes'], ignore_index=self.hparams['ignore_index']
+            )
+            if self._one_of_many
+            else None
+        )
+
+    def forward(self, batch: dict[str, Any]) -> Tensor:
+        """Return the logits of a raw batch, (B, outputs), (B,) for 'binary'."""
+        image = self.unit_image(batch)
+        view = self.augmentations(image) if self.training else self.view(image)
+        logits: Tensor = self.head(self.features(view, batch))
+        return logits.squeeze(1) if self.hparams['task'] == 'binary' else logits
+
+    def _step(self, batch: dict[str, Any], split: str) -> Tensor:
+        """Return the loss of a batch, logged and counted."""
+        labels = batch['label']
+        if self._one_of_many:
+            check_labels(
+                labels, self.hparams['num_classes'], self.hparams['ignore_index']
+            )
+        logits = self(batch).float()
+        if not self._one_of_many and labels.shape != logits.shape:
+            raise ValueError(
+                f'the labels have shape {tuple(labels.shape)}, the outputs'
+                f' {tuple(logits.shape)}: set *num_labels* to the number of labels, or'
+                ' another *task*'
+            )
+        getattr(self, f'{split}_metrics').update(logits, labels)
+        if self.confusion is not None and split != 'train':
+            self.confusion.update(logits, labels)
+        targets = labels.float() if self.hparams['loss'] == 'bce' else labels
+        loss: Tensor = self.criterion(logits, targets)
+        self.log_loss(loss, split, len(labels))
+        return loss
+
+    def training_step(
+        self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0
+    ) -> Tensor:
+        """Return the loss."""
+        with self.seeded():
+            return self._step(batch, 'train')
+
+    def validation_step(
+        self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Count a batch."""
+        self._step(batch, 'val')
+
+    def test_step(
+        self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Count a batch."""
+        self._step(batch, 'test')
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics, and draw the confusion matrix."""
+        super().on_validation_epoch_end()
+        self._draw_confusion()
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics, and draw the confusion matrix."""
+        super().on_test_epoch_end()
+        self._draw_confusion()
+
+    def _draw_confusion(self) -> None:
+        if self.confusion is None:
+            return
+        counts = self.confusion.compute()
+        self.confusion.reset()
+        if self.trainer.is_global_zero and not self.trainer.sanity_checking:
+            figure = draw_confusion(counts, self.hparams['labels'])
+            keep(figure, 'confusion', self.trainer)
+
+    def predict_batch(self, batch: dict[str, Any]) -> Tensor:
+        """Return probabilities, (B, outputs)."""
+        logits: Tensor = self(batch).float()
+        if self._one_of_many:
+            return logits.softmax(-1)
+        return logits.sigmoid().view(len(logits), -1)
+
+    def dense(self, image: Tensor) -> Tensor:
+        """Return the probabilities of each image at all of its patches.
+
+        Of 'binary' they are those of the classes 0 and 1.
+        """
+        view = self.view.normalize(image.clone())
+        logits = self.head(self.backbone(view)).float()
+        values = logits.softmax(-1) if self._one_of_many else logits.sigmoid()
+        if self.hparams['task'] == 'binary':
+            values = torch.cat([1 - values, values], dim=1)
+        side = image.shape[-1] // self.cell
+        return values[:, :, None, None].expand(-1, -1, side, side)

@@ -1,0 +1,229 @@
+"""Nearest neighbours as a test of a frozen backbone."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
+from torch.nn.functional import normalize
+from torch.utils.data import DataLoader, Subset
+from torchvision.models._api import WeightsEnum
+
+from torchgeo_explora.functional import knn_vote
+from torchgeo_explora.models.backbones.backbone import Backbone
+from torchgeo_explora.tasks.downstream.base import DownstreamTask
+from torchgeo_explora.tasks.downstream.labels import AccuracyOfEach
+from torchgeo_explora.tasks.downstream.report import write_table
+
+
+class ExploraKNNTask(DownstreamTask):
+    """Weighted nearest neighbours in a frozen backbone's features, by `torchgeo test`.
+
+    DINOv2's evaluation (`eval/knn.py`): class tokens after the final norm, cosine
+    similarity, a softmax with temperature over the neighbours. The bank is the data
+    module's training set, the queries are its test set (`test`) or its validation set
+    (`validate`). Several processes fill the bank together. `predict` gives embeddings.
+
+    Nothing trains: there is no `fit`.
+    """
+
+    def __init__(
+        self,
+        model: Backbone | str = 'vit_large_patch14_dinov2.lvd142m',
+        # bool first: a command line's `true` is no name.
+        weights: bool | WeightsEnum | str | None = True,
+        delta: str | None = None,
+        in_channels: int | None = None,
+        image_size: int | None = None,
+        k: Sequence[int] = (5, 10, 20, 100, 200),
+        temperature: float = 0.07,
+        crop_fraction: float = 1.0,
+        value_range: tuple[Any, Any] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        model_args: dict[str, Any] | None = None,
+    ) -> None:
+        """Build the frozen backbone.
+
+        Args:
+            model: A backbone, or the name of a timm VisionTransformer.
+            weights: Weights of the base, as in `DownstreamTask`.
+            delta: Delta that goes on it.
+            in_channels: Channels of the images, for a named model (3 if None).
+            image_size: Size of the views in pixels.
+            k: Numbers of neighbours that vote; those above the size of the bank are
+                reduced to it.
+            temperature: Of the softmax over cosine similarities.
+            crop_fraction: Share of each side of an image that is seen; DINOv2 takes
+                0.875.
+            value_range: (low, high) of the sensor values; the data module's if None.
+            mean: Mean of the normalisation; the delta's or the base's if None.
+            std: Standard deviation, likewise.
+            model_args: Further arguments of a named model.
+
+        Raises:
+            ValueError: If a number of neighbours is below 1, or none is given.
+        """
+        if not k or min(k) < 1:
+            raise ValueError(f'*k* is {list(k)}: give numbers of 1 or more')
+        super().__init__(
+            model,
+            weights,
+            delta,
+            in_channels,
+            image_size,
+            crop_fraction,
+            value_range,
+            mean,
+            std,
+            model_args,
+        )
+
+    def configure_heads(self) -> None:
+        """Freeze the backbone."""
+        self.freeze_backbone()
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Write embeddings; refuse to fit, before Lightning does without a reason.
+
+        Raises:
+            ValueError: If it is to fit.
+        """
+        if self.trainer.state.fn == 'fit':
+            raise ValueError(
+                'ExploraKNNTask trains nothing: call `torchgeo test` or `validate`'
+            )
+        return super().configure_callbacks()
+
+    def setup(self, stage: str) -> None:
+        """Prepare the images, those of the bank too.
+
+        Raises:
+            ValueError: If there is no training set for the bank.
+        """
+        if stage in ('validate', 'test'):
+            datamodule: Any = getattr(self.trainer, 'datamodule', None)
+            if datamodule is not None:
+                datamodule.setup('fit')
+            if getattr(datamodule, 'train_dataset', None) is None:
+                raise ValueError(
+                    f'{type(datamodule).__name__} has no train_dataset, which is the'
+                    ' bank of neighbours: give a data module with labelled splits'
+                )
+        super().setup(stage)
+
+    def forward(self, batch: Mapping[str, Any]) -> Tensor:
+        """Return L2-normalised embeddings of a raw batch, (B, D), float32.
+
+        In steps, and for the bank, products have the trainer's precision.
+        """
+        view = self.view(self.unit_image(batch))
+        return normalize(self.features(view, batch).cls.float(), dim=-1)
+
+    # The bank -----------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _fill_bank(self) -> None:
+        """Embed the training set, each process its share."""
+        datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        dataset = datamodule.train_dataset
+        size, world = len(dataset), self.trainer.world_size
+        # All shares have one size: the first images stand in for what is missing.
+        share = range(self.global_rank, -(-size // world) * world, world)
+        loader: DataLoader[Any] = DataLoader(
+            Subset(dataset, [i % size for i in share]),
+            batch_size=datamodule.batch_size,
+            num_workers=datamodule.num_workers,
+            collate_fn=datamodule.collate_fn,
+        )
+        features, labels = [], []
+        for batch in loader:
+            tensors = {
+                name: value.to(self.device)
+                for name, value in batch.items()
+                if isinstance(value, Tensor)
+            }
+            # Lightning enters the run's precision for its steps alone.
+            with self.trainer.precision_plugin.forward_context():
+                features.append(self(tensors))
+            labels.append(tensors['label'])
+        self.bank = self._gathered(torch.cat(features))[:size]
+        self.bank_labels = self._gathered(torch.cat(labels))[:size]
+        wanted = self.hparams['k']
+        self.k = sorted({min(k, size) for k in wanted})
+        if max(wanted) > size:
+            rank_zero_warn(
+                f'the bank has {size} images: *k* {[k for k in wanted if k > size]} are'
+                f' reduced to {size}'
+            )
+        self.classes = int(self.bank_labels.max()) + 1
+        missing = self.classes - len(self.bank_labels.unique())
+        rank_zero_info(
+            f'kNN bank: {size} images of {self.classes - missing} classes'
+            + (f'; {missing} classes have none' if missing else '')
+        )
+
+    def _gathered(self, values: Tensor) -> Tensor:
+        """Return the values of all processes in the order of the data set."""
+        if self.trainer.world_size == 1:
+            return values
+        gathered = self.all_gather(values)  # -> (world, share, ...)
+        assert isinstance(gathered, Tensor)
+        return gathered.transpose(0, 1).flatten(0, 1)
+
+    def on_test_epoch_start(self) -> None:
+        """Fill the bank."""
+        self._fill_bank()
+        self.accuracy = AccuracyOfEach(len(self.k)).to(self.device)
+
+    def on_validation_epoch_start(self) -> None:
+        """Fill the bank."""
+        self.on_test_epoch_start()
+
+    # Queries ------------------------------------------------------------------------
+
+    def test_step(
+        self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Let the neighbours of each image vote."""
+        queries = self(batch)
+        winners = [
+            knn_vote(
+                self.bank,
+                self.bank_labels,
+                queries,
+                k,
+                self.classes,
+                self.hparams['temperature'],
+            ).argmax(-1)
+            for k in self.k
+        ]
+        self.accuracy.update(torch.stack(winners), batch['label'])
+
+    def validation_step(
+        self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Let the neighbours of each image vote."""
+        self.test_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the accuracy of each number of neighbours."""
+        self._report('test')
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the accuracy of each number of neighbours."""
+        self._report('val')
+
+    def _report(self, split: str) -> None:
+        accuracy = dict(
+            zip(self.k, self.accuracy.compute().view(-1).tolist(), strict=True)
+        )
+        self.log_dict({f'{split}_knn_{k}': value for k, value in accuracy.items()})
+        rows = [{'k': k, f'{split}_accuracy': value} for k, value in accuracy.items()]
+        write_table(self.trainer, f'knn_{split}', rows)
+
+    def predict_batch(self, batch: dict[str, Any]) -> Tensor:
+        """Return embeddings after the final norm, (B, D)."""
+        return self.features(self.view(self.unit_image(batch)), batch).cls.float()

@@ -1,0 +1,283 @@
+"""Fine-tuning a backbone to label every pixel."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, nll_loss
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
+from torchmetrics.wrappers import ClasswiseWrapper
+
+from torchgeo_explora.augment.labelled import random_patches
+from torchgeo_explora.callbacks.figures import keep, panels, shown_channels
+from torchgeo_explora.callbacks.parquet import MaskWriter
+from torchgeo_explora.functional.windows import slide
+from torchgeo_explora.models.heads.pooling import token_map
+from torchgeo_explora.models.heads.segmenter import SegmentationHead
+from torchgeo_explora.objectives.objective import batch_metadata
+from torchgeo_explora.tasks.downstream.collate import PadSizes, wrap_collate
+from torchgeo_explora.tasks.downstream.finetuning import FinetuningTask
+from torchgeo_explora.tasks.downstream.labels import check_labels, check_lengths
+
+# What does not count, whatever the data set calls it.
+_IGNORED = -1
+_PICTURES = 4
+
+
+class ExploraSegmentationTask(FinetuningTask):
+    """Semantic segmentation with a decoder on four blocks of a plain ViT.
+
+    How the backbone trains is told at `FinetuningTask`. Training sees random patches of
+    *image_size*, turned and mirrored; evaluation sees whole images of any size, in
+    overlapping windows of *image_size*, blended. Images of mixed sizes are padded, and
+    what is padded does not count.
+
+    TorchGeo's SpaceNet data modules number their classes from 1 and mean padding by 0:
+    `num_classes: 3`, `ignore_index: 0`. The mean IoU is over the other classes, which
+    are also all that is ever predicted.
+
+    Metrics: `mIoU`, the IoU of each class, the share of pixels that are right.
+    `segmentation.png` shows prediction against truth after each validation.
+    """
+
+    monitor = 'val_mIoU'
+    mode = 'max'
+    labels_cells = True
+    writer = MaskWriter
+    class_weights: Tensor | None
+
+    def __init__(
+        self,
+        num_classes: int,
+        labels: list[str] | None = None,
+        ignore_index: int | None = None,
+        no_data: float | None = None,
+        decoder: Literal['upernet', 'dpt', 'linear'] = 'upernet',
+        decoder_channels: int = 256,
+        class_weights: list[float] | None = None,
+        overlap: float = 0.25,
+        **finetuning: Any,
+    ) -> None:
+        """Build backbone, adapter and decoder.
+
+        Args:
+            num_classes: Number of classes, an ignored one counted if it is among them.
+            labels: Names of the classes.
+            ignore_index: Value of the mask that does not count.
+            no_data: Sensor value that means no data where all bands have it; such
+                pixels do not count. NaN means so everywhere.
+            decoder: 'upernet', 'dpt' or 'linear'.
+            decoder_channels: Width of UPerNet and DPT.
+            class_weights: Weight of each class in the loss.
+            overlap: Share of a window that the next one sees again, in [0, 1).
+            **finetuning: What `FinetuningTask` takes: model, weights, delta, adapter,
+                rates and so on.
+
+        Raises:
+            ValueError: If *labels* or *class_weights* are not one for each class, or
+                the overlap leaves no stride.
+        """
+        check_lengths(num_classes, labels=labels, class_weights=class_weights)
+        if not 0 <= overlap < 1:
+            raise ValueError(f'*overlap* is {overlap}: choose from 0 to below 1')
+        super().__init__(**finetuning)
+
+    def configure_heads(self) -> None:
+        """Build the decoder and adapt the backbone."""
+        hparams = self.hparams
+        depth = len(self.backbone.blocks)
+        if depth < 4:
+            raise ValueError(f'the decoder reads 4 blocks, the backbone has {depth}')
+        self.taps = [(i + 1) * depth // 4 - 1 for i in range(4)]
+        self.head = SegmentationHead(
+            self.backbone.embed_dim,
+            hparams['num_classes'],
+            hparams['decoder'],
+            hparams['decoder_channels'],
+        )
+        self.adapt_backbone()
+        weights = hparams['class_weights']
+        self.register_buffer(
+            'class_weights',
+            None if weights is None else torch.tensor(weights),
+            persistent=False,
+        )
+
+    def configure_metrics(self) -> None:
+        """Build the metrics of evaluation."""
+        classes, labels = self.hparams['num_classes'], self.hparams['labels']
+        arguments: dict[str, Any] = {
+            'num_classes': classes,
+            'ignore_index': _IGNORED,
+        }
+        metrics = MetricCollection(
+            {
+                'mIoU': MulticlassJaccardIndex(average='macro', **arguments),
+                'accuracy': MulticlassAccuracy(average='micro', **arguments),
+                'IoU': ClasswiseWrapper(
+                    MulticlassJaccardIndex(average='none', **arguments),
+                    labels,
+                    prefix='IoU_',
+                ),
+            }
+        )
+        self.val_metrics = metrics.clone(prefix='val_')
+        self.test_metrics = metrics.clone(prefix='test_')
+
+    def setup(self, stage: str) -> None:
+        """Prepare images and masks, of mixed sizes too."""
+        ignored = self.hparams['ignore_index']
+        # A value that no mask has: `_targets` knows it.
+        fill = {'image': torch.nan, 'mask': _IGNORED if ignored is None else ignored}
+        datamodule = getattr(self.trainer, 'datamodule', None)
+        wrap_collate(datamodule, lambda collate: PadSizes(collate, fill))
+        super().setup(stage)
+
+    def _targets(self, batch: dict[str, Any]) -> Tensor:
+        """Return the masks of a batch, (B, H, W), -1 where nothing counts.
+
+        Raises:
+            ValueError: If a mask holds an unknown value.
+        """
+        mask = batch['mask']
+        if mask.is_floating_point() and (mask != mask.round()).any():
+            raise ValueError(
+                f'the masks hold {mask[mask != mask.round()][:4].tolist()}, expected'
+                ' whole numbers of classes'
+            )
+        mask = mask.long()
+        if mask.ndim == 4:
+            mask = mask.squeeze(1)
+        image, no_data = batch['image'], self.hparams['no_data']
+        missing = image.isnan().any(-3)
+        if no_data is not None:
+            missing = missing | (image == no_data).all(-3)
+        missing = missing | (mask == _IGNORED)
+        if (ignored := self.hparams['ignore_index']) is not None:
+            missing = missing | (mask == ignored)
+        check_labels(mask[~missing], self.hparams['num_classes'], ignored)
+        return mask.masked_fill(missing, _IGNORED)
+
+    def forward(self, view: Tensor, **metadata: Tensor) -> Tensor:
+        """Return logits of normalised images, (B, C, H, W) -> (B, classes, H, W).
+
+        H and W are multiples of the patch.
+        """
+        size = view.shape[-2:]
+        grid = (
+            size[0] // self.backbone.patch_size,
+            size[1] // self.backbone.patch_size,
+        )
+        features = self.backbone.features(view, self.taps, **metadata)
+        maps = [token_map(feature.patch, grid) for feature in features]
+        logits: Tensor = self.head(maps, size)
+        return logits.float()
+
+    def dense(self, image: Tensor) -> Tensor:
+        """Return the probabilities of the classes at each pixel, 0 for an ignored one.
+
+        Args:
+            image: In [0, 1], (B, C, S, S).
+        """
+        logits = self(self.view.normalize(image.clone()))
+        ignored = self.hparams['ignore_index']
+        if ignored is not None and 0 <= ignored < logits.shape[1]:
+            logits[:, ignored] = -torch.inf
+        return logits.softmax(1)
+
+    @property
+    def cell(self) -> int:
+        """Every pixel has a value."""
+        return 1
+
+    def training_step(
+        self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0
+    ) -> Tensor:
+        """Return the cross-entropy of the pixels that count."""
+        targets = self._targets(batch)
+        image = self.unit_image(batch)
+        with self.seeded():
+            image, targets = random_patches(image, targets, self.image_size, _IGNORED)
+            logits = self(self.view.normalize(image), **batch_metadata(batch))
+        loss = cross_entropy(
+            logits, targets, self.class_weights, ignore_index=_IGNORED, reduction='sum'
+        ) / (targets != _IGNORED).sum().clamp(min=1)
+        self.log_loss(loss, 'train', len(image))
+        return loss
+
+    def validation_step(
+        self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Count whole images, and draw some of the first batch."""
+        image, targets, predicted = self._evaluate(batch, 'val')
+        if batch_idx == 0 and self.trainer.is_global_zero:
+            self._draw(image, targets, predicted)
+
+    def test_step(
+        self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Count whole images."""
+        self._evaluate(batch, 'test')
+
+    def _evaluate(
+        self, batch: dict[str, Any], split: str
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        targets = self._targets(batch)
+        image = self.unit_image(batch)
+        probabilities = self.sliding(image)
+        predicted = probabilities.argmax(1)
+        counted = targets != _IGNORED
+        if counted.any():
+            loss = nll_loss(
+                probabilities.clamp(min=1e-8).log(), targets, ignore_index=_IGNORED
+            )
+            self.log_loss(loss, split, len(image))
+            getattr(self, f'{split}_metrics').update(predicted, targets)
+        return image, targets, predicted
+
+    def sliding(self, image: Tensor) -> Tensor:
+        """Return the probabilities of images in [0, 1] of any size, (B, K, H, W)."""
+        stride = max(1, int(self.image_size * (1 - self.hparams['overlap'])))
+        return slide(image, self.image_size, stride, self.dense)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics."""
+        self._log('val')
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics."""
+        self._log('test')
+
+    def _log(self, split: str) -> None:
+        metrics = getattr(self, f'{split}_metrics')
+        self.log_dict(metrics.compute())
+        metrics.reset()
+
+    def _draw(self, image: Tensor, targets: Tensor, predicted: Tensor) -> None:
+        """Draw images, truth and prediction side by side."""
+        if self.trainer.sanity_checking:
+            return
+        count = min(_PICTURES, len(image))
+        figure, axes = panels(count, 3)
+        most = self.hparams['num_classes'] - 1
+        channels = shown_channels(self.backbone, None)
+        for row, of_row in enumerate(axes):
+            of_row[0].imshow(image[row][channels].permute(1, 2, 0).cpu().numpy())
+            for axis, classes in zip(of_row[1:], (targets, predicted), strict=True):
+                shown = classes[row].masked_fill(targets[row] == _IGNORED, _IGNORED)
+                axis.imshow(
+                    shown.cpu().numpy(), vmin=_IGNORED, vmax=most, cmap='nipy_spectral'
+                )
+        for axis, title in zip(axes[0], ('image', 'truth', 'prediction'), strict=True):
+            axis.set_title(title, fontsize=8)
+        keep(figure, 'segmentation', self.trainer)
+
+    def predict_batch(self, batch: dict[str, Any]) -> list[Tensor]:
+        """Return the class of each pixel, (H, W) int64 in each image's own size."""
+        classes = self.sliding(self.unit_image(batch)).argmax(1)
+        sizes = batch.get('size', torch.tensor([classes.shape[1:]] * len(classes)))
+        return [
+            mask[:height, :width]
+            for mask, (height, width) in zip(classes, sizes.tolist(), strict=True)
+        ]

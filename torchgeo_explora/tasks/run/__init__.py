@@ -1,0 +1,1 @@
+"""Plan, images, checkpoints and resuming of a run."""

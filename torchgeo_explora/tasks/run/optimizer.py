@@ -1,0 +1,114 @@
+"""AdamW over what trains, with a warm-up and a cosine by optimizer step."""
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from torchgeo_explora.functional import cosine_schedule
+from torchgeo_explora.models.backbones.backbone import Backbone
+
+
+def optimizer_plan(
+    groups: list[dict[str, Any]],
+    lr: float,
+    min_lr: float,
+    steps: int,
+    warmup: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+    fused: bool,
+) -> dict[str, Any]:
+    """Return optimizer and schedule as Lightning takes them.
+
+    Args:
+        groups: AdamW's groups. Beside AdamW's own keys, 'still' is the share of the run
+            in which a group stays where it is.
+        lr: Largest rate.
+        min_lr: Rate at the end.
+        steps: Optimizer steps planned.
+        warmup: Share of the run with a linear warm-up.
+        betas: AdamW's coefficients.
+        weight_decay: AdamW's weight decay.
+        fused: Whether AdamW works in one kernel for many tensors.
+    """
+
+    def share(still: float, step: int) -> float:
+        if step < int(still * steps):
+            return 0.0
+        return cosine_schedule(step, steps, lr, min_lr, warmup=int(warmup * steps)) / lr
+
+    rates = [partial(share, group.pop('still', 0.0)) for group in groups]
+    optimizer = AdamW(
+        groups, lr=lr, betas=betas, weight_decay=weight_decay, fused=fused or None
+    )
+    scheduler = LambdaLR(optimizer, list(rates))
+    return {
+        'optimizer': optimizer,
+        'lr_scheduler': {'scheduler': scheduler, 'interval': 'step'},
+    }
+
+
+def may_fuse(device: torch.device, precision: str) -> bool:
+    """Return whether AdamW's fused kernel serves.
+
+    With a gradient scaler it would divide by the scale by itself, after gradients have
+    been clipped.
+
+    Args:
+        device: Where the weights are.
+        precision: The trainer's.
+    """
+    return device.type == 'cuda' and precision != '16-mixed'
+
+
+#: Without weight decay though they have three dimensions.
+_STILL = ('cls_token', 'pos_embed')
+
+
+def layer_groups(
+    backbone: Backbone,
+    others: Iterable[nn.Parameter],
+    rate: float,
+    decay: float,
+    weight_decay: float,
+) -> list[dict[str, Any]]:
+    """Return AdamW's groups of what trains, with rates that fall towards the input.
+
+    MAE's fine-tuning: of a ViT of L blocks the embeddings are layer 0, block i is layer
+    i + 1, the rest is layer L + 1; the rate of layer l is rate * decay^(L + 1 - l).
+    Vectors, class token and positions have no weight decay.
+
+    Args:
+        backbone: The ViT.
+        others: Parameters beside it, which have the whole rate.
+        rate: Learning rate of the last layer.
+        decay: 1 for one rate everywhere.
+        weight_decay: Of the others.
+    """
+    blocks: Any = backbone.blocks
+    last = len(blocks) + 1
+    layers = {id(p): 0 for p in backbone.parameters()}
+    layers |= {id(p): last for p in backbone.norm.parameters()}
+    for index, block in enumerate(blocks):
+        layers |= {id(p): index + 1 for p in block.parameters()}
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    named = [*backbone.named_parameters(), *(('', parameter) for parameter in others)]
+    for name, parameter in named:
+        if parameter.requires_grad:
+            layer = layers.get(id(parameter), last)
+            still = parameter.ndim < 2 or name in _STILL
+            group = groups.setdefault(
+                (layer, still),
+                {
+                    'params': [],
+                    'lr': rate * decay ** (last - layer),
+                    'weight_decay': 0.0 if still else weight_decay,
+                },
+            )
+            group['params'].append(parameter)
+    return [groups[key] for key in sorted(groups)]

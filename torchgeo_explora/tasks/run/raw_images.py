@@ -1,0 +1,234 @@
+"""From the batches of any data module to images in [0, 1]."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torchgeo.datasets import IntersectionDataset
+
+from torchgeo_explora.augment import (
+    SelectBands,
+    UnitRange,
+    band_indices,
+    spell_band,
+    value_range,
+)
+from torchgeo_explora.datasets.pixels import sentinel2
+from torchgeo_explora.models.backbones.backbone import Backbone
+
+
+class RawImages(nn.Module):
+    """Pick a backbone's bands out of raw images and map them to [0, 1].
+
+    Args:
+        backbone: Tells its channels, and its bands where they have names.
+        datamodule: Tells bands and range of the values; after its `setup`.
+        value_range: (low, high) of the user, scalars or one per channel.
+
+    Raises:
+        ValueError: If nothing tells the range, or a band is missing.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        datamodule: Any,
+        value_range: tuple[Any, Any] | None = None,
+    ) -> None:
+        """Find bands and range."""
+        super().__init__()
+        bands = getattr(backbone, 'bands', None)
+        self.select = (
+            nn.Identity() if bands is None else select_bands(datamodule, bands)
+        )
+        self.channels = backbone.in_channels
+        self.unit_range = unit_range(value_range, datamodule, bands)
+        self._checked = False
+
+    @property
+    def value_range(self) -> list[list[float]]:
+        """[low, high] of the sensor values, one for all channels or one for each."""
+        ends = self.unit_range.low, self.unit_range.high
+        return [end.flatten().tolist() for end in ends]
+
+    def compare(self, trained: list[list[float]] | None) -> None:
+        """Warn if values were mapped to [0, 1] from another range in training."""
+        if trained not in (None, self.value_range):
+            warnings.warn(
+                f'the task was trained on values in {trained}, and these images'
+                f' are taken to have {self.value_range}: give the same *value_range*'
+                ' if the images are alike',
+                stacklevel=2,
+            )
+
+    def sensor(self, image: Tensor) -> Tensor:
+        """Return the backbone's channels of raw images, in sensor values, float32.
+
+        Args:
+            image: Raw values, (B, C', H, W) or (B, T, C', H, W).
+
+        Raises:
+            ValueError: If the images do not have the backbone's channels.
+        """
+        image = self.select(image)
+        if image.ndim not in (4, 5) or image.shape[-3] != self.channels:
+            raise ValueError(
+                f'the data module gives images {tuple(image.shape)}, expected'
+                f' (B, {self.channels}, H, W): choose its bands, or set *in_channels*'
+            )
+        return image.float()
+
+    def unit(self, image: Tensor) -> Tensor:
+        """Return what `sensor` gave in [0, 1].
+
+        Raises:
+            ValueError: If most of the first batch's values lie outside the range.
+        """
+        if not self._checked:
+            self.unit_range.check(image)
+            self._checked = True
+        unit: Tensor = self.unit_range(image)
+        return unit
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return raw images in [0, 1]: (B, C, H, W), or series of them."""
+        return self.unit(self.sensor(image))
+
+
+_DATASETS = (
+    *('train_dataset', 'val_dataset', 'test_dataset', 'predict_dataset', 'dataset'),
+)
+
+
+def take_over(datamodule: Any) -> None:
+    """Make a data module hand out raw sensor values, in place.
+
+    Photometric augmentation works on values in [0, 1], before normalisation. TorchGeo's
+    data modules normalise first, on the device: that step becomes the identity.
+    """
+    for name in ('train_aug', 'val_aug', 'test_aug', 'predict_aug', 'aug'):
+        if hasattr(datamodule, name):
+            setattr(datamodule, name, nn.Identity())
+
+
+def band_names(datamodule: Any) -> tuple[str, ...] | None:
+    """Return the names of the channels of a data module's images, in their order.
+
+    They are the `bands` of the data module or of its data sets, as TorchGeo's
+    Sentinel-2, EuroSAT and SSL4EO-S12 and our image folders have them. Call it after
+    the data module's `setup`. None if it does not tell.
+    """
+    if names := _names(datamodule):
+        return names
+    found = (_names_of(getattr(datamodule, name, None)) for name in _DATASETS)
+    return next(filter(None, found), None)
+
+
+def _names(holder: Any) -> tuple[str, ...]:
+    names = getattr(holder, 'bands', None)
+    if isinstance(names, Sequence) and not isinstance(names, str):
+        return tuple(name for name in names if isinstance(name, str))
+    return ()
+
+
+def _names_of(dataset: Any) -> tuple[str, ...]:
+    """Return the names of the channels of a data set's images, () if it tells none."""
+    if dataset is None or not getattr(dataset, 'is_image', True):
+        return ()
+    if names := _names(dataset):
+        return names
+    # A subset; the intersection of two, whose images are stacked; else one of many.
+    parts = [_names_of(part) for part in getattr(dataset, 'datasets', ())]
+    if isinstance(dataset, IntersectionDataset):
+        return tuple(name for part in parts for name in part)
+    return next(filter(None, parts), _names_of(getattr(dataset, 'dataset', None)))
+
+
+def select_bands(datamodule: Any, wanted: Sequence[str]) -> SelectBands:
+    """Return the map from a data module's images to the bands that a backbone takes.
+
+    Args:
+        datamodule: Any data module, after its `setup`; None for loaders without one,
+            whose images are taken to have the wanted bands.
+        wanted: Names of the backbone's bands.
+
+    Raises:
+        ValueError: If the data module does not name its bands, or lacks one.
+    """
+    names = band_names(datamodule) if datamodule is not None else tuple(wanted)
+    if names is None:
+        raise ValueError(
+            f'{type(datamodule).__name__} does not name the bands of its images, and'
+            f' the backbone takes {", ".join(wanted)}: set its *bands* to their names,'
+            ' in the order of the channels'
+        )
+    return SelectBands(names, wanted)
+
+
+def unit_range(
+    given: tuple[Any, Any] | None,
+    datamodule: Any,
+    wanted: Sequence[str] | None = None,
+) -> UnitRange:
+    """Return the map from raw sensor values to [0, 1].
+
+    Args:
+        given: (low, high) of the user, scalars or one value per channel.
+        datamodule: Tells its range where the user does not.
+        wanted: Names of the channels where they are selected from the data module's.
+            If the data module's names are Sentinel-2's beyond doubt and neither user
+            nor data module gave a range, it is SatMAE's: mean -+ 2 standard deviations
+            of fMoW-Sentinel.
+
+    Raises:
+        ValueError: If nothing tells the range, or a band is missing.
+    """
+    if given is not None:
+        return UnitRange(*given)
+    if datamodule is None:
+        raise ValueError(
+            'no data module tells the range of the pixel values: give *value_range* as'
+            ' [low, high], e.g. [0, 255]'
+        )
+    if wanted is None:
+        return UnitRange(*value_range(datamodule))
+    bands = [spell_band(name) for name in wanted]
+    names = band_names(datamodule) or ()
+    stated = getattr(datamodule, 'value_range', None) is not None
+    known = stated and getattr(datamodule, 'range_known', True)
+    sentinel = sentinel2.tells_sentinel2(names) and set(bands) <= set(sentinel2.BANDS)
+    if sentinel and not known:
+        return UnitRange(*sentinel2.reflectance_range(bands))
+    low, high = value_range(datamodule)
+    chosen = band_indices(names, wanted)
+    return UnitRange(
+        *(
+            [end[i] for i in chosen] if len(end) == len(names) else end
+            for end in (low, high)
+        )
+    )
+
+
+def no_data(datamodule: Any) -> float | None:
+    """Return the value that a data module's images have where there is no data.
+
+    It is the `no_data` of its data sets, as our folders and scenes have it. Call it
+    after the data module's `setup`. None if they tell none.
+    """
+    sets = (getattr(datamodule, name, None) for name in _DATASETS)
+    values = (getattr(dataset, 'no_data', None) for dataset in sets)
+    return next((value for value in values if value is not None), None)
+
+
+def require_predict_set(datamodule: Any) -> None:
+    """Raise if a TorchGeo data module has nothing to predict on."""
+    names = ('predict_dataset', 'dataset')
+    if datamodule is not None and not any(
+        getattr(datamodule, name, None) is not None for name in names
+    ):
+        raise ValueError(
+            f'{type(datamodule).__name__} has no predict set, and so gives no'
+            ' embeddings: point torchgeo_explora.datamodules.ImageFolderDataModule at'
+            ' the folder of images'
+        )

@@ -1,0 +1,180 @@
+"""A task that, stopped at any micro-batch, goes on as if it had not been."""
+
+import math
+import random
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch.utils.data import DataLoader, IterableDataset, Sampler
+from torchgeo.tasks import BaseTask
+
+
+class ResumableTask(BaseTask):
+    """Data and randomness of a run as functions of its seed and its micro-step.
+
+    A subclass keeps `micro_steps` in its checkpoints, and does what is random in a
+    training step under `seeded`. The frozen base is not in a checkpoint.
+
+    Attributes:
+        micro_steps: Micro-batches that this process has trained on.
+    """
+
+    #: Set by a subclass before `super().__init__`.
+    seed: int
+
+    def __init__(self) -> None:
+        """Build the models."""
+        super().__init__()
+        # The base is not in a checkpoint: its keys are missing by design.
+        self.strict_loading = False
+        self.micro_steps = 0
+
+    @abstractmethod
+    def summary(self) -> str:
+        """Return what is about to run."""
+
+    def on_train_start(self) -> None:
+        """Say what runs, and take up the data where a resumed run stopped."""
+        rank_zero_info(self.summary())
+        loader: Any = self.trainer.train_dataloader
+        if order_by_epoch(loader, self._epoch_and_batch, self.seed):
+            # The position is kept here, not in the loader as Lightning expects.
+            warnings.filterwarnings('ignore', "You're resuming from a checkpoint that")
+        # Lightning made its iterator before the sampler and the position were known.
+        fetcher: Any = self.trainer.fit_loop._data_fetcher
+        iter(fetcher)
+
+    def _epoch_and_batch(self) -> tuple[int, int]:
+        """Return the epoch and the batches of it that are done."""
+        batches = self.trainer.num_training_batches
+        if math.isinf(batches):
+            return self.trainer.current_epoch, 0
+        return divmod(self.micro_steps, int(batches))
+
+    @contextmanager
+    def seeded(self) -> Iterator[None]:
+        """Make what is random inside depend on (seed, rank, micro-step) alone.
+
+        A resumed run then draws what an uninterrupted one would.
+        """
+        devices = [self.device] if self.device.type == 'cuda' else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(mix(self.seed, self.global_rank, self.micro_steps))
+            yield
+        self.micro_steps += 1
+
+
+class ResumableOrder(Sampler[Any]):
+    """A sampler's order as a function of seed and epoch, begun where a run stopped.
+
+    Args:
+        sampler: Sampler of one epoch.
+        position: Returns (epoch, samples of it already used).
+        seed: Seed of all epochs.
+    """
+
+    def __init__(
+        self, sampler: Sampler[Any], position: Callable[[], tuple[int, int]], seed: int
+    ) -> None:
+        """Wrap *sampler*."""
+        self.sampler = sampler
+        self.position = position
+        self.seed = seed
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield what is left of the epoch."""
+        epoch, used = self.position()
+        seed = mix(self.seed, epoch)
+        _seed_own_generator(self.sampler, seed)
+        if hasattr(self.sampler, 'set_epoch'):
+            self.sampler.set_epoch(epoch)
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(seed)
+            order = list(self.sampler)
+        return iter(order[used:])
+
+    def __len__(self) -> int:
+        """Return the samples of a whole epoch."""
+        return len(self.sampler)  # type: ignore[arg-type]
+
+
+def order_by_epoch(
+    loader: DataLoader[Any], batches_done: Callable[[], tuple[int, int]], seed: int
+) -> bool:
+    """Make the order of *loader* resumable, in place.
+
+    Args:
+        loader: Loader whose batch sampler draws from a sampler.
+        batches_done: Returns (epoch, batches of it already used).
+        seed: Seed of the order.
+
+    Returns:
+        False where there is no sampler to hold (iterable data, own batch sampler).
+    """
+    # Of iterable data torch's own sampler is endless.
+    if isinstance(loader.dataset, IterableDataset):
+        return False
+    batches = loader.batch_sampler
+    sampler = getattr(batches, 'sampler', None)
+    if sampler is None:
+        return False
+    size = batches.batch_size  # type: ignore[union-attr]
+
+    def position() -> tuple[int, int]:
+        epoch, done = batches_done()
+        return epoch, done * size
+
+    # `DataLoader` refuses another batch sampler after its construction, but reads
+    # the one it has at every epoch.
+    batches.sampler = ResumableOrder(sampler, position, seed)  # type: ignore[union-attr]
+    return True
+
+
+def _seed_own_generator(sampler: Any, seed: int) -> None:
+    """Seed the NumPy generator that TorchGeo's random samplers hold."""
+    # In a distributed run Lightning wraps such a sampler as a data set.
+    sampler = getattr(getattr(sampler, 'dataset', None), '_sampler', sampler)
+    if isinstance(getattr(sampler, 'generator', None), np.random.Generator):
+        sampler.generator = np.random.default_rng(seed)
+
+
+def mix(*values: int) -> int:
+    """Return one 63-bit seed from several small integers, all of them in use."""
+    seed = 0
+    for value in values:
+        # The odd multiplier and the shift of splitmix64 spread neighbouring integers.
+        seed = ((seed ^ value) * 0x9E3779B97F4A7C15 + 0xBF58476D1CE4E5B9) % 2**64
+        seed ^= seed >> 31
+    return seed >> 1
+
+
+def generator_states() -> dict[str, Any]:
+    """Return the states of all global generators, as values that load safely."""
+    kind, keys, *rest = np.random.get_state()
+    states: dict[str, Any] = {
+        'python': random.getstate(),
+        'numpy': [kind, keys.tolist(), *rest],
+        'torch': torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        states['cuda'] = torch.cuda.get_rng_state_all()
+    return states
+
+
+def restore_generators(states: dict[str, Any]) -> None:
+    """Set all global generators to what `generator_states` returned."""
+    version, keys, gauss = states['python']
+    random.setstate((version, tuple(keys), gauss))
+    kind, keys, *rest = states['numpy']
+    np.random.set_state((kind, np.array(keys, np.uint32), *rest))
+    torch.set_rng_state(states['torch'].cpu())
+    cuda = states.get('cuda', [])
+    # Another number of devices is another run: its generators start afresh.
+    if torch.cuda.is_available() and len(cuda) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([state.cpu() for state in cuda])
