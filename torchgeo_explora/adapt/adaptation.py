@@ -4,7 +4,7 @@ import copy
 import difflib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import torch
@@ -19,12 +19,13 @@ from torchgeo_explora.adapt.adapters import (
     select_layers,
 )
 from torchgeo_explora.adapt.delta import (
-    Adapted,
     adapted,
     base_fingerprint,
     lineage,
     lineage_merged,
 )
+from torchgeo_explora.models.backbones.backbone import Backbone
+from torchgeo_explora.models.backbones.record import Adapted, Record, record_of
 
 # Where torch and timm define normalisation layers, and nothing else with weights.
 _NORM_MODULES = {
@@ -146,8 +147,8 @@ def adapt[M: nn.Module](backbone: M, adaptation: Adaptation) -> M:
 
     Class and names stay; a layer that gets an adapter keeps its own weights under
     `base_layer`. No value changes and the output stays the same. The delta is
-    float32, whatever the base. The backbone remembers the adaptation as
-    `adaptation`, and as `fingerprint` the base it started from.
+    float32, whatever the base. The backbone keeps the adaptation as
+    `record.adapted`, and the base it started from as `record.fingerprint`.
 
     Args:
         backbone: Any module with a sequence of transformer `blocks`.
@@ -179,9 +180,8 @@ def adapt[M: nn.Module](backbone: M, adaptation: Adaptation) -> M:
         layers = select_layers(adaptation.adapter, candidates)
         check_adapter(adaptation.adapter, layers)
 
-    host: Any = backbone
-    host.lineage = lineage(backbone)
-    host.fingerprint = base_fingerprint(backbone)
+    record = record_of(backbone) or Record()
+    record.lineage, record.fingerprint = lineage(backbone), base_fingerprint(backbone)
     base = {id(tensor) for tensor in backbone.state_dict(keep_vars=True).values()}
     size = sum(parameter.numel() for parameter in backbone.parameters())
     frozen = tuple(
@@ -201,8 +201,10 @@ def adapt[M: nn.Module](backbone: M, adaptation: Adaptation) -> M:
     for _, tensor in delta.values():
         if tensor.is_floating_point():
             tensor.data = tensor.data.float()
-    host.adapted = Adapted(tuple(name for name, _ in delta.values()), size, frozen)
-    host.adaptation = adaptation
+    names = tuple(name for name, _ in delta.values())
+    record.adapted = Adapted(adaptation, names, size, frozen)
+    host: Any = backbone
+    host.record = record
     return backbone
 
 
@@ -236,7 +238,7 @@ def _trained(
 def _check_drawn(backbone: nn.Module, trained: Sequence[nn.Parameter]) -> None:
     """Raise if random values would stay under a base that was loaded from a file."""
     whole = {id(parameter) for parameter in trained}
-    for name in getattr(backbone, 'drawn', ()):
+    for name in backbone.drawn if isinstance(backbone, Backbone) else ():
         parameters = backbone.get_submodule(name).parameters()
         if not whole.issuperset(id(parameter) for parameter in parameters):
             raise ValueError(
@@ -269,21 +271,23 @@ def merged[M: nn.Module](backbone: M) -> M:
     """Return a plain float32 copy of *backbone* with its delta folded in.
 
     The copy has the class and the keys of the backbone before `adapt`, and the same
-    parameters train as then. Its `fingerprint` is None: it is another base, which a
-    second delta knows by the base and the delta that it came from. A plain backbone
-    gives a plain copy. *backbone* and what shares tensors with it stay as they are.
+    parameters train as then. Its `record.fingerprint` is None: it is another base,
+    which a second delta knows by the base and the delta that it came from. A plain
+    backbone gives a plain copy. *backbone* and what shares tensors with it stay as they
+    are.
 
     Raises:
         ValueError: If `store_frozen` has rounded the base.
     """
-    if vars(backbone).get('rounded'):
+    record = record_of(backbone)
+    if record is not None and record.rounded:
         raise ValueError(
             'the base is stored rounded (`store_frozen`, *frozen_dtype*): save the'
             ' delta and put it on the base as it was loaded, with `load_delta`'
         )
     plain = copy.deepcopy(backbone).float()
-    record = adapted(plain)
-    if record is None:
+    change = adapted(plain)
+    if change is None:
         return plain
     # Under autocast the products would be rounded to its type.
     with torch.autocast(next(plain.parameters()).device.type, enabled=False):
@@ -293,10 +297,13 @@ def merged[M: nn.Module](backbone: M) -> M:
                 parent, _, leaf = name.rpartition('.')
                 setattr(plain.get_submodule(parent), leaf, layer.get_base_layer())
     for name, parameter in plain.named_parameters():
-        parameter.requires_grad_(name not in record.frozen)
+        parameter.requires_grad_(name not in change.frozen)
+    vars(plain).pop('peft_config', None)
     host: Any = plain
-    host.lineage = lineage_merged(backbone)
-    for attribute in ('adaptation', 'adapted', 'peft_config'):
-        vars(host).pop(attribute, None)
-    host.fingerprint = None
+    host.record = replace(
+        host.record,
+        adapted=None,
+        fingerprint=None,
+        lineage=lineage_merged(backbone),
+    )
     return plain

@@ -10,6 +10,7 @@ from torch import nn
 from torchgeo_explora.adapt.adaptation import Adaptation, adapt, merged
 from torchgeo_explora.adapt.delta import adapted
 from torchgeo_explora.adapt.delta_file import load_delta, read_delta_metadata, view
+from torchgeo_explora.models.backbones.record import record_of
 
 
 class Deltas[M: nn.Module](Mapping[str, M]):
@@ -102,8 +103,8 @@ class Deltas[M: nn.Module](Mapping[str, M]):
             other = merged(self[name]).state_dict()
             for key, tensor in state.items():
                 tensor.add_(other[key], alpha=share)
-        # It is no delta folded into its base any more.
-        vars(total).pop('lineage', None)
+        # The mean is not a delta folded into its base.
+        record_of(total).lineage = None  # type: ignore[union-attr]
         return total
 
     def __getitem__(self, name: str) -> M:

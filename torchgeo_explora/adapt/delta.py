@@ -1,27 +1,15 @@
 """The delta of a module, and the identity of the base under it."""
 
-from typing import NamedTuple
-
 from torch import Tensor, nn
 
+from torchgeo_explora.models.backbones.record import Adapted, record_of
 from torchgeo_explora.models.formats.fingerprint import fingerprint
 
 
-class Adapted(NamedTuple):
-    """What `adapt` remembers on a backbone, for its twin too."""
-
-    delta: tuple[str, ...]
-    """State dict keys of the delta: what trains and what the adapter added."""
-    base_parameters: int
-    """Size of the backbone before the adapter came."""
-    frozen: tuple[str, ...]
-    """Parameters of the plain backbone that did not train before either."""
-
-
 def adapted(module: nn.Module) -> Adapted | None:
-    """Return what `adapt` remembered on *module* itself, None on any other module."""
-    record = vars(module).get('adapted')
-    return record if isinstance(record, Adapted) else None
+    """Return how `adapt` changed *module* itself, None for any other module."""
+    record = record_of(module)
+    return record and record.adapted
 
 
 def count(backbone: nn.Module) -> tuple[int, int]:
@@ -62,9 +50,9 @@ def base_fingerprint(backbone: nn.Module) -> str | None:
     was adapted; for a plain backbone without one, that of its present weights. None
     for a backbone without values (meta device).
     """
-    recorded = getattr(backbone, 'fingerprint', None)
-    if isinstance(recorded, str):
-        return recorded
+    record = record_of(backbone)
+    if record is not None and record.fingerprint is not None:
+        return record.fingerprint
     if any(parameter.is_meta for parameter in backbone.parameters()):
         return None
     # A backbone names its weights as they were published (fused qkv).
@@ -78,10 +66,10 @@ def lineage(backbone: nn.Module) -> str | None:
     It is 'base+delta', the fingerprint of a base and that of each delta that `merged`
     folded into it, and None for a base whose weights were loaded as they are.
     """
-    if adapted(backbone) is None and getattr(backbone, 'fingerprint', None) is not None:
-        return None  # weights were loaded since
-    record = vars(backbone).get('lineage')
-    return record if isinstance(record, str) else None
+    record = record_of(backbone)
+    if record is None or (record.adapted is None and record.fingerprint is not None):
+        return None  # in the second case, weights were loaded since
+    return record.lineage
 
 
 def lineage_merged(backbone: nn.Module) -> str | None:

@@ -20,6 +20,7 @@ from torchgeo_explora.adapt.delta import (
     delta_state_dict,
     lineage,
 )
+from torchgeo_explora.models.backbones.backbone import Backbone
 from torchgeo_explora.models.formats.fingerprint import fingerprint
 from torchgeo_explora.version import __version__
 from torchgeo_explora.writing import replacing
@@ -55,7 +56,8 @@ def save_delta(
         ValueError: If the backbone is not adapted, a tensor is not finite, or a name
             in *metadata* is reserved.
     """
-    if adapted(backbone) is None:
+    change = adapted(backbone)
+    if change is None:
         raise ValueError('this backbone has no delta: call `adapt` on it first')
     if taken := set(metadata or {}).intersection(_RESERVED):
         raise ValueError(f'*metadata* uses reserved names: rename {sorted(taken)}')
@@ -68,15 +70,26 @@ def save_delta(
             )
         kind = torch.float32 if tensor.is_floating_point() else tensor.dtype
         tensors[name] = tensor.to('cpu', kind).contiguous()
-    host: Any = backbone
     origin = {
-        'backbone': f'{type(backbone).__module__}.{type(backbone).__qualname__}',
-        'arguments': json.dumps(getattr(backbone, 'arguments', {})),
-        'adaptation': json.dumps(host.adaptation.to_dict()),
-        'base': host.fingerprint or '',
+        'backbone': kind_name(backbone),
+        'arguments': json.dumps(arguments_of(backbone)),
+        'adaptation': json.dumps(change.adaptation.to_dict()),
+        'base': base_fingerprint(backbone) or '',
         'lineage': lineage(backbone) or '',
     }
     write_delta(tensors, path, {**(metadata or {}), **origin})
+
+
+def kind_name(backbone: nn.Module) -> str:
+    """Return the name that a file gives the class of a backbone."""
+    if isinstance(backbone, Backbone):
+        return backbone.public_name()
+    return f'{type(backbone).__module__}.{type(backbone).__qualname__}'
+
+
+def arguments_of(backbone: nn.Module) -> dict[str, Any]:
+    """Return the arguments of a backbone's constructor; none for another module."""
+    return backbone.arguments if isinstance(backbone, Backbone) else {}
 
 
 def write_delta(
@@ -164,7 +177,7 @@ def load_delta[M: nn.Module](backbone: M, path: str | os.PathLike[str]) -> M:
 
 def _check_groups(backbone: nn.Module, stored: Mapping[str, Any]) -> None:
     # Groups of as many bands have weights of one shape, whatever the bands are.
-    here = getattr(backbone, 'arguments', {}).get('groups')
+    here = arguments_of(backbone).get('groups')
     if here != stored.get('groups'):
         raise ValueError(
             f'the delta is for the groups of bands {stored.get("groups")}, this '
@@ -175,13 +188,14 @@ def _check_groups(backbone: nn.Module, stored: Mapping[str, Any]) -> None:
 def _check_adaptation(backbone: nn.Module, stored: Adaptation) -> None:
     host: Any = backbone
     depth = len(host.blocks)
+    present = host.record.adapted.adaptation
     plain = [
         {**adaptation.to_dict(), 'unfreeze': adaptation.blocks(depth)}
-        for adaptation in (host.adaptation, stored)
+        for adaptation in (present, stored)
     ]
     if differing := [key for key in plain[0] if plain[0][key] != plain[1][key]]:
         raise ValueError(
-            f'the backbone is adapted as {host.adaptation.name(depth)}, the delta as '
+            f'the backbone is adapted as {present.name(depth)}, the delta as '
             f'{stored.name(depth)}; they differ in {", ".join(differing)}: load the '
             'delta into a plain backbone'
         )

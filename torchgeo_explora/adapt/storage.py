@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchgeo_explora.models.backbones.record import record_of
+
 
 def store_frozen(backbone: nn.Module, dtype: torch.dtype) -> None:
     """Store the frozen linear and convolution weights in *dtype*, in place.
@@ -32,8 +34,10 @@ def store_frozen(backbone: nn.Module, dtype: torch.dtype) -> None:
         for parameter in parameters:
             parameter.data = parameter.data.to(dtype)
         layer.register_forward_pre_hook(_cast_input)
-    host: Any = backbone
-    host.rounded = True
+    record = record_of(backbone)
+    if record is None:
+        raise ValueError('*backbone* is not adapted: call `adapt` first')
+    record.rounded = True
 
 
 def _cast_input(layer: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -84,12 +84,13 @@ def _export(
         host: The merged model that the adapter is for.
         names: The host's name of each tensor of the merged backbone.
     """
-    if adapted(backbone) is None:
+    change = adapted(backbone)
+    if change is None:
         raise ValueError('this backbone has no delta: use export_timm for a whole one')
     layers = [
         n for n, module in backbone.named_modules() if hasattr(module, 'base_layer')
     ]
-    adaptation: Any = vars(backbone)['adaptation']
+    adaptation = change.adaptation
     if not layers:
         raise ValueError(
             f'the delta {adaptation.name(len(backbone.blocks))} has no adapter, without'

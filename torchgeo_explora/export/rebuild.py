@@ -10,13 +10,8 @@ import torch
 from torchvision.models._api import WeightsEnum
 
 from torchgeo_explora.adapt import load_delta, read_delta_metadata
-from torchgeo_explora.models import Backbone, GroupChannelViT, TemporalViT, ViT
+from torchgeo_explora.models import Backbone
 from torchgeo_explora.models.formats.files import read_metadata
-
-_KINDS: dict[str, Any] = {
-    f'{kind.__module__}.{kind.__qualname__}': kind
-    for kind in (ViT, GroupChannelViT, TemporalViT)
-}
 
 
 def rebuild(
@@ -57,7 +52,7 @@ def reopen(path: str | os.PathLike[str]) -> Backbone:
         ValueError: If it is cut short, or does not say what backbone it is of.
     """
     metadata = read_metadata(Path(path))
-    kind = _KINDS.get(metadata.get('backbone', ''))
+    kind: Any = Backbone.kind(metadata.get('backbone', ''))
     if kind is None or 'arguments' not in metadata:
         raise ValueError(
             f'{path} does not say what backbone it is of: give a delta, or a file that'
@@ -80,20 +75,23 @@ def outline(path: str | os.PathLike[str]) -> Backbone:
 def _kind(path: str | os.PathLike[str]) -> tuple[Any, dict[str, Any]]:
     metadata = read_delta_metadata(path)
     name = metadata['backbone']
-    if name not in _KINDS:
+    kind = Backbone.kind(name)
+    if kind is None:
         raise ValueError(
-            f'{path} is a delta of {name}, which cannot be built by its name (only'
-            f' {", ".join(sorted(_KINDS))}): build it yourself and call load_delta'
+            f'{path} is a delta of {name}, and no backbone of this name is defined:'
+            ' import the module that defines it first, or build it yourself and call'
+            ' load_delta'
         )
-    return _KINDS[name], metadata['arguments']
+    return kind, metadata['arguments']
 
 
 def _recall_lineage(backbone: Any, metadata: Mapping[str, str]) -> None:
     """Let a backbone with the weights of a file know what these were folded from."""
     folded = metadata.get('lineage')
     # The file's word counts for its own tensors alone.
-    if folded and metadata.get('weights') == backbone.fingerprint:
-        backbone.lineage, backbone.fingerprint = folded, None
+    record = backbone.record
+    if folded and metadata.get('weights') == record.fingerprint:
+        record.lineage, record.fingerprint = folded, None
 
 
 def _recall_statistics(backbone: Any, metadata: Mapping[str, str]) -> None:

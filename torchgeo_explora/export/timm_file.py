@@ -71,7 +71,7 @@ def export_timm(
         **(metadata or {}),
         'format': 'pt',
         'version': __version__,
-        'backbone': f'{type(backbone).__module__}.{type(backbone).__qualname__}',
+        'backbone': backbone.public_name(),
         'arguments': json.dumps(backbone.arguments),
         'base': base_fingerprint(backbone) or '',
         'lineage': lineage_merged(backbone) or '',

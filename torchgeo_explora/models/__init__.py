@@ -1,13 +1,10 @@
 """Backbones, heads, and the way to and from published weights."""
 
-from torchgeo_explora.models.backbones.backbone import (
-    Attention,
-    Backbone,
-    Features,
-    Tokens,
-)
+from torchgeo_explora.models.backbones.attention import Attention
+from torchgeo_explora.models.backbones.backbone import Backbone
 from torchgeo_explora.models.backbones.group_channel import GroupChannelViT
 from torchgeo_explora.models.backbones.temporal import TemporalViT
+from torchgeo_explora.models.backbones.tokens import Features, Tokens
 from torchgeo_explora.models.backbones.vit import ViT
 from torchgeo_explora.models.heads.dino import DINOHead
 

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -24,6 +25,43 @@ from torchgeo_explora.models.heads.dino import DINOHead
 from torchgeo_explora.objectives.objective import Objective
 
 
+@dataclass(frozen=True)
+class DINOv2Options:
+    """Options of `DINOv2`; the defaults are those of its ViT-L.
+
+    Args:
+        prototypes: K, outputs of the head.
+        hidden_dim: Width of the head's hidden layers.
+        bottleneck_dim: Width before the prototypes.
+        head_layers: Linear layers before the prototypes.
+        freeze_prototypes: Share of the run in which the prototypes stay still.
+        temperature: Student temperature.
+        teacher_temperature: Teacher temperature at the start and after its warm-up.
+        temperature_warmup: Share of the run over which it rises linearly.
+        momentum: Teacher momentum at the start and at the end (cosine).
+        ibot_weight: Weight of the masked-patch term.
+        koleo_weight: Weight of KoLeo, on each of the two global crops; 0 leaves it out.
+        mask_probability: Share of the global crops that are masked.
+        mask_ratio: Range of the masked share of such a crop.
+        clip: Largest gradient norm, of the backbone and of the head separately.
+    """
+
+    prototypes: int = 65536
+    hidden_dim: int = 2048
+    bottleneck_dim: int = 256
+    head_layers: int = 3
+    freeze_prototypes: float = 0.015
+    temperature: float = 0.1
+    teacher_temperature: tuple[float, float] = (0.04, 0.07)
+    temperature_warmup: float = 0.15
+    momentum: tuple[float, float] = (0.994, 1.0)
+    ibot_weight: float = 1.0
+    koleo_weight: float = 0.1
+    mask_probability: float = 0.5
+    mask_ratio: tuple[float, float] = (0.1, 0.5)
+    clip: float = 3.0
+
+
 class DINOv2(Objective):
     """DINO and iBOT with one shared head, Sinkhorn-Knopp targets and KoLeo.
 
@@ -38,50 +76,31 @@ class DINOv2(Objective):
     Args:
         student: Backbone whose trainable parameters are the delta.
         augment: Module from (B, C, H, W) in [0, 1] to `Views`.
-        prototypes: K, outputs of the head.
-        hidden_dim: Width of the head's hidden layers.
-        bottleneck_dim: Width before the prototypes.
-        head_layers: Linear layers before the prototypes.
-        temperature: Student temperature.
-        teacher_temperature: Teacher temperature at the start and after the warm-up.
-        temperature_warmup: Share of the run over which it rises linearly.
-        momentum: Teacher momentum at the start and at the end (cosine).
-        ibot_weight: Weight of the masked-patch term.
-        koleo_weight: Weight of KoLeo, on each of the two global crops.
-        mask_probability: Share of the global crops that are masked.
-        mask_ratio: Range of the masked share of such a crop.
         mask_token: (D,) embedding that replaces a masked patch; zeros if None, as in
             DINOv2's released S, B and L weights. It does not train.
-        clip: Largest gradient norm, of the backbone and of the head separately.
         steps: Optimizer steps planned: the resolution of the warm-up.
+        **options: Fields of `DINOv2Options`.
     """
 
     def __init__(
         self,
         student: Backbone,
         augment: nn.Module | None = None,
-        prototypes: int = 65536,
-        hidden_dim: int = 2048,
-        bottleneck_dim: int = 256,
-        head_layers: int = 3,
-        temperature: float = 0.1,
-        teacher_temperature: tuple[float, float] = (0.04, 0.07),
-        temperature_warmup: float = 0.15,
-        momentum: tuple[float, float] = (0.994, 1.0),
-        ibot_weight: float = 1.0,
-        koleo_weight: float = 0.1,
-        mask_probability: float = 0.5,
-        mask_ratio: tuple[float, float] = (0.1, 0.5),
         mask_token: Tensor | None = None,
-        clip: float = 3.0,
         steps: int = 6250,
+        **options: Any,
     ) -> None:
         """Build the heads and the teacher around *student*."""
         super().__init__()
+        self.options = DINOv2Options(**options)
         width = student.embed_dim
         self.student = student
         self.head = DINOHead(
-            width, prototypes, hidden_dim, bottleneck_dim, layers=head_layers
+            width,
+            self.options.prototypes,
+            self.options.hidden_dim,
+            self.options.bottleneck_dim,
+            layers=self.options.head_layers,
         )
         self.teacher = twin(student)
         self.teacher_head = copy.deepcopy(self.head).requires_grad_(False)
@@ -89,15 +108,6 @@ class DINOv2(Objective):
             mask_token = torch.zeros(width)
         self.mask_token = nn.Parameter(mask_token.reshape(width), requires_grad=False)
         self.augment = augment
-        self.temperature = temperature
-        self.teacher_temperature = teacher_temperature
-        self.temperature_warmup = temperature_warmup
-        self.momentum = momentum
-        self.ibot_weight = ibot_weight
-        self.koleo_weight = koleo_weight
-        self.mask_probability = mask_probability
-        self.mask_ratio = mask_ratio
-        self.clip = clip
         self.steps = steps
         self.diagnostics = {}
         self.train()
@@ -126,8 +136,8 @@ class DINOv2(Objective):
         mask = block_masks(
             2 * images,
             (height // patch, width // patch),
-            self.mask_probability,
-            self.mask_ratio,
+            self.options.mask_probability,
+            self.options.mask_ratio,
         )
         temperature = self.temperature_at(progress)
         terms = self.terms(views.global_, views.local, mask, temperature)
@@ -164,7 +174,7 @@ class DINOv2(Objective):
         tokens = self.student.embed(crops)
         hidden = mask.to(crops.device, non_blocking=True)
         content = replace_tokens(tokens.content, hidden, self.mask_token)
-        features = self.student.encode(content + tokens.position, wanted=mask)
+        features = self.student.encode(content, tokens.position, wanted=mask)
         rows = [features.cls, features.patch]
         if len(local):
             small = local.flatten(0, 1)
@@ -179,22 +189,24 @@ class DINOv2(Objective):
             [len(features.cls), len(features.patch), len(local) * images]
         )
         prototypes = self.head.prototypes.weight()
-        ibot = ibot_loss(patch_rows, patch_target, mask, self.temperature, prototypes)
+        ibot = ibot_loss(
+            patch_rows, patch_target, mask, self.options.temperature, prototypes
+        )
         # The largest matrix of a step: gone before the next loss keeps its gradient.
         del target, patch_target
         local_term, global_term = dino_loss(
             local_rows.unflatten(0, (len(local), images)),
             global_rows.unflatten(0, (2, images)),
             cls_target.unflatten(0, (2, images)),
-            self.temperature,
+            self.options.temperature,
             prototypes,
         )
-        terms = {'dino_global': global_term, 'ibot': self.ibot_weight * ibot}
+        terms = {'dino_global': global_term, 'ibot': self.options.ibot_weight * ibot}
         if len(local):
             terms['dino_local'] = local_term
-        if self.koleo_weight:
+        if self.options.koleo_weight:
             first, second = (koleo(cls) for cls in features.cls.chunk(2))
-            terms['koleo'] = self.koleo_weight * (first + second)
+            terms['koleo'] = self.options.koleo_weight * (first + second)
         self.diagnostics = self._diagnose(seen.cls, cls_target)
         return terms
 
@@ -213,18 +225,20 @@ class DINOv2(Objective):
         """Return the teacher temperature at *progress*."""
         return linear_warmup(
             round(progress * self.steps),
-            int(self.temperature_warmup * self.steps),
-            *self.teacher_temperature,
+            int(self.options.temperature_warmup * self.steps),
+            *self.options.teacher_temperature,
         )
 
     def momentum_at(self, progress: float) -> float:
         """Return the teacher momentum at *progress*."""
-        return cosine_schedule(round(progress * self.steps), self.steps, *self.momentum)
+        return cosine_schedule(
+            round(progress * self.steps), self.steps, *self.options.momentum
+        )
 
     def before_step(self, progress: float) -> dict[str, Tensor]:
         """Clip the gradients of the backbone and of the head, each by its own norm."""
         return {
-            name: nn.utils.clip_grad_norm_(module.parameters(), self.clip)
+            name: nn.utils.clip_grad_norm_(module.parameters(), self.options.clip)
             for name, module in (('backbone', self.student), ('head', self.head))
         }
 

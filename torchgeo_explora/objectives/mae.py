@@ -1,25 +1,67 @@
 """MAE's objective: predict the pixels of hidden patches from the visible ones."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from torchgeo_explora.adapt import Adaptation, adapt, lora
 from torchgeo_explora.functional import (
     gather_tokens,
     masked_mse,
     random_mask,
     visible_indices,
 )
-from torchgeo_explora.models import GroupChannelViT, TemporalViT
-from torchgeo_explora.models.backbones.backbone import Backbone, Tokens
-from torchgeo_explora.models.heads.coded_decoders import (
-    GroupChannelDecoder,
-    TemporalDecoder,
-)
-from torchgeo_explora.models.heads.mae_decoder import MAEDecoder
+from torchgeo_explora.models.backbones.backbone import Backbone
+from torchgeo_explora.models.backbones.tokens import Tokens
 from torchgeo_explora.objectives.objective import Objective, batch_metadata
+
+
+@dataclass(frozen=True)
+class MAEOptions:
+    """Options of `MAE`.
+
+    Args:
+        decoder_dim: Width of the decoder.
+        decoder_depth: Blocks of the decoder.
+        decoder_heads: Attention heads of the decoder.
+        decoder_mlp_ratio: Width of its hidden layers over its own.
+        decoder_channel_dim: Part of its width for the code of a spectral group.
+        decoder_time_dim: Part of its width for the code of a time.
+        decoder_rank: Rank of LoRA on q and v of a decoder that comes with the weights;
+            0 for none.
+        mask_ratio: Share of the tokens that are hidden, between 0 and 1.
+        consistent_mask: Whether the same places are hidden in all groups or times.
+        norm_pix: Whether each patch of the target has zero mean and unit variance; for
+            spectral groups each place, over all its bands together.
+        legacy_channel_order: Whether spectral groups are decoded in SatMAE's published
+            order, which its released decoders need.
+
+    Raises:
+        ValueError: If *mask_ratio* is out of range.
+    """
+
+    decoder_dim: int = 512
+    decoder_depth: int = 8
+    decoder_heads: int = 16
+    decoder_mlp_ratio: float = 4.0
+    decoder_channel_dim: int = 128
+    decoder_time_dim: int = 192
+    decoder_rank: int = 32
+    mask_ratio: float = 0.75
+    consistent_mask: bool = False
+    norm_pix: bool = True
+    legacy_channel_order: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        if not 0 < self.mask_ratio < 1:
+            raise ValueError(
+                f'*mask_ratio* is {self.mask_ratio}: choose above 0 and below 1,'
+                ' such as 0.75'
+            )
 
 
 class MAE(Objective):
@@ -31,89 +73,66 @@ class MAE(Objective):
     per patch.
 
     Values of an image that are NaN have no data: the encoder sees 0 there, and they
-    count neither in the loss nor in a patch's mean and deviation. A patch without
-    data is never counted.
+    count neither in the loss nor in a patch's mean and standard deviation. A patch
+    without data is never counted.
 
     What differs: groups predict their own bands, unless *legacy_channel_order* asks
     for SatMAE's published behaviour (docs/group_channel_order.md).
 
     Args:
-        student: Backbone that encodes.
-        decoder_dim: Width of the decoder.
-        decoder_depth: Blocks of the decoder.
-        decoder_heads: Attention heads of the decoder.
-        decoder_mlp_ratio: Width of its hidden layers over its own.
-        decoder_channel_dim: Part of its width for the code of a spectral group.
-        decoder_time_dim: Part of its width for the code of a time.
-        norm_pix: Whether each patch of the target has zero mean and unit variance; for
-            spectral groups each place, over all its bands together.
-        legacy_channel_order: Whether spectral groups are decoded in SatMAE's order.
-        ratio: Share of the tokens that `forward` hides, between 0 and 1.
-        consistent: Whether `forward` hides the same places in all groups or images of
-            an image's tokens; each token for itself otherwise.
+        student: Backbone that encodes, and says which decoder fits its tokens.
         augment: Module from images in [0, 1] to normalised views; none if None.
+        **options: Fields of `MAEOptions`.
 
     Raises:
-        ValueError: If *ratio* is not between 0 and 1, or the decoder's widths do not
-            go together.
+        ValueError: If an option is out of range, or the decoder's widths do not go
+            together.
     """
 
     def __init__(
-        self,
-        student: Backbone,
-        decoder_dim: int = 512,
-        decoder_depth: int = 8,
-        decoder_heads: int = 16,
-        decoder_mlp_ratio: float = 4.0,
-        decoder_channel_dim: int = 128,
-        decoder_time_dim: int = 192,
-        norm_pix: bool = True,
-        legacy_channel_order: bool = False,
-        ratio: float = 0.75,
-        consistent: bool = False,
-        augment: nn.Module | None = None,
+        self, student: Backbone, augment: nn.Module | None = None, **options: Any
     ) -> None:
         """Build the decoder for *student*."""
         super().__init__()
-        if not 0 < ratio < 1:
-            raise ValueError(
-                f'*ratio* (*mask_ratio* of a task) is {ratio}: choose above 0 and below'
-                ' 1, such as 0.75'
-            )
+        self.options = MAEOptions(**options)
         self.student = student
-        height, width = student.image_size
-        patch = student.patch_size
-        sizes: dict[str, Any] = {
-            'patch_size': patch,
-            'grid': (height // patch, width // patch),
-            'dim': decoder_dim,
-            'depth': decoder_depth,
-            'heads': decoder_heads,
-            'mlp_ratio': decoder_mlp_ratio,
-        }
-        self.decoder: MAEDecoder
-        if isinstance(student, GroupChannelViT):
-            self.decoder = GroupChannelDecoder(
-                student.embed_dim,
-                student.group_indices,
-                channel_dim=decoder_channel_dim,
-                legacy_order=legacy_channel_order,
-                **sizes,
-            )
-        elif isinstance(student, TemporalViT):
-            self.decoder = TemporalDecoder(
-                student.embed_dim,
-                student.in_channels,
-                time_dim=decoder_time_dim,
-                **sizes,
-            )
-        else:
-            self.decoder = MAEDecoder(student.embed_dim, student.in_channels, **sizes)
-        self.norm_pix = norm_pix
-        self.ratio = ratio
-        self.consistent = consistent
+        self.decoder = student.mae_decoder(
+            dim=self.options.decoder_dim,
+            depth=self.options.decoder_depth,
+            heads=self.options.decoder_heads,
+            mlp_ratio=self.options.decoder_mlp_ratio,
+            channel_dim=self.options.decoder_channel_dim,
+            time_dim=self.options.decoder_time_dim,
+            legacy_order=self.options.legacy_channel_order,
+        )
         self.augment = augment
         self.diagnostics = {}
+
+    def start_decoder(self, extras: Mapping[str, Tensor], alpha: int = 1) -> None:
+        """Give the decoder its weights and its adaptation.
+
+        A decoder that came with the backbone's weights is frozen, except for its norms
+        and LoRA of rank *decoder_rank*; without one, the new decoder is trained in full
+        and starts at the scale of the backbone's tokens.
+
+        Args:
+            extras: What the weights held beside the backbone.
+            alpha: LoRA scaling is alpha / rank.
+        """
+        if not any(name.startswith('decoder_') for name in extras):
+            self.decoder.read_from(self.student.norm)
+            return
+        untrained = self.decoder.start_from(extras)
+        rank = self.options.decoder_rank
+        adapt(
+            self.decoder,
+            Adaptation(
+                (),
+                cls_token=False,
+                adapter=lora(rank, alpha) if rank else None,
+                modules=untrained,
+            ),
+        )
 
     @property
     def pretrained(self) -> Backbone:
@@ -147,15 +166,15 @@ class MAE(Objective):
             ValueError: If no token stays visible.
         """
         layers, height, width = grid
-        drawn = 1 if self.consistent else layers
+        drawn = 1 if self.options.consistent_mask else layers
         count = drawn * height * width
-        if int(count * (1 - self.ratio)) < 1:
+        if int(count * (1 - self.options.mask_ratio)) < 1:
             raise ValueError(
-                f'*ratio* (*mask_ratio* of a task) {self.ratio} hides all of {count}'
-                ' tokens: lower it'
+                f'*mask_ratio* {self.options.mask_ratio} hides all of {count} tokens:'
+                ' lower it'
             )
-        mask = random_mask(torch.rand(images, count), self.ratio)
-        return mask.repeat(1, layers) if self.consistent else mask
+        mask = random_mask(torch.rand(images, count), self.options.mask_ratio)
+        return mask.repeat(1, layers) if self.options.consistent_mask else mask
 
     def reconstruct(
         self, image: Tensor, mask: Tensor, **metadata: Tensor
@@ -197,8 +216,8 @@ class MAE(Objective):
     ) -> tuple[Tensor, Tensor]:
         """Return what was hidden, and the reconstruction, as images.
 
-        With `norm_pix` a patch is predicted up to its mean and deviation: those of the
-        image itself are put back, so that only structure is the model's.
+        With `norm_pix` a patch is predicted up to its mean and standard deviation:
+        those of the image itself are put back, so that only structure is the model's.
 
         Args:
             image: As for `reconstruct`.
@@ -211,7 +230,7 @@ class MAE(Objective):
         """
         tokens = self._embed(image, metadata)
         rows = self._decode(tokens, mask, metadata).float()
-        if self.norm_pix:
+        if self.options.norm_pix:
             mean, std = self.decoder.statistics(self.student.patchify(image))
             rows = rows * std + mean
         hidden = mask.to(rows).unsqueeze(-1).expand_as(rows)
@@ -234,15 +253,16 @@ class MAE(Objective):
                 ' where hidden'
             )
         index = visible_indices(mask).to(content.device)
-        visible = gather_tokens(content, index) + gather_tokens(position, index)
-        features = self.student.encode(visible)
+        features = self.student.encode(
+            gather_tokens(content, index), gather_tokens(position, index)
+        )
         return self.decoder(features, index, grid, metadata)
 
     @torch.no_grad()
     def _target(self, image: Tensor) -> Tensor:
         """Return the pixels to predict, (B, N, P), NaN where there are none."""
         rows = self.student.patchify(image)
-        if not self.norm_pix:
+        if not self.options.norm_pix:
             return rows
         mean, std = self.decoder.statistics(rows)
         return (rows - mean) / std
@@ -257,4 +277,4 @@ class MAE(Objective):
         }
 
     def after_step(self, progress: float) -> None:
-        """Nothing moves without a gradient."""
+        """Do nothing: everything that moves has a gradient."""

@@ -1,150 +1,40 @@
-"""The contract of every backbone, and the parts that all of them share."""
+"""The contract of every backbone."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from os import PathLike
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from timm.layers.attention import Attention as FusedAttention
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers.drop import DropPath
-from timm.models.vision_transformer import Block
-from torch import Tensor, autocast, cat, nn
+from torch import Tensor, cat, nn
 from torch.nn.modules.module import _IncompatibleKeys
 from torch.utils.checkpoint import checkpoint
+from torchvision.models._api import WeightsEnum
 
-from torchgeo_explora.functional.autocast import under_autocast
+from torchgeo_explora.models.backbones.record import Record
+from torchgeo_explora.models.backbones.tokens import Features, Tokens
 from torchgeo_explora.models.formats.fingerprint import fingerprint
 from torchgeo_explora.models.formats.names import fuse_qkv, split_qkv
+from torchgeo_explora.models.heads.mae_decoder import MAEDecoder
 
-
-class Tokens(NamedTuple):
-    """Patch tokens of a batch, with content and position apart."""
-
-    content: Tensor
-    """(B, N, D) patch embeddings without position."""
-    position: Tensor
-    """(1 or B, N, D), to be added to the content."""
-    grid: tuple[int, int, int]
-    """(groups or times or 1, h, w); N is the product."""
-
-
-class Features(NamedTuple):
-    """Output of a backbone after the final norm, registers dropped."""
-
-    cls: Tensor
-    """(B, D)."""
-    patch: Tensor
-    """(B, K, D), in the order of the tokens encoded; (M, D) where M were *wanted*."""
-
-
-class Attention(nn.Module):
-    """timm's self-attention with its fused `qkv` as three Linears, same output.
-
-    Adapters can then be put on the query and value projections by name.
-
-    Args:
-        fused: timm's attention, whose weights are copied and whose norms are taken.
-    """
-
-    def __init__(self, fused: FusedAttention) -> None:
-        """Copy the rows of *fused* that belong to each projection."""
-        super().__init__()
-        self.num_heads = fused.num_heads
-        self.dropout = fused.attn_drop.p
-        self.q, self.k, self.v = _split(fused.qkv)
-        self.q_norm = fused.q_norm
-        self.k_norm = fused.k_norm
-        self.norm = fused.norm
-        self.proj = fused.proj
-        self.proj_drop = fused.proj_drop
-
-    def forward(
-        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
-    ) -> Tensor:
-        """Return tokens (B, N, D) that have attended to one another.
-
-        Args:
-            x: Tokens, (B, N, D).
-            attn_mask: As in `torch.nn.functional.scaled_dot_product_attention`: bool,
-                True where a token may look, or float, added to the scores.
-            is_causal: Whether a token sees only those before it.
-        """
-        x = _cast_once(x)
-        q, k, v = (
-            layer(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for layer in (self.q, self.k, self.v)
-        )  # (B, N, D) -> (B, heads, N, D / heads)
-        dropout = self.dropout if self.training else 0.0
-        x = _attend(self.q_norm(q), self.k_norm(k), v, attn_mask, dropout, is_causal)
-        x = x.transpose(1, 2).flatten(2)  # -> (B, N, D)
-        return self.proj_drop(self.proj(self.norm(x)))
-
-    def of_rows(self, x: Tensor, keep: Tensor, index: Tensor) -> Tensor:
-        """Return what `forward` does, of chosen tokens alone.
-
-        All tokens are keys and values; queries, and what follows, are made of the
-        chosen ones.
-
-        Args:
-            x: Tokens, (B, N, D).
-            keep: (B, N) bool, True for the R chosen tokens.
-            index: (R,), where they stand in `x.flatten(0, 1)`, on its device.
-
-        Returns:
-            (R, D), image by image.
-        """
-        x = _cast_once(x)
-        images, _, width = x.shape
-        count = keep.sum(1)
-        longest = max(int(count.max()), 1)
-        # Each image's queries stand at the start of a row of the longest's length.
-        place = torch.arange(longest, device=keep.device) < count[:, None]
-        slot = place.flatten().nonzero().squeeze(1).to(x.device)
-        q = self.q(x.flatten(0, 1)[index])  # (R, D)
-        q = q.new_zeros(images * longest, width).index_copy(0, slot, q)
-        q, k, v = (
-            part.view(images, -1, self.num_heads, width // self.num_heads)
-            for part in (q, self.k(x), self.v(x))
-        )
-        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
-        dropout = self.dropout if self.training else 0.0
-        found = _attend(self.q_norm(q), self.k_norm(k), v, None, dropout, False)
-        found = found.transpose(1, 2).flatten(2).flatten(0, 1)[slot]  # (R, D)
-        return self.proj_drop(self.proj(self.norm(found)))
-
-
-def _cast_once(x: Tensor) -> Tensor:
-    """Return what autocast would make of *x* for each projection, and keep of it."""
-    if not under_autocast(x):
-        return x
-    return x.to(torch.get_autocast_dtype(x.device.type))
-
-
-def _attend(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, causal: bool
-) -> Tensor:
-    """Return what each query (B, heads, N, D / heads) reads from the values."""
-    if q.device.type != 'cpu':
-        return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal)
-    # On a CPU torch's backward in bfloat16 takes 2 to 8 times as long as in float32.
-    with autocast('cpu', enabled=False):
-        if mask is not None and mask.is_floating_point():
-            mask = mask.float()
-        x = F.scaled_dot_product_attention(
-            q.float(), k.float(), v.float(), mask, dropout, causal
-        )
-    return x.to(v.dtype)
+# Everything public of `torchgeo_explora.models` is named without the module it is in.
+_PACKAGE = 'torchgeo_explora.models'
 
 
 class Backbone(nn.Module, ABC):
     """A Vision Transformer as `embed` and `encode`.
 
-    Self-supervised methods differ between the two calls only: iBOT replaces content
-    before the position is added, MAE drops tokens after it. A backbone knows neither.
+    Self-supervised methods differ only between the two calls: iBOT replaces content
+    and keeps the positions, MAE drops tokens with their positions. A backbone knows
+    neither, and a method does not know what a position is.
 
-    A subclass sets `norm_pre`, `blocks` and `norm`, whose attention layers are
-    `Attention`, and writes `embed`, `patchify` and `prefix`.
+    A subclass sets `norm_pre`, `blocks` and `norm`, with attention layers that have
+    their projections as `q`, `k` and `v`, and writes `embed`, `patchify`, `prefix` and
+    `start_from`. Where positions are not added to the content, it overrides `enter`.
+    Defining the class is enough for files to be built by its name (`kind`).
 
     Args:
         arguments: The constructor's arguments as plain values, without weights:
@@ -153,15 +43,26 @@ class Backbone(nn.Module, ABC):
         patch_size: Pixels along each side of a patch.
         in_channels: C, channels of an image.
         image_size: Height and width in pixels that the position table stands for.
+
+    Attributes:
+        arguments: As above.
+        record: Where the weights come from, and what `adapt` did to them.
+        bands: Names of the channels, where the backbone knows them.
+        mean: Mean of the images that the base was trained on, in [0, 1], by channel.
+        std: Standard deviation, by channel.
+        checkpointing: Whether activations are recomputed in the backward pass: a block
+            keeps only its input.
     """
 
     norm_pre: nn.Module
     blocks: nn.Sequential
     norm: nn.Module
-    fingerprint: str | None
-    """SHA-256 of the last complete base given to `load_state_dict`, None before."""
-    checkpointing: bool
-    """Whether a block keeps its input alone for the gradient, and works twice."""
+    _kinds: ClassVar[dict[str, type['Backbone']]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let files name the class."""
+        super().__init_subclass__(**kwargs)
+        Backbone._kinds[cls.public_name()] = cls
 
     def __init__(
         self,
@@ -178,8 +79,41 @@ class Backbone(nn.Module, ABC):
         self.patch_size = patch_size
         self.in_channels = in_channels
         self.image_size = image_size
-        self.fingerprint = None
+        self.record = Record()
+        self.bands: tuple[str, ...] | None = None
+        self.mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN
+        self.std: tuple[float, ...] = IMAGENET_DEFAULT_STD
         self.checkpointing = False
+
+    @classmethod
+    def public_name(cls) -> str:
+        """Return the name that files give the class: no module, where it is ours."""
+        home = _PACKAGE if cls.__module__.startswith(f'{_PACKAGE}.') else cls.__module__
+        return f'{home}.{cls.__qualname__}'
+
+    @staticmethod
+    def kind(name: str) -> type['Backbone'] | None:
+        """Return the backbone that a file names, None where none is defined.
+
+        Nothing is imported: a class of yours must be defined before the file is read.
+
+        Args:
+            name: A `public_name`, or what version 0.1 wrote: a name with its module.
+        """
+        if name.startswith(f'{_PACKAGE}.'):
+            name = f'{_PACKAGE}.{name.rpartition(".")[2]}'
+        return Backbone._kinds.get(name)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches along the height and the width of `image_size`, (h, w)."""
+        height, width = self.image_size
+        return height // self.patch_size, width // self.patch_size
+
+    @property
+    def drawn(self) -> tuple[str, ...]:
+        """Modules with random values where the rest of the base comes from a file."""
+        return ()
 
     @abstractmethod
     def embed(self, image: Tensor, **metadata: Tensor) -> Tokens:
@@ -204,21 +138,91 @@ class Backbone(nn.Module, ABC):
         They stand before the patch tokens in every block.
         """
 
-    def encode(self, tokens: Tensor, wanted: Tensor | None = None) -> Features:
-        """Return the features of patch tokens that already carry their position.
+    @abstractmethod
+    def start_from(self, weights: WeightsEnum | PathLike[str] | str) -> None:
+        """Load published weights, of this kind of backbone or of one that it extends.
 
         Args:
-            tokens: (B, K, D), any subset of an image's tokens in any order.
-            wanted: (B, K) bool, True where features are wanted, the class token's
-                always; all if None. The last block then works on these alone: up to
-                rounding, `encode(tokens).patch[wanted]`. On any device: on the CPU,
-                nothing waits for an accelerator.
+            weights: A path, an enum or its name, or the name of a timm model.
+
+        Raises:
+            FileNotFoundError: If the weights are not at hand and cannot be downloaded.
+            RuntimeError: If the weights do not fit; all misfits are listed.
         """
-        x = self._start(tokens)
+
+    def mae_decoder(
+        self,
+        dim: int,
+        depth: int,
+        heads: int,
+        mlp_ratio: float,
+        channel_dim: int,
+        time_dim: int,
+        legacy_order: bool,
+    ) -> MAEDecoder:
+        """Return a new decoder for the pixels of this backbone's tokens.
+
+        Args:
+            dim: Width of the decoder.
+            depth: Number of blocks.
+            heads: Attention heads.
+            mlp_ratio: Width of a block's hidden layer over the decoder's.
+            channel_dim: Part of the width for the code of a spectral group, where there
+                are groups.
+            time_dim: Part of the width for the code of a time, where there are times.
+            legacy_order: Whether bands are decoded in SatMAE's published order, where
+                there are groups.
+
+        Raises:
+            ValueError: If the widths do not go together.
+        """
+        return MAEDecoder(
+            self.embed_dim,
+            self.in_channels,
+            self.patch_size,
+            self.grid,
+            dim,
+            depth,
+            heads,
+            mlp_ratio,
+        )
+
+    def enter(
+        self, content: Tensor, position: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return what enters the first block, and what every block gets beside it.
+
+        Args:
+            content: (B, K, D).
+            position: (1 or B, K, P), as `embed` gave it.
+
+        Returns:
+            All tokens, (B, S + K, D), and keyword arguments of the blocks and of their
+            attention layers.
+        """
+        tokens = content + position
+        prefix = self.prefix().expand(len(tokens), -1, -1)
+        return self.norm_pre(cat([prefix, tokens], dim=1)), {}
+
+    def encode(
+        self, content: Tensor, position: Tensor, wanted: Tensor | None = None
+    ) -> Features:
+        """Return the features of patch tokens.
+
+        Args:
+            content: (B, K, D), any subset of an image's tokens in any order.
+            position: (1 or B, K, P), those of the same tokens, as `embed` gave them.
+            wanted: (B, K) bool, True where features are wanted, the class token's
+                always; all if None. The last block then works only on these: up to
+                rounding, `encode(content, position).patch[wanted]`. On any device: on
+                the CPU, nothing waits for an accelerator.
+        """
+        x, context = self.enter(content, position)
         if wanted is None:
-            return self._read(self._through(self.blocks, x), tokens.shape[1])
-        x = self._through(self.blocks[:-1], x)
-        special = x.shape[1] - tokens.shape[1]
+            x = self._through(self.blocks, x, context)
+            return self._read(x, content.shape[1])
+        x = self._through(self.blocks[:-1], x, context)
+        special = x.shape[1] - content.shape[1]
         keep = F.pad(wanted, (special, 0))
         keep[:, 0] = True
         index = keep.flatten().nonzero().squeeze(1)  # (R,), image by image
@@ -226,8 +230,34 @@ class Backbone(nn.Module, ABC):
         cls, patch = (
             chosen.nonzero().squeeze(1).to(x.device) for chosen in (first, ~first)
         )
-        rows = self.norm(_rows_of_block(self.blocks[-1], x, keep, index.to(x.device)))
+        rows = self.block_rows(self.blocks[-1], x, keep, index.to(x.device), context)
+        rows = self.norm(rows)
         return Features(rows[cls], rows[patch])
+
+    def block_rows(
+        self,
+        block: Any,
+        x: Tensor,
+        keep: Tensor,
+        index: Tensor,
+        context: Mapping[str, Tensor],
+    ) -> Tensor:
+        """Return chosen rows of what a block puts out, (R, D), image by image.
+
+        Args:
+            block: One of `blocks`.
+            x: All tokens, (B, S + K, D).
+            keep: (B, S + K) bool, True for the R chosen tokens.
+            index: (R,), where they stand in `x.flatten(0, 1)`, on its device.
+            context: What the block gets beside the tokens.
+        """
+        if block.training and isinstance(block.drop_path1, DropPath):
+            # It drops whole images, which rows on their own do not know.
+            return block(x, **context).flatten(0, 1)[index]
+        rows = x.flatten(0, 1)[index]
+        attended = block.attn.of_rows(block.norm1(x), keep, index, **context)
+        rows = rows + block.ls1(attended)
+        return rows + block.ls2(block.mlp(block.norm2(rows)))
 
     def forward(
         self, image: Tensor, wanted: Tensor | None = None, **metadata: Tensor
@@ -240,7 +270,7 @@ class Backbone(nn.Module, ABC):
             **metadata: As for `embed`.
         """
         content, position, _ = self.embed(image, **metadata)
-        return self.encode(content + position, wanted)
+        return self.encode(content, position, wanted)
 
     def features(
         self, image: Tensor, blocks: Sequence[int], **metadata: Tensor
@@ -265,10 +295,10 @@ class Backbone(nn.Module, ABC):
             )
         wanted = [index % depth for index in blocks]
         content, position, _ = self.embed(image, **metadata)
-        x = self._start(content + position)
+        x, context = self.enter(content, position)
         found: dict[int, Features] = {}
         for index, block in enumerate(self.blocks[: max(wanted, default=-1) + 1]):
-            x = block(x)
+            x = block(x, **context)
             if index in wanted:
                 found[index] = self._read(x, content.shape[1])
         return [found[index] for index in wanted]
@@ -312,7 +342,7 @@ class Backbone(nn.Module, ABC):
         fitted = split_qkv(self._fitted(published))
         keys = super().load_state_dict(fitted, strict, assign)
         if not (keys.missing_keys or keys.unexpected_keys or self._adapted):
-            self.fingerprint = fingerprint(published)
+            self.record.fingerprint = fingerprint(published)
         return keys
 
     def _fitted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -324,15 +354,15 @@ class Backbone(nn.Module, ABC):
         # Every tuner layer of PEFT keeps the layer it replaces under this name.
         return any(hasattr(module, 'base_layer') for module in self.modules())
 
-    def _start(self, tokens: Tensor) -> Tensor:
-        prefix = self.prefix().expand(len(tokens), -1, -1)
-        return self.norm_pre(cat([prefix, tokens], dim=1))  # -> (B, S + K, D)
-
-    def _through(self, blocks: nn.Sequential, x: Tensor) -> Tensor:
-        if not (self.checkpointing and torch.is_grad_enabled()):
-            return blocks(x)
+    def _through(
+        self, blocks: nn.Sequential, x: Tensor, context: Mapping[str, Tensor]
+    ) -> Tensor:
+        again = self.checkpointing and torch.is_grad_enabled()
         for block in blocks:
-            x = checkpoint(block, x, use_reentrant=False)
+            if again:
+                x = checkpoint(block, x, use_reentrant=False, **context)
+            else:
+                x = block(x, **context)
         return x
 
     def _read(self, x: Tensor, count: int) -> Features:
@@ -346,50 +376,7 @@ def compile_blocks(module: nn.Module) -> None:
     Their shapes are those of the views. What follows them depends on how many patches
     are masked, and is left as it is.
     """
-    for block in module.modules():
-        if isinstance(block, Block):
-            block.compile(fullgraph=True, dynamic=False)
-
-
-def _rows_of_block(block: Any, x: Tensor, keep: Tensor, index: Tensor) -> Tensor:
-    """Return the rows of `block(x)` that *keep* chooses, (R, D): see `of_rows`."""
-    if block.training and isinstance(block.drop_path1, DropPath):
-        # It drops whole images, which rows on their own do not know.
-        return block(x).flatten(0, 1)[index]
-    rows = x.flatten(0, 1)[index]
-    rows = rows + block.ls1(block.attn.of_rows(block.norm1(x), keep, index))
-    return rows + block.ls2(block.mlp(block.norm2(rows)))
-
-
-def _split(fused: nn.Linear) -> list[nn.Linear]:
-    """Return the thirds of a Linear's rows as Linears of their own."""
-    layers = []
-    for index, weight in enumerate(fused.weight.detach().chunk(3)):
-        # On the meta device no numbers are drawn that would be thrown away: a seed
-        # gives the same weights as timm's own constructor.
-        rows, columns = weight.shape
-        layer = nn.Linear(columns, rows, fused.bias is not None, device='meta')
-        layer.weight = nn.Parameter(weight.clone())
-        if fused.bias is not None:
-            layer.bias = nn.Parameter(fused.bias.detach().chunk(3)[index].clone())
-        layers.append(layer)
-    return layers
-
-
-def pair(size: int | Sequence[int]) -> tuple[int, int]:
-    """Return height and width of a size given as one number or as both."""
-    if isinstance(size, int):
-        return size, size
-    height, width = size
-    return height, width
-
-
-def check_size(size: tuple[int, int], patch_size: int) -> None:
-    """Raise ValueError unless patches fill an image of this height and width."""
-    # Whole numbers: an export for any image size follows this test symbolically.
-    if any(side % patch_size for side in size) or min(size) < patch_size:
-        fit = tuple(max(round(side / patch_size), 1) * patch_size for side in size)
-        raise ValueError(
-            f'image size {tuple(size)} is not a multiple of patch_size {patch_size}:'
-            f' crop or pad to {fit}'
-        )
+    for part in module.modules():
+        if isinstance(part, Backbone | MAEDecoder):
+            for block in part.blocks:
+                block.compile(fullgraph=True, dynamic=False)

@@ -13,12 +13,9 @@ from torch.nn.modules.module import _IncompatibleKeys
 from torchvision.models._api import WeightsEnum
 
 from torchgeo_explora.functional import resize_grid, sincos_2d
-from torchgeo_explora.models.backbones.backbone import (
-    Attention,
-    Backbone,
-    check_size,
-    pair,
-)
+from torchgeo_explora.models.backbones.attention import Attention
+from torchgeo_explora.models.backbones.backbone import Backbone
+from torchgeo_explora.models.backbones.tokens import check_size, pair
 from torchgeo_explora.models.checkpoints import (
     fold_class_code,
     fuse_qkv,
@@ -26,6 +23,7 @@ from torchgeo_explora.models.checkpoints import (
     split_qkv,
 )
 from torchgeo_explora.models.formats.fingerprint import fingerprint
+from torchgeo_explora.models.heads.mae_decoder import start_as_mae
 
 # Parts of a plain ViT that a coded backbone has of another kind.
 _EMBEDDINGS = ('patch_embed.', 'pos_embed')
@@ -53,11 +51,6 @@ class CodedBackbone(Backbone):
         mlp_ratio: Width of a block's hidden layer over D.
         code_dim: E, width of the code.
         code: Name of the argument that gives it, for the error.
-
-    Attributes:
-        scratch: Modules and parameters that no weights were loaded for, besides the
-            blocks, as `Adaptation(modules=...)` takes them: they have to train.
-        rest: What the weights held beside the backbone: mask token, decoder, heads.
 
     Raises:
         ValueError: If a width or a size does not fit.
@@ -105,8 +98,7 @@ class CodedBackbone(Backbone):
             {**arguments, **shared}, embed_dim, patch_size, in_channels, size
         )
         self.code_dim = code_dim
-        self.rest: dict[str, Tensor] = {}
-        self.scratch = self.own
+        self.record.untrained = self.own
         self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, embed_dim))
         table = sincos_2d(self.grid, embed_dim - code_dim)
         # The class token's row is zero: (h * w, D - E) -> (1, 1 + h * w, D - E)
@@ -123,20 +115,14 @@ class CodedBackbone(Backbone):
         self.norm = LayerNorm(embed_dim)
 
     @property
-    def grid(self) -> tuple[int, int]:
-        """Patches along the height and the width of `image_size`, (h, w)."""
-        height, width = self.image_size
-        return height // self.patch_size, width // self.patch_size
-
-    @property
     def drawn(self) -> tuple[str, ...]:
         """Modules with random values where the rest of the base comes from a file.
 
         The sin-cos tables are not among them: every constructor gives the same.
         """
-        if self.fingerprint is None:
+        if self.record.fingerprint is None:
             return ()
-        return tuple(name for name in self.scratch if name == 'patch_embed')
+        return tuple(name for name in self.record.untrained if name == 'patch_embed')
 
     def prefix(self) -> Tensor:
         """Return the class token with its position and no code, (1, 1, D)."""
@@ -159,7 +145,7 @@ class CodedBackbone(Backbone):
             FileNotFoundError: If the weights are not at hand and cannot be downloaded.
             RuntimeError: If the weights do not fit; all misfits are listed.
         """
-        state, self.rest = read_state(weights, '')
+        state, self.record.extras = read_state(weights, '')
         table, token = state.get('pos_embed'), state.get('cls_token')
         if table is None or token is None or table.shape[-1] == token.shape[-1]:
             self.load_transformer(state)
@@ -176,7 +162,7 @@ class CodedBackbone(Backbone):
             state: All tensors of the plain ViT, in timm's names.
 
         Returns:
-            `scratch`: what the plain ViT had nothing for, and starts as it was.
+            What the plain ViT had nothing for, and starts as it was.
 
         Raises:
             RuntimeError: If blocks, norm or class token do not fit, or if the ViT has
@@ -189,16 +175,16 @@ class CodedBackbone(Backbone):
         fits = embedding.keys() == {k for k in mine if k.startswith('patch_embed.')}
         if fits and all(v.shape == mine[k].shape for k, v in embedding.items()):
             taken |= embedding
-        scratch = tuple(
+        untrained = tuple(
             name
             for name in self.own
             if not any(key.partition('.')[0] == name for key in taken)
         )
-        kept = {k: v for k, v in mine.items() if k.partition('.')[0] in scratch}
+        kept = {k: v for k, v in mine.items() if k.partition('.')[0] in untrained}
         nn.Module.load_state_dict(self, {**kept, **split_qkv(taken)})
-        self.scratch = scratch
-        self.fingerprint = fingerprint(published)
-        return scratch
+        self.record.untrained = untrained
+        self.record.fingerprint = fingerprint(published)
+        return untrained
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
@@ -206,7 +192,7 @@ class CodedBackbone(Backbone):
         """Load weights of this kind of backbone, as `Backbone` does."""
         keys = super().load_state_dict(state_dict, strict, assign)
         if not keys.missing_keys:
-            self.scratch = ()
+            self.record.untrained = ()
         return keys
 
     def _fitted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -226,13 +212,3 @@ def _transformer(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         row = table[:, :1].float()
         taken |= {k: v.float() + row for k, v in taken.items() if k == 'cls_token'}
     return taken
-
-
-def start_as_mae(module: nn.Module) -> None:
-    """Give linear and convolution layers the values that MAE starts with."""
-    for layer in module.modules():
-        if isinstance(layer, nn.Linear | nn.Conv2d):
-            # A patch embedding is a linear layer on the pixels of a patch.
-            nn.init.xavier_uniform_(layer.weight.view(len(layer.weight), -1))
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)

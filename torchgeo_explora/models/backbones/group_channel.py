@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from torchvision.models._api import WeightsEnum
 
 from torchgeo_explora.functional import patchify, sincos_1d
-from torchgeo_explora.models.backbones.backbone import Tokens, check_size
-from torchgeo_explora.models.backbones.coded import CodedBackbone, start_as_mae
+from torchgeo_explora.models.backbones.coded import CodedBackbone
+from torchgeo_explora.models.backbones.tokens import Tokens, check_size
+from torchgeo_explora.models.heads.coded_decoders import GroupChannelDecoder
+from torchgeo_explora.models.heads.mae_decoder import MAEDecoder, start_as_mae
 
 #: The bands of Sentinel-2 at 10 m and 20 m, in the order of their wavelength.
 SATMAE_BANDS = ('B02', 'B03', 'B04', 'B05', 'B06', 'B07', 'B08', 'B8A', 'B11', 'B12')
@@ -95,8 +97,8 @@ class GroupChannelViT(CodedBackbone):
         self.group_indices = tuple(
             tuple(names.index(band) for band in group) for group in members
         )
-        self.mean: tuple[float, ...] = (0.0,) * len(names)
-        self.std: tuple[float, ...] = (1.0,) * len(names)
+        self.mean = (0.0,) * len(names)
+        self.std = (1.0,) * len(names)
         self.patch_embed = nn.ModuleList(
             PatchEmbed(None, patch_size, len(group), embed_dim) for group in members
         )
@@ -134,6 +136,30 @@ class GroupChannelViT(CodedBackbone):
         # (1, G, h * w, D) -> (1, G * h * w, D)
         position = torch.cat([places, codes], dim=-1).flatten(1, 2)
         return Tokens(torch.cat(content, dim=1), position, (len(self.groups), *grid))
+
+    def mae_decoder(
+        self,
+        dim: int,
+        depth: int,
+        heads: int,
+        mlp_ratio: float,
+        channel_dim: int,
+        time_dim: int,
+        legacy_order: bool,
+    ) -> MAEDecoder:
+        """Return a new decoder with a prediction layer for each group."""
+        return GroupChannelDecoder(
+            self.embed_dim,
+            self.group_indices,
+            self.patch_size,
+            self.grid,
+            dim,
+            depth,
+            heads,
+            mlp_ratio,
+            channel_dim,
+            legacy_order,
+        )
 
     def patchify(self, image: Tensor) -> Tensor:
         """Return the pixels of an image as (B, N, P), in the order of `embed`.

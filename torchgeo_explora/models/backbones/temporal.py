@@ -9,8 +9,10 @@ from torch import Tensor
 from torchvision.models._api import WeightsEnum
 
 from torchgeo_explora.functional import patchify, sincos_1d
-from torchgeo_explora.models.backbones.backbone import Tokens, check_size
-from torchgeo_explora.models.backbones.coded import CodedBackbone, start_as_mae
+from torchgeo_explora.models.backbones.coded import CodedBackbone
+from torchgeo_explora.models.backbones.tokens import Tokens, check_size
+from torchgeo_explora.models.heads.coded_decoders import TemporalDecoder
+from torchgeo_explora.models.heads.mae_decoder import MAEDecoder, start_as_mae
 
 
 class TemporalViT(CodedBackbone):
@@ -33,10 +35,6 @@ class TemporalViT(CodedBackbone):
         time_embed_dim: E, width of the time code, a third each for year, month and
             hour; the position has the rest of D.
         weights: None for random weights, or as for `start_from`.
-
-    Attributes:
-        mean: Per channel, of the images that MAE was trained on, in [0, 1].
-        std: Likewise.
 
     Raises:
         FileNotFoundError: If the weights are not at hand and cannot be downloaded.
@@ -73,8 +71,6 @@ class TemporalViT(CodedBackbone):
             time_embed_dim,
             'time_embed_dim',
         )
-        self.mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-        self.std: tuple[float, ...] = (0.229, 0.224, 0.225)
         self.patch_embed = PatchEmbed(None, patch_size, 3, embed_dim)
         start_as_mae(self.patch_embed)
         if weights:
@@ -115,6 +111,29 @@ class TemporalViT(CodedBackbone):
     def time_code(self, timestamps: Tensor) -> Tensor:
         """Return the sin-cos code of times (B, T, 3) as (B, T, E)."""
         return sincos_1d(timestamps, self.code_dim // 3).flatten(2)
+
+    def mae_decoder(
+        self,
+        dim: int,
+        depth: int,
+        heads: int,
+        mlp_ratio: float,
+        channel_dim: int,
+        time_dim: int,
+        legacy_order: bool,
+    ) -> MAEDecoder:
+        """Return a new decoder whose tokens carry the code of their time."""
+        return TemporalDecoder(
+            self.embed_dim,
+            self.in_channels,
+            self.patch_size,
+            self.grid,
+            dim,
+            depth,
+            heads,
+            mlp_ratio,
+            time_dim,
+        )
 
     def patchify(self, image: Tensor) -> Tensor:
         """Return the pixels of a series as (B, N, P), in the order of `embed`.

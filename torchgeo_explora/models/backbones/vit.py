@@ -15,13 +15,9 @@ from torch import Tensor, nn
 from torchvision.models._api import WeightsEnum
 
 from torchgeo_explora.functional import patchify, resize_grid
-from torchgeo_explora.models.backbones.backbone import (
-    Attention,
-    Backbone,
-    Tokens,
-    check_size,
-    pair,
-)
+from torchgeo_explora.models.backbones.attention import Attention
+from torchgeo_explora.models.backbones.backbone import Backbone
+from torchgeo_explora.models.backbones.tokens import Tokens, check_size, pair
 from torchgeo_explora.models.checkpoints import read_state
 
 _SUPPORTED = (
@@ -56,10 +52,8 @@ class ViT(Backbone):
             num_heads, patch_size, drop_path_rate.
 
     Attributes:
-        rest: What the weights held beside the backbone: mask token, decoder, heads. It
-            stays on the CPU; whoever needs it may take it and leave {}.
-        mean: Per channel, of the images that the base was trained on, in [0, 1].
-        std: Per channel, as `mean`; both have 3 values whatever `in_channels` is.
+        mean: As for `Backbone`; like *std* it has 3 values whatever `in_channels` is.
+        std: As *mean*.
 
     Raises:
         FileNotFoundError: If the weights are not at hand and cannot be downloaded.
@@ -97,8 +91,8 @@ class ViT(Backbone):
         super().__init__(
             arguments | timm_kwargs, vit.embed_dim, patch, in_channels, size
         )
-        self.mean: tuple[float, ...] = tuple(vit.pretrained_cfg['mean'])
-        self.std: tuple[float, ...] = tuple(vit.pretrained_cfg['std'])
+        self.mean = tuple(vit.pretrained_cfg['mean'])
+        self.std = tuple(vit.pretrained_cfg['std'])
         self.patch_embed = vit.patch_embed
         self.cls_token = vit.cls_token
         self.reg_token = vit.reg_token
@@ -109,16 +103,23 @@ class ViT(Backbone):
         for block in vit.blocks:
             block.attn = Attention(block.attn)
 
-        self.rest: dict[str, Tensor] = {}
         if weights:
-            state, self.rest = read_state(weights, model, in_channels)
-            self.load_state_dict(state)
+            self.start_from(weights)
 
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Patches along the height and the width of `image_size`, (h, w)."""
-        height, width = self.image_size
-        return height // self.patch_size, width // self.patch_size
+    def start_from(self, weights: WeightsEnum | PathLike[str] | str | bool) -> None:
+        """Load weights of any format that `checkpoints.read_state` knows.
+
+        Args:
+            weights: As for the constructor; True for timm's own of this model.
+
+        Raises:
+            FileNotFoundError: If the weights are not at hand and cannot be downloaded.
+            RuntimeError: If the weights do not fit; all misfits are listed.
+        """
+        state, self.record.extras = read_state(
+            weights, self.arguments['model'], self.in_channels
+        )
+        self.load_state_dict(state)
 
     def embed(self, image: Tensor, **metadata: Tensor) -> Tokens:
         """Return the patch tokens of an image, content and position apart.

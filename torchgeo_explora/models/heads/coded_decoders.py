@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from torchgeo_explora.functional import patch_statistics, sincos_1d, unpatchify
-from torchgeo_explora.models.backbones.coded import start_as_mae
-from torchgeo_explora.models.heads.mae_decoder import MAEDecoder
+from torchgeo_explora.models.heads.mae_decoder import MAEDecoder, start_as_mae
 
 
 class GroupChannelDecoder(MAEDecoder):

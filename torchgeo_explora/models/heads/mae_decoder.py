@@ -17,9 +17,10 @@ from torchgeo_explora.functional import (
     sincos_2d,
     unpatchify,
 )
-from torchgeo_explora.models.backbones.backbone import Attention, Features
-from torchgeo_explora.models.backbones.coded import start_as_mae
-from torchgeo_explora.models.checkpoints import split_qkv
+from torchgeo_explora.models.backbones.attention import Attention
+from torchgeo_explora.models.backbones.record import Record
+from torchgeo_explora.models.backbones.tokens import Features
+from torchgeo_explora.models.formats.names import split_qkv
 
 _PUBLISHED = 'decoder_'
 # What depends on the pixels and on the kind of token, not on the blocks.
@@ -71,6 +72,7 @@ class MAEDecoder(nn.Module):
                 f'*decoder_dim* {dim} leaves {dim - code_dim} beside a code of'
                 f' {code_dim} for the position, which needs a positive multiple of 4'
             )
+        self.record = Record()
         self.patch_size = patch_size
         self.grid = grid
         self.code_dim = code_dim
@@ -252,3 +254,13 @@ def _sizes(state: Mapping[str, Tensor]) -> str:
     hidden = state.get('blocks.0.mlp.fc1.bias')
     ratio = '' if hidden is None else f', MLP {len(hidden)} wide,'
     return f'{dim} wide, {depth} blocks deep{ratio} for a backbone {width} wide'
+
+
+def start_as_mae(module: nn.Module) -> None:
+    """Give linear and convolution layers the values that MAE starts with."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            # A patch embedding is a linear layer on the pixels of a patch.
+            nn.init.xavier_uniform_(layer.weight.view(len(layer.weight), -1))
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

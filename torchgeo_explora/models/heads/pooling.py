@@ -6,7 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from torchgeo_explora.models.backbones.backbone import Backbone, Features
+from torchgeo_explora.models.backbones.backbone import Backbone
+from torchgeo_explora.models.backbones.tokens import Features
 
 
 def probe_input(features: Sequence[Features], blocks: int, average: bool) -> Tensor:

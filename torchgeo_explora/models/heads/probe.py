@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from torchgeo_explora.models.backbones.backbone import Features
+from torchgeo_explora.models.backbones.tokens import Features
 from torchgeo_explora.models.heads.pooling import probe_input
 
 

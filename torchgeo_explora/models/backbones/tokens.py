@@ -1,0 +1,45 @@
+"""Tokens of a batch, what becomes of them, and the sizes of images in patches."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Tokens(NamedTuple):
+    """Patch tokens of a batch, with content and position apart."""
+
+    content: Tensor
+    """(B, N, D) patch embeddings without position."""
+    position: Tensor
+    """(1 or B, N, P), for `encode`; what it holds is the backbone's own business."""
+    grid: tuple[int, int, int]
+    """(groups or times or 1, h, w); N is the product."""
+
+
+class Features(NamedTuple):
+    """Output of a backbone after the final norm, registers dropped."""
+
+    cls: Tensor
+    """(B, D)."""
+    patch: Tensor
+    """(B, K, D), in the order of the tokens encoded; (M, D) where M were *wanted*."""
+
+
+def pair(size: int | Sequence[int]) -> tuple[int, int]:
+    """Return height and width of a size given as one number or as both."""
+    if isinstance(size, int):
+        return size, size
+    height, width = size
+    return height, width
+
+
+def check_size(size: tuple[int, int], patch_size: int) -> None:
+    """Raise ValueError unless patches fill an image of this height and width."""
+    # Whole numbers: an export for any image size follows this test symbolically.
+    if any(side % patch_size for side in size) or min(size) < patch_size:
+        fit = tuple(max(round(side / patch_size), 1) * patch_size for side in size)
+        raise ValueError(
+            f'image size {tuple(size)} is not a multiple of patch_size {patch_size}:'
+            f' crop or pad to {fit}'
+        )
