@@ -9,6 +9,7 @@ from torchgeo_explora.augment import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     MultiCrop,
+    MultiCropOptions,
     Preprocess,
     SingleCrop,
     crops,
@@ -47,6 +48,37 @@ def test_defaults_are_dinov2s():
     views = MultiCrop()(torch.rand(1, 3, 64, 64))
     assert views.global_.shape == (2, 1, 3, 224, 224)
     assert views.local.shape == (8, 1, 3, 98, 98)
+
+
+@pytest.mark.parametrize(
+    ('image_size', 'patch_size', 'local_size'),
+    [(224, 14, 98), (224, 16, 96), (96, 8, 40), (32, 16, 16), (16, 16, 16)],
+)
+def test_local_size_is_the_multiple_of_the_patch_nearest_to_98_of_224(
+    image_size, patch_size, local_size
+):
+    views = MultiCropOptions().build(image_size, patch_size, [0.5], [0.25])
+    assert (views.global_size, views.local_size) == (image_size, local_size)
+
+
+def test_options_build_the_views_they_describe():
+    options = MultiCropOptions(24, 3, (0.5, 1.0), (0.1, 0.4), 0.5)
+    views = options.build(32, 8, [0.5], [0.25])
+    assert (views.local_size, views.local_views, views.strength) == (24, 3, 0.5)
+    assert (views.global_scale, views.local_scale) == ((0.5, 1.0), (0.1, 0.4))
+    torch.manual_seed(1)
+    drawn = views(torch.full((1, 3, 40, 40), 0.5))
+    torch.manual_seed(1)
+    expected = MultiCrop(
+        32, 24, 3, (0.5, 1.0), (0.1, 0.4), [0.5], [0.25], strength=0.5
+    )(torch.full((1, 3, 40, 40), 0.5))
+    assert torch.equal(drawn.global_, expected.global_)
+    assert torch.equal(drawn.local, expected.local)
+
+
+def test_a_local_size_that_is_not_a_multiple_of_the_patch_is_refused():
+    with pytest.raises(ValueError, match=r'\*local_size\* 20 .* patch size 8: use 16'):
+        MultiCropOptions(local_size=20).build(32, 8, [0.5], [0.25])
 
 
 def test_there_may_be_no_local_views():

@@ -1,6 +1,7 @@
 """Views of images in [0, 1]: multi-crop for training, one whole view for evaluation."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -73,6 +74,63 @@ class Normalize(nn.Module):
         return image.sub_(self.mean).div_(self.std)
 
 
+@dataclass(frozen=True)
+class MultiCropOptions:
+    """Options of `MultiCrop`; sizes in pixels follow the backbone's.
+
+    Args:
+        local_size: Size of the local views; if None, the multiple of the patch size
+            nearest to 98 / 224 of the global views' size.
+        local_views: V, local views per image; 0 for none.
+        global_scale: Range of a global view's share of the image's area.
+        local_scale: Range of a local view's share of the image's area.
+        strength: Strength of the photometric changes, in [0, 1]: 1 is DINOv2's, 0
+            changes geometry only. Where colour separates the classes, less is better.
+    """
+
+    local_size: int | None = None
+    local_views: int = 8
+    global_scale: tuple[float, float] = (0.32, 1.0)
+    local_scale: tuple[float, float] = (0.05, 0.32)
+    strength: float = 1.0
+
+    def build(
+        self,
+        image_size: int,
+        patch_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> 'MultiCrop':
+        """Return the views for a backbone.
+
+        Args:
+            image_size: Size of the global views in pixels.
+            patch_size: Side of the backbone's patches in pixels.
+            mean: Mean of the normalisation, of values in [0, 1].
+            std: Standard deviation of the normalisation, of values in [0, 1].
+
+        Raises:
+            ValueError: If *local_size* is not a multiple of the patch size.
+        """
+        size = image_size * 98 / 224 if self.local_size is None else self.local_size
+        fitting = patch_size * max(1, round(size / patch_size))
+        if self.local_size not in (None, fitting):
+            raise ValueError(
+                f'*local_size* {self.local_size} is not a multiple of the patch size'
+                f' {patch_size}: use {fitting}'
+            )
+        return MultiCrop(
+            image_size,
+            fitting,
+            self.local_views,
+            self.global_scale,
+            self.local_scale,
+            mean,
+            std,
+            self.strength,
+        )
+
+
 class MultiCrop(nn.Module):
     """Two global and V local views of each image, as DINOv2 draws them.
 
@@ -91,25 +149,27 @@ class MultiCrop(nn.Module):
     Args:
         global_size: S, side of a global view in pixels.
         local_size: s, side of a local view in pixels.
-        local_views: V, local views per image; 0 for none.
-        global_scale: Range of a global view's share of the image's area.
-        local_scale: Likewise of a local view.
+        local_views: See `MultiCropOptions`.
+        global_scale: See `MultiCropOptions`.
+        local_scale: See `MultiCropOptions`.
         mean: Mean of the normalisation, of values in [0, 1].
-        std: Standard deviation, likewise.
-        strength: Of the photometric part, in [0, 1]: 1 is DINOv2's, 0 changes geometry
-            only. Where colour tells the classes apart, less is more.
+        std: Standard deviation of the normalisation, of values in [0, 1].
+        strength: See `MultiCropOptions`.
+
+    Raises:
+        ValueError: If *strength* is out of range.
     """
 
     def __init__(
         self,
         global_size: int = 224,
         local_size: int = 98,
-        local_views: int = 8,
-        global_scale: tuple[float, float] = (0.32, 1.0),
-        local_scale: tuple[float, float] = (0.05, 0.32),
+        local_views: int = MultiCropOptions.local_views,
+        global_scale: tuple[float, float] = MultiCropOptions.global_scale,
+        local_scale: tuple[float, float] = MultiCropOptions.local_scale,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
-        strength: float = 1.0,
+        strength: float = MultiCropOptions.strength,
     ) -> None:
         """Build the chains."""
         super().__init__()
