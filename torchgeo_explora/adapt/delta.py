@@ -9,7 +9,7 @@ from torchgeo_explora.models.formats.fingerprint import fingerprint
 def adapted(module: nn.Module) -> Adapted | None:
     """Return how `adapt` changed *module* itself, None for any other module."""
     record = record_of(module)
-    return record and record.adapted
+    return None if record is None else record.adapted
 
 
 def count(backbone: nn.Module) -> tuple[int, int]:

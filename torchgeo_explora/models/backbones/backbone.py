@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import partial
 from os import PathLike
 from typing import Any, ClassVar
 
@@ -359,10 +360,8 @@ class Backbone(nn.Module, ABC):
     ) -> Tensor:
         again = self.checkpointing and torch.is_grad_enabled()
         for block in blocks:
-            if again:
-                x = checkpoint(block, x, use_reentrant=False, **context)
-            else:
-                x = block(x, **context)
+            run = partial(block, **context)
+            x = checkpoint(run, x, use_reentrant=False) if again else run(x)
         return x
 
     def _read(self, x: Tensor, count: int) -> Features:
@@ -371,7 +370,7 @@ class Backbone(nn.Module, ABC):
 
 
 def compile_blocks(module: nn.Module) -> None:
-    """Compile all transformer blocks in *module*, in place.
+    """Compile all transformer blocks in *module* that are not yet, in place.
 
     Their shapes are those of the views. What follows them depends on how many patches
     are masked, and is left as it is.
@@ -379,4 +378,5 @@ def compile_blocks(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, Backbone | MAEDecoder):
             for block in part.blocks:
-                block.compile(fullgraph=True, dynamic=False)
+                if block._compiled_call_impl is None:
+                    block.compile(fullgraph=True, dynamic=False)

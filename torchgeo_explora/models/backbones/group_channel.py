@@ -62,6 +62,7 @@ class GroupChannelViT(CodedBackbone):
             fit.
     """
 
+    bands: tuple[str, ...]
     own = ('patch_embed', 'pos_embed', 'channel_embed')
 
     def __init__(

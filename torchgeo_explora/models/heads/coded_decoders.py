@@ -1,5 +1,6 @@
 """SatMAE's decoders: for spectral groups, and for series of images."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -64,6 +65,7 @@ class GroupChannelDecoder(MAEDecoder):
         super().__init__(
             embed_dim, 1, patch_size, grid, dim, depth, heads, mlp_ratio, channel_dim
         )
+        self.legacy_order = legacy_order
         self.groups = tuple(tuple(group) for group in groups)
         self.pred = nn.ModuleList(
             nn.Linear(dim, len(group) * patch_size**2) for group in groups
@@ -84,6 +86,18 @@ class GroupChannelDecoder(MAEDecoder):
                 slots[channel] = g * largest + s
         self.register_buffer('order', order, persistent=False)
         self.register_buffer('slots', slots, persistent=False)
+
+    def start_from(self, state: Mapping[str, Any]) -> tuple[str, ...]:
+        """Load a published decoder, as `MAEDecoder` does; warn of SatMAE's order."""
+        untrained = super().start_from(state)
+        if not untrained and not self.legacy_order:
+            warnings.warn(
+                "a decoder of SatMAE's release was trained in its published order of"
+                ' bands: set *legacy_channel_order* to True, or go on if yours was not'
+                ' (docs/group_channel_order.md)',
+                stacklevel=2,
+            )
+        return untrained
 
     def code(self, metadata: Mapping[str, Tensor]) -> Tensor:
         """Return the code of each group, (1, G, C)."""

@@ -17,22 +17,23 @@ from torchgeo_explora.callbacks.parquet import EmbeddingWriter
 from torchgeo_explora.callbacks.raster_writer import RasterWriter
 from torchgeo_explora.datamodules.raster_scene import RasterSceneDataModule
 from torchgeo_explora.functional.windows import slide
-from torchgeo_explora.models.backbones.backbone import Backbone, Features
+from torchgeo_explora.models.backbones.backbone import Backbone
+from torchgeo_explora.models.backbones.tokens import Features
 from torchgeo_explora.models.heads.pooling import token_map
 from torchgeo_explora.objectives.objective import batch_metadata
 from torchgeo_explora.tasks.downstream.collate import explain_mixed_sizes
 from torchgeo_explora.tasks.run.backbone import (
     build_backbone,
-    describe,
-    rebuild,
+    fold_delta,
     statistics,
+    to_plain,
 )
 from torchgeo_explora.tasks.run.checkpoint import identity, require_fit, without_delta
 from torchgeo_explora.tasks.run.plan import require_replicas
 from torchgeo_explora.tasks.run.raw_images import (
     RawImages,
     require_predict_set,
-    take_over,
+    take_over_normalization,
 )
 from torchgeo_explora.tasks.run.resumable import ResumableTask
 
@@ -92,12 +93,13 @@ class DownstreamTask(ResumableTask):
     ) -> None:
         """Build the backbone and what reads it."""
         # A tuple hides the module: none may be assigned before `Module.__init__`.
-        self._given = (rebuild(model), weights)
-        self.seed = seed
-        super().__init__()
+        self._given = (model, weights)
+        super().__init__(
+            weights, in_channels, image_size, value_range, mean, std, model_args, seed
+        )
         self.save_hyperparameters(
             {
-                'model': describe(self._given[0]),
+                'model': to_plain(model),
                 'weights': weights
                 if isinstance(weights, bool | None)
                 else str(weights),
@@ -117,11 +119,13 @@ class DownstreamTask(ResumableTask):
         self.backbone = build_backbone(
             model,
             weights,
-            hparams['delta'],
             hparams['in_channels'],
             hparams['image_size'],
-            hparams['model_args'],
+            model_args=hparams['model_args'],
         )
+        self.backbone.record.extras = {}
+        if hparams['delta']:
+            self.backbone = fold_delta(self.backbone, hparams['delta'])
         self.mean, self.std = statistics(self.backbone, hparams['mean'], hparams['std'])
         self.image_size = hparams['image_size'] or self.backbone.image_size[0]
         self.view = CentreCrop(
@@ -143,7 +147,7 @@ class DownstreamTask(ResumableTask):
         given = self.hparams['value_range']
         self.raw_images = RawImages(self.backbone, datamodule, given).to(self.device)
         self.raw_images.compare(self._trained_range)
-        take_over(datamodule)
+        take_over_normalization(datamodule)
         explain_mixed_sizes(datamodule)
         if stage == 'fit':
             require_replicas(self.trainer)

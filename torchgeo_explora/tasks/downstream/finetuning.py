@@ -16,11 +16,7 @@ from torchgeo_explora.functional import cosine_schedule
 from torchgeo_explora.models.backbones.backbone import Backbone
 from torchgeo_explora.models.backbones.prompts import Prompts
 from torchgeo_explora.tasks.downstream.base import DownstreamTask
-from torchgeo_explora.tasks.run.adaptation import (
-    adaptation,
-    choose_adapter,
-    plain_arguments,
-)
+from torchgeo_explora.tasks.run.adaptation import adaptation, choose_adapter, plain
 from torchgeo_explora.tasks.run.backbone import set_drop_path
 from torchgeo_explora.tasks.run.optimizer import layer_groups
 from torchgeo_explora.tasks.run.plan import plan
@@ -126,9 +122,7 @@ class FinetuningTask(DownstreamTask):
             model_args,
             seed,
         )
-        self.save_hyperparameters(
-            {'adapter': plain_arguments(None, adapter)['adapter']}
-        )
+        self.save_hyperparameters({'adapter': plain(adapter)})
 
     def adapt_backbone(self) -> None:
         """Make the adaptation trainable, and add prompts and drop path.

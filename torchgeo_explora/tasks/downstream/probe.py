@@ -17,7 +17,8 @@ from torchgeo_explora.adapt import base_fingerprint
 from torchgeo_explora.augment import SingleCrop
 from torchgeo_explora.callbacks.parquet import ProbabilityWriter
 from torchgeo_explora.functional import cosine_schedule
-from torchgeo_explora.models.backbones.backbone import Backbone, Features
+from torchgeo_explora.models.backbones.backbone import Backbone
+from torchgeo_explora.models.backbones.tokens import Features
 from torchgeo_explora.models.heads.probe import ProbeHeads
 from torchgeo_explora.objectives.objective import batch_metadata
 from torchgeo_explora.tasks.downstream.base import DownstreamTask

@@ -3,9 +3,10 @@
 import time
 import warnings
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback
@@ -14,32 +15,41 @@ from peft import PeftConfig
 from torch import Tensor
 from torch.optim import Optimizer
 
-from torchgeo_explora.adapt import count, delta_state_dict, save_delta, store_frozen
-from torchgeo_explora.augment import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from torchgeo_explora.adapt import (
+    Adaptation,
+    count,
+    delta_state_dict,
+    save_delta,
+    store_frozen,
+)
+from torchgeo_explora.augment import Preprocess
 from torchgeo_explora.callbacks.parquet import EmbeddingWriter
 from torchgeo_explora.models.backbones.backbone import Backbone, compile_blocks
+from torchgeo_explora.models.backbones.tokens import check_size
 from torchgeo_explora.objectives import Objective
 from torchgeo_explora.objectives.objective import batch_metadata
 from torchgeo_explora.tasks.run.adaptation import (
-    adaptation,
-    for_channels,
+    as_options,
+    choose_adapter,
     make_trainable,
+    plain,
+)
+from torchgeo_explora.tasks.run.backbone import (
+    Model,
+    build_backbone,
+    side_of,
+    statistics,
+    to_plain,
 )
 from torchgeo_explora.tasks.run.checkpoint import (
     DeltaCheckpointIO,
     identity,
     require_fit,
-    without_delta,
     write_to,
 )
 from torchgeo_explora.tasks.run.idle import IdleClock
-from torchgeo_explora.tasks.run.optimizer import may_fuse, optimizer_plan
+from torchgeo_explora.tasks.run.optimizer import Schedule, may_fuse, optimizer_plan
 from torchgeo_explora.tasks.run.plan import plan, require_replicas
-from torchgeo_explora.tasks.run.raw_images import (
-    RawImages,
-    require_predict_set,
-    take_over,
-)
 from torchgeo_explora.tasks.run.resumable import (
     ResumableTask,
     generator_states,
@@ -50,49 +60,81 @@ from torchgeo_explora.tasks.run.resumable import (
 class PretrainingTask(ResumableTask):
     """Continue a backbone's self-supervised pre-training on unlabelled images.
 
-    A subclass builds `self.objective` in `configure_models` and gives the rule for
-    the learning rate. This class plans the run, feeds the objective, keeps the delta
-    (not the base) in checkpoints and makes a run resumable bit for bit.
+    A subclass takes `new_student` and sets `self.objective` in its constructor, and
+    gives the rule for the learning rate. This class plans the run, feeds the objective,
+    keeps the delta (not the base) in checkpoints and makes a run resumable bit for bit.
 
-    The data module's own normalisation and augmentation are taken over: the task gets
-    raw sensor values, maps them to [0, 1] and normalises as the base was trained.
+    Args:
+        unfreeze: Indices of the blocks that are trained in full; negative ones count
+            from the end.
+        norms: Whether all normalisation layers train.
+        cls_token: Whether the class token trains.
+        modules: Names of further modules or parameters that are trained in full.
+        rank: Rank of the default LoRA on q and v (64 if None); 0 for no adapter.
+        alpha: LoRA scaling is alpha / rank (alpha 1 if None, as the authors have it).
+        adapter: Any PEFT config instead of the default LoRA; then neither *rank* nor
+            *alpha* may be given.
+        base_lr: Rate at the method's reference batch; `scaled_lr` has the rule.
+        schedule: Warm-up and end of the rate, and AdamW's settings.
+        drop_path: Drop-path rate of the student's last block.
+        frozen_dtype: Type in which frozen linear weights are stored. Under precision
+            bf16-mixed, bfloat16 halves them and changes no output.
+        checkpointing: Whether activations are recomputed in the backward pass: far less
+            memory, about a third more time.
+        compiled: Whether the blocks run through torch.compile.
+        **shared: Arguments of every task: see `ResumableTask`.
+
+    Raises:
+        ValueError: If *adapter* comes together with *rank* or *alpha*, or *base_lr* is
+            not positive.
     """
 
-    ignore: tuple[str, ...] = ('weights', 'adapter', 'augmentations')
+    ignore: tuple[str, ...] = (
+        'model',
+        'weights',
+        'adapter',
+        'augmentations',
+        'schedule',
+    )
     monitor = 'loss'
 
-    #: Attributes set by a subclass before `super().__init__`.
-    adapter: PeftConfig | None
-    base_lr: float
-    min_lr: float
-    warmup: float
-    betas: tuple[float, float]
-    weight_decay: float
-    value_range: tuple[Any, Any] | None
     #: The method's letter in the paper's notation.
     letter: str
-
-    #: Set by `configure_models`.
     objective: Objective
-    image_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
 
-    def __init__(self) -> None:
-        """Build the objective.
-
-        Raises:
-            ValueError: If the learning rate or the warm-up is out of range.
-        """
-        if self.base_lr <= 0:
-            raise ValueError(f'*base_lr* must be positive, not {self.base_lr}')
-        if not 0 <= self.warmup < 1:
-            raise ValueError(
-                f'*warmup* is a share of the run, from 0 to below 1, not {self.warmup}'
-            )
-        super().__init__()
-        if self.hparams['compiled']:
-            compile_blocks(self.objective)
+    def __init__(
+        self,
+        unfreeze: Sequence[int] = (-1,),
+        norms: bool = True,
+        cls_token: bool = True,
+        modules: Sequence[str] = (),
+        rank: int | None = None,
+        alpha: int | None = None,
+        adapter: PeftConfig | dict[str, Any] | None = None,
+        base_lr: float = 1e-3,
+        schedule: Schedule = Schedule(),
+        drop_path: float = 0.0,
+        frozen_dtype: Literal['float32', 'bfloat16'] = 'float32',
+        checkpointing: bool = False,
+        compiled: bool = False,
+        **shared: Any,
+    ) -> None:
+        """Check and keep the arguments."""
+        if base_lr <= 0:
+            raise ValueError(f'*base_lr* must be positive, not {base_lr}')
+        chosen = choose_adapter(adapter, rank, alpha)
+        super().__init__(**shared)
+        self.save_hyperparameters(
+            {'adapter': plain(adapter), 'schedule': plain(schedule)}
+        )
+        self.adaptation = Adaptation(unfreeze, norms, cls_token, chosen, modules)
+        self.alpha = 1 if alpha is None else alpha
+        self.base_lr = base_lr
+        self.schedule = as_options(Schedule, schedule)
+        self.drop_path = drop_path
+        self.frozen_dtype = frozen_dtype
+        self.checkpointing = checkpointing
+        self.compiled = compiled
         warnings.filterwarnings('ignore', 'Found keys that are in the model state dict')
         # Nothing is validated, by design; Lightning looks before `setup`.
         warnings.filterwarnings('ignore', 'You passed in a `val_dataloader`')
@@ -102,7 +144,7 @@ class PretrainingTask(ResumableTask):
         self._resumed: dict[str, Any] | None = None
 
     @property
-    def backbone(self) -> Backbone:
+    def backbone(self) -> Backbone:  # type: ignore[override]  # the objective's
         """The backbone to keep: embeddings and the delta come from it."""
         return self.objective.pretrained
 
@@ -110,21 +152,34 @@ class PretrainingTask(ResumableTask):
     def scaled_lr(self, effective_batch: int) -> float:
         """Return the rate in use for images per optimizer step, over all devices."""
 
-    def adapt_student(self, student: Backbone, modules: Sequence[str]) -> None:
-        """Make the delta trainable, and choose the statistics of the images.
+    def new_student(self, model: Model) -> Backbone:
+        """Return the adapted backbone, and set the size and statistics of its views.
+
+        What the base's weights have nothing for is trained in full, without being
+        named.
 
         Args:
-            student: Plain backbone.
-            modules: Names of modules and parameters that train whole besides.
+            model: A backbone, the name of a timm model, or the class path of a
+                backbone.
         """
-        make_trainable(student, adaptation(self.hparams, self.adapter, modules))
-        if (dtype := self.hparams['frozen_dtype']) != 'float32':
-            store_frozen(student, getattr(torch, dtype))
-        student.checkpointing = self.hparams['checkpointing']
-        for name, default in (('mean', IMAGENET_MEAN), ('std', IMAGENET_STD)):
-            statistic = getattr(student, name, default)
-            given = self.hparams[name] or for_channels(statistic, student.in_channels)
-            setattr(self, name, tuple(given))
+        student = build_backbone(
+            model,
+            self.weights,
+            self.in_channels,
+            self.view_size,
+            self.drop_path,
+            self.model_args,
+        )
+        self.save_hyperparameters({'model': to_plain(model)})
+        modules = (*self.adaptation.modules, *student.record.untrained)
+        make_trainable(student, replace(self.adaptation, modules=modules))
+        if self.frozen_dtype != 'float32':
+            store_frozen(student, getattr(torch, self.frozen_dtype))
+        student.checkpointing = self.checkpointing
+        self.mean, self.std = statistics(student, *self.given_statistics)
+        self.image_size = self.view_size or side_of(student)
+        check_size((self.image_size, self.image_size), student.patch_size)
+        return student
 
     def preprocess(self) -> Preprocess:
         """Return the evaluation view of an image in [0, 1]."""
@@ -133,28 +188,19 @@ class PretrainingTask(ResumableTask):
     # Data -----------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Take over the data module's normalisation, and find the bands it gives."""
-        datamodule = getattr(self.trainer, 'datamodule', None)
-        if stage == 'predict':
-            require_predict_set(datamodule)
-        raw_images = RawImages(self.backbone, datamodule, self.value_range)
-        self.raw_images = raw_images.to(self.device)
+        """Prepare the images; keep the delta beside each checkpoint."""
+        super().setup(stage)
         self.view = self.preprocess().to(self.device)
-        take_over(datamodule)
+        if self.compiled:
+            compile_blocks(self.objective)
         if stage == 'fit':
-            require_replicas(self.trainer, self.hparams['frozen_dtype'])
-            # The teacher is in eval mode by design.
-            warnings.filterwarnings('ignore', r'Found \d+ module\(s\) in eval mode')
-            # A trainer's last task may have been another one, with its own delta.
-            io = without_delta(self.trainer.strategy.checkpoint_io)
-            self.trainer.strategy.checkpoint_io = DeltaCheckpointIO(io, self.save_delta)
+            require_replicas(self.trainer, self.frozen_dtype)
+            strategy = self.trainer.strategy
+            strategy.checkpoint_io = DeltaCheckpointIO(
+                strategy.checkpoint_io, self.save_delta
+            )
 
-    def unit_image(self, batch: dict[str, Any]) -> Tensor:
-        """Return the images of a batch in [0, 1], (B, C, H, W), or series of them."""
-        image: Tensor = self.raw_images(batch['image'])
-        return image
-
-    def known_image(self, batch: dict[str, Any]) -> Tensor:
+    def known_image(self, batch: Mapping[str, Any]) -> Tensor:
         """Return `unit_image`, NaN where a method knows that there is no data."""
         return self.unit_image(batch)
 
@@ -191,8 +237,9 @@ class PretrainingTask(ResumableTask):
         self.lr = self.scaled_lr(self.effective_batch)
         return optimizer_plan(
             self.parameter_groups(),
-            *(self.lr, self.min_lr, self.planned_steps, self.warmup),
-            *(self.betas, self.weight_decay),
+            self.lr,
+            self.planned_steps,
+            self.schedule,
             may_fuse(self.device, str(self.trainer.precision)),
         )
 
@@ -216,9 +263,9 @@ class PretrainingTask(ResumableTask):
 
     def summary(self) -> str:
         """Return what is about to run, in the paper's notation."""
-        student: Any = self.objective.student
+        student = self.objective.student
         trained, base = count(student)
-        name = student.adaptation.name(len(student.blocks))
+        name = self.adaptation.name(len(student.blocks))
         heads = count(self.objective)[0] - trained
         return (
             f'{self.letter}-{name}: {base / 1e6:.2f} M parameters,'

@@ -1,18 +1,19 @@
-"""From a task's arguments to an adaptation and to statistics of images."""
+"""From a task's arguments to an adaptation, and back to plain values."""
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, is_dataclass
 from enum import Enum
 from typing import Any
 
 from peft import AdaLoraConfig, PeftConfig
 from torch import nn
-from torchvision.models._api import WeightsEnum
 
 from torchgeo_explora.adapt import Adaptation, adapt, count, lora
 
 
 def choose_adapter(
-    adapter: PeftConfig | dict[str, Any] | None, rank: int | None, alpha: int | None
+    adapter: PeftConfig | Mapping[str, Any] | None, rank: int | None, alpha: int | None
 ) -> PeftConfig | None:
     """Return the adapter that the arguments of a task describe.
 
@@ -43,38 +44,42 @@ def choose_adapter(
     return adapter
 
 
-def plain_arguments(
-    weights: WeightsEnum | str | bool | None,
-    adapter: PeftConfig | dict[str, Any] | None,
-) -> dict[str, Any]:
-    """Return weights and adapter as values that a checkpoint may hold.
+def plain(value: Any) -> Any:
+    """Return an argument of a task as a value that a checkpoint may hold.
 
     A checkpoint must load with `weights_only=True`.
-    """
-    if isinstance(adapter, PeftConfig):
-        adapter = Adaptation(adapter=adapter).to_dict()['adapter']
-    return {
-        'weights': str(weights) if isinstance(weights, str | Enum) else weights,
-        'adapter': adapter,
-    }
-
-
-def adaptation(
-    arguments: Mapping[str, Any], adapter: PeftConfig | None, modules: Sequence[str]
-) -> Adaptation:
-    """Return the adaptation that the arguments of a task describe.
 
     Args:
-        arguments: With *unfreeze*, *norms* and *cls_token*.
-        adapter: What `choose_adapter` returned.
-        modules: Names of modules and parameters that train whole besides.
+        value: A PEFT config, an enum, a group of options or anything plain.
     """
-    return Adaptation(
-        unfreeze=tuple(arguments['unfreeze']),
-        norms=arguments['norms'],
-        cls_token=arguments['cls_token'],
-        adapter=adapter,
-        modules=tuple(modules),
+    if isinstance(value, PeftConfig):
+        return Adaptation(adapter=value).to_dict()['adapter']
+    if isinstance(value, Enum):
+        return str(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return json.loads(json.dumps(asdict(value)))
+    return value
+
+
+def as_options[T](kind: type[T], given: Any) -> T:
+    """Return a group of options, with tuples where a file has lists.
+
+    Args:
+        kind: The group's dataclass.
+        given: One of it, or its fields by name, as a checkpoint holds them.
+
+    Raises:
+        ValueError: If a field is unknown.
+    """
+    values = asdict(given) if is_dataclass(given) else dict(given)  # type: ignore[arg-type]
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    if unknown := values.keys() - known:
+        raise ValueError(
+            f'{kind.__name__} has no {", ".join(sorted(unknown))}: choose from'
+            f' {", ".join(known)}'
+        )
+    return kind(
+        **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     )
 
 
@@ -86,22 +91,31 @@ def make_trainable(student: nn.Module, adaptation: Adaptation) -> None:
     """
     if isinstance(adaptation.adapter, AdaLoraConfig):
         raise ValueError(
-            '*adapter* AdaLoraConfig takes ranks away by a schedule, which pre-training'
+            '*adapter* AdaLoraConfig removes ranks by a schedule, which pre-training'
             ' does not have: take LoraConfig here, AdaLoRA in ExploraClassificationTask'
         )
     adapt(student, adaptation)
     if not count(student)[0]:
         raise ValueError(
-            'nothing of the backbone would train: give *unfreeze*, *norms*,'
+            'nothing in the backbone would train: give *unfreeze*, *norms*,'
             ' *cls_token*, *modules* or *rank*'
         )
 
 
-def for_channels(statistic: Sequence[float], channels: int) -> tuple[float, ...]:
-    """Return a statistic of a base's channels for as many as there are.
+def adaptation(
+    arguments: Mapping[str, Any], adapter: PeftConfig | None, modules: Sequence[str]
+) -> Adaptation:
+    """Return the adaptation that the arguments of a fine-tuning task describe.
 
-    Where the numbers differ, every channel gets the mean.
+    Args:
+        arguments: With *unfreeze*, *norms* and *cls_token*.
+        adapter: What `choose_adapter` returned.
+        modules: Names of further modules and parameters that are trained in full.
     """
-    if len(statistic) == channels:
-        return tuple(statistic)
-    return (sum(statistic) / len(statistic),) * channels
+    return Adaptation(
+        unfreeze=tuple(arguments['unfreeze']),
+        norms=arguments['norms'],
+        cls_token=arguments['cls_token'],
+        adapter=adapter,
+        modules=tuple(modules),
+    )

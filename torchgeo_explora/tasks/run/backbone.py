@@ -1,85 +1,64 @@
-"""From a task's arguments to the backbone that a downstream task starts from."""
+"""From a task's arguments to its backbone, and back to plain values."""
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from importlib import import_module
+from os import PathLike
 from typing import Any
 
 from timm.layers.drop import DropPath
 from torchvision.models._api import WeightsEnum
 
 from torchgeo_explora.adapt import load_delta, merged, read_delta_metadata
-from torchgeo_explora.augment import IMAGENET_MEAN, IMAGENET_STD
 from torchgeo_explora.models import ViT
 from torchgeo_explora.models.backbones.backbone import Backbone
-from torchgeo_explora.tasks.run.adaptation import for_channels
+
+#: What the *model* of a task may be: a backbone, the name of a timm model, the class
+#: path of a backbone, or a class path with arguments, as `to_plain` gives it.
+type Model = Backbone | str | Mapping[str, Any]
+#: What the *weights* of a task may be.
+type Weights = bool | WeightsEnum | PathLike[str] | str | None
 
 
 def build_backbone(
-    model: Backbone | str,
-    weights: WeightsEnum | str | bool | None,
-    delta: str | None = None,
+    model: Model,
+    weights: Weights = None,
     in_channels: int | None = None,
     image_size: int | None = None,
+    drop_path: float | None = None,
     model_args: Mapping[str, Any] | None = None,
 ) -> Backbone:
-    """Return a plain backbone with its weights, and a delta folded in.
-
-    A base with a delta is another base: its `fingerprint` is a hash of both, and not of
-    the folded values, whose last bits differ between machines.
+    """Return a plain backbone with its weights.
 
     Args:
-        model: A backbone, or the name of a timm VisionTransformer.
-        weights: As for `ViT`; a given backbone loads them by its `start_from`.
-        delta: File of `save_delta`.
-        in_channels: Channels of the images, for a named model (3 if None).
-        image_size: Training size in pixels, for a named model (224 if None).
-        model_args: Further arguments of a named model.
+        model: A backbone, the name of a timm model, or the class path of a backbone.
+        weights: As for `ViT`; a given backbone loads them by its `start_from`. None
+            leaves a given backbone as it is.
+        in_channels: Channels of the images, for a model by name (3 if None).
+        image_size: Training size in pixels, for a model by name (224 if None).
+        drop_path: Drop-path rate of the last block.
+        model_args: Further arguments of a model by name or class path.
 
     Raises:
-        ValueError: If arguments of a named model come with a backbone, or the delta
-            belongs to another base.
+        ValueError: If arguments of a model by name come with a backbone, the class is
+            unknown, or the weights do not fit.
     """
+    if isinstance(model, str) and '.' in model and Backbone.kind(model) is not None:
+        model = {'class_path': model, 'init_args': dict(model_args or {})}
+        model_args = None
     if isinstance(model, str):
-        backbone: Any = ViT(
+        options = {} if drop_path is None else {'drop_path_rate': drop_path}
+        return ViT(
             model,
             weights,
             in_channels=in_channels or 3,
             image_size=image_size or 224,
+            **options,
             **(model_args or {}),
         )
-    else:
-        backbone = fill(model, weights, in_channels=in_channels, model_args=model_args)
-    backbone.rest = {}
-    if delta is not None:
-        metadata = read_delta_metadata(delta)
-        backbone = merged(load_delta(backbone, delta))
-        both = f'{metadata["base"]}\n{metadata["delta"]}'
-        # What the base had nothing for is in every delta on it.
-        backbone.scratch = ()
-        backbone.fingerprint = hashlib.sha256(both.encode()).hexdigest()
-        for name in ('mean', 'std'):
-            if name in metadata:
-                setattr(backbone, name, tuple(json.loads(metadata[name])))
-    return backbone
-
-
-def fill(
-    backbone: Any, weights: WeightsEnum | str | bool | None, **named: Any
-) -> Backbone:
-    """Return a backbone that was given, with the weights in it.
-
-    Args:
-        backbone: Any with `start_from`.
-        weights: What that takes; None leaves it as it is.
-        **named: Arguments of a task for a timm model by name, all None.
-
-    Raises:
-        ValueError: If one of them is not, or *weights* is True.
-    """
+    backbone = _from_plain(model) if isinstance(model, Mapping) else model
     kind = type(backbone).__name__
-    for name, value in named.items():
+    for name, value in (('in_channels', in_channels), ('model_args', model_args)):
         if value is not None:
             raise ValueError(
                 f'*{name}* describes a timm model by name: set it among the arguments'
@@ -93,8 +72,34 @@ def fill(
         )
     if weights:
         backbone.start_from(weights)
-    filled: Backbone = backbone
-    return filled
+    if drop_path:
+        set_drop_path(backbone, drop_path)
+    return backbone
+
+
+def fold_delta(backbone: Backbone, delta: str) -> Backbone:
+    """Return a plain backbone with a delta folded in.
+
+    A base with a delta is another base: its fingerprint is a hash of both, and not of
+    the folded values, whose last bits differ between machines.
+
+    Args:
+        backbone: The base.
+        delta: File of `save_delta`.
+
+    Raises:
+        ValueError: If the delta belongs to another base.
+    """
+    metadata = read_delta_metadata(delta)
+    folded = merged(load_delta(backbone, delta))
+    both = f'{metadata["base"]}\n{metadata["delta"]}'
+    # What the base had nothing for is in every delta on it.
+    folded.record.untrained = ()
+    folded.record.fingerprint = hashlib.sha256(both.encode()).hexdigest()
+    for name in ('mean', 'std'):
+        if name in metadata:
+            setattr(folded, name, tuple(json.loads(metadata[name])))
+    return folded
 
 
 def statistics(
@@ -104,17 +109,35 @@ def statistics(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation of the normalisation, of values in [0, 1].
 
-    What is not given is what the delta was trained with, or the base, or ImageNet's.
+    What is not given is that of the delta or of the base. Where the base has another
+    number of channels, every channel gets the mean over its channels.
     """
-    given = (
-        tuple(value or for_channels(getattr(backbone, name, default), channels))
-        for name, value, default, channels in (
-            ('mean', mean, IMAGENET_MEAN, backbone.in_channels),
-            ('std', std, IMAGENET_STD, backbone.in_channels),
+
+    def choose(
+        given: Sequence[float] | None, known: Sequence[float]
+    ) -> tuple[float, ...]:
+        if given:
+            return tuple(given)
+        if len(known) == backbone.in_channels:
+            return tuple(known)
+        return (sum(known) / len(known),) * backbone.in_channels
+
+    return choose(mean, backbone.mean), choose(std, backbone.std)
+
+
+def side_of(backbone: Backbone) -> int:
+    """Return the side of the square views that a backbone is made for.
+
+    Raises:
+        ValueError: If it is made for others.
+    """
+    height, width = backbone.image_size
+    if height != width:
+        raise ValueError(
+            f'the backbone is made for {height} x {width} pixels, and views are square:'
+            ' give *image_size*'
         )
-    )
-    first, second = given
-    return first, second
+    return height
 
 
 def set_drop_path(backbone: Backbone, rate: float) -> None:
@@ -135,20 +158,32 @@ def set_drop_path(backbone: Backbone, rate: float) -> None:
         block.drop_path1, block.drop_path2 = (DropPath(rate * share) for _ in range(2))
 
 
-def describe(model: Backbone | str) -> str | dict[str, Any]:
-    """Return a backbone as its class path and arguments, which `rebuild` undoes."""
+def to_plain(model: Model) -> str | dict[str, Any]:
+    """Return a model as values that a checkpoint may hold.
+
+    Returns:
+        A name as it is, a backbone as its class path and arguments.
+    """
     if isinstance(model, str):
         return model
-    kind = type(model)
-    path = f'{kind.__module__}.{kind.__qualname__}'
+    if isinstance(model, Mapping):
+        return dict(model)
     # Lists for tuples, as a configuration has them.
-    return {'class_path': path, 'init_args': json.loads(json.dumps(model.arguments))}
+    arguments = json.loads(json.dumps(model.arguments))
+    return {'class_path': model.public_name(), 'init_args': arguments}
 
 
-def rebuild(model: Backbone | str | Mapping[str, Any]) -> Backbone | str:
-    """Return a model as it was before `describe`; another one is left alone."""
-    if not isinstance(model, Mapping):
-        return model
-    module, _, name = model['class_path'].rpartition('.')
-    backbone: Backbone = getattr(import_module(module), name)(**model['init_args'])
+def _from_plain(values: Mapping[str, Any]) -> Backbone:
+    """Return the backbone that `to_plain` described.
+
+    Raises:
+        ValueError: If no backbone of that name is defined.
+    """
+    kind: Any = Backbone.kind(values['class_path'])
+    if kind is None:
+        raise ValueError(
+            f'*model* names {values["class_path"]}, and no backbone of this name is'
+            ' defined: import the module that defines it first'
+        )
+    backbone: Backbone = kind(**values.get('init_args', {}))
     return backbone

@@ -123,7 +123,7 @@ def _beside(path: str | Path) -> tuple[Any, str, str]:
 
 def identity(backbone: Backbone) -> dict[str, Any]:
     """Return what a delta of a backbone fits to: base, and bands of spectral groups."""
-    groups = getattr(backbone, 'groups', None)
+    groups = backbone.arguments.get('groups')
     return {
         'base': base_fingerprint(backbone),
         'groups': groups and [list(group) for group in groups],

@@ -1,6 +1,7 @@
 """AdamW over what trains, with a warm-up and a cosine by optimizer step."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,14 +14,38 @@ from torchgeo_explora.functional import cosine_schedule
 from torchgeo_explora.models.backbones.backbone import Backbone
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """AdamW's schedule and settings; the defaults are those of D-ExPLoRA.
+
+    Args:
+        min_lr: Rate at the end of the cosine.
+        warmup: Share of the run with a linear warm-up, from 0 to below 1.
+        betas: AdamW's coefficients.
+        weight_decay: AdamW's weight decay.
+
+    Raises:
+        ValueError: If *warmup* is out of range.
+    """
+
+    min_lr: float = 1e-6
+    warmup: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        if not 0 <= self.warmup < 1:
+            raise ValueError(
+                f'*warmup* is a share of the run, from 0 to below 1, not {self.warmup}'
+            )
+
+
 def optimizer_plan(
     groups: list[dict[str, Any]],
     lr: float,
-    min_lr: float,
     steps: int,
-    warmup: float,
-    betas: tuple[float, float],
-    weight_decay: float,
+    schedule: Schedule,
     fused: bool,
 ) -> dict[str, Any]:
     """Return optimizer and schedule as Lightning takes them.
@@ -29,22 +54,24 @@ def optimizer_plan(
         groups: AdamW's groups. Beside AdamW's own keys, 'still' is the share of the run
             in which a group stays where it is.
         lr: Largest rate.
-        min_lr: Rate at the end.
         steps: Optimizer steps planned.
-        warmup: Share of the run with a linear warm-up.
-        betas: AdamW's coefficients.
-        weight_decay: AdamW's weight decay.
+        schedule: Warm-up, end and settings.
         fused: Whether AdamW works in one kernel for many tensors.
     """
 
     def share(still: float, step: int) -> float:
         if step < int(still * steps):
             return 0.0
-        return cosine_schedule(step, steps, lr, min_lr, warmup=int(warmup * steps)) / lr
+        warmup = int(schedule.warmup * steps)
+        return cosine_schedule(step, steps, lr, schedule.min_lr, warmup=warmup) / lr
 
     rates = [partial(share, group.pop('still', 0.0)) for group in groups]
     optimizer = AdamW(
-        groups, lr=lr, betas=betas, weight_decay=weight_decay, fused=fused or None
+        groups,
+        lr=lr,
+        betas=schedule.betas,
+        weight_decay=schedule.weight_decay,
+        fused=fused or None,
     )
     scheduler = LambdaLR(optimizer, list(rates))
     return {

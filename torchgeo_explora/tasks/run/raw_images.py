@@ -38,7 +38,7 @@ class RawImages(nn.Module):
     ) -> None:
         """Find bands and range."""
         super().__init__()
-        bands = getattr(backbone, 'bands', None)
+        bands = backbone.bands
         self.select = (
             nn.Identity() if bands is None else select_bands(datamodule, bands)
         )
@@ -101,7 +101,7 @@ _DATASETS = (
 )
 
 
-def take_over(datamodule: Any) -> None:
+def take_over_normalization(datamodule: Any) -> None:
     """Make a data module hand out raw sensor values, in place.
 
     Photometric augmentation works on values in [0, 1], before normalisation. TorchGeo's
