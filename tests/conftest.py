@@ -8,8 +8,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
@@ -72,3 +74,18 @@ def tiny_backbone():
             depth=3,
             num_heads=2,
         )
+
+
+@pytest.fixture(scope='session')
+def tiny_images(tmp_path_factory):
+    """A folder of two classes, 8 training and 2 validation images of 40 x 40 pixels."""
+    root = tmp_path_factory.mktemp('tiny_images')
+    random = np.random.default_rng(0)
+    for split, count in (('train', 8), ('val', 2)):
+        for label, name in enumerate(('field', 'water')):
+            place = root / split / name
+            place.mkdir(parents=True)
+            for index in range(count):
+                image = random.integers(0, 128, (40, 40, 3)) + 100 * label
+                Image.fromarray(image.astype(np.uint8)).save(place / f'{index}.png')
+    return root

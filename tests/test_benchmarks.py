@@ -119,7 +119,7 @@ def test_toy_run_measures_every_part(inputs, tmp_path):
         assert variant['steps'] == 3
         delta = output.with_name(variant['delta']['file'])
         base = ViT('vit_tiny_patch16_224', inputs[3], image_size=32, **SMALL)
-        assert load_delta(base, delta).adaptation.name(2) == '[2]-r64'
+        assert load_delta(base, delta).record.adapted.adaptation.name(2) == '[2]-r64'
 
 
 @pytest.mark.cli

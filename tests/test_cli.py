@@ -286,9 +286,11 @@ def test_fit_knows_short_names(tmp_path):
                 'weights': None,
                 'image_size': 32,
                 'model_args': SIZES,
-                'decoder_dim': 16,
-                'decoder_depth': 1,
-                'decoder_heads': 2,
+                'objective': {
+                    'decoder_dim': 16,
+                    'decoder_depth': 1,
+                    'decoder_heads': 2,
+                },
             },
         },
         'data': {

@@ -115,7 +115,7 @@ def test_task_of_a_configuration_can_be_built(path):
         task = ExploraDinoTask(**(arguments | {'weights': None}))
     student = task.objective.student
     assert student.image_size == (224, 224)
-    name = student.adaptation.name(len(student.blocks))
+    name = student.record.adapted.adaptation.name(len(student.blocks))
     assert f'# D-{name} ' in path.read_text() or f'D-{name}:' in path.read_text()
     trained, base = count(student)
     assert 0.02 < trained / base < 0.2
@@ -163,7 +163,7 @@ def test_masked_autoencoder_of_a_configuration_can_be_built(path):
             arguments['model'] = backbone(**model['init_args'])
         task = ExploraMAETask(**(arguments | {'weights': None}))
     student = task.objective.student
-    name = student.adaptation.name(len(student.blocks))
+    name = student.record.adapted.adaptation.name(len(student.blocks))
     assert path.read_text().startswith(f'# M-{name} of ')
     trained, base = count(student)
     assert 0.02 < trained / base < 0.25

@@ -91,7 +91,9 @@ def shrink(model):
     if 'delta' in arguments:
         arguments['delta'] = None
     task = model['class_path'].rpartition('.')[2]
-    arguments.update({'ExploraDinoTask': HEAD, 'ExploraMAETask': DECODER}.get(task, {}))
+    sizes = {'ExploraDinoTask': HEAD, 'ExploraMAETask': DECODER}.get(task)
+    if sizes:
+        arguments.setdefault('objective', {}).update(sizes)
 
 
 @pytest.mark.cli

@@ -74,7 +74,7 @@ def check_delta(backbone, path):
     assert found.keys() == tensors.keys()
     for key, value in found.items():
         assert torch.equal(value, tensors[key]), key
-    assert backbone.adaptation.to_dict() == metadata['adaptation']
+    assert backbone.record.adapted.adaptation.to_dict() == metadata['adaptation']
 
 
 @pytest.mark.parametrize('name', KINDS)

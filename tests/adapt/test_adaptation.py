@@ -252,7 +252,7 @@ def test_delta_of_a_half_precision_base_is_float32(tiny_backbone):
 
 def test_base_is_fingerprinted_before_it_changes(tiny_backbone):
     before = fingerprint(tiny_backbone.canonical_state_dict())
-    assert adapt(tiny_backbone, Adaptation()).fingerprint == before
+    assert adapt(tiny_backbone, Adaptation()).record.fingerprint == before
 
 
 @pytest.mark.parametrize(
@@ -295,7 +295,7 @@ def test_merged_equals_adapted_and_has_the_plain_keys(tiny_backbone, images, dis
     plain = merged(tiny_backbone)
     assert [*plain.state_dict()] == keys
     assert type(plain) is ViT
-    assert plain.fingerprint is None
+    assert plain.record.fingerprint is None
     assert trained(plain) == {name for name, _ in plain.named_parameters()}
     assert not {'adaptation', 'adapted', 'peft_config'} & set(vars(plain))
     torch.testing.assert_close(plain(images), tiny_backbone(images), rtol=0, atol=1e-5)

@@ -59,7 +59,7 @@ def test_mean_is_that_of_whole_weights(
     found = load_delta(copy.deepcopy(tiny_backbone), output).eval()
     assert_close(found(images), expected, rtol=0, atol=1e-5)
     if first is not None:
-        assert found.adaptation.adapter.r == first.r + second.r
+        assert found.record.adapted.adaptation.adapter.r == first.r + second.r
     metadata = read_delta_metadata(output)
     assert json.loads(metadata['shares']) == [0.25, 0.75]
     assert json.loads(metadata['mean_of'])[1] == held.metadata['b']['delta']

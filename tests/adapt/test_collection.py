@@ -117,7 +117,7 @@ def test_names_can_be_removed_and_replaced(deltas, tmp_path):
 def test_delta_of_another_base_is_not_added(deltas, tmp_path):
     other = copy.deepcopy(deltas.base)
     torch.nn.init.ones_(other.cls_token)
-    other.fingerprint = None
+    other.record.fingerprint = None
     with pytest.raises(ValueError, match='load the same weights'):
         Deltas(other).add('a', tmp_path / 'a.safetensors')
     with pytest.raises(ValueError, match='held over a plain base'):

@@ -52,8 +52,8 @@ def rewrite(path, tensors=None, sealed=False, **metadata):
 def test_file_holds_the_delta_and_its_origin(trained, path):
     torch.testing.assert_close(load_file(path), delta_state_dict(trained))
     metadata = read_delta_metadata(path)
-    assert metadata['backbone'] == 'torchgeo_explora.models.backbones.vit.ViT'
-    assert metadata['base'] == trained.fingerprint
+    assert metadata['backbone'] == 'torchgeo_explora.models.ViT'
+    assert metadata['base'] == trained.record.fingerprint
     assert metadata['version'] == __version__
     assert metadata['note'] == 'first run'
     assert Adaptation.from_dict(metadata['adaptation']) == SMALL
@@ -64,7 +64,7 @@ def test_file_holds_the_delta_and_its_origin(trained, path):
 def test_plain_backbone_is_adapted_and_loaded(tiny_backbone, trained, path, images):
     base = tiny_backbone.eval()
     assert load_delta(base, path) is base
-    assert base.adaptation == SMALL
+    assert base.record.adapted.adaptation == SMALL
     torch.testing.assert_close(base(images), trained(images), rtol=0, atol=0)
 
 
@@ -241,7 +241,7 @@ def test_second_delta_is_stored_alone(tiny_backbone, trained, path, second, imag
     found = load_delta(merged(first), file).eval()
     torch.testing.assert_close(found(images), fine.eval()(images), rtol=0, atol=0)
     metadata = read_delta_metadata(file)
-    parts = [trained.fingerprint, read_delta_metadata(path)['delta']]
+    parts = [trained.record.fingerprint, read_delta_metadata(path)['delta']]
     assert metadata['lineage'] == '+'.join(parts)
 
 
@@ -254,7 +254,7 @@ def test_base_that_was_folded_together_elsewhere_is_the_same(
         base.blocks[0].attn.q.weight[0, 0] *= 1 + 1e-6
     load_delta(base, file)
     again = merged(load_delta(merged(load_delta(tiny_backbone, path)), file))
-    assert again.lineage.count('+') == 2
+    assert again.record.lineage.count('+') == 2
 
 
 def test_second_delta_knows_its_base_from_others(tiny_backbone, path, second):

@@ -27,12 +27,16 @@ PRETRAIN = {
         'weights': None,
         'model_args': {'patch_size': 8, 'embed_dim': 24, 'depth': 2, 'num_heads': 2},
         'image_size': 32,
-        'local_size': 16,
-        'local_views': 2,
+        'views': {
+            'local_size': 16,
+            'local_views': 2,
+        },
         'rank': 4,
-        'prototypes': 32,
-        'hidden_dim': 16,
-        'bottleneck_dim': 8,
+        'objective': {
+            'prototypes': 32,
+            'hidden_dim': 16,
+            'bottleneck_dim': 8,
+        },
     },
 }
 
@@ -143,11 +147,13 @@ MASKED = {
     'init_args': {
         'weights': None,
         'rank': 4,
-        'decoder_dim': 48,
-        'decoder_depth': 1,
-        'decoder_heads': 2,
-        'decoder_time_dim': 12,
-        'decoder_channel_dim': 8,
+        'objective': {
+            'decoder_dim': 48,
+            'decoder_depth': 1,
+            'decoder_heads': 2,
+            'decoder_time_dim': 12,
+            'decoder_channel_dim': 8,
+        },
     },
 }
 

@@ -119,7 +119,7 @@ def test_what_is_pushed_can_be_pulled_and_rebuilt(delta, make, server, api, tmp_
         '- 10-NN on test: 0.85',
         '| objective | DINOv2 |',
         '| steps | 600 |',
-        f'`{backbone.fingerprint}`',
+        f'`{backbone.record.fingerprint}`',
         '1. Base (timm/vit_small_patch14_dinov2.lvd142m): apache-2.0.',
         "rebuild(from_hub('user/there'), weights=True)",
     ):

@@ -42,7 +42,7 @@ def test_timm_gives_the_same_features(name, trained, picture, tmp_path):
         metadata = file.metadata()
     assert metadata['note'] == 'mine'
     assert json.loads(metadata['arguments'])['model'] == backbone.arguments['model']
-    assert metadata['base'] == backbone.fingerprint
+    assert metadata['base'] == backbone.record.fingerprint
 
 
 @pytest.mark.parametrize('name', ['dinov2', 'groups'])

@@ -87,7 +87,7 @@ def test_only_visible_tokens_are_encoded(kind):
     objective = build(kind)
     image, metadata, mask = draw(kind)
     seen = []
-    objective.student.blocks.register_forward_pre_hook(
+    objective.student.blocks[0].register_forward_pre_hook(
         lambda module, args: seen.append(args[0].shape[1])
     )
     objective.loss(image, mask, **metadata)
@@ -204,7 +204,7 @@ def test_parts_of_a_batch_have_its_loss_and_gradient_on_average(kind):
 def test_masks_hide_their_share(kind, ratio):
     image, metadata, _ = draw(kind)
     for consistent in (False, True):
-        objective = build(kind, ratio=ratio, consistent=consistent)
+        objective = build(kind, mask_ratio=ratio, consistent_mask=consistent)
         grid = objective.student.embed(image, **metadata).grid
         torch.manual_seed(0)
         mask = objective.draw_mask(64, grid)
@@ -275,12 +275,12 @@ def test_the_student_is_kept_and_nothing_else_moves():
 @pytest.mark.parametrize('ratio', [0, 1, -0.1, 75])
 def test_ratios_that_hide_nothing_or_all_are_refused(ratio):
     with pytest.raises(ValueError, match='above 0 and below 1'):
-        build('plain', ratio=ratio)
+        build('plain', mask_ratio=ratio)
 
 
 def test_a_ratio_must_leave_a_token():
     with pytest.raises(ValueError, match='hides all of 16'):
-        build('plain', ratio=0.95).draw_mask(2, (1, 4, 4))
+        build('plain', mask_ratio=0.95).draw_mask(2, (1, 4, 4))
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,17 @@ TINY = {
     'model': 'vit_tiny_patch16_224',
     'weights': None,
     'image_size': 32,
-    'local_size': 16,
-    'local_views': 2,
+    'views': {
+        'local_size': 16,
+        'local_views': 2,
+    },
     'model_args': {'patch_size': 8, 'embed_dim': 24, 'depth': 3, 'num_heads': 2},
     'rank': 4,
-    'prototypes': 32,
-    'hidden_dim': 16,
-    'bottleneck_dim': 8,
+    'objective': {
+        'prototypes': 32,
+        'hidden_dim': 16,
+        'bottleneck_dim': 8,
+    },
     # Large: a short run must move the weights.
     'base_lr': 0.05,
 }

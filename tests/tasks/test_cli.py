@@ -42,12 +42,14 @@ model:
     model: vit_tiny_patch16_224
     model_args: {patch_size: 8, embed_dim: 24, depth: 3, num_heads: 2}
     image_size: 32
-    local_size: 16
-    local_views: 2
+    views:
+      local_size: 16
+      local_views: 2
     rank: 4
-    prototypes: 32
-    hidden_dim: 16
-    bottleneck_dim: 8
+    objective:
+      prototypes: 32
+      hidden_dim: 16
+      bottleneck_dim: 8
     base_lr: 0.05
 data:
   class_path: torchgeo_explora.datamodules.ImageFolderDataModule
@@ -264,7 +266,10 @@ def test_any_peft_method_by_configuration(name, write_config, folder, plain, tmp
     images = ImageFolder(folder, split='predict')
     before = features(plain, images)
     load_delta(plain, tmp_path / 'delta.safetensors').eval()
-    assert f'peft.{type(plain.adaptation.adapter).__name__}' == adapter['class_path']
+    assert (
+        f'peft.{type(plain.record.adapted.adaptation.adapter).__name__}'
+        == adapter['class_path']
+    )
     after = features(plain, images)
     assert_close(found, after)
     assert not torch.equal(after, before)

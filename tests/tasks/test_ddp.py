@@ -186,12 +186,14 @@ model:
     model_args: {{patch_size: 8, embed_dim: 24, depth: 3, num_heads: 2}}
     weights: {place}/base.pth
     image_size: 32
-    local_size: 16
-    local_views: 2
+    views:
+      local_size: 16
+      local_views: 2
     rank: 4
-    prototypes: 32
-    hidden_dim: 16
-    bottleneck_dim: 8
+    objective:
+      prototypes: 32
+      hidden_dim: 16
+      bottleneck_dim: 8
 data:
   class_path: torchgeo_explora.datamodules.ImageFolderDataModule
   init_args:

@@ -93,9 +93,10 @@ model:
     weights: null
     image_size: 32
     rank: 4
-    decoder_dim: 16
-    decoder_depth: 1
-    decoder_heads: 2
+    objective:
+      decoder_dim: 16
+      decoder_depth: 1
+      decoder_heads: 2
 data:
   class_path: torchgeo_explora.datamodules.ImageFolderDataModule
   init_args: {{root: {folder}, batch_size: 2}}

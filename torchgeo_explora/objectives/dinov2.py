@@ -108,6 +108,15 @@ class DINOv2(Objective):
             mask_token = torch.zeros(width)
         self.mask_token = nn.Parameter(mask_token.reshape(width), requires_grad=False)
         self.augment = augment
+        self.temperature = self.options.temperature
+        self.teacher_temperature = self.options.teacher_temperature
+        self.temperature_warmup = self.options.temperature_warmup
+        self.momentum = self.options.momentum
+        self.ibot_weight = self.options.ibot_weight
+        self.koleo_weight = self.options.koleo_weight
+        self.mask_probability = self.options.mask_probability
+        self.mask_ratio = self.options.mask_ratio
+        self.clip = self.options.clip
         self.steps = steps
         self.diagnostics = {}
         self.train()
@@ -136,8 +145,8 @@ class DINOv2(Objective):
         mask = block_masks(
             2 * images,
             (height // patch, width // patch),
-            self.options.mask_probability,
-            self.options.mask_ratio,
+            self.mask_probability,
+            self.mask_ratio,
         )
         temperature = self.temperature_at(progress)
         terms = self.terms(views.global_, views.local, mask, temperature)
@@ -189,24 +198,22 @@ class DINOv2(Objective):
             [len(features.cls), len(features.patch), len(local) * images]
         )
         prototypes = self.head.prototypes.weight()
-        ibot = ibot_loss(
-            patch_rows, patch_target, mask, self.options.temperature, prototypes
-        )
+        ibot = ibot_loss(patch_rows, patch_target, mask, self.temperature, prototypes)
         # The largest matrix of a step: gone before the next loss keeps its gradient.
         del target, patch_target
         local_term, global_term = dino_loss(
             local_rows.unflatten(0, (len(local), images)),
             global_rows.unflatten(0, (2, images)),
             cls_target.unflatten(0, (2, images)),
-            self.options.temperature,
+            self.temperature,
             prototypes,
         )
-        terms = {'dino_global': global_term, 'ibot': self.options.ibot_weight * ibot}
+        terms = {'dino_global': global_term, 'ibot': self.ibot_weight * ibot}
         if len(local):
             terms['dino_local'] = local_term
-        if self.options.koleo_weight:
+        if self.koleo_weight:
             first, second = (koleo(cls) for cls in features.cls.chunk(2))
-            terms['koleo'] = self.options.koleo_weight * (first + second)
+            terms['koleo'] = self.koleo_weight * (first + second)
         self.diagnostics = self._diagnose(seen.cls, cls_target)
         return terms
 
@@ -225,20 +232,18 @@ class DINOv2(Objective):
         """Return the teacher temperature at *progress*."""
         return linear_warmup(
             round(progress * self.steps),
-            int(self.options.temperature_warmup * self.steps),
-            *self.options.teacher_temperature,
+            int(self.temperature_warmup * self.steps),
+            *self.teacher_temperature,
         )
 
     def momentum_at(self, progress: float) -> float:
         """Return the teacher momentum at *progress*."""
-        return cosine_schedule(
-            round(progress * self.steps), self.steps, *self.options.momentum
-        )
+        return cosine_schedule(round(progress * self.steps), self.steps, *self.momentum)
 
     def before_step(self, progress: float) -> dict[str, Tensor]:
         """Clip the gradients of the backbone and of the head, each by its own norm."""
         return {
-            name: nn.utils.clip_grad_norm_(module.parameters(), self.options.clip)
+            name: nn.utils.clip_grad_norm_(module.parameters(), self.clip)
             for name, module in (('backbone', self.student), ('head', self.head))
         }
 

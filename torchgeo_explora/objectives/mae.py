@@ -30,14 +30,14 @@ class MAEOptions:
         decoder_mlp_ratio: Width of its hidden layers over its own.
         decoder_channel_dim: Part of its width for the code of a spectral group.
         decoder_time_dim: Part of its width for the code of a time.
-        decoder_rank: Rank of LoRA on q and v of a decoder that comes with the weights;
-            0 for none.
-        mask_ratio: Share of the tokens that are hidden, between 0 and 1.
-        consistent_mask: Whether the same places are hidden in all groups or times.
         norm_pix: Whether each patch of the target has zero mean and unit variance; for
             spectral groups each place, over all its bands together.
         legacy_channel_order: Whether spectral groups are decoded in SatMAE's published
             order, which its released decoders need.
+        mask_ratio: Share of the tokens that are hidden, between 0 and 1.
+        consistent_mask: Whether the same places are hidden in all groups or times.
+        decoder_rank: Rank of LoRA on q and v of a decoder that comes with the weights;
+            0 for none.
 
     Raises:
         ValueError: If *mask_ratio* is out of range.
@@ -49,11 +49,11 @@ class MAEOptions:
     decoder_mlp_ratio: float = 4.0
     decoder_channel_dim: int = 128
     decoder_time_dim: int = 192
-    decoder_rank: int = 32
-    mask_ratio: float = 0.75
-    consistent_mask: bool = False
     norm_pix: bool = True
     legacy_channel_order: bool = False
+    mask_ratio: float = 0.75
+    consistent_mask: bool = False
+    decoder_rank: int = 32
 
     def __post_init__(self) -> None:
         """Check the range."""
@@ -81,8 +81,9 @@ class MAE(Objective):
 
     Args:
         student: Backbone that encodes, and says which decoder fits its tokens.
+        *options: Fields of `MAEOptions`, in their order.
         augment: Module from images in [0, 1] to normalised views; none if None.
-        **options: Fields of `MAEOptions`.
+        **named: Fields of `MAEOptions`, by name.
 
     Raises:
         ValueError: If an option is out of range, or the decoder's widths do not go
@@ -90,11 +91,15 @@ class MAE(Objective):
     """
 
     def __init__(
-        self, student: Backbone, augment: nn.Module | None = None, **options: Any
+        self,
+        student: Backbone,
+        *options: Any,
+        augment: nn.Module | None = None,
+        **named: Any,
     ) -> None:
         """Build the decoder for *student*."""
         super().__init__()
-        self.options = MAEOptions(**options)
+        self.options = MAEOptions(*options, **named)
         self.student = student
         self.decoder = student.mae_decoder(
             dim=self.options.decoder_dim,

@@ -64,9 +64,10 @@ def test_the_transformer_of_a_plain_vit_is_taken_whole(kind):
     before = copy.deepcopy(own.state_dict())
     left = own.load_transformer(vit.canonical_state_dict())
 
-    assert left == own.scratch == LEFT[kind]
+    assert left == own.record.untrained == LEFT[kind]
     tokens = torch.randn(2, 5, 48, generator=torch.Generator().manual_seed(0))
-    assert_close(own.encode(tokens), vit.encode(tokens))
+    position = torch.zeros(1, 5, 48)
+    assert_close(own.encode(tokens, position), vit.encode(tokens, position))
     for key, value in own.state_dict().items():
         if key.partition('.')[0] in left:
             assert torch.equal(value, before[key])
@@ -78,7 +79,7 @@ def test_the_fingerprint_is_that_of_the_plain_base(kind):
     state = {key: value.half() for key, value in vit.canonical_state_dict().items()}
     vit.load_state_dict(state)
     own.load_transformer(state)
-    assert own.fingerprint == vit.fingerprint
+    assert own.record.fingerprint == vit.record.fingerprint
     assert own.cls_token.dtype == torch.float32
 
 
@@ -110,8 +111,8 @@ def test_a_plain_vit_of_another_make_is_refused(kind, options, message):
     own, vit = backbone(kind), plain(**options)
     with pytest.raises(RuntimeError, match=f'(?s){message}'):
         own.load_transformer(vit.canonical_state_dict())
-    assert own.scratch == own.own
-    assert own.fingerprint is None
+    assert own.record.untrained == own.own
+    assert own.record.fingerprint is None
 
 
 def test_a_plain_vit_without_a_class_token_is_refused():
@@ -126,15 +127,15 @@ def test_weights_of_a_file_are_those_of_a_plain_vit_or_of_its_own_kind(kind, tmp
     rest = {'mask_token': torch.ones(1, 1, 8), 'decoder_norm.bias': torch.ones(8)}
     save_file(plain().canonical_state_dict() | rest, tmp_path / 'plain.safetensors')
     own = backbone(kind, weights=tmp_path / 'plain.safetensors')
-    assert own.scratch == LEFT[kind]
-    assert_close(own.rest, rest)
+    assert own.record.untrained == LEFT[kind]
+    assert_close(own.record.extras, rest)
 
     state = {key: v.contiguous() for key, v in own.canonical_state_dict().items()}
     save_file(state | rest, tmp_path / 'own.safetensors')
     again = backbone(kind, seed=3, weights=tmp_path / 'own.safetensors')
-    assert again.scratch == ()
+    assert again.record.untrained == ()
     assert_close(dict(again.state_dict()), dict(own.state_dict()))
-    assert_close(again.rest, rest)
+    assert_close(again.record.extras, rest)
 
 
 def test_the_code_of_a_classifiers_class_token_is_folded_into_it(tmp_path):
@@ -187,7 +188,7 @@ def test_a_delta_goes_onto_the_same_transformer_under_another_start(kind, tmp_pa
     own, fresh = backbone(kind), backbone(kind, seed=5)
     for each in (own, fresh):
         each.load_transformer(state)
-    adapt(own, Adaptation(adapter=lora(4), modules=own.scratch)).eval()
+    adapt(own, Adaptation(adapter=lora(4), modules=own.record.untrained)).eval()
     with torch.no_grad():
         for parameter in own.parameters():
             if parameter.requires_grad:
@@ -208,7 +209,7 @@ def test_a_delta_goes_onto_the_same_transformer_under_another_start(kind, tmp_pa
 def test_a_delta_of_another_base_is_refused(kind, tmp_path):
     own, other = backbone(kind), backbone(kind)
     own.load_transformer(plain().canonical_state_dict())
-    adapt(own, Adaptation(adapter=lora(4), modules=own.scratch))
+    adapt(own, Adaptation(adapter=lora(4), modules=own.record.untrained))
     save_delta(own, tmp_path / 'delta.safetensors')
     with pytest.raises(ValueError, match='load the same weights'):
         load_delta(other, tmp_path / 'delta.safetensors')

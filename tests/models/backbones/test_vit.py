@@ -48,7 +48,7 @@ def test_features_equal_those_of_dinov2(dinov2):
         features = vit(image)
         content, position, grid = vit.embed(image)
         content = replace_tokens(content, mask, rest['mask_token'])
-        masked = vit.encode(content + position)
+        masked = vit.encode(content, position)
         middle, last = vit.features(image, [-2, -1])
 
     expected = part(tensors, 'out.l98.')
@@ -283,8 +283,8 @@ def test_weights_of_a_file_are_loaded_and_the_rest_is_kept(tmp_path):
         **TINY,
     )
 
-    assert_close(vit.rest, {'mask_token': torch.ones(1, 24)})
-    assert vit.fingerprint is not None
+    assert_close(vit.record.extras, {'mask_token': torch.ones(1, 24)})
+    assert vit.record.fingerprint is not None
     kernel = source.patch_embed.proj.weight[:, [0, 1, 2, 0, 1]] * 3 / 5
     assert_close(vit.patch_embed.proj.weight, kernel)
     assert_close(vit.blocks[1].attn.v.weight, source.blocks[1].attn.v.weight)

@@ -39,7 +39,7 @@ def test_mean_pooling_is_before_the_final_norm(tiny_backbone):
     image = torch.randn(2, 3, 32, 32)
     nn.init.normal_(tiny_backbone.norm.weight)
     tokens = tiny_backbone.embed(image)
-    x = tiny_backbone.blocks(tiny_backbone._start(tokens.content + tokens.position))
+    x = tiny_backbone.blocks(tiny_backbone.enter(tokens.content, tokens.position)[0])
     head = PooledHead(tiny_backbone, 5, 'mean')
     nn.init.normal_(head.linear.weight)
     pooled = nn.functional.layer_norm(x[:, 1:].mean(1), (24,), eps=1e-6)

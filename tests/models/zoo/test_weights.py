@@ -155,7 +155,7 @@ def test_stock_classification_takes_the_weights(rgb, state, name):
 def test_our_backbone_takes_the_weights(rgb, state):
     vit = ViT('vit_small_patch14_dinov2', rgb, image_size=28, **SIZES)
     assert_close(vit.canonical_state_dict(), state, rtol=0, atol=0)
-    assert 'mask_token' not in vit.rest
+    assert 'mask_token' not in vit.record.extras
 
 
 def test_group_channel_weights_reach_stock_classification(publish):

@@ -89,7 +89,7 @@ def test_delta_is_folded_in_before_the_fresh_adapter(tmp_path):
     expected = merged(source).eval()(image)
     torch.testing.assert_close(task.eval().backbone(image), expected)
     assert task.mean == (0.1, 0.2, 0.3)
-    assert task.backbone.fingerprint != start.backbone.fingerprint
+    assert task.backbone.record.fingerprint != start.backbone.record.fingerprint
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from torchgeo_explora.adapt import delta_state_dict, load_delta
 from torchgeo_explora.callbacks import EmbeddingWriter
 from torchgeo_explora.datamodules import ImageFolderDataModule
 from torchgeo_explora.models import ViT
+from torchgeo_explora.models.backbones.backbone import compile_blocks
 from torchgeo_explora.tasks import ExploraDinoTask
 
 
@@ -92,7 +93,11 @@ def test_micro_batch_changes_no_schedule(
     tmp_path, folder, tiny, batch_size, accumulated
 ):
     record = Record()
-    task = _task(tiny, warmup=0.5, freeze_prototypes=0.25)
+    task = _task(
+        tiny,
+        schedule={'warmup': 0.5},
+        objective={**tiny['objective'], 'freeze_prototypes': 0.25},
+    )
     _trainer(tmp_path, callbacks=[record], accumulate_grad_batches=accumulated).fit(
         task, _data(folder, batch_size)
     )
@@ -197,7 +202,7 @@ def test_load_from_checkpoint_restores_the_adapter(tmp_path, folder, tiny):
     _trainer(tmp_path).fit(task, _data(folder))
     seed_everything(0)
     again = ExploraDinoTask.load_from_checkpoint(tmp_path / 'last.ckpt')
-    assert isinstance(again.adapter, LoHaConfig)
+    assert isinstance(again.adaptation.adapter, LoHaConfig)
     for key, value in delta_state_dict(task).items():
         assert torch.equal(again.state_dict()[key], value)
 
@@ -298,7 +303,8 @@ def test_compiled_blocks_have_no_graph_break(monkeypatch, tiny):
     counter = CompileCounter()
     monkeypatch.setattr(torch, 'compile', partial(torch.compile, backend=counter))
     expected = _task(tiny)
-    task = _task(tiny, compiled=True, checkpointing=True)
+    task = _task(tiny, checkpointing=True)
+    compile_blocks(task.objective)
     image = {'image': torch.rand(2, 3, 40, 40)}
     frames = []
     # Each seed masks another number of patches.
@@ -334,20 +340,20 @@ def test_prediction_checks_the_value_range_too(tmp_path, folder, tiny):
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        ({'local_size': 20}, r'\*local_size\* 20 .* use 16'),
+        ({'views': {'local_size': 20}}, r'\*local_size\* 20 .* use 16'),
         ({'base_lr': 0.0}, r'\*base_lr\*'),
         ({'rank': 0, 'alpha': 3}, r'\*alpha\*'),
-        ({'warmup': 2.0}, r'\*warmup\* is a share'),
+        ({'schedule': {'warmup': 2.0}}, r'\*warmup\* is a share'),
         (
             {'unfreeze': [], 'rank': 0, 'norms': False, 'cls_token': False},
-            'nothing of the backbone would train',
+            'nothing in the backbone would train',
         ),
         (
             {
                 'rank': None,
                 'adapter': AdaLoraConfig(total_step=9, target_modules=['q', 'v']),
             },
-            'AdaLoraConfig takes ranks away',
+            'AdaLoraConfig removes ranks',
         ),
         (
             {

@@ -25,17 +25,21 @@ from torchgeo_explora.tasks import ExploraMAETask
 from torchgeo_explora.tasks.run.raw_images import RawImages
 
 ARCHITECTURE = {'patch_size': 8, 'embed_dim': 24, 'depth': 3, 'num_heads': 2}
-DECODER = {'decoder_dim': 16, 'decoder_depth': 2, 'decoder_heads': 2}
+DECODER = {
+    'decoder_dim': 16,
+    'decoder_depth': 2,
+    'decoder_heads': 2,
+    'decoder_rank': 2,
+}
 TINY = {
     'model': 'vit_tiny_patch16_224',
     'weights': None,
     'image_size': 32,
     'model_args': ARCHITECTURE,
     'rank': 4,
-    'decoder_rank': 2,
+    'objective': DECODER,
     # Large: a short run must move the weights.
     'base_lr': 0.5,
-    **DECODER,
 }
 GROUPS = {
     'bands': ['blue', 'green', 'red'],
@@ -111,7 +115,7 @@ def test_a_new_decoder_trains_whole_and_the_start_says_so(tmp_path, folder, capl
     _trainer(tmp_path).fit(task, _data(folder))
     after = task.objective.decoder.state_dict()
     assert before.keys() - _moved(before, after) == {'pos_embed'}
-    assert 'decoder: not in the weights, new, trains whole' in caplog.text
+    assert 'decoder: not in the weights, new and trained in full' in caplog.text
 
 
 def test_start_speaks_the_papers_language(tmp_path, folder, published, caplog):
@@ -219,7 +223,7 @@ def test_accumulated_gradient_is_that_of_one_large_batch(tmp_path, published):
 
 
 def test_weight_decay_spares_vectors(tmp_path, folder):
-    task = _task(weight_decay=0.05)
+    task = _task(schedule={'weight_decay': 0.05})
     trainer = _trainer(tmp_path)
     trainer.fit(task, _data(folder))
     matrices, vectors = trainer.optimizers[0].param_groups
@@ -331,7 +335,12 @@ def test_embeddings_see_no_data_as_training_does():
 def test_views_are_square_and_whole_patches():
     backbone = GroupChannelViT(**GROUPS | {'image_size': (32, 16)})
     with pytest.raises(ValueError, match='made for 32 x 16 pixels'):
-        _task(model=backbone, model_args=None, image_size=None, decoder_channel_dim=8)
+        _task(
+            model=backbone,
+            model_args=None,
+            image_size=None,
+            objective=DECODER | {'decoder_channel_dim': 8},
+        )
     with pytest.raises(ValueError, match='not a multiple of patch_size 8'):
         _task(image_size=30)
 
@@ -346,7 +355,10 @@ def test_a_published_decoder_of_groups_asks_for_its_order(tmp_path):
         state[name if name == 'mask_token' else f'decoder_{name}'] = value
     torch.save({'model': state}, tmp_path / 'satmae.pth')
     given = {k: v for k, v in TINY.items() if k not in ('model_args', 'image_size')}
-    given |= {'weights': str(tmp_path / 'satmae.pth'), 'decoder_channel_dim': 8}
+    given |= {
+        'weights': str(tmp_path / 'satmae.pth'),
+        'objective': DECODER | {'decoder_channel_dim': 8},
+    }
     with pytest.warns(UserWarning, match='legacy_channel_order'):
         ExploraMAETask(**given | {'model': GroupChannelViT(**GROUPS)})
 
@@ -372,8 +384,8 @@ def test_a_given_backbone_starts_from_an_rgb_mae(tmp_path, folder, published, ca
     task = _group_task(published)
     student = task.objective.student
     whole = {'patch_embed', 'pos_embed', 'channel_embed'}
-    assert set(student.adaptation.modules) == whole
-    assert task.objective.decoder.adaptation.modules == ('pred',)
+    assert set(student.record.adapted.adaptation.modules) == whole
+    assert task.objective.decoder.record.adapted.adaptation.modules == ('pred',)
     before = copy.deepcopy(student.state_dict())
     data = _data(folder)
     _trainer(tmp_path).fit(task, data)
@@ -394,7 +406,8 @@ def _group_task(weights, **kwargs):
     given = {
         k: v for k, v in TINY.items() if k not in ('model', 'model_args', 'image_size')
     }
-    settings = given | {'decoder_channel_dim': 8, 'weights': weights} | kwargs
+    objective = {**DECODER, 'decoder_channel_dim': 8, **kwargs.pop('objective', {})}
+    settings = given | {'objective': objective, 'weights': weights} | kwargs
     return ExploraMAETask(**{'model': GroupChannelViT(**GROUPS)} | settings)
 
 
@@ -402,7 +415,10 @@ def test_a_series_takes_its_dates_from_the_batch():
     seed_everything(0)
     model = TemporalViT(32, time_embed_dim=12, **ARCHITECTURE)
     task = ExploraMAETask(
-        model, None, rank=4, decoder_time_dim=6, **DECODER | {'decoder_dim': 14}
+        model,
+        weights=None,
+        rank=4,
+        objective=DECODER | {'decoder_dim': 14, 'decoder_time_dim': 6},
     )
     task.raw_images = RawImages(task.backbone, None, (0, 2))
     batch = {
@@ -419,13 +435,13 @@ def test_a_series_takes_its_dates_from_the_batch():
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        ({'mask_ratio': 1.0}, r'\*mask_ratio\* of a task\) is 1.0: choose above 0'),
+        ({'objective': {'mask_ratio': 1.0}}, r'\*mask_ratio\* is 1.0: choose above 0'),
         ({'std': [0.1, 0.0, 0.1]}, r'\*std\* is .*above 0'),
         ({'mean': [float('nan')]}, r'\*mean\* is .*finite'),
         ({'image_size': 33}, 'not a multiple of patch_size'),
         ({'base_lr': 0.0}, 'must be positive'),
         ({'unfreeze': [7]}, 'names block 7'),
-        ({'decoder_heads': 3}, 'multiple of 3 heads'),
+        ({'objective': DECODER | {'decoder_heads': 3}}, 'multiple of 3 heads'),
         ({'weights': 'no/such/file.pth'}, 'no/such/file'),
     ],
 )
@@ -436,7 +452,7 @@ def test_bad_arguments_say_what_to_do(change, message):
 
 def test_decoder_weights_of_another_width_are_refused(published):
     with pytest.raises(ValueError, match=r'weights are 16 wide.*set \*decoder_dim'):
-        _task(weights=published, decoder_dim=32)
+        _task(weights=published, objective=DECODER | {'decoder_dim': 32})
 
 
 @pytest.mark.parametrize(
@@ -480,10 +496,11 @@ model:
         num_heads: 2
     weights: {weights}
     rank: 4
-    decoder_dim: 16
-    decoder_depth: 2
-    decoder_heads: 2
-    decoder_channel_dim: 8
+    objective:
+      decoder_dim: 16
+      decoder_depth: 2
+      decoder_heads: 2
+      decoder_channel_dim: 8
 data:
   class_path: torchgeo_explora.datamodules.ImageFolderDataModule
   init_args: {{root: {folder}, batch_size: 4}}

@@ -57,12 +57,10 @@ def test_task_logs_the_share_of_the_time_in_which_data_was_waited_for(tmp_path, 
     shares = Shares()
     task = ExploraDinoTask(
         'vit_tiny_patch16_224',
-        None,
+        weights=None,
         image_size=32,
-        local_views=2,
-        prototypes=64,
-        hidden_dim=32,
-        bottleneck_dim=16,
+        views={'local_views': 2},
+        objective={'prototypes': 64, 'hidden_dim': 32, 'bottleneck_dim': 16},
         model_args={'embed_dim': 24, 'depth': 2, 'num_heads': 2},
         rank=2,
     )

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from torchgeo_explora.tasks.run.optimizer import may_fuse, optimizer_plan
+from torchgeo_explora.tasks.run.optimizer import Schedule, may_fuse, optimizer_plan
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ def test_fused_steps_are_those_of_the_plain_kernel():
         torch.manual_seed(0)
         weight = torch.nn.Parameter(torch.randn(8, 8))
         groups = [{'params': [weight], 'still': 0.2}]
-        plan = optimizer_plan(groups, 1e-2, 0.0, 10, 0.1, (0.9, 0.999), 0.0, fused)
+        plan = optimizer_plan(groups, 1e-2, 10, Schedule(0.0, 0.1), fused)
         rates = []
         for _ in range(4):
             weight.grad = torch.randn(8, 8)

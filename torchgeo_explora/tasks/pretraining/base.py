@@ -28,12 +28,7 @@ from torchgeo_explora.models.backbones.backbone import Backbone, compile_blocks
 from torchgeo_explora.models.backbones.tokens import check_size
 from torchgeo_explora.objectives import Objective
 from torchgeo_explora.objectives.objective import batch_metadata
-from torchgeo_explora.tasks.run.adaptation import (
-    as_options,
-    choose_adapter,
-    make_trainable,
-    plain,
-)
+from torchgeo_explora.tasks.run.adaptation import choose_adapter, make_trainable, plain
 from torchgeo_explora.tasks.run.backbone import (
     Model,
     build_backbone,
@@ -130,7 +125,7 @@ class PretrainingTask(ResumableTask):
         self.adaptation = Adaptation(unfreeze, norms, cls_token, chosen, modules)
         self.alpha = 1 if alpha is None else alpha
         self.base_lr = base_lr
-        self.schedule = as_options(Schedule, schedule)
+        self.schedule = schedule
         self.drop_path = drop_path
         self.frozen_dtype = frozen_dtype
         self.checkpointing = checkpointing

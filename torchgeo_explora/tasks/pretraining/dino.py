@@ -46,6 +46,7 @@ class ExploraDinoTask(PretrainingTask):
     def __init__(
         self,
         model: Backbone | str = 'vit_large_patch14_dinov2',
+        *,
         objective: DINOv2Options = DINOv2Options(),
         views: MultiCropOptions = MultiCropOptions(),
         augmentations: nn.Module | None = None,
@@ -54,9 +55,10 @@ class ExploraDinoTask(PretrainingTask):
         **pretraining: Any,
     ) -> None:
         """Build the adapted student, its twin teacher and the head."""
+        schedule = as_options(Schedule(), schedule)
         super().__init__(base_lr=base_lr, schedule=schedule, **pretraining)
-        objective = as_options(DINOv2Options, objective)
-        views = as_options(MultiCropOptions, views)
+        objective = as_options(DINOv2Options(), objective)
+        views = as_options(MultiCropOptions(), views)
         self.save_hyperparameters(
             {'objective': plain(objective), 'views': plain(views)}
         )

@@ -16,6 +16,9 @@ from torchgeo_explora.tasks.run.adaptation import as_options, plain
 from torchgeo_explora.tasks.run.optimizer import Schedule
 from torchgeo_explora.tasks.run.raw_images import no_data as declared_no_data
 
+#: MAE's: 1 of 200 epochs of warm-up.
+SCHEDULE = Schedule(min_lr=0.0, warmup=0.005, betas=(0.9, 0.95))
+
 
 class ExploraMAETask(PretrainingTask):
     """Adapt a ViT to unlabelled images with MAE's objective and a small delta.
@@ -63,18 +66,20 @@ class ExploraMAETask(PretrainingTask):
     def __init__(
         self,
         model: Backbone | str = 'vit_large_patch16_224.mae',
+        *,
         objective: MAEOptions = MAEOptions(),
         crop_scale: tuple[float, float] = (0.2, 1.0),
         augmentations: nn.Module | None = None,
         base_lr: float = 4.5e-4,
-        schedule: Schedule = Schedule(min_lr=0.0, warmup=0.005, betas=(0.9, 0.95)),
+        schedule: Schedule = SCHEDULE,
         no_data: float | None = None,
         quantize: bool = False,
         **pretraining: Any,
     ) -> None:
         """Build the adapted student and the decoder."""
+        schedule = as_options(SCHEDULE, schedule)
         super().__init__(base_lr=base_lr, schedule=schedule, **pretraining)
-        objective = as_options(MAEOptions, objective)
+        objective = as_options(MAEOptions(), objective)
         self.save_hyperparameters({'objective': plain(objective)})
         self.given_no_data = self.no_data = no_data
         self.quantize = Quantize() if quantize else nn.Identity()
@@ -84,7 +89,7 @@ class ExploraMAETask(PretrainingTask):
             augmentations = SingleCrop(
                 self.image_size, (crop_scale[0], crop_scale[1]), self.mean, self.std
             )
-        self.objective = MAE(student, augmentations, **asdict(objective))
+        self.objective = MAE(student, augment=augmentations, **asdict(objective))
         self.objective.start_decoder(extras, self.alpha)
 
     def summary(self) -> str:

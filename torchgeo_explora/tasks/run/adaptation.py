@@ -2,14 +2,17 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass, replace
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from peft import AdaLoraConfig, PeftConfig
 from torch import nn
 
 from torchgeo_explora.adapt import Adaptation, adapt, count, lora
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 def choose_adapter(
@@ -61,26 +64,25 @@ def plain(value: Any) -> Any:
     return value
 
 
-def as_options[T](kind: type[T], given: Any) -> T:
+def as_options[T: 'DataclassInstance'](default: T, given: T | Mapping[str, Any]) -> T:
     """Return a group of options, with tuples where a file has lists.
 
     Args:
-        kind: The group's dataclass.
-        given: One of it, or its fields by name, as a checkpoint holds them.
+        default: What is not given.
+        given: A group, or some of its fields by name, as a checkpoint holds them.
 
     Raises:
         ValueError: If a field is unknown.
     """
-    values = asdict(given) if is_dataclass(given) else dict(given)  # type: ignore[arg-type]
-    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    values = dict(given) if isinstance(given, Mapping) else asdict(given)
+    known = [field.name for field in fields(default)]
     if unknown := values.keys() - known:
         raise ValueError(
-            f'{kind.__name__} has no {", ".join(sorted(unknown))}: choose from'
+            f'{type(default).__name__} has no {", ".join(sorted(unknown))}: choose from'
             f' {", ".join(known)}'
         )
-    return kind(
-        **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    )
+    tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return replace(default, **tuples)
 
 
 def make_trainable(student: nn.Module, adaptation: Adaptation) -> None:

@@ -87,6 +87,25 @@ class ResumableTask(BaseTask):
         self.strict_loading = False
         self.micro_steps = 0
 
+    @classmethod
+    def load_from_checkpoint(
+        cls, checkpoint_path: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Return a task with the arguments and the state that a checkpoint holds.
+
+        Raises:
+            ValueError: If its arguments are those of an earlier version.
+        """
+        try:
+            return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+        except TypeError as error:
+            raise ValueError(
+                f'{checkpoint_path} holds arguments that {cls.__name__} does not take'
+                f' ({error}): if torchgeo-explora 0.1 wrote it, read it with that'
+                ' version, or build the task anew and load the weights by'
+                ' trainer.fit(..., ckpt_path=...) or load_delta'
+            ) from error
+
     def configure_models(self) -> None:
         """Do nothing: a constructor builds the models, from its own arguments."""
 

@@ -14,7 +14,7 @@ from torchgeo_explora.tasks.run.raw_images import (
     band_names,
     require_predict_set,
     select_bands,
-    take_over,
+    take_over_normalization,
     unit_range,
 )
 
@@ -30,7 +30,7 @@ def _raw(count=2, channels=3):
 @pytest.mark.parametrize('stage', ['training', 'validating', 'testing', 'predicting'])
 def test_batches_come_as_they_are_read(name, stage):
     module = getattr(datamodules, name)()
-    take_over(module)
+    take_over_normalization(module)
     stages = ('training', 'validating', 'sanity_checking', 'testing', 'predicting')
     module.trainer = SimpleNamespace(**{key: key == stage for key in stages})
     image = _raw(channels=len(module.mean.flatten()) if module.mean.ndim else 3)
@@ -40,10 +40,10 @@ def test_batches_come_as_they_are_read(name, stage):
 
 def test_augmentation_that_is_not_there_stays_away():
     module = SimpleNamespace(train_aug=None)
-    take_over(module)
+    take_over_normalization(module)
     assert list(vars(module)) == ['train_aug']
     assert isinstance(module.train_aug, nn.Identity)
-    take_over(None)
+    take_over_normalization(None)
 
 
 def test_a_given_range_goes_before_the_data_modules():
