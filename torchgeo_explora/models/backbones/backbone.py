@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers.drop import DropPath
+from timm.models.vision_transformer import Block
 from torch import Tensor, cat, nn
 from torch.nn.modules.module import _IncompatibleKeys
 from torch.utils.checkpoint import checkpoint
@@ -32,10 +33,11 @@ class Backbone(nn.Module, ABC):
     and keeps the positions, MAE drops tokens with their positions. A backbone knows
     neither, and a method does not know what a position is.
 
-    A subclass sets `norm_pre`, `blocks` and `norm`, with attention layers that have
-    their projections as `q`, `k` and `v`, and writes `embed`, `patchify`, `prefix` and
-    `start_from`. Where positions are not added to the content, it overrides `enter`.
-    Defining the class is enough for files to be built by its name (`kind`).
+    A subclass sets `blocks` and `norm`, and `norm_pre` where there is one, with
+    attention layers that have their projections as `q`, `k` and `v`, and writes
+    `embed`, `patchify`, `prefix` and `start_from`. Where positions are not added to the
+    content, it overrides `enter`. Defining the class is enough for files to be built by
+    its name (`kind`).
 
     Args:
         arguments: The constructor's arguments as plain values, without weights:
@@ -80,6 +82,7 @@ class Backbone(nn.Module, ABC):
         self.patch_size = patch_size
         self.in_channels = in_channels
         self.image_size = image_size
+        self.norm_pre = nn.Identity()
         self.record = Record()
         self.bands: tuple[str, ...] | None = None
         self.mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN
@@ -252,8 +255,9 @@ class Backbone(nn.Module, ABC):
             index: (R,), where they stand in `x.flatten(0, 1)`, on its device.
             context: What the block gets beside the tokens.
         """
-        if block.training and isinstance(block.drop_path1, DropPath):
-            # It drops whole images, which rows on their own do not know.
+        plain = isinstance(block, Block) and hasattr(block.attn, 'of_rows')
+        # Drop path drops whole images, which rows on their own do not know.
+        if not plain or (block.training and isinstance(block.drop_path1, DropPath)):
             return block(x, **context).flatten(0, 1)[index]
         rows = x.flatten(0, 1)[index]
         attended = block.attn.of_rows(block.norm1(x), keep, index, **context)

@@ -103,7 +103,6 @@ class CodedBackbone(Backbone):
         table = sincos_2d(self.grid, embed_dim - code_dim)
         # The class token's row is zero: (h * w, D - E) -> (1, 1 + h * w, D - E)
         self.pos_embed = nn.Parameter(nn.functional.pad(table, (0, 0, 1, 0))[None])
-        self.norm_pre = nn.Identity()
         blocks = [
             Block(embed_dim, num_heads, mlp_ratio, qkv_bias=True) for _ in range(depth)
         ]
