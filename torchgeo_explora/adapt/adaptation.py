@@ -1,4 +1,4 @@
-"""Which weights train: the adaptation, its application and its end."""
+"""Which weights train: the adaptation, applying it, and folding it in."""
 
 import copy
 import difflib
@@ -48,7 +48,7 @@ def lora(rank: int = 64, alpha: int = 1) -> LoraConfig:
 class Adaptation:
     """What trains in a backbone; everything else is frozen (ExPLoRA, section 4).
 
-    The defaults are ExPLoRA's for a natural-image base: the last block whole, all
+    The defaults are ExPLoRA's for a natural-image base: the whole last block, all
     normalisation layers, LoRA of rank 64 on the queries and values of the other
     blocks. The paper does not mention the cls token; the authors' scripts train it.
     Probing is `Adaptation((), norms=False, cls_token=False, adapter=None)`, full
@@ -56,16 +56,16 @@ class Adaptation:
     """
 
     unfreeze: Sequence[int] = (-1,)
-    """Blocks that train whole, from 0; negative ones count from the end."""
+    """Blocks that are trained in full, from 0; negative ones count from the end."""
     norms: bool = True
     """Whether every normalisation layer trains. LayerScale is not one."""
     cls_token: bool = True
     """Whether the cls token trains, where there is one."""
     adapter: PeftConfig | None = field(default_factory=lora)
-    """Any PEFT method, for the layers it names in the blocks that do not train whole;
-    None for none."""
+    """Any PEFT method, for the layers it names in the other blocks; None for none."""
     modules: Sequence[str] = ()
-    """Modules and parameters that train whole besides; '' is the whole backbone."""
+    """Further modules and parameters that are trained in full; '' means the whole
+    backbone."""
 
     def __post_init__(self) -> None:
         """Make the sequences comparable, whatever a parser gave."""
@@ -73,7 +73,7 @@ class Adaptation:
         object.__setattr__(self, 'modules', tuple(self.modules))
 
     def blocks(self, depth: int) -> tuple[int, ...]:
-        """Return the blocks that train whole, from 0 and ascending.
+        """Return the blocks that are trained in full, from 0 and ascending.
 
         Args:
             depth: How many blocks the backbone has.
@@ -99,7 +99,7 @@ class Adaptation:
         parts = [f'[{numbers}]']
         if self.adapter is not None:
             kind = adapter_kind(self.adapter)
-            # AdaLoRA starts from a rank of its own.
+            # AdaLoRA calls its first rank something else.
             rank = getattr(self.adapter, 'init_r', getattr(self.adapter, 'r', None))
             parts += [kind] if kind != 'LORA' else []
             parts += [f'r{rank}'] if rank else []
@@ -109,7 +109,7 @@ class Adaptation:
         """Return plain values that JSON can hold, for `from_dict`."""
         adapter = None
         if self.adapter is not None:
-            # The version that wrote it says nothing about the method.
+            # The version of PEFT that wrote it is not part of the method.
             values = {
                 key: value
                 for key, value in self.adapter.to_dict().items()
@@ -157,8 +157,8 @@ def adapt[M: nn.Module](backbone: M, adaptation: Adaptation) -> M:
     Raises:
         TypeError: If the backbone has no sequence of blocks.
         ValueError: If the backbone is adapted already, if a name or index matches
-            nothing, or if a delta cannot hold the adapter. The backbone is then as
-            it was.
+            nothing, or if a delta cannot hold the adapter. The backbone is then left
+            as it was.
     """
     if adapted(backbone) is not None:
         raise ValueError(
@@ -251,7 +251,7 @@ def _check_drawn(backbone: nn.Module, trained: Sequence[nn.Parameter]) -> None:
 def _frozen_modules(
     backbone: nn.Module, blocks: nn.Module, trained: Sequence[nn.Parameter]
 ) -> dict[str, nn.Module]:
-    """Return what an adapter may take: modules of blocks that do not train whole."""
+    """Return what an adapter may take: modules of blocks not trained in full."""
     inside = {id(module) for module in blocks.modules()}
     whole = {id(parameter) for parameter in trained}
     return {

@@ -16,7 +16,7 @@ from torchgeo_explora.functional.autocast import under_autocast
 _REWRITES = 'rewrites frozen weights: the delta could not restore them'
 _REFUSED_INITIALISATIONS = {
     'corda': _REWRITES,
-    'eva': 'takes its first values from training data, which are not seen here',
+    'eva': 'takes its first values from training data, which are not available here',
     'loftq': _REWRITES,
     'lora_ga': _REWRITES,
     'olora': _REWRITES,
@@ -36,7 +36,7 @@ def select_layers(
 
     Args:
         adapter: Its `target_modules` are ends of names, one regular expression for
-            whole names, or `all-linear`; `exclude_modules` is heeded.
+            whole names, or `all-linear`; `exclude_modules` is respected.
         modules: The modules to choose from, by full name.
 
     Raises:
@@ -78,9 +78,9 @@ def _ends(name: str, end: str) -> bool:
 def check_adapter(adapter: PeftConfig, layers: Mapping[str, nn.Module]) -> None:
     """Make sure that a delta can hold *adapter*, before a backbone is touched.
 
-    A copy of each kind of layer is adapted, filled with random values and tried for
-    what everything else relies on: the adapter starts as the identity, leaves the
-    base as it is, comes back from its state dict and folds into the base.
+    A copy of each kind of layer is adapted, filled with random values and checked for
+    what everything else relies on: the adapter starts as the identity, leaves the base
+    as it is, is restored by its state dict and folds into the base.
 
     Args:
         adapter: Configuration of any PEFT method.
@@ -105,15 +105,15 @@ def check_adapter(adapter: PeftConfig, layers: Mapping[str, nn.Module]) -> None:
     for option in ('modules_to_save', 'target_parameters'):
         if getattr(adapter, option, None):
             raise ValueError(
-                f'adapter option {option} is not supported: name what trains whole in '
-                'Adaptation(modules=...)'
+                f'adapter option {option} is not supported: name what is trained in '
+                'full in Adaptation(modules=...)'
             )
     kinds = {
         (type(layer), tuple(tuple(p.shape) for p in layer.parameters())): (name, layer)
         for name, layer in layers.items()
     }
     for name, layer in kinds.values():
-        # Neither the caller's generator nor a default device may notice the trial.
+        # The trial must not touch the caller's generator or default device.
         with torch.random.fork_rng(devices=[]), torch.device('cpu'):
             try:
                 failure = _try(adapter, name.rpartition('.')[2], layer)
@@ -126,7 +126,7 @@ def check_adapter(adapter: PeftConfig, layers: Mapping[str, nn.Module]) -> None:
 
 
 def _try(adapter: PeftConfig, name: str, layer: nn.Module) -> str | None:
-    """Return what *adapter* fails at on a copy of *layer*, or None."""
+    """Return what *adapter* gets wrong on a copy of *layer*, or None."""
     base = copy.deepcopy(layer).to_empty(device='cpu').float()
     with torch.no_grad():
         for parameter in base.parameters():
@@ -187,7 +187,7 @@ def inject(adapter: PeftConfig, module: nn.Module, names: list[str]) -> nn.Modul
     # A regular expression is matched against whole names: as a list, they would also
     # take the same ends under another prefix.
     rule.target_modules = '|'.join(re.escape(name) for name in names)
-    # A configuration that was read from a published adapter asks for no training.
+    # The configuration of a published adapter says that it is not to be trained.
     rule.inference_mode = False
     adapted = inject_adapter_in_model(rule, module)
     for layer in adapted.modules():

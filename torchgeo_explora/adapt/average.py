@@ -24,9 +24,9 @@ def average_deltas(
 ) -> None:
     """Write the mean of several deltas of one base, in weight space.
 
-    What trains whole is averaged; LoRA factors are stacked, so that their product is
-    exactly the mean of the products: ranks add up. Other adapters have no such sum, and
-    `Deltas.average` folds them into a whole backbone instead.
+    Weights that are trained in full are averaged; LoRA factors are stacked, so that
+    their product is exactly the mean of the products, and ranks add up. Other adapters
+    have no such sum: `Deltas.average` folds them into a whole backbone instead.
 
     Args:
         paths: Files of `save_delta`.
@@ -43,7 +43,9 @@ def average_deltas(
     if shares is None:
         shares = [1 / len(paths)] * len(paths)
     if len(shares) != len(paths):
-        raise ValueError(f'{len(paths)} deltas need as many shares, got {len(shares)}')
+        raise ValueError(
+            f'{len(paths)} deltas need {len(paths)} *shares*, got {len(shares)}'
+        )
     check_shares(shares)
     found, tensors = zip(*map(read_delta, paths), strict=True)
     for path, metadata, state in zip(paths, found, tensors, strict=True):
@@ -70,7 +72,7 @@ def average_deltas(
     adaptation = dict(found[0]['adaptation'])
     if adapters[0] is not None:
         rank = sum(adapter['r'] for adapter in adapters)
-        # Each product's own scale went into its B.
+        # B already contains the scale of its product.
         scale = {'r': rank, 'lora_alpha': rank, 'use_rslora': False}
         adaptation['adapter'] = {**adapters[0], **scale}
     metadata = {
@@ -97,8 +99,8 @@ def _check_plain(path: Any, metadata: Mapping[str, Any]) -> None:
         adapter['peft_type'] != 'LORA' or any(adapter.get(key) for key in _UNLIKE)
     ):
         raise ValueError(
-            f'the adapter of {path} is not plain LoRA, and no file can hold a mean of'
-            ' such: average whole weights by Deltas(base).average()'
+            f'the adapter of {path} is not plain LoRA, and a delta file cannot hold'
+            ' a mean of others: average whole weights with Deltas(base).average()'
         )
 
 
@@ -116,6 +118,7 @@ def _check_alike(
         )
     if differing := sorted(expected[1].keys() ^ found[1].keys()):
         raise ValueError(
-            f'{path} and {first} train other tensors, first {differing[0]}: no file can'
-            ' hold their mean; average whole weights by Deltas(base).average()'
+            f'{path} and {first} train different tensors, first {differing[0]}: a delta'
+            ' file cannot hold their mean; average whole weights with'
+            ' Deltas(base).average()'
         )

@@ -16,8 +16,8 @@ from torchgeo_explora.models.backbones.record import record_of
 class Deltas[M: nn.Module](Mapping[str, M]):
     """Backbones that share one base, each with a delta of its own, by name.
 
-    Every frozen tensor is shared: a further delta costs what its file holds, for a
-    ViT-L some 71 MiB instead of 1.13 GiB. Switching is taking another one:
+    Every frozen tensor is shared: another delta costs only what its file holds, for a
+    ViT-L about 71 MiB instead of 1.13 GiB. To switch, take another one:
 
         deltas = Deltas(base)
         deltas.add('fmow', 'fmow.safetensors')
@@ -47,7 +47,7 @@ class Deltas[M: nn.Module](Mapping[str, M]):
         """Load a delta of the base and return the backbone that has it.
 
         Args:
-            name: How it is called from now on; one of this name is replaced.
+            name: Its name here; a delta of the same name is replaced.
             path: A file of `save_delta`.
 
         Raises:
@@ -64,7 +64,7 @@ class Deltas[M: nn.Module](Mapping[str, M]):
         return backbone
 
     def remove(self, name: str) -> None:
-        """Let go of a delta."""
+        """Forget a delta."""
         del self._backbones[name], self.metadata[name]
 
     def interpolate(self, first: str, second: str, share: float) -> M:
@@ -73,7 +73,7 @@ class Deltas[M: nn.Module](Mapping[str, M]):
         Args:
             first: Name of the one at share 0.
             second: Name of the one at share 1.
-            share: Usually in [0, 1].
+            share: Share of the second, usually in [0, 1].
         """
         return self.average({first: 1 - share, second: share})
 
@@ -81,8 +81,9 @@ class Deltas[M: nn.Module](Mapping[str, M]):
     def average(self, weights: Mapping[str, float] | None = None) -> M:
         """Return a plain backbone whose weights are the mean of several.
 
-        The mean is of whole weights, adapters folded in: that of two LoRA products, not
-        the product of two means. The deltas may be of any kind.
+        The mean is taken over whole weights, with adapters folded in: the mean of two
+            LoRA
+        products, not the product of two means. The deltas may be of any kind.
 
         Args:
             weights: Share of each delta by name, sum 1; equal shares of all if None.

@@ -102,7 +102,7 @@ def write_delta(
     Args:
         tensors: The delta, on the CPU.
         path: The file, `*.safetensors`.
-        metadata: Where they come from, as `save_delta` says it, and what else to keep.
+        metadata: Where they come from, as in `save_delta`, and what else to keep.
 
     Raises:
         OSError: If it cannot be written; a file that was there stays.
@@ -136,7 +136,7 @@ def load_delta[M: nn.Module](backbone: M, path: str | os.PathLike[str]) -> M:
     """
     metadata = read_delta_metadata(path)
     base = base_fingerprint(backbone)
-    # Folding a delta in rounds otherwise on another machine, but is the same base.
+    # Folding a delta in rounds differently on another machine, but it is the same base.
     folded = lineage(backbone) or ''
     if base != metadata['base'] and (not folded or folded != metadata.get('lineage')):
         raise ValueError(
@@ -176,7 +176,8 @@ def load_delta[M: nn.Module](backbone: M, path: str | os.PathLike[str]) -> M:
 
 
 def _check_groups(backbone: nn.Module, stored: Mapping[str, Any]) -> None:
-    # Groups of as many bands have weights of one shape, whatever the bands are.
+    # Groups with the same numbers of bands have weights of the same shape, whatever the
+    # bands are.
     here = arguments_of(backbone).get('groups')
     if here != stored.get('groups'):
         raise ValueError(
@@ -218,8 +219,8 @@ def read_delta(
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is cut short, is no delta, is of a newer format, or
-            holds anything else than what `save_delta` wrote.
+        ValueError: If the file is cut short, is not a delta, has a newer format, or
+            holds anything other than what `save_delta` wrote.
     """
     metadata = read_delta_metadata(path)
     tensors = load_file(path)
@@ -238,7 +239,7 @@ def read_delta_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is cut short, is no delta, is of a newer format, or its
+        ValueError: If the file is cut short, is not a delta, has a newer format, or its
             metadata were changed.
     """
     if not Path(path).is_file():
@@ -248,12 +249,12 @@ def read_delta_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
             metadata: dict[str, Any] = dict(file.metadata() or {})
     except SafetensorError as error:
         raise ValueError(
-            f'{path} is cut short or is no safetensors file ({error}): copy or '
+            f'{path} is cut short or is not a safetensors file ({error}): copy or '
             'download it again'
         ) from error
     if metadata.get('format') != _FORMAT:
         raise ValueError(f'{path} is not a delta: give a file that `save_delta` wrote')
-    # Absent where another program wrote the file.
+    # Another program that writes such a file may leave it out.
     sealed = metadata.get('metadata_sha256', _seal(metadata)) == _seal(metadata)
     version = metadata.get('format_version', '')
     if version.isdecimal() and int(version) > _FORMAT_VERSION:

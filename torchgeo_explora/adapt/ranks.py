@@ -15,17 +15,17 @@ class RankSchedule:
     """Give the ranks of AdaLoRA's budget to the layers that need them.
 
     Zhang et al., *AdaLoRA* (https://arxiv.org/abs/2303.10512). PEFT does this in a
-    wrapper of the whole model, which `adapt` has no use for; the rules are PEFT's. Its
-    penalty on directions that are not orthogonal is `penalty`.
+    wrapper around the whole model, which `adapt` does not use; the rules are PEFT's.
+    `penalty` is its penalty on directions that are not orthogonal.
 
     Args:
         backbone: Adapted with *config*.
-        config: Of the adapter; *total_step* is replaced.
+        config: The adapter's; *total_step* is replaced.
         steps: Optimizer steps of the run.
 
     Raises:
         ValueError: If the run is too short for the config's warm-up and end, or there
-            is no rank to give up.
+            are no ranks to remove.
     """
 
     def __init__(self, backbone: nn.Module, config: AdaLoraConfig, steps: int) -> None:
@@ -37,7 +37,7 @@ class RankSchedule:
             )
         if config.target_r >= config.init_r:
             raise ValueError(
-                f'AdaLoRA comes down from init_r {config.init_r} to target_r'
+                f'AdaLoRA reduces the rank from init_r {config.init_r} to target_r'
                 f' {config.target_r}: give a smaller target_r'
             )
         self.backbone = backbone
@@ -48,7 +48,7 @@ class RankSchedule:
         self.pattern: dict[str, Any] | None = None
 
     def step(self, done: int) -> None:
-        """Move ranks after an optimizer step, while its gradients are there.
+        """Move ranks after an optimizer step, while the gradients still exist.
 
         Args:
             done: Optimizer steps done.
@@ -77,7 +77,7 @@ class RankSchedule:
         return importance | {'pattern': self.pattern}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` returned."""
+        """Continue from what `state_dict` returned."""
         for name in _STATE:
             setattr(self.allocator, name, state[name])
         self.pattern = state['pattern']

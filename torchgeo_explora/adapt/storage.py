@@ -11,12 +11,12 @@ from torchgeo_explora.models.backbones.record import record_of
 def store_frozen(backbone: nn.Module, dtype: torch.dtype) -> None:
     """Store the frozen linear and convolution weights in *dtype*, in place.
 
-    Under autocast these weights are cast at every use, so that under autocast to
-    *dtype* no bit of the output changes, and outside of it the layers work in *dtype*
-    too. Norms, scales, tokens and position tables stay what they are, and so does what
-    trains. Do it after `adapt`, which keeps the base's fingerprint, and before `twin`.
-    An adapter that computes with the weights themselves, as DoRA with their norms, sees
-    them rounded.
+    Autocast casts these weights at every use, so under autocast to *dtype* no bit of
+    the output changes; outside of it the layers work in *dtype* too. Norms, scales,
+    tokens, position tables and everything that trains keep their type. Call this after
+    `adapt`, which keeps the base's fingerprint, and before `twin`. An adapter that
+    computes with the weights themselves, as DoRA does with their norms, sees them
+    rounded.
 
     The base is rounded: `merged` refuses the backbone. Put its delta on the base as it
     was loaded, with `load_delta`.

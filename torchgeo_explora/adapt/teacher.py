@@ -12,7 +12,7 @@ def twin[M: nn.Module](module: M) -> M:
     For a ViT-L with ExPLoRA's delta, the copy takes 71 MiB instead of 1.13 GiB.
     Make it *after* `adapt`: what trains is copied, what is frozen is the same
     object. Buffers are copied. The copy does not train, but `.train()` on a parent
-    changes its mode too: an objective that holds it puts it back.
+    changes its mode too: an objective that holds it must restore it.
     """
     shared = {id(p): p for p in module.parameters() if not p.requires_grad}
     return copy.deepcopy(module, memo=shared).requires_grad_(False).eval()
@@ -23,7 +23,7 @@ def ema_update_(teacher: nn.Module, student: nn.Module, momentum: float) -> None
     """Move the teacher towards the student, in place: t <- m t + (1 - m) s.
 
     Only tensors that train in the student move; a teacher equal to the student stays
-    so to the bit. Buffers do not move.
+    equal to the bit. Buffers do not move.
 
     Args:
         teacher: The student's `twin`.
@@ -47,7 +47,7 @@ def ema_update_(teacher: nn.Module, student: nn.Module, momentum: float) -> None
     if any(target is source for target, source in pairs):
         raise ValueError(
             'teacher and student share a tensor that trains: make the twin after '
-            '`adapt`, when what is frozen is settled'
+            '`adapt`, when it is settled what is frozen'
         )
     if pairs:
         moved, towards = zip(*pairs, strict=True)

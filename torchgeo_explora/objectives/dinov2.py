@@ -1,4 +1,4 @@
-"""DINOv2's objective: self-distillation, masked patches and an even spread."""
+"""DINOv2's objective: self-distillation, masked patches and evenly spread features."""
 
 import copy
 import math

@@ -99,7 +99,6 @@ def test_it_trains_resumes_and_leaves_a_delta_that_loads(kind, tmp_path, tiny_im
         data = ImageFolderDataModule(tiny_images, batch_size=4)
         task = kind(TinyRotaryViT(tmp_path / 'base.pth'), weights=None, objective=small)
         Trainer(
-            accelerator='cpu',
             max_steps=4,
             logger=False,
             default_root_dir=place,

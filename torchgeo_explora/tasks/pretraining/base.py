@@ -1,4 +1,4 @@
-"""The Lightning part that all self-supervised tasks share."""
+"""What all self-supervised tasks share."""
 
 import time
 import warnings
@@ -206,7 +206,7 @@ class PretrainingTask(ResumableTask):
         They have the precision of the caller: `predict` embeds under the trainer's
         autocast (bf16-mixed, 16-mixed), whose products are rounded; `OnlineKNN` embeds
         between steps, where autocast is off. There, layers that *frozen_dtype* stores
-        in bfloat16 work in bfloat16 still, and the rest in float32.
+        in bfloat16 still work in bfloat16, and the rest in float32.
         """
         mode = self.training
         self.eval()
@@ -248,7 +248,7 @@ class PretrainingTask(ResumableTask):
         return [{'params': [p for p in self.objective.parameters() if p.requires_grad]}]
 
     def on_train_start(self) -> None:
-        """Take up data, generators and clock where a resumed run stopped."""
+        """Continue with data, generators and clock where a resumed run stopped."""
         super().on_train_start()
         if self._resumed is not None:
             restore_generators(self._resumed)
@@ -257,7 +257,7 @@ class PretrainingTask(ResumableTask):
         self._idle = IdleClock(self.device)
 
     def summary(self) -> str:
-        """Return what is about to run, in the paper's notation."""
+        """Return what is about to run, in the paper's notation, such as D-[24]-r64."""
         student = self.objective.student
         trained, base = count(student)
         name = self.adaptation.name(len(student.blocks))
@@ -294,7 +294,7 @@ class PretrainingTask(ResumableTask):
             raise FloatingPointError(
                 f'the loss term {bad} is not finite at optimizer step'
                 f' {self.trainer.global_step}: lower base_lr, or look for images with'
-                ' no-data values; checkpoints written before are whole'
+                ' no-data values; checkpoints written before are intact'
             )
         loss = torch.stack(list(terms.values())).sum()
         size = batch['image'].shape[0]
@@ -310,7 +310,7 @@ class PretrainingTask(ResumableTask):
         return loss
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Mark that the device has work again."""
+        """Mark the start of a step."""
         self._idle.begin()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -355,7 +355,7 @@ class PretrainingTask(ResumableTask):
         save_delta(self.backbone, path, self.delta_metadata())
 
     def delta_metadata(self) -> dict[str, str]:
-        """Return what a user of the delta must know about its making."""
+        """Return what a user of the delta must know about how it was made."""
         return {
             'objective': type(self.objective).__name__,
             'steps': str(self.trainer.global_step),
@@ -386,7 +386,7 @@ class PretrainingTask(ResumableTask):
         self._resumed = saved['generators']
 
     def on_train_end(self) -> None:
-        """Write the last delta, and say where the files are."""
+        """Write the last delta, and print where it is."""
         # Lightning broadcasts the folder: every rank must ask for it.
         folder = self.trainer.log_dir or self.trainer.default_root_dir
         if not self.trainer.is_global_zero:

@@ -1,4 +1,4 @@
-"""Checkpoints: a delta file beside each, and none that does not fit."""
+"""Checkpoints: a delta file beside each, and a check of what is loaded."""
 
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
@@ -27,7 +27,7 @@ class DeltaCheckpointIO(CheckpointIO):
 
     Args:
         inner: What writes the checkpoint itself. Lightning's default copies it twice
-            in memory first: where that is *inner*, a local file is written at once.
+            in memory first: with it as *inner*, a local file is written directly.
         save_delta: Writes the current delta to a path.
 
     Raises:
@@ -38,9 +38,9 @@ class DeltaCheckpointIO(CheckpointIO):
         """Wrap *inner*."""
         if isinstance(inner, AsyncCheckpointIO):
             raise ValueError(
-                'AsyncCheckpointIO writes in the background, and a checkpoint is whole'
-                ' with its delta only when it is written: remove it from'
-                ' trainer.plugins (without the base a checkpoint is small)'
+                'AsyncCheckpointIO writes in the background, and a checkpoint and its'
+                ' delta must be written together: remove it from trainer.plugins'
+                ' (a checkpoint without the base is small)'
             )
         self.inner = inner
         self.save_delta = save_delta
@@ -82,7 +82,7 @@ class DeltaCheckpointIO(CheckpointIO):
 
 
 def without_delta(io: CheckpointIO) -> CheckpointIO:
-    """Return what writes checkpoints without the delta of an earlier task."""
+    """Return the checkpoint writer without the delta of an earlier task."""
     return io.inner if isinstance(io, DeltaCheckpointIO) else io
 
 
@@ -91,8 +91,8 @@ def write_to(folder: str, name: str, write: Callable[[Path], None]) -> tuple[str
 
     Args:
         folder: A path, or an address that fsspec knows, such as `s3://bucket/run`.
-        name: Of the file.
-        write: Writes it to a local path.
+        name: The file's name.
+        write: Writes the file to a local path.
 
     Returns:
         Where it is, and its size in bytes.
@@ -122,7 +122,7 @@ def _beside(path: str | Path) -> tuple[Any, str, str]:
 
 
 def identity(backbone: Backbone) -> dict[str, Any]:
-    """Return what a delta of a backbone fits to: base, and bands of spectral groups."""
+    """Return what a delta belongs to: the base, and the bands of spectral groups."""
     groups = backbone.arguments.get('groups')
     return {
         'base': base_fingerprint(backbone),
@@ -133,7 +133,7 @@ def identity(backbone: Backbone) -> dict[str, Any]:
 def require_fit(
     checkpoint: Mapping[str, Any], expected: Mapping[str, Any], keys: AbstractSet[str]
 ) -> dict[str, Any]:
-    """Return what a task left in a checkpoint beside the tensors.
+    """Return what a task stored in a checkpoint beside the tensors.
 
     Args:
         checkpoint: As read from the file.
@@ -141,7 +141,8 @@ def require_fit(
         keys: Names of the tensors that this task keeps.
 
     Raises:
-        ValueError: If the checkpoint is none of a task, or of another base or task.
+        ValueError: If no task of ours wrote the checkpoint, or the base or the task is
+            another one.
     """
     saved: dict[str, Any] | None = checkpoint.get('explora')
     if saved is None:

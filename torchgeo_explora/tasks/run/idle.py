@@ -1,4 +1,4 @@
-"""How much of the time a device has nothing to do."""
+"""How much of the time a device is idle."""
 
 import time
 from typing import Any
@@ -7,27 +7,27 @@ import torch
 
 
 class IdleClock:
-    """The share of a run that lies between the end of a step and the begin of the next.
+    """The share of a run between the end of one step and the start of the next.
 
-    There a device waits for data. On a GPU the share is that of its own time line: what
-    the CPU has given it ahead counts as work, however long the CPU waits. What
-    callbacks do when a step has ended is part of the step.
+    In that time a device waits for data. On a GPU the share is measured on its own
+    timeline: work that the CPU has queued counts as work, however long the CPU waits.
+    What callbacks do at the end of a step is part of the step.
 
     Args:
-        device: Where the steps are done.
+        device: Where the steps run.
     """
 
     def __init__(self, device: torch.device) -> None:
-        """Have seen no step."""
+        """Start with no marks."""
         self.device = device
         self.marks: list[Any] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the marks: a GPU's can be neither copied nor kept."""
+        """Leave out the marks: those of a GPU can be neither copied nor stored."""
         return {'device': self.device, 'marks': []}
 
     def begin(self) -> None:
-        """Mark the begin of a step."""
+        """Mark the start of a step."""
         if self.marks:
             self.marks.append(self._now())
 
@@ -35,9 +35,9 @@ class IdleClock:
         """Mark the end of a step.
 
         Returns:
-            For the step *before*, from the end of the one before that: the share, in
-            [0, 1], in which nothing was done. None where there is no such step yet. The
-            step that ends now may still be under way on a GPU.
+            The idle share, in [0, 1], of the time from the end of the step before last
+            to the end of the last one; None until there are two. The step that ends now
+            may still be running on a GPU.
         """
         self.marks.append(self._now())
         if len(self.marks) < 5:

@@ -42,14 +42,14 @@ def plan(trainer: Trainer) -> tuple[int, int]:
         trainer: About to fit, with its data attached.
 
     Raises:
-        ValueError: If the run has no end or no step, or the data no whole batch.
+        ValueError: If the run has no end or no step, or the data give no full batch.
     """
     trainer.fit_loop.setup_data()
     loader: Any = trainer.train_dataloader
     size: int = loader.batch_size or getattr(loader.batch_sampler, 'batch_size', 1)
     if not trainer.num_training_batches:
         raise ValueError(
-            f'the training set gives no whole batch of {size}: use a smaller'
+            f'the training set gives no full batch of {size}: use a smaller'
             ' batch_size or more images'
         )
     steps = trainer.estimated_stepping_batches

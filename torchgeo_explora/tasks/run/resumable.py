@@ -1,4 +1,4 @@
-"""A task that, stopped at any micro-batch, goes on as if it had not been."""
+"""A task that continues after any micro-batch as if it had not been stopped."""
 
 import math
 import random
@@ -134,7 +134,7 @@ class ResumableTask(BaseTask):
         """Return what is about to run."""
 
     def on_train_start(self) -> None:
-        """Say what runs, and take up the data where a resumed run stopped."""
+        """Print what runs, and continue with the data where a resumed run stopped."""
         rank_zero_info(self.summary())
         loader: Any = self.trainer.train_dataloader
         if order_by_epoch(loader, self._epoch_and_batch, self.seed):
@@ -153,7 +153,7 @@ class ResumableTask(BaseTask):
 
     @contextmanager
     def seeded(self) -> Iterator[None]:
-        """Make what is random inside depend on (seed, rank, micro-step) alone.
+        """Make what is random inside depend only on (seed, rank, micro-step).
 
         A resumed run then draws what an uninterrupted one would.
         """
@@ -165,7 +165,7 @@ class ResumableTask(BaseTask):
 
 
 class ResumableOrder(Sampler[Any]):
-    """A sampler's order as a function of seed and epoch, begun where a run stopped.
+    """A sampler's order as a function of seed and epoch, from where a run stopped.
 
     Args:
         sampler: Sampler of one epoch.
@@ -209,9 +209,9 @@ def order_by_epoch(
         seed: Seed of the order.
 
     Returns:
-        False where there is no sampler to hold (iterable data, own batch sampler).
+        False where there is no sampler to control (iterable data, own batch sampler).
     """
-    # Of iterable data torch's own sampler is endless.
+    # For iterable data torch's own sampler is endless.
     if isinstance(loader.dataset, IterableDataset):
         return False
     batches = loader.batch_sampler

@@ -1,4 +1,4 @@
-"""A file imports from its own floor or from lower ones."""
+"""A module imports only from its own layer or lower ones."""
 
 import ast
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 import torchgeo_explora
 
 PACKAGE = Path(torchgeo_explora.__file__).parent
-FLOORS = {
+LAYERS = {
     'functional': 0,
     'adapt': 1,
     'augment': 1,
@@ -28,11 +28,11 @@ FLOORS = {
 FILES = sorted(PACKAGE.rglob('*.py'))
 
 
-def _room(path):
+def _package(path):
     return path.relative_to(PACKAGE).with_suffix('').parts[0]
 
 
-def _imported_rooms(path):
+def _imported_packages(path):
     for node in ast.walk(ast.parse(path.read_text())):
         names = []
         if isinstance(node, ast.ImportFrom):
@@ -47,12 +47,12 @@ def _imported_rooms(path):
 
 
 @pytest.mark.parametrize(
-    'path', [f for f in FILES if _room(f) != '__init__'], ids=lambda p: p.stem
+    'path', [f for f in FILES if _package(f) != '__init__'], ids=lambda p: p.stem
 )
 def test_imports_go_down(path):
-    floor = FLOORS[_room(path)]
-    for room in _imported_rooms(path):
-        assert FLOORS.get(room, 0) <= floor, f'{path.name} imports {room}'
+    layer = LAYERS[_package(path)]
+    for package in _imported_packages(path):
+        assert LAYERS.get(package, 0) <= layer, f'{path.name} imports {package}'
 
 
 def test_functional_needs_torch_alone():
