@@ -13,6 +13,7 @@ from torch import nn
 from torchgeo_explora.adapt import (
     Adaptation,
     adapt,
+    count,
     delta_state_dict,
     fingerprint,
     lora,
@@ -347,4 +348,5 @@ def test_merging_is_float32_for_half_precision_and_under_autocast(
 def test_no_warning_is_given_for_the_default(tiny_backbone):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        merged(adapt(tiny_backbone, Adaptation()))
+        plain = merged(adapt(tiny_backbone, Adaptation()))
+    assert count(plain)[0] == count(plain)[1]

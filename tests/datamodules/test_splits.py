@@ -63,14 +63,20 @@ def test_tests_need_no_training_data(fake, tmp_path):
     shutil.rmtree(tmp_path / 'train')
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        FMoWRGBDataModule(tmp_path).setup('test')
+        data = FMoWRGBDataModule(tmp_path)
+        data.setup('test')
+    assert len(data.test_dataset) == 2
 
 
 def test_splits_of_one_distribution_share_places_on_purpose(fake, tmp_path):
     iwildcam(fake, tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        IWildCamDataModule(tmp_path, test_split='id_test').setup('test')
+        data = IWildCamDataModule(tmp_path, test_split='id_test')
+        data.setup('test')
+    # Its one photograph is of a camera trap that has training photographs, too.
+    (place,) = data.test_dataset.domains.tolist()
+    assert place in IWildCam(tmp_path, 'train').domains.tolist()
 
 
 def test_numbers_of_another_archive_are_no_places_of_this_one(fake, tmp_path):

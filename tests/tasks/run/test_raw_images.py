@@ -165,9 +165,13 @@ def test_nothing_to_predict_on_is_an_error(name):
 
 
 @pytest.mark.parametrize('attribute', ['predict_dataset', 'dataset'])
-def test_a_predict_set_is_accepted(attribute):
-    require_predict_set(SimpleNamespace(**{attribute: [1]}))
+def test_a_predict_set_is_accepted_once_it_is_there(attribute):
+    module = SimpleNamespace(**{attribute: None})
+    with pytest.raises(ValueError, match='SimpleNamespace has no predict set'):
+        require_predict_set(module)
+    setattr(module, attribute, [1])
+    assert require_predict_set(module) is None
 
 
 def test_own_loaders_without_a_data_module_are_accepted():
-    require_predict_set(None)
+    assert require_predict_set(None) is None
