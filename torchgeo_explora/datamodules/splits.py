@@ -14,7 +14,7 @@ from torchgeo.datasets import NonGeoDataset
 
 from torchgeo_explora.augment import IMAGENET_MEAN, IMAGENET_STD
 from torchgeo_explora.datamodules.normalize import Normalize
-from torchgeo_explora.datasets.pixels.value_range import ValueRange
+from torchgeo_explora.datasets.pixels.scaling import ValueRange
 from torchgeo_explora.datasets.tables.problems import warn_of_shared_places
 
 #: Data sets that a stage of the trainer opens.

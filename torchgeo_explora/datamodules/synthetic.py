@@ -6,7 +6,7 @@ import torch
 from torchgeo.datamodules import NonGeoDataModule
 
 from torchgeo_explora.datasets.pixels import sentinel2
-from torchgeo_explora.datasets.pixels.value_range import ValueRange
+from torchgeo_explora.datasets.pixels.scaling import ValueRange
 from torchgeo_explora.datasets.synthetic.scenes import SyntheticScenes
 
 

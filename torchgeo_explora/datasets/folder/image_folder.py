@@ -20,7 +20,7 @@ from torchgeo_explora.datasets.folder.layout import (
 from torchgeo_explora.datasets.pixels.figure import colour_indices
 from torchgeo_explora.datasets.pixels.image_file import ImageFile, UnreadableImageError
 from torchgeo_explora.datasets.pixels.picture import fit_square
-from torchgeo_explora.datasets.pixels.value_range import (
+from torchgeo_explora.datasets.pixels.scaling import (
     RANGES,
     ValueRange,
     check_range,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from torchgeo_explora.datasets.pixels.figure import colour_indices
 from torchgeo_explora.datasets.pixels.image_file import naming
-from torchgeo_explora.datasets.pixels.value_range import to_unit
+from torchgeo_explora.datasets.pixels.scaling import to_unit
 from torchgeo_explora.datasets.prepared.format import decode_sample
 from torchgeo_explora.datasets.prepared.manifest import (
     INDEX,

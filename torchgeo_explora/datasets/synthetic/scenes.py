@@ -13,7 +13,7 @@ from torch import Tensor
 from torchgeo.datasets import NonGeoDataset
 
 from torchgeo_explora.datasets.pixels import sentinel2
-from torchgeo_explora.datasets.pixels.value_range import ValueRange, to_unit
+from torchgeo_explora.datasets.pixels.scaling import ValueRange, to_unit
 from torchgeo_explora.datasets.synthetic.landscape import CLASSES, Canvas
 
 # Scenes of each class that are drawn together: an image does not depend on the length.
