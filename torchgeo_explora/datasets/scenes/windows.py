@@ -13,7 +13,7 @@ from rasterio.crs import CRS as RasterCRS
 from rasterio.windows import Window
 from torch import Tensor
 
-from torchgeo_explora.datasets.pixels.figure import colour_indices
+from torchgeo_explora.datasets.pixels.figure import true_colour
 from torchgeo_explora.datasets.pixels.scaling import RANGES, check_range, to_unit
 from torchgeo_explora.datasets.scenes.draw import draw_windows, fair_length
 from torchgeo_explora.datasets.scenes.ground import Ground
@@ -275,8 +275,7 @@ class SceneWindows(TableDataset):
 
     def true_colour(self, image: Tensor) -> Tensor:
         """Return the bands in [0, 1] that are named so, else the first three."""
-        unit = to_unit(image, self.value_range)
-        return unit[..., colour_indices(self.bands, len(self.bands)), :, :]
+        return true_colour(to_unit(image, self.value_range), self.bands)
 
 
 def _folder(path: str | os.PathLike[str]) -> str:
