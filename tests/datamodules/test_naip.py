@@ -16,8 +16,10 @@ def test_batches(fake, tmp_path):
     assert next(iter(data.test_dataloader()))['label'].tolist() == [0, 1, 1, 3, 2]
 
 
-def test_normalisation_is_satmaes():
-    data = NAIPLandCoverDataModule(bands=('blue', 'nir'))
+def test_normalisation_is_satmaes(fake, tmp_path):
+    root = fake('naip').write_naip(tmp_path)
+    data = NAIPLandCoverDataModule(root, bands=('blue', 'nir'))
+    data.setup('fit')
     unit = data.aug({'image': torch.full((1, 2, 4, 4), 51.0)})['image']
     expected = torch.tensor([(0.2 - MEAN[2]) / STD[2], (0.2 - 0.5) / 0.25])
     assert_close(unit[0, :, 0, 0], expected)

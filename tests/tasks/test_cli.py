@@ -315,7 +315,7 @@ def test_unreadable_image_is_reported_and_skipped(
     command = ['fit', '--config', config, '--data.init_args.root', str(root)]
     main([*command, '--data.init_args.on_error', 'skip'])
     messages = [str(item.message) for item in recwarn]
-    (told,) = [text for text in messages if 'skipped unreadable image' in text]
+    (told,) = [text for text in messages if 'skipped sample' in text]
     assert str(root / '3.png') in told
     assert (tmp_path / 'delta.safetensors').exists()
 

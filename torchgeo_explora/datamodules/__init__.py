@@ -1,7 +1,10 @@
 """Data modules in TorchGeo's manner."""
 
-from torchgeo_explora.datamodules.fmow import FMoWRGBDataModule, FMoWTemporalDataModule
-from torchgeo_explora.datamodules.fmow_sentinel import FMoWSentinelDataModule
+from torchgeo_explora.datamodules.fmow import (
+    FMoWRGBDataModule,
+    FMoWSentinelDataModule,
+    FMoWTemporalDataModule,
+)
 from torchgeo_explora.datamodules.image_folder import ImageFolderDataModule
 from torchgeo_explora.datamodules.naip import NAIPLandCoverDataModule
 from torchgeo_explora.datamodules.prepared import PreparedDataModule

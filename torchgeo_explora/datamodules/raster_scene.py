@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from torchgeo.datamodules import BaseDataModule
 
 from torchgeo_explora.datasets.pixels.raster_blocks import RasterBlocks
-from torchgeo_explora.datasets.pixels.value_range import RANGES
+from torchgeo_explora.datasets.pixels.scaling import RANGES
 
 
 class RasterSceneDataModule(BaseDataModule):

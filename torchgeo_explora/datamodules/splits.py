@@ -2,16 +2,19 @@
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, default_collate
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, default_collate
 from torchgeo.datamodules import NonGeoDataModule
+from torchgeo.datamodules.utils import collate_fn_detection
 from torchgeo.datasets import NonGeoDataset
 
+from torchgeo_explora.augment import IMAGENET_MEAN, IMAGENET_STD
 from torchgeo_explora.datamodules.normalize import Normalize
-from torchgeo_explora.datasets.pixels.value_range import ValueRange
+from torchgeo_explora.datasets.pixels.scaling import ValueRange
 from torchgeo_explora.datasets.tables.problems import warn_of_shared_places
 
 #: Data sets that a stage of the trainer opens.
@@ -21,83 +24,137 @@ OPENED = {
     'test': ('test',),
     'predict': ('predict',),
 }
-#: ImageNet's mean and standard deviation of 8-bit values.
-IMAGENET_MEAN = (123.675, 116.28, 103.53)
-IMAGENET_STD = (58.395, 57.12, 57.375)
 RGB = ('red', 'green', 'blue')
 
 
 class SplitDataModule(NonGeoDataModule):
-    """Batches of a data set whose class takes *split*.
+    """Batches of a data set with splits.
 
-    Nothing but normalisation happens to the images, and tasks that augment replace it.
+    A subclass opens a split in `open_split`, whose arguments are those of the data set.
+    The command line finds them there.
 
-    ``path`` is part of the batch in prediction only: TorchGeo's tasks plot validation
-    samples with a function that takes tensors alone.
+    Images are only normalised; tasks that augment replace *aug*. `path` is part of the
+    batch in prediction only, because TorchGeo's tasks plot validation samples with a
+    function that takes nothing but tensors. Boxes, and labels of boxes, are lists with
+    a tensor for each image; boxes of images that have one label are left out.
 
     Args:
-        dataset_class: The data set.
-        batch_size: Images in a batch.
-        num_workers: Worker processes that read images.
+        root: Folder of the data set.
+        batch_size: Samples in a batch.
+        num_workers: Worker processes that read samples.
+        train_split: Split to train on.
+        val_split: Split to validate with; None for no validation.
+        test_split: Split to test with.
+        predict_split: Split to predict, in the order of its samples; *predicted* of
+            the class if None.
         pin_memory: Whether batches go to page-locked memory if there is a CUDA device.
-        prefetch_factor: Batches read ahead by each worker; PyTorch's default if None.
-        split_of: Name of the split by stage: 'train', 'val', 'test' and 'predict'.
-        **kwargs: Arguments of the data set.
+        prefetch_factor: Batches that each worker reads ahead; PyTorch's default if
+            None.
+        **dataset: Arguments of `open_split`.
 
     Attributes:
         bands: Names of the bands.
         value_range: (low, high) of the sensor values.
+        range_known: False if *value_range* is only the usual scale of 16 bits.
         mean: Mean of the sensor values that *aug* subtracts.
         std: Standard deviation that it divides by.
     """
 
     bands: Sequence[str] = RGB
     value_range: ValueRange | None = (0.0, 255.0)
-    mean = torch.tensor(IMAGENET_MEAN)
-    std = torch.tensor(IMAGENET_STD)
-    #: Whether there is a split to validate on.
-    has_val = True
-    #: Keys that no batch has, since their samples differ in shape.
-    dropped: tuple[str, ...] = ()
-    #: CSV file in the data's folder that lists a split, None for the usual place.
-    csv: Mapping[str, str | None] = {}
+    range_known = True
+    mean = torch.tensor([255 * mean for mean in IMAGENET_MEAN])
+    std = torch.tensor([255 * std for std in IMAGENET_STD])
+    #: Whether *aug* clips values to *value_range*.
+    clip = False
+    #: Split to predict by default.
+    predicted = 'test'
 
     def __init__(
         self,
-        dataset_class: type[NonGeoDataset],
-        batch_size: int,
-        num_workers: int,
-        pin_memory: bool,
-        prefetch_factor: int | None,
-        split_of: dict[str, str],
-        **kwargs: Any,
+        root: str | os.PathLike[str] = 'data',
+        batch_size: int = 64,
+        num_workers: int = 0,
+        train_split: str = 'train',
+        val_split: str | None = 'val',
+        test_split: str = 'test',
+        predict_split: str | None = None,
+        pin_memory: bool = True,
+        prefetch_factor: int | None = None,
+        **dataset: Any,
     ) -> None:
-        """Keep the arguments; files are listed in ``setup``."""
-        super().__init__(dataset_class, batch_size, num_workers, **kwargs)
+        """Keep the arguments; files are listed in `setup`."""
+        super().__init__(NonGeoDataset, batch_size, num_workers)  # type: ignore[type-abstract]
+        self.root = os.fspath(root)
         self.pin_memory = pin_memory
         self.prefetch_factor = prefetch_factor
-        self.split_of = split_of
+        self.split_of = {
+            'train': train_split,
+            'val': val_split or '',
+            'test': test_split,
+            'predict': predict_split or self.predicted,
+        }
+        self.kwargs = dataset
         self.collate_fn = self.collate
-        self.aug = Normalize(self.mean, self.std)
+        self.aug = self._own_aug = self._normalize()
 
-    def _arguments(self, part: str) -> dict[str, Any]:
-        split = self.split_of[part]
-        arguments = {'split': split, **self.kwargs}
-        csv = self.csv.get(split)
-        if csv is not None:
-            arguments['csv'] = os.path.join(self.kwargs['root'], csv)
-        return arguments
+    def _normalize(self) -> Normalize:
+        limits = self.value_range if self.clip else None
+        return Normalize(self.mean, self.std, limits)
 
-    def open_split(self, stage: str) -> Any:
-        """Return the data set of a stage: 'train', 'val', 'test' or 'predict'."""
-        return self.dataset_class(**self._arguments(stage))
+    @property
+    def has_val(self) -> bool:
+        """Whether there is a split to validate with."""
+        return bool(self.split_of['val'])
+
+    def open_split(self, split: str, **dataset: Any) -> Any:
+        """Return the data set of a split.
+
+        Args:
+            split: Its name.
+            **dataset: Arguments of the data set.
+
+        Raises:
+            NoSamplesError: If the split has no sample.
+        """
+        raise NotImplementedError
+
+    def adopt(self, dataset: Any) -> None:
+        """Take what only an open data set knows, such as *bands*, before the next one.
+
+        Args:
+            dataset: The data set of any stage.
+        """
+
+    def adopt_range(self, dataset: Any) -> None:
+        """Take bands and range of a data set, and map the range to [0, 1].
+
+        Args:
+            dataset: Has `bands` and `value_range`.
+        """
+        self.bands, self.value_range = dataset.bands, dataset.value_range
+        self.range_known = getattr(dataset, 'range_known', True)
+        low, high = (torch.tensor(end) for end in dataset.value_range)
+        self.adopt_statistics(low, high - low)
+
+    def adopt_statistics(self, mean: Tensor, std: Tensor) -> None:
+        """Normalise by these statistics, unless a task has replaced *aug*."""
+        self.mean, self.std = mean, std
+        if self.aug is self._own_aug:
+            self.aug = self._own_aug = self._normalize()
+
+    def _open(self, stage: str) -> Any:
+        # The command line reads this call to find the arguments of the data set.
+        dataset = self.open_split(self.split_of[stage], **self.kwargs)
+        self.adopt(dataset)
+        return dataset
 
     def prepare_data(self) -> None:
         """Download what the trainer's stage needs, in one process."""
         if self.kwargs.get('download', False):
             stage = self.trainer.state.fn if self.trainer else None
             for part in OPENED[stage] if stage else self.split_of:
-                self.open_split(part)
+                self._open(part)
 
     def setup(self, stage: str) -> None:
         """Open the splits of a stage.
@@ -110,23 +167,20 @@ class SplitDataModule(NonGeoDataModule):
         """
         for part in OPENED[stage]:
             if part != 'val' or self.has_val:
-                setattr(self, f'{part}_dataset', self.open_split(part))
-        if not hasattr(self.dataset_class, 'places'):
-            return
+                setattr(self, f'{part}_dataset', self._open(part))
         if stage == 'fit' and self.has_val:
             self.warn_of_leaks(self.train_dataset, self.val_dataset)
-        if stage == 'test':
+        if stage == 'test' and hasattr(type(self.test_dataset), 'places'):
             self.warn_of_leaks(self._training_split(), self.test_dataset)
 
     def _training_split(self) -> Any:
         """Return the training split, None if it is not on this machine."""
         if self.train_dataset is not None:
             return self.train_dataset
-        arguments = self._arguments('train')
-        # Fetched for training only.
-        arguments.pop('download', None)
+        # It is downloaded for training only.
+        here = {key: value for key, value in self.kwargs.items() if key != 'download'}
         try:
-            return self.dataset_class(**arguments)
+            return self.open_split(self.split_of['train'], **here)
         except FileNotFoundError:
             return None
 
@@ -135,8 +189,8 @@ class SplitDataModule(NonGeoDataModule):
 
         Args:
             train: The training split; nothing is known to be shared if it has no
-                ``places``.
-            other: What validates or tests.
+                `places`.
+            other: The split that validates or tests.
         """
         # In-distribution splits share places with training by design.
         if not hasattr(type(train), 'places') or other.split.startswith('id_'):
@@ -147,16 +201,26 @@ class SplitDataModule(NonGeoDataModule):
         )
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return a batch without the keys that cannot be stacked."""
-        return default_collate(
-            [{k: v for k, v in s.items() if k not in self.dropped} for s in samples]
+        """Return a batch; boxes, and labels of boxes, stay apart by image."""
+        apart = {'bbox_xyxy'} & samples[0].keys()
+        if apart and samples[0].get('label') is not None:
+            apart |= {'label'} if samples[0]['label'].ndim else set()
+        batch: dict[str, Any] = default_collate(
+            [{k: v for k, v in sample.items() if k not in apart} for sample in samples]
         )
+        # Boxes of an image with one label do not stack, and no task takes them.
+        if 'label' in apart:
+            boxes: dict[str, Any] = dict(collate_fn_detection(samples))
+            batch |= {key: boxes[key] for key in apart}
+        return batch
 
     def _dataloader_factory(self, split: str) -> DataLoader[dict[str, Any]]:
         dataset = self._valid_attribute(f'{split}_dataset', 'dataset')
         batch_size = self._valid_attribute(f'{split}_batch_size', 'batch_size')
         training = split == 'train'
-        if training:
+        # A stream has no length, and an order of its own.
+        numbered = not isinstance(dataset, IterableDataset)
+        if training and numbered:
             ranks = self.trainer.world_size if self.trainer else 1
             share = math.ceil(len(dataset) / ranks)
             if share < batch_size:
@@ -168,7 +232,7 @@ class SplitDataModule(NonGeoDataModule):
         return DataLoader(
             dataset,
             batch_size=batch_size,
-            shuffle=training,
+            shuffle=training and numbered,
             num_workers=self.num_workers,
             collate_fn=self.collate_fn,
             drop_last=training,
@@ -178,13 +242,13 @@ class SplitDataModule(NonGeoDataModule):
         )
 
     def val_dataloader(self) -> Any:
-        """Return the validation batches, or no loader at all without such images."""
+        """Return the validation batches; no loader if there is no such split."""
         return super().val_dataloader() if self.has_val else []
 
     def on_after_batch_transfer(
         self, batch: dict[str, Any], dataloader_idx: int
     ) -> dict[str, Any]:
-        """Normalise, and keep ``path`` for prediction only."""
+        """Normalise, and keep `path` for prediction only."""
         if self.trainer and not self.trainer.predicting:
             batch.pop('path', None)
         return super().on_after_batch_transfer(batch, dataloader_idx)

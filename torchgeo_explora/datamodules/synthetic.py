@@ -1,30 +1,28 @@
 """Procedural scenes, in batches."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torchgeo.datamodules import NonGeoDataModule
 
 from torchgeo_explora.datasets.pixels import sentinel2
-from torchgeo_explora.datasets.pixels.value_range import ValueRange
+from torchgeo_explora.datasets.pixels.scaling import ValueRange
 from torchgeo_explora.datasets.synthetic.scenes import SyntheticScenes
 
 
 class SyntheticScenesDataModule(NonGeoDataModule):
     """Batches of :class:`~torchgeo_explora.datasets.SyntheticScenes`.
 
-    Nothing but normalisation happens to the scenes: *aug* maps *value_range* to [0, 1].
+    The scenes are only normalised: *aug* maps *value_range* to [0, 1].
 
     Args:
-        domain: 'source' or 'target', which differ in sensor and region.
         bands: 'rgb' (8-bit true colour) or 's2' (13 bands, reflectance times 10,000).
-        size: Side of the scenes in pixels of 10 m.
         num_train: Scenes to train on.
         num_val: Scenes to validate with.
         num_test: Scenes to test with, and as many others to predict.
-        seed: Seed of the scenes.
         batch_size: Scenes in a batch.
         num_workers: Worker processes; the scenes are in memory, so few help.
+        **dataset: Arguments of the data set.
 
     Attributes:
         value_range: (low, high) of the values.
@@ -38,17 +36,15 @@ class SyntheticScenesDataModule(NonGeoDataModule):
 
     def __init__(
         self,
-        domain: Literal['source', 'target'] = 'source',
         bands: Literal['rgb', 's2'] = 'rgb',
-        size: int = 64,
         num_train: int = 2000,
         num_val: int = 500,
         num_test: int = 500,
-        seed: int = 0,
         batch_size: int = 64,
         num_workers: int = 0,
+        **dataset: Any,
     ) -> None:
-        """Keep the arguments; scenes are drawn in ``setup``."""
+        """Keep the arguments; scenes are drawn in `setup`."""
         if batch_size > num_train:
             raise ValueError(
                 f'*batch_size* is {batch_size} but *num_train* is {num_train}, and a '
@@ -61,16 +57,17 @@ class SyntheticScenesDataModule(NonGeoDataModule):
         )
         low, high = (torch.tensor(end) for end in self.value_range)
         self.mean, self.std = low, high - low
-        super().__init__(
-            SyntheticScenes,
-            batch_size,
-            num_workers,
-            domain=domain,
-            bands=bands,
-            size=size,
-            seed=seed,
+        super().__init__(SyntheticScenes, batch_size, num_workers)
+        self.kwargs = dataset
+        self._form = bands
+        self._lengths = {'train': num_train, 'val': num_val}
+        self._lengths |= {'test': num_test, 'predict': num_test}
+
+    def _draw(self, split: Any) -> SyntheticScenes:
+        length = self._lengths[split]
+        return SyntheticScenes(
+            split=split, bands=self._form, length=length, **self.kwargs
         )
-        self.num_train, self.num_val, self.num_test = num_train, num_val, num_test
 
     def setup(self, stage: str) -> None:
         """Draw the scenes of a stage.
@@ -78,16 +75,11 @@ class SyntheticScenesDataModule(NonGeoDataModule):
         Args:
             stage: 'fit', 'validate', 'test' or 'predict'.
         """
-        draw = SyntheticScenes
         if stage == 'fit':
-            self.train_dataset = draw(
-                split='train', length=self.num_train, **self.kwargs
-            )
+            self.train_dataset = self._draw('train')
         if stage in ('fit', 'validate'):
-            self.val_dataset = draw(split='val', length=self.num_val, **self.kwargs)
+            self.val_dataset = self._draw('val')
         if stage == 'test':
-            self.test_dataset = draw(split='test', length=self.num_test, **self.kwargs)
+            self.test_dataset = self._draw('test')
         if stage == 'predict':
-            self.predict_dataset = draw(
-                split='predict', length=self.num_test, **self.kwargs
-            )
+            self.predict_dataset = self._draw('predict')

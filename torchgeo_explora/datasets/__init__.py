@@ -7,7 +7,7 @@ from torchgeo_explora.datasets.folder.image_folder import ImageFolder
 from torchgeo_explora.datasets.folder.layout import NoImagesError
 from torchgeo_explora.datasets.naip import NAIPLandCover
 from torchgeo_explora.datasets.pixels.image_file import UnreadableImageError
-from torchgeo_explora.datasets.pixels.value_range import measure_range
+from torchgeo_explora.datasets.pixels.scaling import measure_range
 from torchgeo_explora.datasets.prepared.dataset import Prepared
 from torchgeo_explora.datasets.prepared.manifest import NotPreparedError, verify
 from torchgeo_explora.datasets.prepared.stream import PreparedStream

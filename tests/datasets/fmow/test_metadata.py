@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from torchgeo_explora.datasets.fmow.metadata import parse_time, read_metadata
+from torchgeo_explora.datasets.fmow.metadata import read_metadata
+from torchgeo_explora.datasets.tables.index_file import parse_time
 
 OUTLINE = 'POLYGON ((10.0 50.0, 10.002 50.0, 10.002 50.004, 10.0 50.004, 10.0 50.0))'
 

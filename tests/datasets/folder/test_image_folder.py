@@ -175,7 +175,7 @@ def test_small_fractions_still_give_one_image(tmp_path):
         ({'val_fraction': 0.2}, r'\*val_fraction\* is 0.2 but .* has a folder val'),
         ({'test_fraction': 1.0}, r'\*test_fraction\* must be in \[0, 1\), not 1.0'),
         ({'split': 'dev'}, r"\*split\* must be one of .*, not 'dev'"),
-        ({'on_error': 'ignore'}, r"\*on_error\* must be 'raise' or 'skip'"),
+        ({'on_error': 'ignore'}, r"\*on_error\* must be one of \('raise', 'skip'\)"),
         ({'size': 0}, r'\*size\* must be a positive number of pixels, not 0'),
         ({'bands': ['nir']}, "band 'nir' is not in .*0.png.* red, green, blue"),
         ({'bands': [4]}, 'band 4 is not in .*numbers from 1'),
@@ -412,26 +412,29 @@ def damaged(tmp_path):
 
 
 def test_skip_replaces_warns_once_and_counts(damaged):
-    with pytest.warns(UserWarning, match=r'skipped unreadable image .*0.png'):
+    with pytest.warns(UserWarning, match=r'skipped sample 0: .*0\.png'):
         dataset = ImageFolder(damaged, on_error='skip')
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
         samples = [dataset[i] for i in range(8)]
-    assert [str(w.message).split(' (')[0][-5:] for w in caught] == ['3.png', '4.png']
+    told = [str(warning.message).partition('.png')[0] for warning in caught]
+    assert [text[-1] for text in told] == ['3', '4']
     assert [int(s['index']) for s in samples] == [1, 1, 2, 5, 5, 5, 6, 7]
     assert samples[3]['path'].endswith('5.png')
-    assert dataset.skipped == [str(damaged / f'{i}.png') for i in (0, 3, 4)]
+    assert dataset.skipped == [0, 3, 4]
+    assert dataset.paths[3] == str(damaged / '3.png')
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         dataset[3]
 
 
-@pytest.mark.filterwarnings('ignore:skipped unreadable image')
+@pytest.mark.filterwarnings('ignore:skipped sample')
 def test_workers_skip_and_report(damaged):
     dataset = ImageFolder(damaged, on_error='skip')
     batches = list(DataLoader(dataset, batch_size=4, num_workers=2))
     assert [len(batch['path']) for batch in batches] == [4, 4]
-    assert [path[-5:] for path in dataset.skipped] == ['0.png', '3.png', '4.png']
+    skipped = [dataset.paths[index][-5:] for index in dataset.skipped]
+    assert skipped == ['0.png', '3.png', '4.png']
 
 
 def test_workers_name_the_unreadable_image(damaged):
@@ -442,11 +445,11 @@ def test_workers_name_the_unreadable_image(damaged):
     batches._shutdown_workers()
 
 
-@pytest.mark.filterwarnings('ignore:skipped unreadable image')
+@pytest.mark.filterwarnings('ignore:skipped sample')
 def test_skip_stops_when_no_image_is_left(tmp_path):
     for i in range(3):
         (tmp_path / f'{i}.png').write_bytes(b'')
-    with pytest.raises(UnreadableImageError, match='none of the 3 images'):
+    with pytest.raises(UnreadableImageError, match='none of the 3 samples'):
         ImageFolder(tmp_path, on_error='skip')
 
 

@@ -136,8 +136,8 @@ def test_any_size_is_drawn(size):
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        ({'domain': 'moon'}, r"\*domain\* must be one of \['source', 'target'\]"),
-        ({'bands': 'all'}, r"\*bands\* must be 'rgb' or 's2', not 'all'"),
+        ({'domain': 'moon'}, r"\*domain\* must be one of \('source', 'target'\)"),
+        ({'bands': 'all'}, r"\*bands\* must be one of \('rgb', 's2'\), not 'all'"),
         ({'length': 0}, r'\*length\* at least 1, not 64 and 0'),
         ({'size': 4}, r'\*size\* must be at least 8'),
     ],

@@ -1,6 +1,5 @@
 """The index of fMoW: images, labels, boxes, times and places in one table."""
 
-import json
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -20,9 +19,14 @@ from torchgeo_explora.datasets.fmow.listing import (
     list_folders,
     split_folder,
 )
-from torchgeo_explora.datasets.fmow.metadata import Metadata, parse_time, read_metadata
-from torchgeo_explora.datasets.tables.index_file import TableFile, index_path
-from torchgeo_explora.datasets.tables.problems import judge, tally, write_report
+from torchgeo_explora.datasets.fmow.metadata import Metadata, read_metadata
+from torchgeo_explora.datasets.tables.index_file import (
+    TableFile,
+    file_stamp,
+    index_path,
+    parse_time,
+)
+from torchgeo_explora.datasets.tables.problems import with_notes
 
 NO_METADATA = 'images without readable metadata'
 NO_BOX = 'images without a box'
@@ -76,7 +80,7 @@ def open_index(
     else:
         base = home = os.path.dirname(os.path.abspath(csv))
         name = os.path.basename(csv)
-        source = {'csv': _date(csv)}
+        source = {'csv': file_stamp(csv)}
     source |= {'version': 1, 'base': os.path.abspath(base)}
     path = index_path(home, name, index_dir)
     lister = partial(list_folders, root, split, variant)
@@ -115,16 +119,7 @@ def _build(listing: Listing, path: str) -> pa.Table:
     columns['boxes'] = [[box.xywh for box in items] for items in boxes]
     columns['box_labels'] = box_labels
     table = pa.table(columns, schema=SCHEMA)
-    report = write_report(problems, f'{path}.report.csv')
-    notes = {
-        'listed': listing.listed,
-        'counts': tally(problems),
-        'examples': {problem: name for name, problem in reversed(problems)},
-        'report': report,
-    }
-    return table.replace_schema_metadata(
-        {name: json.dumps(value) for name, value in notes.items()}
-    )
+    return with_notes(table, problems, listing.listed, path)
 
 
 def _read_all(listing: Listing) -> list[Metadata | None]:
@@ -178,13 +173,6 @@ def _dates(base: str) -> dict[str, int]:
         return {e.name: e.stat().st_mtime_ns for e in entries if e.is_dir()}
 
 
-def _date(path: str) -> list[int]:
-    if not os.path.isfile(path):
-        return []
-    status = os.stat(path)
-    return [status.st_size, status.st_mtime_ns]
-
-
 def judge_index(
     index: TableFile, losing: tuple[str, ...], max_missing: float, what: str
 ) -> None:
@@ -207,7 +195,4 @@ def judge_index(
             f' folder and the metadata win. All are named in {report}',
             stacklevel=3,
         )
-    lost = {problem: counts[problem] for problem in losing if problem in counts}
-    example = next((examples[problem] for problem in lost), None)
-    with index.kept_if_accepted():
-        judge(lost, index.note('listed'), max_missing, what, example, report)
+    index.judge(max_missing, what, losing)

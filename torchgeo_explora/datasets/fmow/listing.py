@@ -9,12 +9,12 @@ import pyarrow as pa
 
 from torchgeo_explora.datasets.fmow.classes import CLASS_TO_IDX, CLASSES
 from torchgeo_explora.datasets.tables.dataset import NoSamplesError
-from torchgeo_explora.datasets.tables.index_file import read_csv
+from torchgeo_explora.datasets.tables.index_file import look_up, names_in, read_csv
+from torchgeo_explora.datasets.tables.problems import ABSENT
 
 #: Folder names of a split, the first that exists.
 FOLDERS = {'train': ('train',), 'val': ('val',), 'test': ('test_gt', 'test')}
 
-ABSENT = 'absent images'
 RELABELLED = 'labels that disagree with their folder'
 UNKNOWN = 'files of an unknown class'
 
@@ -56,7 +56,7 @@ def list_folders(root: str, split: str, variant: str) -> Listing:
     for category in _folders(base):
         for location in _folders(os.path.join(base, category)):
             place = posixpath.join(category, location)
-            names = _names(os.path.join(base, place))
+            names = names_in(os.path.join(base, place))
             images = {n[:-4] for n in names if n.endswith(image_end)}
             texts = {n[:-5] for n in names if n.endswith(json_end)}
             if category not in CLASS_TO_IDX:
@@ -158,37 +158,12 @@ def _paths(csv: str, table: pa.Table) -> pd.Series:
     return column.to_pandas().str.replace('\\', '/')
 
 
-def look_up(base: str, paths: pd.Series) -> tuple[pd.Series, pd.Series]:
-    """Return which files exist, and which have a JSON file beside them.
-
-    Args:
-        base: Folder that the paths start at.
-        paths: With forward slashes.
-    """
-    if not len(paths):
-        return pd.Series(dtype=bool), pd.Series(dtype=bool)
-    # A folder is listed once: far less than a question for each of its files.
-    pieces = paths.str.rpartition('/')
-    folders = {folder: _names(os.path.join(base, folder)) for folder in set(pieces[0])}
-    stems = pieces[2].str.rpartition('.')[0]
-    exists = [name in folders[f] for f, name in zip(pieces[0], pieces[2], strict=True)]
-    texts = [f'{s}.json' in folders[f] for f, s in zip(pieces[0], stems, strict=True)]
-    return pd.Series(exists, dtype=bool), pd.Series(texts, dtype=bool)
-
-
 def _locations(paths: pd.Series) -> pd.Series:
     """Return class and number of the place, from the folder or the file's name."""
     pieces = paths.str.rpartition('/')
     folder = pieces[0].where(pieces[0].str.contains(r'[^/]_\d+$'))
     name = pieces[2].str.extract(r'^(.+?_\d+)_\d+', expand=False)
     return folder.fillna(name).fillna(paths)
-
-
-def _names(folder: str) -> set[str]:
-    try:
-        return set(os.listdir(folder))
-    except OSError:
-        return set()
 
 
 def _folders(folder: str) -> list[str]:

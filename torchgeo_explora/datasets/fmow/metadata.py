@@ -1,7 +1,6 @@
 """The JSON file beside an fMoW image: boxes, time and place."""
 
 import json
-from datetime import datetime
 from typing import Any, NamedTuple
 
 #: Sides of a box that are this short, in pixels, hold nothing: the baseline skips them.
@@ -85,20 +84,3 @@ def centre(polygon: Any) -> str:
         return ''
     middle = [(min(v) + max(v)) / 2 for v in (longitudes, latitudes)]
     return f'{middle[0]:.3f} {middle[1]:.3f}'
-
-
-def parse_time(timestamp: str) -> tuple[int, int, int] | None:
-    """Return (year - 2002, month - 1, hour), the code of SatMAE's temporal model.
-
-    Args:
-        timestamp: ISO time such as '2015-07-25T07:23:14Z', of which fMoW writes the
-            seconds with or without fractions.
-
-    Returns:
-        The code, or None if the text is no time.
-    """
-    try:
-        time = datetime.fromisoformat(timestamp)
-    except ValueError:
-        return None
-    return time.year - 2002, time.month - 1, time.hour

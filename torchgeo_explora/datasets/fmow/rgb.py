@@ -17,7 +17,7 @@ from torchgeo_explora.datasets.fmow.index import (
     judge_index,
     open_index,
 )
-from torchgeo_explora.datasets.fmow.listing import ABSENT, split_folder
+from torchgeo_explora.datasets.fmow.listing import split_folder
 from torchgeo_explora.datasets.pixels.image_file import UnreadableImageError
 from torchgeo_explora.datasets.pixels.picture import (
     cut,
@@ -34,6 +34,7 @@ from torchgeo_explora.datasets.tables.dataset import (
     check_size,
 )
 from torchgeo_explora.datasets.tables.fetch import fetch_bucket
+from torchgeo_explora.datasets.tables.problems import ABSENT
 
 #: Mean and standard deviation in [0, 1], as SatMAE gives them.
 MEAN = (0.4182007312774658, 0.4214799106121063, 0.3991275727748871)

@@ -16,7 +16,7 @@ from torchgeo_explora.datasets.pixels import sentinel2
 from torchgeo_explora.datasets.pixels.figure import pick_bands
 from torchgeo_explora.datasets.pixels.image_file import ImageFile, UnreadableImageError
 from torchgeo_explora.datasets.pixels.picture import fit_square
-from torchgeo_explora.datasets.pixels.value_range import to_unit
+from torchgeo_explora.datasets.pixels.scaling import to_unit
 from torchgeo_explora.datasets.tables.dataset import (
     NoSamplesError,
     OnError,
@@ -26,7 +26,6 @@ from torchgeo_explora.datasets.tables.dataset import (
     check_size,
 )
 from torchgeo_explora.datasets.tables.fetch import Archive, fetch_archive
-from torchgeo_explora.datasets.tables.problems import judge
 
 #: Names of the splits in files and folders.
 SPLITS = {'train': 'train', 'val': 'val', 'test': 'test_gt'}
@@ -113,15 +112,7 @@ class FMoWSentinel(TableDataset):
             None if index_dir is None else os.fspath(index_dir),
         )
         what = f'split {split!r} of fMoW-Sentinel in {csv or root}'
-        with self.index.kept_if_accepted():
-            judge(
-                self.index.note('counts'),
-                self.index.note('listed'),
-                max_missing,
-                what,
-                self.index.note('example'),
-                self.index.note('report'),
-            )
+        self.index.judge(max_missing, what)
         taken = self.index.table['year'].to_numpy()
         self.rows = np.flatnonzero((taken >= years[0]) & (taken <= years[1]))
         if not len(self.rows):

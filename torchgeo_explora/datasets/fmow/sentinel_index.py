@@ -1,17 +1,23 @@
 """The index of fMoW-Sentinel: its CSV file, sorted and compared with the files."""
 
-import json
 import os
 
 import pandas as pd
 import pyarrow as pa
 
 from torchgeo_explora.datasets.fmow.classes import CLASS_TO_IDX
-from torchgeo_explora.datasets.fmow.listing import ABSENT, UNKNOWN, look_up
-from torchgeo_explora.datasets.fmow.metadata import centre, parse_time
+from torchgeo_explora.datasets.fmow.listing import UNKNOWN
+from torchgeo_explora.datasets.fmow.metadata import centre
 from torchgeo_explora.datasets.tables.dataset import NoSamplesError
-from torchgeo_explora.datasets.tables.index_file import TableFile, index_path, read_csv
-from torchgeo_explora.datasets.tables.problems import tally, write_report
+from torchgeo_explora.datasets.tables.index_file import (
+    TableFile,
+    file_stamp,
+    index_path,
+    look_up,
+    parse_time,
+    read_csv,
+)
+from torchgeo_explora.datasets.tables.problems import ABSENT, with_notes
 
 NO_TIME = 'rows without a time'
 _COLUMNS = ('category', 'location_id', 'image_id', 'timestamp')
@@ -33,8 +39,7 @@ def open_sentinel_index(
 
     Returns:
         A table of ``path`` (in *root*), ``label``, ``year`` and ``place``, sorted by
-        class, place and time, with the notes ``listed``, ``counts``, ``example`` and
-        ``report``.
+        class, place and time, with the notes of `with_notes`.
 
     Raises:
         NoSamplesError: If there is no CSV file.
@@ -46,12 +51,11 @@ def open_sentinel_index(
             f'there is no {file}: pass download=True, or *root* must hold {split}.csv'
             f' and fmow-sentinel, from https://purl.stanford.edu/vg497cb6002'
         )
-    status = os.stat(file)
     source = {
-        'csv': [os.path.abspath(file), status.st_size, status.st_mtime_ns],
+        'csv': [os.path.abspath(file), *file_stamp(file)],
         'root': os.path.abspath(root),
         'split': split,
-        'version': 1,
+        'version': 2,
     }
     path = index_path(root, os.path.basename(file), index_dir)
     return TableFile(path, source, lambda: _build(file, root, split, path))
@@ -87,15 +91,7 @@ def _build(file: str, root: str, split: str, path: str) -> pa.Table:
         },
         schema=_SCHEMA,
     )
-    notes = {
-        'listed': listed,
-        'counts': tally(problems),
-        'example': problems[0][0] if problems else None,
-        'report': write_report(problems, f'{path}.report.csv'),
-    }
-    return index.replace_schema_metadata(
-        {name: json.dumps(value) for name, value in notes.items()}
-    )
+    return with_notes(index, problems, listed, path)
 
 
 def _paths(frame: pd.DataFrame, root: str, split: str) -> pd.Series:

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from torchgeo_explora.datasets.fmow.classes import CLASSES
 from torchgeo_explora.datasets.fmow.index import NO_TIME, judge_index
 from torchgeo_explora.datasets.fmow.legacy import legacy_members, legacy_stack
-from torchgeo_explora.datasets.fmow.metadata import parse_time
 from torchgeo_explora.datasets.fmow.rgb import FMoWRGB
 from torchgeo_explora.datasets.tables.dataset import (
     NoSamplesError,
@@ -20,6 +19,7 @@ from torchgeo_explora.datasets.tables.dataset import (
     Transform,
     check_choice,
 )
+from torchgeo_explora.datasets.tables.index_file import parse_time
 
 
 class FMoWTemporal(TableDataset):

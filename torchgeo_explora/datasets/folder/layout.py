@@ -6,21 +6,16 @@ import posixpath
 import warnings
 from typing import Literal
 
-from torchgeo.datasets import DatasetNotFoundError
-
 from torchgeo_explora.datasets.pixels.image_file import SUFFIXES
+from torchgeo_explora.datasets.tables.dataset import NoSamplesError
 
 type Split = Literal['train', 'val', 'test', 'predict']
 
 SPLITS: tuple[Split, ...] = ('train', 'val', 'test', 'predict')
 
 
-class NoImagesError(DatasetNotFoundError):
+class NoImagesError(NoSamplesError):
     """A folder, or a split of it, without a single image."""
-
-    def __init__(self, message: str) -> None:
-        """Say which folder, and what was looked for."""
-        FileNotFoundError.__init__(self, message)
 
 
 class FolderLayout:

@@ -27,6 +27,21 @@ def colour_indices(bands: Sequence[str], channels: int) -> list[int]:
     return [min(index, channels - 1) for index in range(3)]
 
 
+def true_colour(unit: Tensor, bands: Sequence[str]) -> Tensor:
+    """Return red, green and blue where bands are named so, else the first three.
+
+    Args:
+        unit: (..., C, H, W) in [0, 1].
+        bands: Names of the bands; none if they are not known.
+
+    Returns:
+        (..., 3, H, W), or the first band as (..., 1, H, W) where there are fewer.
+    """
+    if unit.shape[-3] < 3:
+        return unit[..., :1, :, :]
+    return unit[..., colour_indices(bands, unit.shape[-3]), :, :]
+
+
 def pick_bands(image: Tensor, bands: Sequence[str], wanted: Sequence[str]) -> Tensor:
     """Return some bands of an image, in the order in which they are wanted.
 
@@ -53,7 +68,7 @@ def plot_image(
     """Plot one image, or the images of a series side by side.
 
     Args:
-        unit: True colour in [0, 1], (3, H, W) or (T, 3, H, W).
+        unit: True colour in [0, 1], (3, H, W) or (T, 3, H, W), or one band of gray.
         sample: ``label`` and ``prediction`` become a title where they are single
             classes, ``bbox_xyxy`` (N, 4) rectangles.
         classes: Class names.
@@ -68,7 +83,9 @@ def plot_image(
         1, len(pictures), figsize=(4 * len(pictures), 4), squeeze=False
     )
     for axes, picture in zip(row[0], pictures, strict=True):
-        axes.imshow(picture.permute(1, 2, 0).clamp(0, 1).numpy())
+        # (C, H, W) -> (H, W, C), or (H, W) of a single band
+        pixels = picture.permute(1, 2, 0).squeeze(-1).clamp(0, 1).numpy()
+        axes.imshow(pixels, cmap='gray')
         axes.axis('off')
         for x, y, right, bottom in sample.get('bbox_xyxy', ()):
             axes.add_patch(

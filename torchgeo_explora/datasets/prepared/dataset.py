@@ -6,9 +6,9 @@ from typing import Any, Literal
 import pyarrow as pa
 from torch import Tensor
 
-from torchgeo_explora.datasets.pixels.figure import colour_indices
+from torchgeo_explora.datasets.pixels.figure import true_colour
 from torchgeo_explora.datasets.pixels.image_file import naming
-from torchgeo_explora.datasets.pixels.value_range import to_unit
+from torchgeo_explora.datasets.pixels.scaling import to_unit
 from torchgeo_explora.datasets.prepared.format import decode_sample
 from torchgeo_explora.datasets.prepared.manifest import (
     INDEX,
@@ -146,5 +146,4 @@ class Prepared(TableDataset):
     def true_colour(self, image: Tensor) -> Tensor:
         """Return red, green and blue in [0, 1], or the first three bands."""
         unit = to_unit(image, getattr(self, 'value_range', (0.0, 255.0)))
-        bands = getattr(self, 'bands', ())
-        return unit[..., colour_indices(bands, unit.shape[-3]), :, :]
+        return true_colour(unit, getattr(self, 'bands', ()))

@@ -1,6 +1,5 @@
 """The index of scenes: what is in them, and where a window can be cut out."""
 
-import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,8 +20,8 @@ from torchgeo_explora.datasets.scenes.coverage import positions, visible_shares
 from torchgeo_explora.datasets.scenes.owners import add_owners
 from torchgeo_explora.datasets.scenes.rasters import Scenes
 from torchgeo_explora.datasets.scenes.scene import Scene
-from torchgeo_explora.datasets.tables.index_file import TableFile
-from torchgeo_explora.datasets.tables.problems import tally, write_report
+from torchgeo_explora.datasets.tables.index_file import TableFile, file_stamp
+from torchgeo_explora.datasets.tables.problems import with_notes
 
 UNREADABLE = 'unreadable scenes'
 NO_PLACE = 'scenes without georeference'
@@ -106,7 +105,8 @@ def open_scene_index(
     """
     source = {
         'scenes': [
-            [*scene, _date(scene.path), _date(scene.mask or '')] for scene in scenes
+            [*scene, file_stamp(scene.path), file_stamp(scene.mask or '')]
+            for scene in scenes
         ],
         'cutting': asdict(cutting),
         'any_type': any_type,
@@ -117,13 +117,6 @@ def open_scene_index(
         source,
         lambda: _build(scenes, list(problems), cutting, path, any_type),
     )
-
-
-def _date(path: str) -> list[int]:
-    if not os.path.isfile(path):
-        return []
-    status = os.stat(path)
-    return [status.st_size, status.st_mtime_ns]
 
 
 def _build(
@@ -163,18 +156,9 @@ def _build(
                 problems.append((scene.name, EMPTY))
             else:
                 rows.append(row)
-    notes = {
-        'bands': list(wanted),
-        'dtype': first.get('dtype'),
-        'listed': listed,
-        'counts': tally(problems),
-        'examples': {problem: name for name, problem in reversed(problems)},
-        'report': write_report(problems, f'{path}.report.csv'),
-    }
     table = add_owners(pa.Table.from_pylist(rows, SCHEMA), cutting.size, cutting.step)
-    return table.replace_schema_metadata(
-        {name: json.dumps(value) for name, value in notes.items()}
-    )
+    known = {'bands': list(wanted), 'dtype': first.get('dtype')}
+    return with_notes(table, problems, listed, path, **known)
 
 
 def _describe(

@@ -13,9 +13,8 @@ from rasterio.crs import CRS as RasterCRS
 from rasterio.windows import Window
 from torch import Tensor
 
-from torchgeo_explora.datasets.fmow.metadata import parse_time
-from torchgeo_explora.datasets.pixels.figure import colour_indices
-from torchgeo_explora.datasets.pixels.value_range import RANGES, check_range, to_unit
+from torchgeo_explora.datasets.pixels.figure import true_colour
+from torchgeo_explora.datasets.pixels.scaling import RANGES, check_range, to_unit
 from torchgeo_explora.datasets.scenes.draw import draw_windows, fair_length
 from torchgeo_explora.datasets.scenes.ground import Ground
 from torchgeo_explora.datasets.scenes.index import (
@@ -33,7 +32,7 @@ from torchgeo_explora.datasets.tables.dataset import (
     TableDataset,
     Transform,
 )
-from torchgeo_explora.datasets.tables.problems import judge
+from torchgeo_explora.datasets.tables.index_file import parse_time
 
 
 class SceneWindows(TableDataset):
@@ -154,16 +153,14 @@ class SceneWindows(TableDataset):
     def _judge(self, max_missing: float, what: str) -> None:
         counts, examples = self.index.note('counts'), self.index.note('examples')
         report = self.index.note('report')
-        faults = {name: counts[name] for name in FAULTS if name in counts}
-        faults |= {n: c for n, c in counts.items() if n not in (*FAULTS, EMPTY)}
-        example = next((examples[name] for name in faults), None)
         with self.index.kept_if_accepted():
             if not self.index.table.num_rows:
                 raise NoSamplesError(
                     f'no window of {self.size} pixels can be cut out of {what}:'
                     f' {counts}, such as {next(iter(examples.values()))}; see {report}'
                 )
-            judge(faults, self.index.note('listed'), max_missing, what, example, report)
+        others = [name for name in counts if name not in (*FAULTS, EMPTY)]
+        self.index.judge(max_missing, what, [*FAULTS, *others])
         if EMPTY in counts:
             warnings.warn(
                 f'{counts[EMPTY]} {EMPTY}, such as {examples[EMPTY]}, are left out: no'
@@ -278,8 +275,7 @@ class SceneWindows(TableDataset):
 
     def true_colour(self, image: Tensor) -> Tensor:
         """Return the bands in [0, 1] that are named so, else the first three."""
-        unit = to_unit(image, self.value_range)
-        return unit[..., colour_indices(self.bands, len(self.bands)), :, :]
+        return true_colour(to_unit(image, self.value_range), self.bands)
 
 
 def _folder(path: str | os.PathLike[str]) -> str:

@@ -1,20 +1,23 @@
 """Procedural Sentinel-2-like scenes of ten land-cover classes, in two domains."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import matplotlib.pyplot as plt
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
-from torchgeo.datasets import NonGeoDataset
 
 from torchgeo_explora.datasets.pixels import sentinel2
-from torchgeo_explora.datasets.pixels.value_range import ValueRange, to_unit
+from torchgeo_explora.datasets.pixels.figure import pick_bands
+from torchgeo_explora.datasets.pixels.scaling import ValueRange, to_unit
 from torchgeo_explora.datasets.synthetic.landscape import CLASSES, Canvas
+from torchgeo_explora.datasets.tables.dataset import (
+    TableDataset,
+    Transform,
+    check_choice,
+)
 
 # Scenes of each class that are drawn together: an image does not depend on the length.
 _TOGETHER = 10
@@ -87,7 +90,7 @@ DOMAINS = {
 }
 
 
-class SyntheticScenes(NonGeoDataset):
+class SyntheticScenes(TableDataset):
     """Seeded scenes like Sentinel-2's, 10 m a pixel, ten balanced land-cover classes.
 
     Made for quick starts and tests: nothing is downloaded. Classes share their
@@ -120,6 +123,8 @@ class SyntheticScenes(NonGeoDataset):
         ValueError: If an argument is none of those above.
     """
 
+    classes = list(CLASSES)
+
     def __init__(
         self,
         domain: Literal['source', 'target'] = 'source',
@@ -128,21 +133,17 @@ class SyntheticScenes(NonGeoDataset):
         size: int = 64,
         length: int = 1000,
         seed: int = 0,
-        transforms: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+        transforms: Transform | None = None,
     ) -> None:
         """Draw all scenes."""
-        if domain not in DOMAINS:
-            raise ValueError(f'*domain* must be one of {list(DOMAINS)}, not {domain!r}')
-        if bands not in ('rgb', 's2'):
-            raise ValueError(f"*bands* must be 'rgb' or 's2', not {bands!r}")
+        check_choice('domain', domain, tuple(DOMAINS))
+        check_choice('bands', bands, ('rgb', 's2'))
         if size < 8 or length < 1:
             raise ValueError(
                 f'*size* must be at least 8 and *length* at least 1, not {size} and '
                 f'{length}'
             )
-        self.transforms = transforms
-        self.classes = list(CLASSES)
-        self.class_to_idx = {name: i for i, name in enumerate(self.classes)}
+        super().__init__(length, 'the synthetic scenes', 'raise', transforms)
         self.bands = sentinel2.RGB if bands == 'rgb' else sentinel2.BANDS
         self.value_range: ValueRange = (
             (0.0, 255.0) if bands == 'rgb' else sentinel2.reflectance_range(self.bands)
@@ -155,61 +156,17 @@ class SyntheticScenes(NonGeoDataset):
             ]
         self.images = torch.cat(parts)[:length]
 
-    def __len__(self) -> int:
-        """Return the number of scenes."""
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """Return one scene.
-
-        Args:
-            index: From 0, or from the end if negative.
-
-        Returns:
-            ``image`` (C, H, W) in sensor values, ``label`` and ``index``, 0-d long.
-
-        Raises:
-            IndexError: If *index* is out of range.
-        """
-        index = range(len(self))[index]
-        sample: dict[str, Any] = {
+    def read(self, index: int) -> dict[str, Any]:
+        """Return a scene: `image` (C, H, W) in sensor values, and `label`, 0-d long."""
+        return {
             'image': self.images[index].float(),
             'label': torch.tensor(index % len(self.classes)),
-            'index': torch.tensor(index),
         }
-        return sample if self.transforms is None else self.transforms(sample)
 
-    def plot(
-        self,
-        sample: dict[str, Any],
-        show_titles: bool = True,
-        suptitle: str | None = None,
-    ) -> Figure:
-        """Plot a scene in true colour.
-
-        Args:
-            sample: As returned by :meth:`__getitem__`; 'prediction' is shown too.
-            show_titles: Whether to write the class over the scene.
-            suptitle: Title of the figure.
-
-        Returns:
-            The figure.
-        """
-        colours = [self.bands.index(band) for band in sentinel2.RGB]
-        picture = to_unit(sample['image'], self.value_range)[colours]
-        figure, axes = plt.subplots(figsize=(4, 4))
-        axes.imshow(picture.permute(1, 2, 0).numpy())
-        axes.axis('off')
-        if show_titles:
-            lines = [
-                f'{key.capitalize()}: {self.classes[int(sample[key])]}'
-                for key in ('label', 'prediction')
-                if key in sample
-            ]
-            axes.set_title('\n'.join(lines))
-        if suptitle is not None:
-            figure.suptitle(suptitle)
-        return figure
+    def true_colour(self, image: Tensor) -> Tensor:
+        """Return red, green and blue in [0, 1]."""
+        unit = to_unit(image, self.value_range)
+        return pick_bands(unit, self.bands, sentinel2.RGB)
 
 
 @contextmanager

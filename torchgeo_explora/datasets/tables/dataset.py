@@ -119,7 +119,33 @@ class TableDataset(NonGeoDataset):
                 continue
             sample['index'] = torch.tensor(found)
             return sample if self.transforms is None else self.transforms(sample)
-        raise UnreadableImageError(f'no sample of {self._what} can be read')
+        raise self._nothing_left()
+
+    def look_at_first(self, look: Callable[[int], None]) -> None:
+        """Look at the first sample that can be read.
+
+        Args:
+            look: Takes the index of a sample.
+
+        Raises:
+            UnreadableImageError: If it cannot be read and *on_error* is 'raise', or if
+                none can.
+        """
+        for index in range(len(self)):
+            try:
+                look(index)
+                return
+            except UnreadableImageError as error:
+                if self.on_error == 'raise':
+                    raise
+                self._skip(index, error)
+        raise self._nothing_left()
+
+    def _nothing_left(self) -> UnreadableImageError:
+        return UnreadableImageError(
+            f'none of the {len(self)} samples of {self._what} can be read: check the'
+            f' files'
+        )
 
     def _skip(self, index: int, error: UnreadableImageError) -> None:
         self._unreadable[index] = True
@@ -135,7 +161,7 @@ class TableDataset(NonGeoDataset):
         return self._unreadable.nonzero().flatten().tolist()
 
     def true_colour(self, image: Tensor) -> Tensor:
-        """Return red, green and blue in [0, 1].
+        """Return red, green and blue in [0, 1], or one band of gray.
 
         Args:
             image: That of a sample, (C, H, W) or (T, C, H, W).

@@ -5,13 +5,15 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
 
+from torchgeo_explora.datasets.tables.problems import judge
 from torchgeo_explora.writing import replacing
 
 
@@ -63,6 +65,59 @@ def whole_numbers(path: str, column: pd.Series) -> pd.Series:
             f' {column.name!r}: expected a whole number'
         )
     return numbers.astype('int64')
+
+
+def parse_time(timestamp: str) -> tuple[int, int, int] | None:
+    """Return (year - 2002, month - 1, hour), the code of SatMAE's temporal model.
+
+    Args:
+        timestamp: ISO time such as '2015-07-25T07:23:14Z', of which fMoW writes the
+            seconds with or without fractions.
+
+    Returns:
+        The code, or None if the text is no time.
+    """
+    try:
+        time = datetime.fromisoformat(timestamp)
+    except ValueError:
+        return None
+    return time.year - 2002, time.month - 1, time.hour
+
+
+def look_up(base: str, paths: pd.Series) -> tuple[pd.Series, pd.Series]:
+    """Return which files exist, and which have a JSON file beside them.
+
+    Args:
+        base: Folder that the paths start at.
+        paths: With forward slashes.
+    """
+    if not len(paths):
+        return pd.Series(dtype=bool), pd.Series(dtype=bool)
+    # A folder is listed once: far less than a question for each of its files.
+    pieces = paths.str.rpartition('/')
+    folders = {
+        folder: names_in(os.path.join(base, folder)) for folder in set(pieces[0])
+    }
+    stems = pieces[2].str.rpartition('.')[0]
+    exists = [name in folders[f] for f, name in zip(pieces[0], pieces[2], strict=True)]
+    texts = [f'{s}.json' in folders[f] for f, s in zip(pieces[0], stems, strict=True)]
+    return pd.Series(exists, dtype=bool), pd.Series(texts, dtype=bool)
+
+
+def names_in(folder: str) -> set[str]:
+    """Return the names of the files in a folder, none if it does not exist."""
+    try:
+        return set(os.listdir(folder))
+    except OSError:
+        return set()
+
+
+def file_stamp(path: str) -> list[int]:
+    """Return size and date of a file, which change with it; [] if there is none."""
+    if not os.path.isfile(path):
+        return []
+    status = os.stat(path)
+    return [status.st_size, status.st_mtime_ns]
 
 
 def index_path(folder: str, name: str, index_dir: str | None) -> str:
@@ -153,6 +208,26 @@ class TableFile:
                 with contextlib.suppress(OSError):
                     os.remove(self.path)
             raise
+
+    def judge(
+        self, max_missing: float, what: str, losing: Iterable[str] | None = None
+    ) -> None:
+        """Warn of the samples that were lost, or refuse the data set.
+
+        Args:
+            max_missing: Largest share of the samples that may be lost, in [0, 1].
+            what: The data set in words.
+            losing: Problems that lose a sample; all if None.
+
+        Raises:
+            FileNotFoundError: If more is lost.
+        """
+        counts, examples = self.note('counts'), self.note('examples')
+        lost = {n: counts[n] for n in losing or counts if n in counts}
+        example = next((examples[name] for name in lost), None)
+        with self.kept_if_accepted():
+            listed, report = self.note('listed'), self.note('report')
+            judge(lost, listed, max_missing, what, example, report)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the mapped table out: a spawned worker opens the file itself."""

@@ -1,12 +1,19 @@
 """Faults in a data set's files: counted, listed in a report, refused if too many."""
 
 import csv
+import json
 import os
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pyarrow as pa
 
 from torchgeo_explora.writing import replacing
+
+#: The problem that every list of files can have.
+ABSENT = 'absent images'
 
 
 def write_report(problems: Sequence[tuple[str, str]], path: str) -> str | None:
@@ -39,6 +46,38 @@ def write_report(problems: Sequence[tuple[str, str]], path: str) -> str | None:
 def tally(problems: Sequence[tuple[str, str]]) -> dict[str, int]:
     """Return how often each problem occurs."""
     return dict(Counter(problem for _, problem in problems))
+
+
+def with_notes(
+    table: pa.Table,
+    problems: Sequence[tuple[str, str]],
+    listed: int,
+    path: str,
+    **others: Any,
+) -> pa.Table:
+    """Return a table that knows what is wrong with its sources, and write a report.
+
+    Args:
+        table: The samples that can be used.
+        problems: (path, problem) pairs.
+        listed: Number of samples that the sources list.
+        path: File of the table; the report goes beside it.
+        **others: Further notes, in values that JSON knows.
+
+    Returns:
+        The table with the notes `counts` and `examples` (by problem), `listed`,
+        `report` (a file or None) and the others.
+    """
+    notes = {
+        'listed': listed,
+        'counts': tally(problems),
+        'examples': {problem: name for name, problem in reversed(problems)},
+        'report': write_report(problems, f'{path}.report.csv'),
+        **others,
+    }
+    return table.replace_schema_metadata(
+        {name: json.dumps(value) for name, value in notes.items()}
+    )
 
 
 def judge(
@@ -79,7 +118,7 @@ def judge(
             f'{text}. More than max_missing={max_missing} of them: complete the data,'
             f' or pass a larger *max_missing*'
         )
-    warnings.warn(f'{text}. They are left out.', stacklevel=3)
+    warnings.warn(f'{text}. They are left out.', stacklevel=4)
 
 
 def warn_of_shared_places(places: dict[str, Iterable[str]], what: str) -> int:

@@ -12,7 +12,6 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from torchgeo_explora.datasets.fmow.listing import ABSENT, look_up
 from torchgeo_explora.datasets.pixels.picture import cut, open_picture
 from torchgeo_explora.datasets.tables.dataset import (
     NoSamplesError,
@@ -25,10 +24,11 @@ from torchgeo_explora.datasets.tables.fetch import Archive, fetch_archive
 from torchgeo_explora.datasets.tables.index_file import (
     TableFile,
     index_path,
+    look_up,
     read_csv,
     whole_numbers,
 )
-from torchgeo_explora.datasets.tables.problems import judge, tally, write_report
+from torchgeo_explora.datasets.tables.problems import ABSENT, judge, tally, write_report
 
 #: Columns of every index.
 SCHEMA = pa.schema(

@@ -3,7 +3,7 @@ import torch
 from torch.utils.data import Dataset
 
 from torchgeo_explora.datasets import measure_range
-from torchgeo_explora.datasets.pixels.value_range import check_range, to_unit
+from torchgeo_explora.datasets.pixels.scaling import check_range, to_unit
 
 
 class Images(Dataset):
