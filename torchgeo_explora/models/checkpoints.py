@@ -176,6 +176,9 @@ def _named(name: str) -> WeightsEnum:
     # Slow to import, and needed for names only.
     from torchgeo.models import get_weight
 
+    from torchgeo_explora.models.zoo.weights import register_with_torchgeo
+
+    register_with_torchgeo()
     try:
         return get_weight(name)
     except ValueError as error:
