@@ -132,6 +132,9 @@ def test_merge_and_export(files, expected, capsys):
         model = AutoModel.from_pretrained(files / folder).eval()
         found = model(image).last_hidden_state[:, 0]
         assert_close(found, expected(image).cls, rtol=0, atol=1e-5)
+    run('export', delta, files / 'backbone.pth', '--format', 'dinov2', *given)
+    again = ViT(MODEL, files / 'backbone.pth', image_size=28, **SIZES).eval()
+    assert_close(again(image), expected(image))
     run('export', delta, files / 'peft', '--format', 'peft', *given)
     assert (files / 'peft' / 'adapter_config.json').exists()
     capsys.readouterr()

@@ -21,7 +21,6 @@ LAYERS = {
     'analysis': 3,
     'cli': 4,
     'export': 4,
-    'plugin': 4,
     'version': 0,
     'writing': 0,
 }

@@ -1,9 +1,9 @@
 """Adapt a Vision Transformer to your own imagery, without labels, in TorchGeo."""
 
+import sys
 from importlib import import_module
 from typing import Any
 
-from torchgeo_explora import plugin
 from torchgeo_explora.version import __version__
 
 # Public names load on first use (PEP 562), so that importing the package is cheap.
@@ -24,7 +24,7 @@ _HOMES = {
     'save_delta': 'torchgeo_explora.adapt',
 }
 
-__all__ = ['__version__', *_HOMES]  # noqa: PLE0604
+__all__ = ['__version__', 'register', *_HOMES]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> Any:
@@ -39,4 +39,19 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-plugin.register()
+def register() -> None:
+    """Make TorchGeo and timm know this package's models and weights by name.
+
+    Importing the package does so for those of the two that are imported already, as
+    they are where a configuration of TorchGeo's command names a class of this package.
+    timm's models are also registered when `torchgeo_explora.models` is imported.
+    """
+    from torchgeo_explora.models.zoo.weights import register_with_torchgeo
+
+    register_with_torchgeo()
+
+
+if 'timm' in sys.modules:
+    import_module('torchgeo_explora.models')
+if 'torchgeo.models' in sys.modules:
+    register()

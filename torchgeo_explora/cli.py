@@ -15,6 +15,7 @@ from torchgeo_explora.version import __version__
 
 Format = Literal[
     'timm',
+    'dinov2',
     'torchgeo',
     'torchgeo-segmentation',
     'transformers',
@@ -95,6 +96,7 @@ def export(
         return
     write: dict[str, Callable[[Any, str], None]] = {
         'timm': exports.export_timm,
+        'dinov2': exports.export_dinov2,
         'transformers': exports.export_transformers,
         'peft': exports.export_peft,
         'peft-transformers': exports.export_peft_transformers,

@@ -12,13 +12,14 @@ from torchgeo.tasks import Classification, SemanticSegmentation
 
 from torchgeo_explora.adapt import merged
 from torchgeo_explora.export import (
+    export_dinov2,
     export_timm,
     export_torchgeo,
     export_torchgeo_segmentation,
 )
 from torchgeo_explora.models import GroupChannelViT, ViT
 from torchgeo_explora.models.backbones.prompts import Prompts
-from torchgeo_explora.models.checkpoints import read_state
+from torchgeo_explora.models.checkpoints import from_dinov2, read_state
 
 
 @pytest.mark.parametrize('name', ['dinov2', 'gated', 'registers', 'mae', 'stock'])
@@ -54,6 +55,39 @@ def test_our_backbone_reads_the_file_of_timm(name, trained, picture, tmp_path):
     again = kind(**backbone.arguments, weights=weights).eval()
     image = picture(backbone)
     assert_close(again(image), merged(backbone)(image), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('name', ['dinov2', 'gated', 'registers'])
+def test_file_of_dinov2_has_the_released_names(name, trained, tmp_path):
+    backbone, path = trained(name), tmp_path / 'backbone.pth'
+    export_dinov2(backbone, path)
+    published = torch.load(path, weights_only=True)
+    state, rest = from_dinov2(published)
+    assert rest.keys() == {'mask_token'}
+    expected = merged(backbone).canonical_state_dict()
+    assert state.keys() == expected.keys()
+    assert_close(state, expected, rtol=0, atol=0)
+    again = ViT(**backbone.arguments, weights=path)
+    assert_close(again.canonical_state_dict(), expected, rtol=0, atol=0)
+    assert any('mlp.w12.' in key for key in published) == (name == 'gated')
+
+
+def test_file_of_dinov2_has_the_names_of_the_reference(golden, tmp_path):
+    names = set()
+    for part in ('dinov2_vit_position', 'dinov2_vit_blocks', 'dinov2_vit'):
+        tensors, config = golden(part)
+        names |= {k.removeprefix('sd.') for k in tensors if k.startswith('sd.')}
+    sizes = {key: config['model'][key] for key in ('embed_dim', 'depth', 'num_heads')}
+    backbone = ViT('vit_small_patch14_dinov2', image_size=28, **sizes)
+    export_dinov2(backbone, tmp_path / 'backbone.pth')
+    assert torch.load(tmp_path / 'backbone.pth', weights_only=True).keys() == names
+
+
+@pytest.mark.parametrize('name', ['mae', 'groups'])
+def test_model_that_dinov2_does_not_have_is_refused(name, make, tmp_path):
+    with pytest.raises(ValueError, match=r'not what .* DINOv2 holds: missing'):
+        export_dinov2(make(name), tmp_path / 'backbone.pth')
+    assert not [*tmp_path.iterdir()]
 
 
 @torch.no_grad()
@@ -134,7 +168,7 @@ def test_name_of_ours_is_found_for_dinov2_at_its_training_size(tmp_path):
     assert name == 'explora_vit_small_patch14_224'
 
 
-@pytest.mark.parametrize('write', [export_timm, export_torchgeo])
+@pytest.mark.parametrize('write', [export_timm, export_dinov2, export_torchgeo])
 def test_full_disk_leaves_the_last_file(trained, write, tmp_path):
     path = tmp_path / 'backbone.safetensors'
     write(trained('stock'), path)

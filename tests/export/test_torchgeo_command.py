@@ -22,7 +22,7 @@ from torchgeo.main import main
 from torchgeo_explora import ExploraWeights
 from torchgeo_explora.cli import main as explora
 from torchgeo_explora.models import ViT
-from torchgeo_explora.models.checkpoints import from_torchgeo, to_explora
+from torchgeo_explora.models.checkpoints import from_torchgeo
 
 pytestmark = [pytest.mark.cli, pytest.mark.filterwarnings('ignore')]
 
@@ -203,7 +203,7 @@ def published(tmp_path, monkeypatch, base):
     weights = ExploraWeights.FMOW_RGB
     name = weights.url.rpartition('/')[2]
     (tmp_path / 'served').mkdir()
-    content = {**to_explora(load_file(base)), 'mask_token': torch.zeros(1, 24)}
+    content = {**load_file(base), 'mask_token': torch.zeros(1, 24)}
     torch.save({'model': content}, tmp_path / 'served' / name)
 
     class Handler(SimpleHTTPRequestHandler):

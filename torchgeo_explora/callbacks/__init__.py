@@ -9,7 +9,6 @@ from torchgeo_explora.callbacks.parquet import (
     ProbabilityWriter,
 )
 from torchgeo_explora.callbacks.pictures import Pictures
-from torchgeo_explora.callbacks.plugin import Plugin
 from torchgeo_explora.callbacks.raster_writer import RasterWriter
 from torchgeo_explora.callbacks.reconstructions import Reconstructions
 
@@ -20,7 +19,6 @@ __all__ = [
     'MaskWriter',
     'OnlineKNN',
     'Pictures',
-    'Plugin',
     'ProbabilityWriter',
     'RasterWriter',
     'Reconstructions',

@@ -5,6 +5,7 @@ from torchgeo_explora.export.onnx_file import export_onnx
 from torchgeo_explora.export.peft_folder import export_peft, export_peft_transformers
 from torchgeo_explora.export.rebuild import rebuild
 from torchgeo_explora.export.timm_file import (
+    export_dinov2,
     export_timm,
     export_torchgeo,
     export_torchgeo_segmentation,
@@ -12,6 +13,7 @@ from torchgeo_explora.export.timm_file import (
 from torchgeo_explora.export.transformers_folder import export_transformers
 
 __all__ = [
+    'export_dinov2',
     'export_onnx',
     'export_peft',
     'export_peft_transformers',

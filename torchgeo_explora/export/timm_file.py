@@ -1,4 +1,4 @@
-"""Whole backbones as files of timm and TorchGeo."""
+"""Whole backbones as files for timm, DINOv2 and TorchGeo."""
 
 import json
 import os
@@ -15,6 +15,7 @@ from torchgeo_explora.adapt import base_fingerprint, fingerprint, merged
 from torchgeo_explora.adapt.delta import lineage_merged
 from torchgeo_explora.models import Backbone
 from torchgeo_explora.models.formats.names import State
+from torchgeo_explora.models.formats.published import to_dinov2
 from torchgeo_explora.models.formats.wrapped import to_torchgeo
 from torchgeo_explora.models.zoo.architectures import names_of
 from torchgeo_explora.version import __version__
@@ -82,6 +83,28 @@ def export_timm(
             header[name] = json.dumps([*values])
     with replacing(path) as part:
         save_file(state, part, metadata=header)
+
+
+def export_dinov2(backbone: Backbone, path: str | os.PathLike[str]) -> None:
+    """Write the backbone as a file of DINOv2 (facebookresearch/dinov2).
+
+    The names are those of the released backbones: `model.load_state_dict` of a model
+    from DINOv2's hub takes the file, and so does `--pretrained-weights` of its
+    evaluations. Give the model the backbone's image size. The mask token, which only
+    pre-training uses, is zero.
+
+    Args:
+        backbone: Adapted or plain, with DINOv2's LayerScale.
+        path: The file, `*.pth`.
+
+    Raises:
+        OSError: If it cannot be written; a file that was there stays.
+        ValueError: If DINOv2 has no such model, or the final norm is gone.
+    """
+    mask_token = torch.zeros(1, backbone.embed_dim)
+    state = to_dinov2(plain_state(backbone), {'mask_token': mask_token})
+    with replacing(path) as part:
+        torch.save(state, part)
 
 
 def export_torchgeo(

@@ -1,4 +1,7 @@
-"""Backbones, heads, and the way to and from published weights."""
+"""Backbones, heads, and the way to and from published weights.
+
+Importing it registers ExPLoRA's architectures with timm.
+"""
 
 from torchgeo_explora.models.backbones.attention import Attention
 from torchgeo_explora.models.backbones.backbone import Backbone
@@ -7,6 +10,7 @@ from torchgeo_explora.models.backbones.temporal import TemporalViT
 from torchgeo_explora.models.backbones.tokens import Features, Tokens
 from torchgeo_explora.models.backbones.vit import ViT
 from torchgeo_explora.models.heads.dino import DINOHead
+from torchgeo_explora.models.zoo import architectures as _architectures  # noqa: F401
 
 __all__ = [
     'Attention',

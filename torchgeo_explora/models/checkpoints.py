@@ -24,16 +24,12 @@ from torchgeo_explora.models.formats.published import (
     from_mae,
     from_timm,
     to_dinov2,
-    to_explora,
-    to_mae,
     to_timm,
 )
 from torchgeo_explora.models.formats.satmae import (
     fold_class_code,
     from_satmae_group,
     from_satmae_temporal,
-    to_satmae_group,
-    to_satmae_temporal,
 )
 from torchgeo_explora.models.formats.transformers import (
     from_transformers,
@@ -43,7 +39,6 @@ from torchgeo_explora.models.formats.transformers import (
 from torchgeo_explora.models.formats.wrapped import (
     from_lightly_train,
     from_torchgeo,
-    to_lightly_train,
     to_torchgeo,
     unwrapped_backbone,
 )
@@ -65,11 +60,6 @@ __all__ = [
     'read_state',
     'split_qkv',
     'to_dinov2',
-    'to_explora',
-    'to_lightly_train',
-    'to_mae',
-    'to_satmae_group',
-    'to_satmae_temporal',
     'to_timm',
     'to_torchgeo',
     'to_transformers',
@@ -186,6 +176,9 @@ def _named(name: str) -> WeightsEnum:
     # Slow to import, and needed for names only.
     from torchgeo.models import get_weight
 
+    from torchgeo_explora.models.zoo.weights import register_with_torchgeo
+
+    register_with_torchgeo()
     try:
         return get_weight(name)
     except ValueError as error:

@@ -7,8 +7,7 @@ from torchgeo.models import api
 from torchgeo_explora import ExploraWeights
 from torchgeo_explora.models import ViT
 from torchgeo_explora.models.zoo import architectures as zoo
-from torchgeo_explora.models.zoo.architectures import register_with_torchgeo
-from torchgeo_explora.models.zoo.weights import shapes
+from torchgeo_explora.models.zoo.weights import register_with_torchgeo, shapes
 
 DINOV2 = 'explora_vit_base_patch14_224'
 GROUP = 'explora_vit_base_group_patch8_96'

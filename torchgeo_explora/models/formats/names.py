@@ -68,7 +68,7 @@ def split_qkv(state: Mapping[str, Tensor]) -> State:
     return split
 
 
-def require(
+def check_names(
     state: Mapping[str, Any], format: str, outer: Sequence[str], block: Sequence[str]
 ) -> None:
     """Raise unless the state has exactly the tensors that a format has names for.

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,17 +12,13 @@ from torchgeo_explora.models.formats.names import (
     LAYER_SCALE,
     OUTER,
     State,
+    check_names,
     fuse_qkv,
     is_rest,
-    require,
-    split_qkv,
     unwrapped,
 )
 
 _CHUNKED = re.compile(r'(blocks\.)\d+\.(\d+\.)')
-_INDEXED = re.compile(r'blocks\.(\d+)\.')
-# What DINOv2's training states hold beside each backbone, once for each.
-_HEADS = ('dino_head.', 'ibot_head.')
 
 
 def from_mae(state: Mapping[str, Any]) -> tuple[State, State]:
@@ -39,23 +35,6 @@ def from_mae(state: Mapping[str, Any]) -> tuple[State, State]:
     backbone = {key: value for key, value in flat.items() if not is_rest(key)}
     rest = {key: value for key, value in flat.items() if is_rest(key)}
     return backbone, rest
-
-
-def to_mae(
-    backbone: Mapping[str, Tensor], rest: Mapping[str, Tensor] | None = None
-) -> State:
-    """Return the tensors of an MAE checkpoint, which stand under 'model' in its files.
-
-    Args:
-        backbone: The backbone's tensors in timm names.
-        rest: Mask token, decoder and classifier, for a full checkpoint.
-
-    Raises:
-        ValueError: If a tensor is missing or has no name in MAE; all are listed.
-    """
-    state = fuse_qkv(backbone)
-    require(state, 'a checkpoint of MAE', OUTER, BLOCK)
-    return {**state, **(rest or {})}
 
 
 def from_timm(state: Mapping[str, Any]) -> tuple[State, State]:
@@ -127,12 +106,9 @@ def from_dinov2(state: Mapping[str, Any]) -> tuple[State, State]:
 
 
 def to_dinov2(
-    backbone: Mapping[str, Tensor],
-    rest: Mapping[str, Tensor] | None = None,
-    prefix: str = '',
-    block_chunks: int = 0,
+    backbone: Mapping[str, Tensor], rest: Mapping[str, Tensor] | None = None
 ) -> State:
-    """Return the tensors of a DINOv2 checkpoint, undoing `from_dinov2`.
+    """Return the tensors of a released DINOv2 file, undoing `from_dinov2`.
 
     With registers, the class token keeps its position inside and its row is zero: the
     same model, but not the bits of a published file.
@@ -140,39 +116,26 @@ def to_dinov2(
     Args:
         backbone: The backbone's tensors in timm names.
         rest: What else `from_dinov2` found.
-        prefix: '' for a released file, 'backbone.' for a teacher file (its tensors
-            stand under 'teacher'), 'teacher.backbone.' for a training state.
-        block_chunks: Number of chunks of blocks in a training state, 0 for none.
 
     Raises:
         ValueError: If a tensor is missing or has no name in DINOv2; all are listed.
     """
     state = fuse_qkv(backbone)
     registers = ('reg_token',) if 'reg_token' in state else ()
-    require(state, 'a checkpoint of DINOv2', OUTER + registers, BLOCK + LAYER_SCALE)
+    check_names(state, 'a checkpoint of DINOv2', OUTER + registers, BLOCK + LAYER_SCALE)
     if registers:
         table = state['pos_embed']
         state['register_tokens'] = state.pop('reg_token')
         state['pos_embed'] = torch.cat([torch.zeros_like(table[:, :1]), table], dim=1)
-    depth = sum(key.endswith('ls1.gamma') for key in state)
-    size = depth // block_chunks if block_chunks else 0
     fc1, fc2 = (state[f'blocks.0.mlp.{name}.weight'] for name in ('fc1', 'fc2'))
     gated = len(fc1) == 2 * fc2.shape[1]
-
     named: State = {}
-    for key, value in state.items():
-        name = key
+    for name, value in state.items():
         if gated:
             name = name.replace('.mlp.fc1.', '.mlp.w12.')
             name = name.replace('.mlp.fc2.', '.mlp.w3.')
-        if size and (match := _INDEXED.match(name)):
-            name = f'blocks.{int(match[1]) // size}.{name.removeprefix("blocks.")}'
-        named[f'{prefix}{name}'] = value
-    owner = prefix.removesuffix('backbone.')
-    for key, value in (rest or {}).items():
-        inside = owner if key.startswith(_HEADS) else prefix
-        named[f'{inside}{key}' if is_rest(key) else key] = value
-    return named
+        named[name] = value
+    return {**named, **(rest or {})}
 
 
 def from_explora(state: Mapping[str, Any]) -> tuple[State, State]:
@@ -199,32 +162,3 @@ def from_explora(state: Mapping[str, Any]) -> tuple[State, State]:
             single[name] = value
     backbone, rest = from_dinov2(fuse_qkv(single))
     return backbone, rest | duplicates
-
-
-def to_explora(
-    backbone: Mapping[str, Tensor],
-    rest: Mapping[str, Tensor] | None = None,
-    prefix: str = '',
-    projections: Literal['fused', 'split', 'both'] = 'fused',
-) -> State:
-    """Return the tensors of a checkpoint as ExPLoRA's authors release them.
-
-    Args:
-        backbone: The backbone's tensors in timm names.
-        rest: What else `from_explora` found.
-        prefix: '' for an encoder-only file (its tensors stand under 'model'),
-            'backbone.' for a full one (under 'teacher').
-        projections: Query, key and value as `qkv`, as `q_proj`, `k_proj`, `v_proj`, or
-            both, as in full files.
-
-    Raises:
-        ValueError: If a tensor is missing or has no name in DINOv2; all are listed.
-    """
-    state = to_dinov2(backbone, rest, prefix)
-    if projections == 'fused':
-        return state
-    split = {
-        re.sub(r'\battn\.([qkv])\.', r'attn.\1_proj.', key): value
-        for key, value in split_qkv(state).items()
-    }
-    return state | split if projections == 'both' else split

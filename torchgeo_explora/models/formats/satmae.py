@@ -1,4 +1,4 @@
-"""Names of SatMAE's group-channel and temporal models <-> ours, dict -> dict."""
+"""Names of SatMAE's group-channel and temporal models -> ours, dict -> dict."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchgeo_explora.models.formats.names import BLOCK, OUTER, State, fuse_qkv, require
+from torchgeo_explora.models.formats.names import State
 from torchgeo_explora.models.formats.published import from_mae
 
 
@@ -32,32 +32,6 @@ def from_satmae_group(state: Mapping[str, Any]) -> tuple[State, State]:
             ' group-channel model: use from_satmae_temporal or from_mae'
         )
     return fold_class_code(backbone), rest
-
-
-def to_satmae_group(
-    backbone: Mapping[str, Tensor], rest: Mapping[str, Tensor] | None = None
-) -> State:
-    """Return the tensors of SatMAE's group-channel MAE, undoing `from_satmae_group`.
-
-    A classifier's `channel_cls_embed` stays inside the class token: the same model.
-
-    Args:
-        backbone: The tensors of a `GroupChannelViT`.
-        rest: Mask token and decoder, for a full checkpoint; or a classifier.
-
-    Raises:
-        ValueError: If a tensor is missing or has no name there; all are listed.
-    """
-    state, rest = fuse_qkv(backbone), rest or {}
-    groups = {key for key in state if key.startswith('patch_embed.')}
-    groups |= {f'patch_embed.0.proj.{kind}' for kind in ('weight', 'bias')}
-    shared = (name for name in OUTER if not name.startswith('patch_embed.'))
-    outer = {*shared, *groups, 'channel_embed'}
-    # SatMAE's classifier has fc_norm on the mean token and no final norm.
-    if 'fc_norm.weight' in rest and 'norm.weight' not in state:
-        outer -= {'norm.weight', 'norm.bias'}
-    require(state, "SatMAE's group-channel model", [*outer], BLOCK)
-    return {**state, **rest}
 
 
 def fold_class_code(state: Mapping[str, Tensor]) -> State:
@@ -95,23 +69,3 @@ def from_satmae_temporal(state: Mapping[str, Any]) -> tuple[State, State]:
             " SatMAE's temporal model: use from_satmae_group or from_mae"
         )
     return backbone, rest
-
-
-def to_satmae_temporal(
-    backbone: Mapping[str, Tensor], rest: Mapping[str, Tensor] | None = None
-) -> State:
-    """Return the tensors of SatMAE's temporal model, undoing `from_satmae_temporal`.
-
-    Args:
-        backbone: The tensors of a `TemporalViT`.
-        rest: Mask token and decoder, for a full checkpoint; or a classifier.
-
-    Raises:
-        ValueError: If a tensor is missing or has no name there; all are listed.
-    """
-    state, rest = fuse_qkv(backbone), rest or {}
-    outer = set(OUTER)
-    if 'fc_norm.weight' in rest and 'norm.weight' not in state:
-        outer -= {'norm.weight', 'norm.bias'}
-    require(state, "SatMAE's temporal model", [*outer], BLOCK)
-    return {**state, **rest}

@@ -12,8 +12,8 @@ from torchgeo_explora.models.formats.names import (
     LAYER_SCALE,
     OUTER,
     State,
+    check_names,
     fuse_qkv,
-    require,
     split_qkv,
     unwrapped,
 )
@@ -143,7 +143,7 @@ def to_transformers(
     registers = ('reg_token',) if 'reg_token' in state else ()
     block = BLOCK + LAYER_SCALE if scaled else BLOCK
     kind = 'Dinov2Model' if scaled else 'ViTModel'
-    require(state, f"transformers' {kind}", OUTER + registers, block)
+    check_names(state, f"transformers' {kind}", OUTER + registers, block)
     if registers:
         table = state['pos_embed']
         state['pos_embed'] = torch.cat([torch.zeros_like(table[:, :1]), table], dim=1)

@@ -6,12 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from torchgeo_explora.models.formats.names import State, is_rest, unwrapped
-from torchgeo_explora.models.formats.published import (
-    from_dinov2,
-    from_timm,
-    to_dinov2,
-    to_timm,
-)
+from torchgeo_explora.models.formats.published import from_dinov2, from_timm, to_timm
 
 # Where tasks keep the backbone; the longer name first where one contains the other.
 _TORCHGEO = (
@@ -66,7 +61,10 @@ def to_torchgeo(
         prefix: Where the task keeps its backbone, such as 'model.' (Classification),
             'backbone.' (MoCo, SimCLR) or 'model.backbone.model.' (BYOL).
     """
-    return _wrapped(to_timm(backbone), rest or {}, prefix)
+    state = {f'{prefix}{key}': value for key, value in to_timm(backbone).items()}
+    for key, value in (rest or {}).items():
+        state[f'{prefix}{key}' if is_rest(key) else key] = value
+    return state
 
 
 def from_lightly_train(state: Mapping[str, Any]) -> tuple[State, State]:
@@ -88,24 +86,6 @@ def from_lightly_train(state: Mapping[str, Any]) -> tuple[State, State]:
     inner, outer = _inside(state, _LIGHTLY, 'lightly-train')
     backbone, rest = from_dinov2(inner)
     return backbone, rest | outer
-
-
-def to_lightly_train(
-    backbone: Mapping[str, Tensor],
-    rest: Mapping[str, Tensor] | None = None,
-    prefix: str = 'teacher_embedding_model_wrapper._model.',
-) -> State:
-    """Return a state dict of lightly-train, undoing `from_lightly_train`.
-
-    Args:
-        backbone: The backbone's tensors in timm names.
-        rest: What else `from_lightly_train` found; with a mask token the backbone is
-            lightly-train's own DINOv2, otherwise timm's.
-        prefix: Where the state keeps its backbone.
-    """
-    rest = rest or {}
-    inner = to_dinov2(backbone) if 'mask_token' in rest else to_timm(backbone)
-    return _wrapped(inner, rest, prefix)
 
 
 def unwrapped_backbone(state: Mapping[str, Any]) -> tuple[State, State]:
@@ -139,12 +119,3 @@ def _inside(
     inner = {k.removeprefix(prefix): v for k, v in flat.items() if k.startswith(prefix)}
     outer = {k: v for k, v in flat.items() if not k.startswith(prefix)}
     return inner, outer
-
-
-def _wrapped(
-    inner: Mapping[str, Tensor], rest: Mapping[str, Tensor], prefix: str
-) -> State:
-    state = {f'{prefix}{key}': value for key, value in inner.items()}
-    for key, value in rest.items():
-        state[f'{prefix}{key}' if is_rest(key) else key] = value
-    return state

@@ -1,10 +1,8 @@
 """ExPLoRA's architectures by name, for timm and TorchGeo.
 
-This file is imported while timm is, perhaps on behalf of a backbone here: it imports no
-other file of the package before a model is built.
+Importing this file registers them with timm.
 """
 
-import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -14,6 +12,12 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import register_model
 from torch import Tensor, nn
 from torchvision.models._api import WeightsEnum
+
+from torchgeo_explora.models.zoo.classifier import (
+    Classifier,
+    GroupChannelClassifier,
+    TemporalClassifier,
+)
 
 _WIDTHS = {
     'small': {'embed_dim': 384, 'depth': 12, 'num_heads': 6},
@@ -47,16 +51,16 @@ def _dinov2(size: str, **options: Any) -> nn.Module:
     )
 
 
-def _coded(kind: str, size: str, **options: Any) -> nn.Module:
-    from torchgeo_explora.models.zoo import classifier
-
-    config = options.get('pretrained_cfg') or (_sentinel if 'Group' in kind else _rgb)
+def _coded(
+    kind: Callable[..., Classifier], config: dict[str, Any], size: str, **options: Any
+) -> nn.Module:
+    config = options.get('pretrained_cfg') or config
     options = {key: value for key, value in options.items() if key not in _OF_TIMM}
     classes, pool = options.pop('num_classes', 0), options.pop('global_pool', 'avg')
     channels = options.pop('in_chans', None)
     if 'img_size' in options:
         options['image_size'] = options.pop('img_size')
-    model: Any = getattr(classifier, kind)(**{**_WIDTHS[size], **options})
+    model: Any = kind(**{**_WIDTHS[size], **options})
     if channels not in (None, model.in_channels):
         raise ValueError(
             f'*in_chans* is {channels}, but the model has {model.in_channels} channels:'
@@ -67,10 +71,10 @@ def _coded(kind: str, size: str, **options: Any) -> nn.Module:
     return model
 
 
-_group = partial(_coded, 'GroupChannelClassifier')
-_temporal = partial(_coded, 'TemporalClassifier')
 _rgb = _config(3, 224)
 _sentinel = _config(10, 96, mean=(0.0,) * 10, std=(1.0,) * 10)
+_group = partial(_coded, GroupChannelClassifier, _sentinel)
+_temporal = partial(_coded, TemporalClassifier, _rgb)
 _ARCHITECTURES: dict[str, tuple[Callable[..., nn.Module], dict[str, Any]]] = {
     **{
         f'explora_vit_{size}_patch14_224': (partial(_dinov2, size), _rgb)
@@ -161,42 +165,5 @@ def _entry(name: str) -> Callable[..., nn.Module]:
     return build
 
 
-def register() -> None:
-    """Make timm know the architectures."""
-    for name in _ARCHITECTURES:
-        register_model(_entry(name))
-
-
-def register_with_timm() -> None:
-    """Make `timm.create_model` know our architectures."""
-    # Imports models, and with them timm: not before it is there.
-    from torchgeo_explora.models.zoo.architectures import register
-
-    register()
-
-
-def register_with_torchgeo() -> None:
-    """Make `torchgeo.models` know our architectures and `ExploraWeights`.
-
-    TorchGeo has no public way to register, and means to replace its registry by timm's:
-    where its dictionaries are gone, a warning says what still works.
-    """
-    from torchgeo.models import api
-
-    from torchgeo_explora.models.zoo.architectures import default_cfgs, with_weights
-    from torchgeo_explora.models.zoo.weights import ExploraWeights
-
-    try:
-        models, weights = api._model, api._model_weights
-    except AttributeError:
-        warnings.warn(
-            'this version of TorchGeo has no registry that torchgeo_explora knows: its'
-            ' models are found by timm.create_model, and its weights as'
-            ' torchgeo_explora.ExploraWeights, but not by their names in strings',
-            stacklevel=2,
-        )
-        return
-    for name in default_cfgs:
-        builder = partial(with_weights, name)
-        models[name] = builder
-        weights[name] = weights[builder] = ExploraWeights
+for _name in _ARCHITECTURES:
+    register_model(_entry(_name))

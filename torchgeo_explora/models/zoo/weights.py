@@ -1,5 +1,7 @@
 """The weights that ExPLoRA's authors published, wherever TorchGeo takes weights."""
 
+import warnings
+from functools import partial
 from typing import Any
 
 import timm
@@ -13,6 +15,7 @@ from torchgeo_explora.models.backbones.group_channel import SATMAE_BANDS
 from torchgeo_explora.models.checkpoints import from_any
 from torchgeo_explora.models.formats.files import fetch, read_file
 from torchgeo_explora.models.formats.names import State
+from torchgeo_explora.models.zoo.architectures import default_cfgs, with_weights
 
 # Revisions and checksums of the release are not known here: `main`, and no sha256.
 _RELEASE = 'https://huggingface.co/samarkhanna/ExPLoRA/resolve/main'
@@ -172,3 +175,27 @@ def _misfits(expected: dict[str, Size], state: State) -> list[str]:
     wrong += [f'missing {", ".join(missing)}'] if missing else []
     wrong += [f'not expected {", ".join(surplus)}'] if surplus else []
     return wrong
+
+
+def register_with_torchgeo() -> None:
+    """Make `torchgeo.models` know our architectures and `ExploraWeights` by name.
+
+    TorchGeo has no public way to register, and plans to replace its registry by timm's:
+    where its dictionaries are gone, a warning says what still works.
+    """
+    from torchgeo.models import api
+
+    try:
+        models, weights = api._model, api._model_weights
+    except AttributeError:
+        warnings.warn(
+            'this version of TorchGeo has no registry that torchgeo_explora knows: its'
+            ' models are found by timm.create_model, and its weights as'
+            ' torchgeo_explora.ExploraWeights, but not by their names in strings',
+            stacklevel=2,
+        )
+        return
+    for name in default_cfgs:
+        builder = partial(with_weights, name)
+        models[name] = builder
+        weights[name] = weights[builder] = ExploraWeights
