@@ -164,7 +164,7 @@ def test_cache_of_other_bands_is_another_file(splits, tmp_path):
         )
         state = state or backbone.state_dict()
         backbone.load_state_dict(state)
-        task = ExploraLinearProbeTask(2, backbone, None, cache=str(cache))
+        task = ExploraLinearProbeTask(2, model=backbone, weights=None, cache=str(cache))
         data = ImageFolderDataModule(splits, batch_size=8, band_names=['R', 'G', 'B'])
         trainer(tmp_path).validate(task, data, verbose=False)
     assert len(list(cache.glob('val-*.labels.npy'))) == 2

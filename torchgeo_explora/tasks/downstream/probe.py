@@ -11,18 +11,18 @@ from torch.nn.functional import cross_entropy
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
-from torchvision.models._api import WeightsEnum
 
 from torchgeo_explora.adapt import base_fingerprint
 from torchgeo_explora.augment import SingleCrop
 from torchgeo_explora.callbacks.parquet import ProbabilityWriter
 from torchgeo_explora.functional import cosine_schedule
-from torchgeo_explora.models.backbones.backbone import Backbone, Features
+from torchgeo_explora.models.backbones.backbone import Features
 from torchgeo_explora.models.heads.probe import ProbeHeads
 from torchgeo_explora.objectives.objective import batch_metadata
 from torchgeo_explora.tasks.downstream.base import DownstreamTask
 from torchgeo_explora.tasks.downstream.feature_cache import cache_features
 from torchgeo_explora.tasks.downstream.labels import AccuracyOfEach, check_labels
+from torchgeo_explora.tasks.downstream.options import DownstreamOptions
 from torchgeo_explora.tasks.downstream.report import write_table
 from torchgeo_explora.tasks.run.plan import plan
 
@@ -65,50 +65,29 @@ class ExploraLinearProbeTask(DownstreamTask):
     def __init__(
         self,
         num_classes: int,
-        model: Backbone | str = 'vit_large_patch14_dinov2.lvd142m',
-        # bool first: a command line's `true` is no name.
-        weights: bool | WeightsEnum | str | None = True,
-        delta: str | None = None,
-        in_channels: int | None = None,
-        image_size: int | None = None,
         grid: Literal['explora', 'dinov2'] | Sequence[float] = 'explora',
         blocks: Sequence[int] = (1, 4),
         averages: Sequence[bool] = (False, True),
         crop_scale: tuple[float, float] = (0.08, 1.0),
-        crop_fraction: float = 1.0,
         cache: str | None = None,
         momentum: float = 0.9,
         augmentations: nn.Module | None = None,
-        value_range: tuple[Any, Any] | None = None,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        model_args: dict[str, Any] | None = None,
-        seed: int = 0,
+        **downstream: Any,
     ) -> None:
         """Build the frozen backbone and its classifiers.
 
         Args:
             num_classes: Number of classes.
-            model: A backbone, or the name of a timm VisionTransformer.
-            weights: Weights of the base, as in `DownstreamTask`.
-            delta: Delta that goes on it.
-            in_channels: Channels of the images, for a named model (3 if None).
-            image_size: Size of the views in pixels.
             grid: Learning rates for a batch of 256 (the rate in use is this times
                 effective batch / 256): 'explora', 'dinov2', or a list.
             blocks: Numbers of last blocks whose class tokens are read.
             averages: Whether the last block's mean patch token is read.
             crop_scale: Range of a training view's share of the image's area.
-            crop_fraction: Share of each side of an image that evaluation sees.
             cache: Folder for features; None to compute them in every epoch.
             momentum: SGD's.
             augmentations: Module from (B, C, H, W) in [0, 1] to normalised views,
                 instead of random crops and flips.
-            value_range: (low, high) of the sensor values; the data module's if None.
-            mean: Mean of the normalisation; the delta's or the base's if None.
-            std: Standard deviation, likewise.
-            model_args: Further arguments of a named model.
-            seed: Seed of the crops and of the order of the images.
+            **downstream: See `DownstreamOptions`.
 
         Raises:
             ValueError: If the grid holds a classifier twice, or augmentations are given
@@ -116,25 +95,15 @@ class ExploraLinearProbeTask(DownstreamTask):
         """
         if cache is not None and augmentations is not None:
             raise ValueError('*cache* keeps whole images: leave out *augmentations*')
-        self._augmentations = (augmentations,)
-        super().__init__(
-            model,
-            weights,
-            delta,
-            in_channels,
-            image_size,
-            crop_fraction,
-            value_range,
-            mean,
-            std,
-            model_args,
-            seed,
+        super().__init__(DownstreamOptions(**downstream))
+        self.augmentations = augmentations or SingleCrop(
+            self.image_size, crop_scale, self.mean, self.std
         )
 
     def configure_heads(self) -> None:
         """Freeze the backbone and make the classifiers."""
         hparams = self.hparams
-        self.freeze_backbone()
+        self.adapt_backbone()
         grid = hparams['grid']
         self.heads = ProbeHeads(
             self.backbone.embed_dim,
@@ -142,11 +111,6 @@ class ExploraLinearProbeTask(DownstreamTask):
             GRIDS[grid] if isinstance(grid, str) else tuple(grid),
             tuple(hparams['blocks']),
             tuple(hparams['averages']),
-        )
-        (augmentations,) = self._augmentations
-        scale = tuple(hparams['crop_scale'])
-        self.augmentations = augmentations or SingleCrop(
-            self.image_size, scale, self.mean, self.std
         )
 
     def configure_metrics(self) -> None:
