@@ -66,7 +66,7 @@ def test_both_protocols_are_reported(splits, tmp_path):
     run = trainer(tmp_path)
     run.fit(task, module(splits))
     # The first one was best in validation, as far as this run knows.
-    task.validated = [1.0] + [0.5] * 7
+    task.selection.validated = [1.0] + [0.5] * 7
     task.heads.heads[task.heads.settings[0].name].bias.data = torch.tensor([99.0, 0])
     (metrics,) = run.test(task, module(splits), verbose=False)
     assert metrics['test_held_out'] == 0.5

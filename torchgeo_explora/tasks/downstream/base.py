@@ -20,7 +20,7 @@ from torchgeo_explora.models.backbones.backbone import Backbone, Features
 from torchgeo_explora.models.backbones.prompts import Prompts
 from torchgeo_explora.models.heads.pooling import token_map
 from torchgeo_explora.objectives.objective import batch_metadata
-from torchgeo_explora.tasks.downstream.collate import explain_mixed_sizes
+from torchgeo_explora.tasks.downstream.batches import explain_mixed_sizes
 from torchgeo_explora.tasks.downstream.finetuning import FineTuning
 from torchgeo_explora.tasks.downstream.options import (
     DownstreamOptions,

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchgeo.tasks.mixins import ClassificationMixin
 from torchmetrics.classification import MulticlassConfusionMatrix
@@ -13,9 +14,8 @@ from torchgeo_explora.callbacks.figures import keep
 from torchgeo_explora.callbacks.parquet import ProbabilityWriter
 from torchgeo_explora.models.heads.pooling import PooledHead
 from torchgeo_explora.tasks.downstream.base import DownstreamTask
-from torchgeo_explora.tasks.downstream.labels import check_labels, check_lengths
+from torchgeo_explora.tasks.downstream.batches import check_labels, check_lengths
 from torchgeo_explora.tasks.downstream.options import FinetuningOptions
-from torchgeo_explora.tasks.downstream.report import draw_confusion
 
 
 class ExploraClassificationTask(ClassificationMixin, DownstreamTask):
@@ -213,3 +213,34 @@ class ExploraClassificationTask(ClassificationMixin, DownstreamTask):
             values = torch.cat([1 - values, values], dim=1)
         side = image.shape[-1] // self.cell
         return values[:, :, None, None].expand(-1, -1, side, side)
+
+
+def draw_confusion(counts: Tensor, names: Sequence[str] | None = None) -> Figure:
+    """Return a picture of a confusion matrix; each row shows shares of a true class.
+
+    Args:
+        counts: (C, C), truth by prediction. A class without samples stays empty.
+        names: Names of the classes; their numbers if None.
+    """
+    shares = (counts / counts.sum(1, keepdim=True).clamp(min=1)).cpu().numpy()
+    size = len(shares)
+    side = max(3.0, 0.25 * size + 1.5)
+    figure = Figure(figsize=(side + 0.6, side), layout='constrained')
+    axes = figure.subplots()
+    picture = axes.imshow(shares, vmin=0, vmax=1, cmap='Blues')
+    figure.colorbar(picture, ax=axes, shrink=0.8)
+    labels = list(names) if names else [str(i) for i in range(size)]
+    axes.set_xticks(range(size), labels, rotation=90, fontsize=7)
+    axes.set_yticks(range(size), labels, fontsize=7)
+    axes.set_xlabel('predicted')
+    axes.set_ylabel('true')
+    if size <= 12:
+        for row in range(size):
+            for column in range(size):
+                share = shares[row, column]
+                colour = 'white' if share > 0.5 else 'black'
+                text = f'{share:.2f}'
+                axes.text(
+                    column, row, text, ha='center', va='center', color=colour, size=6
+                )
+    return figure

@@ -11,8 +11,11 @@ from torchgeo_explora.callbacks.parquet import DetectionWriter
 from torchgeo_explora.models.heads.detector import TokenPyramid, build_detector
 from torchgeo_explora.models.heads.pooling import token_map
 from torchgeo_explora.tasks.downstream.base import DownstreamTask
-from torchgeo_explora.tasks.downstream.collate import PadSizes, wrap_collate
-from torchgeo_explora.tasks.downstream.labels import check_labels
+from torchgeo_explora.tasks.downstream.batches import (
+    PadSizes,
+    check_labels,
+    wrap_collate,
+)
 from torchgeo_explora.tasks.downstream.options import FinetuningOptions
 
 

@@ -11,10 +11,9 @@ from torch.nn.functional import normalize
 from torch.utils.data import DataLoader, Subset
 
 from torchgeo_explora.functional import knn_vote
+from torchgeo_explora.tasks.downstream.accuracies import AccuracyOfEach, write_table
 from torchgeo_explora.tasks.downstream.base import DownstreamTask
-from torchgeo_explora.tasks.downstream.labels import AccuracyOfEach
 from torchgeo_explora.tasks.downstream.options import DownstreamOptions
-from torchgeo_explora.tasks.downstream.report import write_table
 
 
 class ExploraKNNTask(DownstreamTask):

@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader
 
 from torchgeo_explora.adapt import base_fingerprint
 from torchgeo_explora.augment import SingleCrop
@@ -19,11 +18,15 @@ from torchgeo_explora.functional import cosine_schedule
 from torchgeo_explora.models.backbones.backbone import Features
 from torchgeo_explora.models.heads.probe import ProbeHeads
 from torchgeo_explora.objectives.objective import batch_metadata
+from torchgeo_explora.tasks.downstream.accuracies import (
+    AccuracyOfEach,
+    Selection,
+    write_table,
+)
 from torchgeo_explora.tasks.downstream.base import DownstreamTask
-from torchgeo_explora.tasks.downstream.feature_cache import cache_features
-from torchgeo_explora.tasks.downstream.labels import AccuracyOfEach, check_labels
+from torchgeo_explora.tasks.downstream.batches import check_labels
+from torchgeo_explora.tasks.downstream.feature_cache import use_cached_features
 from torchgeo_explora.tasks.downstream.options import DownstreamOptions
-from torchgeo_explora.tasks.downstream.report import write_table
 from torchgeo_explora.tasks.run.plan import plan
 
 #: Base learning rates: of the authors of ExPLoRA, and of DINOv2.
@@ -118,9 +121,7 @@ class ExploraLinearProbeTask(DownstreamTask):
         count = len(self.heads.settings)
         self.val_accuracy = AccuracyOfEach(count)
         self.test_accuracy = AccuracyOfEach(count)
-        #: Accuracy of each classifier in the last validation, in the grid's order.
-        self.validated: list[float] | None = None
-        self.best = 0.0
+        self.selection = Selection()
 
     def train(self, mode: bool = True) -> 'ExploraLinearProbeTask':
         """Set the mode of all but the backbone, which stays in evaluation."""
@@ -133,14 +134,11 @@ class ExploraLinearProbeTask(DownstreamTask):
     def setup(self, stage: str) -> None:
         """Prepare the images, or the cached features in their place."""
         super().setup(stage)
-        if self.hparams['cache'] is not None and stage != 'predict':
-            self._read_from_cache(_READ[stage])
-
-    def _read_from_cache(self, splits: Sequence[str]) -> None:
-        datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        self.backbone.to(self.trainer.strategy.root_device)
-        self.raw_images.to(self.trainer.strategy.root_device)
-        self.view.to(self.trainer.strategy.root_device)
+        if self.hparams['cache'] is None or stage == 'predict':
+            return
+        device = self.trainer.strategy.root_device
+        for module in (self.backbone, self.raw_images, self.view):
+            module.to(device)
         # Backbones that read the same weights may read other bands with them.
         kept = ('model', 'model_args', 'image_size', 'crop_fraction', 'value_range')
         identity = str(
@@ -152,30 +150,10 @@ class ExploraLinearProbeTask(DownstreamTask):
                 self.raw_images.unit_range.high.tolist(),
             ]
         )
-        for split in splits:
-            dataset = getattr(datamodule, f'{split}_dataset', None)
-            # A data module that served a run before may hold that run's features.
-            dataset = getattr(dataset, 'source', dataset)
-            if dataset is None or not hasattr(dataset, '__len__') or not len(dataset):
-                continue
-            loader: DataLoader[Any] = DataLoader(
-                dataset,
-                batch_size=datamodule.batch_size,
-                num_workers=datamodule.num_workers,
-                collate_fn=datamodule.collate_fn,
-            )
-            # One process computes what all of them read.
-            for turn in (True, False):
-                if self.trainer.is_global_zero == turn:
-                    cached = cache_features(
-                        Path(self.hparams['cache']),
-                        split,
-                        identity,
-                        loader,
-                        self._cacheable,
-                    )
-                self.trainer.strategy.barrier('features')
-            setattr(datamodule, f'{split}_dataset', cached)
+        folder = Path(self.hparams['cache'])
+        use_cached_features(
+            self.trainer, _READ[stage], folder, identity, self._cacheable
+        )
 
     def _cacheable(self, batch: dict[str, Any]) -> Tensor:
         """Return class tokens and the last mean patch token, (B, depth + 1, D).
@@ -263,41 +241,20 @@ class ExploraLinearProbeTask(DownstreamTask):
         accuracy = self.val_accuracy.compute().view(-1).tolist()
         self.val_accuracy.reset()
         if not self.trainer.sanity_checking:
-            self.validated = accuracy
-            self.best = max(self.best, *accuracy)
-            self.log('val_accuracy', max(accuracy), prog_bar=True)
-            self.log('val_paper', self.best)
+            metrics = self.selection.validate(accuracy)
+            self.log('val_accuracy', metrics.pop('val_accuracy'), prog_bar=True)
+            self.log_dict(metrics)
             self._report({'val_accuracy': accuracy})
 
     def on_test_epoch_end(self) -> None:
         """Log both protocols."""
         accuracy = self.test_accuracy.compute().view(-1).tolist()
         self.test_accuracy.reset()
-        self.log('test_paper', max(accuracy))
+        self.log_dict(self.selection.test(accuracy))
         columns = {'test_accuracy': accuracy}
-        if self.validated is None:
-            rank_zero_warn(
-                'no held_out figure: no validation chose a classifier; fit with a'
-                ' validation set, and test its checkpoint (--ckpt_path)'
-            )
-        else:
-            columns = {'val_accuracy': self.validated, **columns}
-            self.log('test_held_out', accuracy[self.chosen])
+        if self.selection.validated is not None:
+            columns = {'val_accuracy': self.selection.validated, **columns}
         self._report(columns)
-
-    @property
-    def chosen(self) -> int:
-        """Number of the classifier that was best in validation, the first if equal.
-
-        Raises:
-            ValueError: If there was no validation.
-        """
-        if self.validated is None:
-            raise ValueError(
-                'no validation chose a classifier: fit with a validation set, and give'
-                ' its checkpoint (--ckpt_path)'
-            )
-        return self.validated.index(max(self.validated))
 
     def _report(self, columns: Mapping[str, Sequence[float]]) -> None:
         rows = [
@@ -311,22 +268,21 @@ class ExploraLinearProbeTask(DownstreamTask):
 
     def predict_batch(self, batch: dict[str, Any]) -> Tensor:
         """Return the probabilities of the chosen classifier, (B, classes)."""
-        return self(batch)[self.chosen].softmax(-1)
+        return self(batch)[self.selection.chosen].softmax(-1)
 
     def dense(self, image: Tensor) -> Tensor:
         """Return the probabilities of each image at all of its patches."""
         features = self.read(self.view.normalize(image.clone()), {})
-        values = self.heads(features)[self.chosen].softmax(-1)
+        values = self.heads(features)[self.selection.chosen].softmax(-1)
         side = image.shape[-1] // self.cell
         return values[:, :, None, None].expand(-1, -1, side, side)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the classifiers and their validation."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint['explora'] |= {'validated': self.validated, 'best': self.best}
+        checkpoint['explora'] |= self.selection.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the classifiers and their validation."""
         super().on_load_checkpoint(checkpoint)
-        self.validated = checkpoint['explora']['validated']
-        self.best = checkpoint['explora']['best']
+        self.selection.load_state(checkpoint['explora'])

@@ -17,8 +17,12 @@ from torchgeo_explora.models.heads.pooling import token_map
 from torchgeo_explora.models.heads.segmenter import SegmentationHead
 from torchgeo_explora.objectives.objective import batch_metadata
 from torchgeo_explora.tasks.downstream.base import DownstreamTask
-from torchgeo_explora.tasks.downstream.collate import PadSizes, wrap_collate
-from torchgeo_explora.tasks.downstream.labels import check_labels, check_lengths
+from torchgeo_explora.tasks.downstream.batches import (
+    PadSizes,
+    check_labels,
+    check_lengths,
+    wrap_collate,
+)
 from torchgeo_explora.tasks.downstream.options import FinetuningOptions
 
 # What does not count, whatever the data set calls it.
