@@ -160,7 +160,7 @@ def measure(
     (metrics,) = judge.test(task, data, verbose=False)
     best = {}
     if run.method == 'probe':
-        best = {'chosen': task.heads.settings[task.chosen]._asdict()}
+        best = {'chosen': task.heads.settings[task.selection.chosen]._asdict()}
     return {'trained': trained, 'steps': steps, 'metrics': metrics, **best}
 
 

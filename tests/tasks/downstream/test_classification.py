@@ -196,7 +196,7 @@ def test_ranks_move_by_the_steps_done(tmp_path, monkeypatch):
     ranks = {'init_r': 4, 'target_r': 2, 'total_step': 100}
     task = make(adapter=peft.AdaLoraConfig(target_modules=['q', 'v'], **ranks))
     trainer(tmp_path, max_epochs=3).fit(task, Labels(torch.zeros(8).long()))
-    assert done == list(range(1, task.ranks.last + 1))
+    assert done == list(range(1, task.tuning.ranks.last + 1))
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def test_both_protocols_are_reported(splits, tmp_path):
     run = trainer(tmp_path)
     run.fit(task, module(splits))
     # The first one was best in validation, as far as this run knows.
-    task.validated = [1.0] + [0.5] * 7
+    task.selection.validated = [1.0] + [0.5] * 7
     task.heads.heads[task.heads.settings[0].name].bias.data = torch.tensor([99.0, 0])
     (metrics,) = run.test(task, module(splits), verbose=False)
     assert metrics['test_held_out'] == 0.5
@@ -164,7 +164,7 @@ def test_cache_of_other_bands_is_another_file(splits, tmp_path):
         )
         state = state or backbone.state_dict()
         backbone.load_state_dict(state)
-        task = ExploraLinearProbeTask(2, backbone, None, cache=str(cache))
+        task = ExploraLinearProbeTask(2, model=backbone, weights=None, cache=str(cache))
         data = ImageFolderDataModule(splits, batch_size=8, band_names=['R', 'G', 'B'])
         trainer(tmp_path).validate(task, data, verbose=False)
     assert len(list(cache.glob('val-*.labels.npy'))) == 2

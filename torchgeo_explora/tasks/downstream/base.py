@@ -1,15 +1,13 @@
 """What all tasks on labelled images share: the backbone, its images, checkpoints."""
 
-import warnings
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback
 from torch import Tensor, nan
 from torch.nn.functional import max_pool2d
-from torchvision.models._api import WeightsEnum
 
 from torchgeo_explora.adapt import Adaptation, adapt, count, delta_state_dict
 from torchgeo_explora.augment import CentreCrop
@@ -17,24 +15,19 @@ from torchgeo_explora.callbacks.parquet import EmbeddingWriter
 from torchgeo_explora.callbacks.raster_writer import RasterWriter
 from torchgeo_explora.datamodules.raster_scene import RasterSceneDataModule
 from torchgeo_explora.functional.windows import slide
-from torchgeo_explora.models.backbones.backbone import Backbone
+from torchgeo_explora.models.backbones.prompts import Prompts
 from torchgeo_explora.models.backbones.tokens import Features
 from torchgeo_explora.models.heads.pooling import token_map
 from torchgeo_explora.objectives.objective import batch_metadata
-from torchgeo_explora.tasks.downstream.collate import explain_mixed_sizes
-from torchgeo_explora.tasks.run.backbone import (
-    build_backbone,
-    fold_delta,
-    statistics,
-    to_plain,
+from torchgeo_explora.tasks.downstream.batches import explain_mixed_sizes
+from torchgeo_explora.tasks.downstream.finetuning import FineTuning
+from torchgeo_explora.tasks.downstream.options import (
+    DownstreamOptions,
+    FinetuningOptions,
 )
-from torchgeo_explora.tasks.run.checkpoint import identity, require_fit, without_delta
+from torchgeo_explora.tasks.run.backbone import build_backbone, fold_delta, statistics
+from torchgeo_explora.tasks.run.checkpoint import identity, require_fit
 from torchgeo_explora.tasks.run.plan import require_replicas
-from torchgeo_explora.tasks.run.raw_images import (
-    RawImages,
-    require_predict_set,
-    take_over_normalization,
-)
 from torchgeo_explora.tasks.run.resumable import ResumableTask
 
 #: Nothing of the backbone trains.
@@ -48,119 +41,78 @@ class DownstreamTask(ResumableTask):
     raw sensor values, maps them to [0, 1] and normalises as the base was trained.
     Checkpoints hold what trains; the frozen base is left out, and known by its hash.
 
+    A subclass declares its own arguments, and takes `**downstream` or `**finetuning`
+    for those of `DownstreamOptions` or `FinetuningOptions`. What it builds on the
+    backbone, it builds in `configure_heads`.
+
     Args:
-        model: A backbone, by its class path in a configuration, or the name of a timm
-            VisionTransformer.
-        weights: A path to a checkpoint, a weights enum or its name, True for timm's
-            own of a named model, or None for random weights. A given backbone loads
-            them by its `start_from`; None leaves it as it is.
-        delta: File that a pre-training task or `save_delta` wrote for these weights.
-        in_channels: Channels of the images, for a named model (3 if None).
-        image_size: Size of the views in pixels; 224 for a named model, that of a given
-            backbone if None.
-        crop_fraction: Share of each side of an image that evaluation sees; 0.875 is the
-            usual centre crop of 224 from 256.
-        value_range: (low, high) of the sensor values, scalars or one per channel; found
-            from the data module if None.
-        mean: Mean of the normalisation, of values in [0, 1]; the delta's or the base's
-            if None.
-        std: Standard deviation, likewise.
-        model_args: Further arguments of a named model (`embed_dim`, `depth`, ...).
-        seed: Seed of augmentation and of the order of the images.
+        options: Where the task starts, and with `FinetuningOptions` how the backbone
+            trains.
     """
 
-    ignore: tuple[str, ...] = ('model', 'weights', 'augmentations')
-    backbone: Backbone
+    ignore: tuple[str, ...] = (
+        *('options', 'model', 'weights', 'adapter', 'augmentations'),
+    )
+    options: DownstreamOptions
+    #: Visual prompts in the backbone.
+    prompts: Prompts | None
     #: Writes what `predict_batch` returns.
     writer: type[Callback] = EmbeddingWriter
-    #: Whether `dense` gives probabilities of classes, and a map shows the likeliest.
+    #: Whether `dense` gives class probabilities, and a map shows the likeliest class.
     labels_cells = False
 
-    def __init__(
-        self,
-        model: Backbone | str = 'vit_large_patch14_dinov2.lvd142m',
-        # bool first: a command line's `true` is no name.
-        weights: bool | WeightsEnum | str | None = True,
-        delta: str | None = None,
-        in_channels: int | None = None,
-        image_size: int | None = None,
-        crop_fraction: float = 1.0,
-        value_range: tuple[Any, Any] | None = None,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        model_args: dict[str, Any] | None = None,
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, options: DownstreamOptions) -> None:
         """Build the backbone and what reads it."""
-        # A tuple hides the module: none may be assigned before `Module.__init__`.
-        self._given = (model, weights)
-        super().__init__(
-            weights, in_channels, image_size, value_range, mean, std, model_args, seed
+        #: None where the backbone stays frozen.
+        self.tuning = (
+            FineTuning(options) if isinstance(options, FinetuningOptions) else None
         )
-        self.save_hyperparameters(
-            {
-                'model': to_plain(model),
-                'weights': weights
-                if isinstance(weights, bool | None)
-                else str(weights),
-            }
-        )
-        self.raw_images: Any = None
+        super().__init__(options)
         self._trained_range: list[list[float]] | None = None
 
     @abstractmethod
     def configure_heads(self) -> None:
-        """Adapt `self.backbone`, and build what reads it."""
+        """Call `adapt_backbone`, and build what reads the backbone."""
 
     def configure_models(self) -> None:
         """Build the backbone and what reads it."""
-        hparams = self.hparams
-        model, weights = self._given
+        options = self.options
         self.backbone = build_backbone(
-            model,
-            weights,
-            hparams['in_channels'],
-            hparams['image_size'],
-            model_args=hparams['model_args'],
+            options.model,
+            options.weights,
+            options.in_channels,
+            options.image_size,
+            model_args=options.model_args,
         )
-        self.backbone.record.extras = {}
-        if hparams['delta']:
-            self.backbone = fold_delta(self.backbone, hparams['delta'])
-        self.mean, self.std = statistics(self.backbone, hparams['mean'], hparams['std'])
-        self.image_size = hparams['image_size'] or self.backbone.image_size[0]
+        self.backbone.record.take_extras()
+        if options.delta:
+            self.backbone = fold_delta(self.backbone, options.delta)
+        self.mean, self.std = statistics(self.backbone, options.mean, options.std)
+        self.image_size = options.image_size or self.backbone.image_size[0]
         self.view = CentreCrop(
-            self.image_size, hparams['crop_fraction'], self.mean, self.std
+            self.image_size, options.crop_fraction, self.mean, self.std
         )
         self.configure_heads()
 
-    def freeze_backbone(self) -> None:
-        """Let nothing of the backbone train, and keep it in evaluation."""
-        adapt(self.backbone, FROZEN).eval()
+    def adapt_backbone(self) -> None:
+        """Make trainable what is to train of the backbone, and freeze the rest.
+
+        A head that changes the backbone does so before.
+        """
+        if self.tuning is None:
+            adapt(self.backbone, FROZEN).eval()
+        else:
+            self.prompts = self.tuning.adapt(self.backbone)
 
     # Images -----------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Take over the data module's normalisation, and find the bands it gives."""
-        datamodule = getattr(self.trainer, 'datamodule', None)
-        if stage == 'predict':
-            require_predict_set(datamodule)
-        given = self.hparams['value_range']
-        self.raw_images = RawImages(self.backbone, datamodule, given).to(self.device)
+        """Prepare the images, and compare their range with that of the training."""
+        super().setup(stage)
         self.raw_images.compare(self._trained_range)
-        take_over_normalization(datamodule)
-        explain_mixed_sizes(datamodule)
+        explain_mixed_sizes(getattr(self.trainer, 'datamodule', None))
         if stage == 'fit':
             require_replicas(self.trainer)
-            # A trainer that pre-trained before would write that delta again.
-            strategy = self.trainer.strategy
-            strategy.checkpoint_io = without_delta(strategy.checkpoint_io)
-            # A frozen backbone is in eval mode by design.
-            warnings.filterwarnings('ignore', r'Found \d+ module\(s\) in eval mode')
-
-    def unit_image(self, batch: Mapping[str, Any]) -> Tensor:
-        """Return the images of a batch in [0, 1]."""
-        image: Tensor = self.raw_images(batch['image'])
-        return image
 
     def features(self, view: Tensor, batch: Mapping[str, Any]) -> Features:
         """Return the backbone's features of views, with the metadata of their batch."""
@@ -254,15 +206,52 @@ class DownstreamTask(ResumableTask):
             return []
         return [kind()]
 
+    def configure_optimizers(self) -> Any:
+        """Plan the fine-tuning."""
+        assert self.tuning is not None, (
+            'a task with a frozen backbone plans its own run'
+        )
+        inside = {id(p) for p in self.backbone.parameters()}
+        others = [p for p in self.parameters() if id(p) not in inside]
+        return self.tuning.optimizers(self.trainer, self.backbone, others)
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Add the penalty of fine-tuning."""
+        if self.tuning is not None:
+            accumulated = self.trainer.accumulate_grad_batches
+            loss = self.tuning.penalized(loss, accumulated)
+        super().backward(loss, *args, **kwargs)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, then let fine-tuning move what has no gradient."""
+        super().optimizer_step(*args, **kwargs)
+        if self.tuning is not None:
+            # Lightning counts this step after the hook.
+            self.tuning.after_step(self.trainer.global_step + 1)
+
+    def log_loss(self, loss: Tensor, split: str, size: int) -> None:
+        """Log a loss, and stop where the training loss is not finite.
+
+        Raises:
+            FloatingPointError: If the training loss is not finite.
+        """
+        if split == 'train' and not loss.isfinite():
+            raise FloatingPointError(
+                f'the loss is not finite at optimizer step {self.trainer.global_step}:'
+                ' lower base_lr, or look for images with no-data values'
+            )
+        self.log(f'{split}_loss', loss, prog_bar=True, batch_size=size)
+
     def summary(self) -> str:
         """Return what is about to run."""
         trained, size = count(self.backbone)
-        heads = sum(p.numel() for p in self.parameters() if p.requires_grad)
-        return (
-            f'{type(self).__name__}: backbone of {size / 1e6:.2f} M parameters,'
-            f' {trained / 1e6:.3f} M of them or in its adapters trained, and'
-            f' {(heads - trained) / 1e6:.3f} M beside it'
+        everything = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        line = (
+            f'{type(self).__name__}: backbone of {size / 1e6:.2f} M parameters;'
+            f' {trained / 1e6:.3f} M train in it or in its adapters, and'
+            f' {(everything - trained) / 1e6:.3f} M outside it'
         )
+        return line if self.tuning is None else f'{line}\n{self.tuning.summary()}'
 
     # What is kept -------------------------------------------------------------------
 
@@ -273,6 +262,7 @@ class DownstreamTask(ResumableTask):
             **identity(self.backbone),
             'micro_steps': self.micro_steps,
             'value_range': self.raw_images.value_range,
+            **({} if self.tuning is None else self.tuning.state()),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -285,6 +275,8 @@ class DownstreamTask(ResumableTask):
         saved = require_fit(checkpoint, identity(self.backbone), keys)
         self.micro_steps = saved['micro_steps']
         self._trained_range = saved.get('value_range')
-        # Lightning sets a task up before it loads a checkpoint, a user may after.
+        if self.tuning is not None:
+            self.tuning.load_state(saved)
+        # Lightning sets a task up before it loads a checkpoint; a user may do so after.
         if self.raw_images is not None:
             self.raw_images.compare(self._trained_range)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchgeo.tasks.mixins import ClassificationMixin
 from torchmetrics.classification import MulticlassConfusionMatrix
@@ -12,22 +13,23 @@ from torchgeo_explora.augment import SingleCrop
 from torchgeo_explora.callbacks.figures import keep
 from torchgeo_explora.callbacks.parquet import ProbabilityWriter
 from torchgeo_explora.models.heads.pooling import PooledHead
-from torchgeo_explora.tasks.downstream.finetuning import FinetuningTask
-from torchgeo_explora.tasks.downstream.labels import check_labels, check_lengths
-from torchgeo_explora.tasks.downstream.report import draw_confusion
+from torchgeo_explora.tasks.downstream.base import DownstreamTask
+from torchgeo_explora.tasks.downstream.batches import check_labels, check_lengths
+from torchgeo_explora.tasks.downstream.options import FinetuningOptions
 
 
-class ExploraClassificationTask(ClassificationMixin, FinetuningTask):
+class ExploraClassificationTask(ClassificationMixin, DownstreamTask):
     """TorchGeo's image classification on a backbone with its delta folded in.
 
     Losses, metrics, their names and the batches are those of TorchGeo's
-    `Classification`; how the backbone trains is told at `FinetuningTask`. Besides,
-    label smoothing, and `confusion.png` after each validation and test of one label an
-    image. `predict` gives probabilities.
+    `Classification`. For how the backbone trains, see `FinetuningOptions`. Label
+    smoothing is added, and with one label per image `confusion.png` is drawn after each
+    validation and test. `predict` gives probabilities.
     """
 
     labels_cells = True
     writer = ProbabilityWriter
+    options: FinetuningOptions
 
     def __init__(
         self,
@@ -61,8 +63,8 @@ class ExploraClassificationTask(ClassificationMixin, FinetuningTask):
             crop_scale: Range of a training view's share of the image's area.
             augmentations: Module from (B, C, H, W) in [0, 1] to normalised views,
                 instead of random crops and flips.
-            **finetuning: What `FinetuningTask` takes: model, weights, delta, adapter,
-                rates and so on.
+            **finetuning: See `FinetuningOptions`: model, weights, delta, adapter, rates
+                and so on.
 
         Raises:
             ValueError: If the number of outputs is not told, *labels* or
@@ -75,25 +77,21 @@ class ExploraClassificationTask(ClassificationMixin, FinetuningTask):
         if needed:
             count = outputs[needed] or 0
             check_lengths(count, labels=labels, class_weights=class_weights)
-        self._augmentations = (augmentations,)
-        super().__init__(**finetuning)
+        super().__init__(FinetuningOptions(**finetuning))
+        self.augmentations = augmentations or SingleCrop(
+            self.image_size, crop_scale, self.mean, self.std
+        )
 
     def configure_heads(self) -> None:
         """Build the classifier and adapt the backbone."""
-        hparams = self.hparams
-        whole = '' in hparams['modules']
+        hparams, options = self.hparams, self.options
         self.head = PooledHead(
             self.backbone,
             hparams['num_classes'] or hparams['num_labels'] or 1,
             hparams['pooling'],
-            train_norm=hparams['norms'] or whole,
+            train_norm=options.norms or '' in options.modules,
         )
         self.adapt_backbone()
-        (augmentations,) = self._augmentations
-        scale = tuple(hparams['crop_scale'])
-        self.augmentations = augmentations or SingleCrop(
-            self.image_size, scale, self.mean, self.std
-        )
 
     @property
     def _one_of_many(self) -> bool:
@@ -215,3 +213,34 @@ class ExploraClassificationTask(ClassificationMixin, FinetuningTask):
             values = torch.cat([1 - values, values], dim=1)
         side = image.shape[-1] // self.cell
         return values[:, :, None, None].expand(-1, -1, side, side)
+
+
+def draw_confusion(counts: Tensor, names: Sequence[str] | None = None) -> Figure:
+    """Return a picture of a confusion matrix; each row shows shares of a true class.
+
+    Args:
+        counts: (C, C), truth by prediction. A class without samples stays empty.
+        names: Names of the classes; their numbers if None.
+    """
+    shares = (counts / counts.sum(1, keepdim=True).clamp(min=1)).cpu().numpy()
+    size = len(shares)
+    side = max(3.0, 0.25 * size + 1.5)
+    figure = Figure(figsize=(side + 0.6, side), layout='constrained')
+    axes = figure.subplots()
+    picture = axes.imshow(shares, vmin=0, vmax=1, cmap='Blues')
+    figure.colorbar(picture, ax=axes, shrink=0.8)
+    labels = list(names) if names else [str(i) for i in range(size)]
+    axes.set_xticks(range(size), labels, rotation=90, fontsize=7)
+    axes.set_yticks(range(size), labels, fontsize=7)
+    axes.set_xlabel('predicted')
+    axes.set_ylabel('true')
+    if size <= 12:
+        for row in range(size):
+            for column in range(size):
+                share = shares[row, column]
+                colour = 'white' if share > 0.5 else 'black'
+                text = f'{share:.2f}'
+                axes.text(
+                    column, row, text, ha='center', va='center', color=colour, size=6
+                )
+    return figure

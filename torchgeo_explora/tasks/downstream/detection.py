@@ -10,16 +10,20 @@ from torchmetrics.detection import MeanAveragePrecision
 from torchgeo_explora.callbacks.parquet import DetectionWriter
 from torchgeo_explora.models.heads.detector import TokenPyramid, build_detector
 from torchgeo_explora.models.heads.pooling import token_map
-from torchgeo_explora.tasks.downstream.collate import PadSizes, wrap_collate
-from torchgeo_explora.tasks.downstream.finetuning import FinetuningTask
-from torchgeo_explora.tasks.downstream.labels import check_labels
+from torchgeo_explora.tasks.downstream.base import DownstreamTask
+from torchgeo_explora.tasks.downstream.batches import (
+    PadSizes,
+    check_labels,
+    wrap_collate,
+)
+from torchgeo_explora.tasks.downstream.options import FinetuningOptions
 
 
-class ExploraDetectionTask(FinetuningTask):
+class ExploraDetectionTask(DownstreamTask):
     """Object detection with torchvision's heads on ViTDet's simple feature pyramid.
 
-    Li et al., *ViTDet* (https://arxiv.org/abs/2203.16527). How the backbone trains is
-    told at `FinetuningTask`. What differs from ViTDet: attention is global in every
+    Li et al., *ViTDet* (https://arxiv.org/abs/2203.16527). For how the backbone trains,
+    see `FinetuningOptions`. What differs from ViTDet: attention is global in every
     block, as the base was trained.
 
     Batches are TorchGeo's: `image` (B, C, H, W), `bbox_xyxy` and `label` as lists with
@@ -49,11 +53,11 @@ class ExploraDetectionTask(FinetuningTask):
             anchors: Sides of the anchors of five levels, in pixels; 2 to 32 patches if
                 None.
             pyramid_channels: Channels of each level.
-            **finetuning: What `FinetuningTask` takes: model, weights, delta, adapter,
-                rates and so on.
+            **finetuning: See `FinetuningOptions`: model, weights, delta, adapter, rates
+                and so on.
         """
-        self._told = False
-        super().__init__(**finetuning)
+        super().__init__(FinetuningOptions(**finetuning))
+        self._warned = False
 
     def configure_heads(self) -> None:
         """Build the detector and adapt the backbone."""
@@ -108,10 +112,10 @@ class ExploraDetectionTask(FinetuningTask):
                     ' objects from 1, and count the background in *num_classes*'
                 )
             real = (boxes[:, 2:] > boxes[:, :2]).all(1)
-            if not self._told and not real.all():
+            if not self._warned and not real.all():
                 first = boxes[~real][0].tolist()
                 rank_zero_warn(f'boxes without area are left out, such as {first}')
-                self._told = True
+                self._warned = True
             targets.append({'boxes': boxes[real], 'labels': labels.long()[real]})
         return targets
 

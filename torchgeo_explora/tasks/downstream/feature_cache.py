@@ -2,16 +2,20 @@
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from numpy.lib.format import open_memmap
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+
+#: Features (B, ...) of a raw batch.
+type Compute = Callable[[dict[str, Any]], Tensor]
 
 
 class CachedFeatures(Dataset[dict[str, Tensor]]):
@@ -40,23 +44,61 @@ class CachedFeatures(Dataset[dict[str, Tensor]]):
         }
 
 
+def use_cached_features(
+    trainer: Trainer,
+    splits: Sequence[str],
+    folder: Path,
+    identity: str,
+    compute: Compute,
+) -> None:
+    """Replace data sets of the trainer's data module by their features, in place.
+
+    Every process must call it: the first one computes what all of them read.
+
+    Args:
+        trainer: With its data module set up.
+        splits: Splits to replace, where the data module has images of them.
+        folder: See `cache_features`.
+        identity: See `cache_features`.
+        compute: Features (B, ...) of a raw batch.
+    """
+    datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+    for split in splits:
+        dataset = getattr(datamodule, f'{split}_dataset', None)
+        # A data module that served an earlier run may still hold its features.
+        dataset = getattr(dataset, 'source', dataset)
+        if dataset is None or not hasattr(dataset, '__len__') or not len(dataset):
+            continue
+        loader: DataLoader[Any] = DataLoader(
+            dataset,
+            batch_size=datamodule.batch_size,
+            num_workers=datamodule.num_workers,
+            collate_fn=datamodule.collate_fn,
+        )
+        for turn in (True, False):
+            if trainer.is_global_zero == turn:
+                cached = cache_features(folder, split, identity, loader, compute)
+            trainer.strategy.barrier('features')
+        setattr(datamodule, f'{split}_dataset', cached)
+
+
 def cache_features(
     folder: Path,
     split: str,
     identity: str,
     loader: DataLoader[Any],
-    compute: Callable[[dict[str, Any]], Tensor],
+    compute: Compute,
 ) -> CachedFeatures:
     """Return the features of a data set, from disk if they are there.
 
-    The file's name holds a hash of what the features depend on: the *identity*, the
-    number of images and a sample of them.
+    The file's name holds a hash of what the features depend on: *identity*, the number
+    of images, and a sample of them.
 
     Args:
         folder: Where the files are.
         split: Name of the split, for the file.
-        identity: What the backbone and its view are.
-        loader: Of the data set, in its order, with no random change.
+        identity: Describes the backbone and its view.
+        loader: Loads the data set in its order, without random changes.
         compute: Features (B, ...) of a raw batch.
     """
     digest = hashlib.sha256(identity.encode())
@@ -80,9 +122,9 @@ def _fill(
     path: Path,
     size: int,
     loader: DataLoader[Any],
-    compute: Callable[[dict[str, Any]], Tensor],
+    compute: Compute,
 ) -> None:
-    """Write features and labels, each file whole or not at all."""
+    """Write features and labels; an interruption leaves no partial file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f'.{path.name}.{os.getpid()}.part')
     array: Any = None

@@ -1,219 +1,136 @@
-"""What all tasks share that fine-tune a backbone on labels."""
+"""How a backbone trains together with a head: adapter, prompts and schedule."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
-from peft import AdaLoraConfig, PeftConfig
-from torch import Tensor
+from lightning.pytorch import Trainer
+from peft import AdaLoraConfig
+from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
-from torchvision.models._api import WeightsEnum
 
-from torchgeo_explora.adapt import adapt
+from torchgeo_explora.adapt import Adaptation, adapt
 from torchgeo_explora.adapt.ranks import RankSchedule
 from torchgeo_explora.functional import cosine_schedule
 from torchgeo_explora.models.backbones.backbone import Backbone
 from torchgeo_explora.models.backbones.prompts import Prompts
-from torchgeo_explora.tasks.downstream.base import DownstreamTask
-from torchgeo_explora.tasks.run.adaptation import adaptation, choose_adapter, plain
+from torchgeo_explora.tasks.downstream.options import FinetuningOptions
+from torchgeo_explora.tasks.run.adaptation import choose_adapter
 from torchgeo_explora.tasks.run.backbone import set_drop_path
 from torchgeo_explora.tasks.run.optimizer import layer_groups
 from torchgeo_explora.tasks.run.plan import plan
 
 
-class FinetuningTask(DownstreamTask):
-    """Fine-tune a backbone, or a fresh adapter in it, together with a head.
+class FineTuning:
+    """The fine-tuning of one backbone in one run.
 
-    The defaults are ExPLoRA's second stage: the first stage's delta is folded in, and
-    LoRA of rank 8 on the queries and values of all blocks trains with the head, without
-    weight decay, with a cosine that ends at 1e-6 and drop path of 0.2. Full
-    fine-tuning is `modules: ['']` with `rank: 0`; a trained head on frozen features
-    `rank: 0` alone. Visual prompts are `prompts: 100`, with `rank: 0` or beside an
-    adapter.
+    A task calls it in the order of its methods. AdaLoRA's ranks are part of its state.
 
     Args:
-        model: A backbone, or the name of a timm VisionTransformer.
-        weights: Weights of the base, as in `DownstreamTask`.
-        delta: Delta that goes on it.
-        in_channels: Channels of the images, for a named model (3 if None).
-        image_size: Size of the views in pixels.
-        unfreeze: Blocks that train whole.
-        norms: Whether all normalisation layers train.
-        cls_token: Whether the class token trains.
-        modules: Names of modules or parameters that train whole besides; '' is the
-            whole backbone.
-        rank: Rank of the default LoRA on q and v (8 if None); 0 for no adapter.
-        alpha: LoRA scaling is alpha / rank (alpha 1 if None, as the authors have).
-        adapter: Any PEFT config instead of the default LoRA; then neither *rank* nor
-            *alpha* may be given.
-        prompts: Number of visual prompts; 0 for none.
-        deep_prompts: Whether every block has prompts of its own.
-        drop_path: Drop-path rate of the last block, falling to 0 in the first.
-        base_lr: Rate for an effective batch of 256; the rate in use is this times
-            effective batch / 256.
-        min_lr: Rate at the end of the cosine.
-        warmup: Share of the run with a linear warm-up.
-        layer_decay: Rate of a layer over that of the next one; 1 for one rate.
-        weight_decay: AdamW's; vectors, class token and positions have none.
-        crop_fraction: Share of each side of an image that evaluation sees.
-        value_range: (low, high) of the sensor values; the data module's if None.
-        mean: Mean of the normalisation; the delta's or the base's if None.
-        std: Standard deviation, likewise.
-        model_args: Further arguments of a named model.
-        seed: Seed of augmentation, drop path and the order of the images.
+        options: What trains, and how fast.
+
+    Raises:
+        ValueError: If *adapter* comes together with *rank* or *alpha*.
     """
 
-    ignore: tuple[str, ...] = (*DownstreamTask.ignore, 'adapter')
-
-    def __init__(
-        self,
-        model: Backbone | str = 'vit_large_patch14_dinov2.lvd142m',
-        # bool first: a command line's `true` is no name.
-        weights: bool | WeightsEnum | str | None = True,
-        delta: str | None = None,
-        in_channels: int | None = None,
-        image_size: int | None = None,
-        unfreeze: Sequence[int] = (),
-        norms: bool = False,
-        cls_token: bool = False,
-        modules: Sequence[str] = (),
-        rank: int | None = None,
-        alpha: int | None = None,
-        adapter: PeftConfig | dict[str, Any] | None = None,
-        prompts: int = 0,
-        deep_prompts: bool = False,
-        drop_path: float = 0.2,
-        base_lr: float = 1e-3,
-        min_lr: float = 1e-6,
-        warmup: float = 1 / 120,
-        layer_decay: float = 1.0,
-        weight_decay: float = 0.0,
-        crop_fraction: float = 1.0,
-        value_range: tuple[Any, Any] | None = None,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        model_args: dict[str, Any] | None = None,
-        seed: int = 0,
-    ) -> None:
-        """Build backbone, adapter and head.
-
-        Raises:
-            ValueError: If *adapter* comes together with *rank* or *alpha*, or the
-                learning rate is not positive.
-        """
-        if base_lr <= 0:
-            raise ValueError(f'*base_lr* must be positive, not {base_lr}')
-        if adapter is None and rank is None:
-            rank = 8
-        self.adapter = choose_adapter(adapter, rank, alpha)
+    def __init__(self, options: FinetuningOptions) -> None:
+        """Choose the adapter."""
+        self.options = options
+        self.adapter = choose_adapter(options.adapter, options.rank, options.alpha)
+        self.lr = 0.0
+        self.effective_batch = 0
         self.ranks: RankSchedule | None = None
-        self._ranks_saved: dict[str, Any] | None = None
-        super().__init__(
-            model,
-            weights,
-            delta,
-            in_channels,
-            image_size,
-            crop_fraction,
-            value_range,
-            mean,
-            std,
-            model_args,
-            seed,
-        )
-        self.save_hyperparameters({'adapter': plain(adapter)})
+        self._saved_ranks: dict[str, Any] | None = None
 
-    def adapt_backbone(self) -> None:
-        """Make the adaptation trainable, and add prompts and drop path.
+    def adapt(self, backbone: Backbone) -> Prompts | None:
+        """Make what trains of a backbone trainable, in place.
 
-        A head that changes the backbone does so before.
+        Returns:
+            The prompts that were added to it, if any.
         """
-        hparams = self.hparams
-        adapt(self.backbone, adaptation(hparams, self.adapter, hparams['modules']))
-        set_drop_path(self.backbone, hparams['drop_path'])
-        self.prompts = (
-            Prompts(self.backbone, hparams['prompts'], hparams['deep_prompts'])
-            if hparams['prompts']
-            else None
+        options = self.options
+        adaptation = Adaptation(
+            unfreeze=options.unfreeze,
+            norms=options.norms,
+            cls_token=options.cls_token,
+            adapter=self.adapter,
+            modules=options.modules,
         )
+        adapt(backbone, adaptation)
+        set_drop_path(backbone, options.drop_path)
+        if not options.prompts:
+            return None
+        return Prompts(backbone, options.prompts, options.deep_prompts)
 
-    def configure_optimizers(self) -> Any:
-        """Plan the run: AdamW, warm-up and cosine by optimizer step."""
-        hparams = self.hparams
-        steps, self.effective_batch = plan(self.trainer)
-        self.lr = hparams['base_lr'] * self.effective_batch / 256
+    def optimizers(
+        self, trainer: Trainer, backbone: Backbone, others: Iterable[nn.Parameter]
+    ) -> dict[str, Any]:
+        """Plan the run: AdamW, with warm-up and cosine by optimizer step.
+
+        Args:
+            trainer: About to fit.
+            backbone: The adapted backbone.
+            others: Parameters outside it, which train with the full rate.
+
+        Returns:
+            Optimizer and schedule as Lightning takes them.
+        """
+        options = self.options
+        steps, self.effective_batch = plan(trainer)
+        self.lr = options.base_lr * self.effective_batch / 256
         if isinstance(self.adapter, AdaLoraConfig):
-            self.ranks = RankSchedule(self.backbone, self.adapter, steps)
-            if self._ranks_saved is not None:
-                self.ranks.load_state_dict(self._ranks_saved)
+            self.ranks = RankSchedule(backbone, self.adapter, steps)
+            if self._saved_ranks is not None:
+                self.ranks.load_state_dict(self._saved_ranks)
         groups = layer_groups(
-            self.backbone,
-            self._beside_backbone(),
-            self.lr,
-            hparams['layer_decay'],
-            hparams['weight_decay'],
+            backbone, others, self.lr, options.layer_decay, options.weight_decay
         )
         optimizer = AdamW(groups, lr=self.lr)
         rate = partial(
             cosine_schedule,
             total=steps,
             start=1.0,
-            end=hparams['min_lr'] / self.lr,
-            warmup=int(hparams['warmup'] * steps),
+            end=options.min_lr / self.lr,
+            warmup=int(options.warmup * steps),
         )
+        schedule = LambdaLR(optimizer, rate)
         return {
             'optimizer': optimizer,
-            'lr_scheduler': {
-                'scheduler': LambdaLR(optimizer, rate),
-                'interval': 'step',
-            },
+            'lr_scheduler': {'scheduler': schedule, 'interval': 'step'},
         }
 
-    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Add AdaLoRA's penalty, once an optimizer step."""
+    def penalized(self, loss: Tensor, micro_batches: int) -> Tensor:
+        """Return the loss with AdaLoRA's penalty, which counts once per optimizer step.
+
+        Args:
+            loss: Of one micro-batch.
+            micro_batches: Micro-batches in one optimizer step.
+        """
+        if self.ranks is None:
+            return loss
+        return loss + self.ranks.penalty() / micro_batches
+
+    def after_step(self, done: int) -> None:
+        """Move AdaLoRA's ranks.
+
+        Args:
+            done: Optimizer steps done.
+        """
         if self.ranks is not None:
-            loss = loss + self.ranks.penalty() / self.trainer.accumulate_grad_batches
-        super().backward(loss, *args, **kwargs)
+            self.ranks.step(done)
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step, then move AdaLoRA's ranks."""
-        super().optimizer_step(*args, **kwargs)
-        if self.ranks is not None:
-            # Lightning counts this step after the hook.
-            self.ranks.step(self.trainer.global_step + 1)
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps: the state of AdaLoRA's ranks, if any."""
+        return {} if self.ranks is None else {'ranks': self.ranks.state_dict()}
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave the frozen base out; keep what moves AdaLoRA's ranks."""
-        super().on_save_checkpoint(checkpoint)
-        if self.ranks is not None:
-            checkpoint['explora']['ranks'] = self.ranks.state_dict()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check base and keys, and keep AdaLoRA's state for the run."""
-        super().on_load_checkpoint(checkpoint)
-        self._ranks_saved = checkpoint['explora'].get('ranks')
-
-    def _beside_backbone(self) -> list[Any]:
-        inside = {id(p) for p in self.backbone.parameters()}
-        return [p for p in self.parameters() if id(p) not in inside]
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Keep what `state` returned, for `optimizers`."""
+        self._saved_ranks = state.get('ranks')
 
     def summary(self) -> str:
-        """Return what is about to run."""
+        """Return one line on batch and learning rate."""
         return (
-            f'{super().summary()}\neffective batch {self.effective_batch}, learning'
-            f' rate {self.lr:.3g} (base {self.hparams["base_lr"]:.3g})'
+            f'effective batch {self.effective_batch}, learning rate {self.lr:.3g}'
+            f' (base {self.options.base_lr:.3g})'
         )
-
-    def log_loss(self, loss: Tensor, split: str, size: int) -> None:
-        """Log a loss, and stop where it is not finite.
-
-        Raises:
-            FloatingPointError: If the training loss is not finite.
-        """
-        if split == 'train' and not loss.isfinite():
-            raise FloatingPointError(
-                f'the loss is not finite at optimizer step {self.trainer.global_step}:'
-                ' lower base_lr, or look for images with no-data values'
-            )
-        self.log(f'{split}_loss', loss, prog_bar=True, batch_size=size)

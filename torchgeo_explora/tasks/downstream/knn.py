@@ -9,13 +9,11 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.nn.functional import normalize
 from torch.utils.data import DataLoader, Subset
-from torchvision.models._api import WeightsEnum
 
 from torchgeo_explora.functional import knn_vote
-from torchgeo_explora.models.backbones.backbone import Backbone
+from torchgeo_explora.tasks.downstream.accuracies import AccuracyOfEach, write_table
 from torchgeo_explora.tasks.downstream.base import DownstreamTask
-from torchgeo_explora.tasks.downstream.labels import AccuracyOfEach
-from torchgeo_explora.tasks.downstream.report import write_table
+from torchgeo_explora.tasks.downstream.options import DownstreamOptions
 
 
 class ExploraKNNTask(DownstreamTask):
@@ -31,59 +29,29 @@ class ExploraKNNTask(DownstreamTask):
 
     def __init__(
         self,
-        model: Backbone | str = 'vit_large_patch14_dinov2.lvd142m',
-        # bool first: a command line's `true` is no name.
-        weights: bool | WeightsEnum | str | None = True,
-        delta: str | None = None,
-        in_channels: int | None = None,
-        image_size: int | None = None,
         k: Sequence[int] = (5, 10, 20, 100, 200),
         temperature: float = 0.07,
-        crop_fraction: float = 1.0,
-        value_range: tuple[Any, Any] | None = None,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        model_args: dict[str, Any] | None = None,
+        **downstream: Any,
     ) -> None:
         """Build the frozen backbone.
 
         Args:
-            model: A backbone, or the name of a timm VisionTransformer.
-            weights: Weights of the base, as in `DownstreamTask`.
-            delta: Delta that goes on it.
-            in_channels: Channels of the images, for a named model (3 if None).
-            image_size: Size of the views in pixels.
             k: Numbers of neighbours that vote; those above the size of the bank are
                 reduced to it.
             temperature: Of the softmax over cosine similarities.
-            crop_fraction: Share of each side of an image that is seen; DINOv2 takes
-                0.875.
-            value_range: (low, high) of the sensor values; the data module's if None.
-            mean: Mean of the normalisation; the delta's or the base's if None.
-            std: Standard deviation, likewise.
-            model_args: Further arguments of a named model.
+            **downstream: See `DownstreamOptions`. DINOv2's evaluation has a
+                *crop_fraction* of 0.875.
 
         Raises:
             ValueError: If a number of neighbours is below 1, or none is given.
         """
         if not k or min(k) < 1:
             raise ValueError(f'*k* is {list(k)}: give numbers of 1 or more')
-        super().__init__(
-            model,
-            weights,
-            delta,
-            in_channels,
-            image_size,
-            crop_fraction,
-            value_range,
-            mean,
-            std,
-            model_args,
-        )
+        super().__init__(DownstreamOptions(**downstream))
 
     def configure_heads(self) -> None:
         """Freeze the backbone."""
-        self.freeze_backbone()
+        self.adapt_backbone()
 
     def configure_callbacks(self) -> list[Callback]:
         """Write embeddings; refuse to fit, before Lightning does without a reason.

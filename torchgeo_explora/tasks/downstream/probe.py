@@ -5,26 +5,28 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader
-from torchvision.models._api import WeightsEnum
 
 from torchgeo_explora.adapt import base_fingerprint
 from torchgeo_explora.augment import SingleCrop
 from torchgeo_explora.callbacks.parquet import ProbabilityWriter
 from torchgeo_explora.functional import cosine_schedule
-from torchgeo_explora.models.backbones.backbone import Backbone
 from torchgeo_explora.models.backbones.tokens import Features
 from torchgeo_explora.models.heads.probe import ProbeHeads
 from torchgeo_explora.objectives.objective import batch_metadata
+from torchgeo_explora.tasks.downstream.accuracies import (
+    AccuracyOfEach,
+    Selection,
+    write_table,
+)
 from torchgeo_explora.tasks.downstream.base import DownstreamTask
-from torchgeo_explora.tasks.downstream.feature_cache import cache_features
-from torchgeo_explora.tasks.downstream.labels import AccuracyOfEach, check_labels
-from torchgeo_explora.tasks.downstream.report import write_table
+from torchgeo_explora.tasks.downstream.batches import check_labels
+from torchgeo_explora.tasks.downstream.feature_cache import use_cached_features
+from torchgeo_explora.tasks.downstream.options import DownstreamOptions
 from torchgeo_explora.tasks.run.plan import plan
 
 #: Base learning rates: of the authors of ExPLoRA, and of DINOv2.
@@ -66,50 +68,29 @@ class ExploraLinearProbeTask(DownstreamTask):
     def __init__(
         self,
         num_classes: int,
-        model: Backbone | str = 'vit_large_patch14_dinov2.lvd142m',
-        # bool first: a command line's `true` is no name.
-        weights: bool | WeightsEnum | str | None = True,
-        delta: str | None = None,
-        in_channels: int | None = None,
-        image_size: int | None = None,
         grid: Literal['explora', 'dinov2'] | Sequence[float] = 'explora',
         blocks: Sequence[int] = (1, 4),
         averages: Sequence[bool] = (False, True),
         crop_scale: tuple[float, float] = (0.08, 1.0),
-        crop_fraction: float = 1.0,
         cache: str | None = None,
         momentum: float = 0.9,
         augmentations: nn.Module | None = None,
-        value_range: tuple[Any, Any] | None = None,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        model_args: dict[str, Any] | None = None,
-        seed: int = 0,
+        **downstream: Any,
     ) -> None:
         """Build the frozen backbone and its classifiers.
 
         Args:
             num_classes: Number of classes.
-            model: A backbone, or the name of a timm VisionTransformer.
-            weights: Weights of the base, as in `DownstreamTask`.
-            delta: Delta that goes on it.
-            in_channels: Channels of the images, for a named model (3 if None).
-            image_size: Size of the views in pixels.
             grid: Learning rates for a batch of 256 (the rate in use is this times
                 effective batch / 256): 'explora', 'dinov2', or a list.
             blocks: Numbers of last blocks whose class tokens are read.
             averages: Whether the last block's mean patch token is read.
             crop_scale: Range of a training view's share of the image's area.
-            crop_fraction: Share of each side of an image that evaluation sees.
             cache: Folder for features; None to compute them in every epoch.
             momentum: SGD's.
             augmentations: Module from (B, C, H, W) in [0, 1] to normalised views,
                 instead of random crops and flips.
-            value_range: (low, high) of the sensor values; the data module's if None.
-            mean: Mean of the normalisation; the delta's or the base's if None.
-            std: Standard deviation, likewise.
-            model_args: Further arguments of a named model.
-            seed: Seed of the crops and of the order of the images.
+            **downstream: See `DownstreamOptions`.
 
         Raises:
             ValueError: If the grid holds a classifier twice, or augmentations are given
@@ -117,25 +98,15 @@ class ExploraLinearProbeTask(DownstreamTask):
         """
         if cache is not None and augmentations is not None:
             raise ValueError('*cache* keeps whole images: leave out *augmentations*')
-        self._augmentations = (augmentations,)
-        super().__init__(
-            model,
-            weights,
-            delta,
-            in_channels,
-            image_size,
-            crop_fraction,
-            value_range,
-            mean,
-            std,
-            model_args,
-            seed,
+        super().__init__(DownstreamOptions(**downstream))
+        self.augmentations = augmentations or SingleCrop(
+            self.image_size, crop_scale, self.mean, self.std
         )
 
     def configure_heads(self) -> None:
         """Freeze the backbone and make the classifiers."""
         hparams = self.hparams
-        self.freeze_backbone()
+        self.adapt_backbone()
         grid = hparams['grid']
         self.heads = ProbeHeads(
             self.backbone.embed_dim,
@@ -144,20 +115,13 @@ class ExploraLinearProbeTask(DownstreamTask):
             tuple(hparams['blocks']),
             tuple(hparams['averages']),
         )
-        (augmentations,) = self._augmentations
-        scale = tuple(hparams['crop_scale'])
-        self.augmentations = augmentations or SingleCrop(
-            self.image_size, scale, self.mean, self.std
-        )
 
     def configure_metrics(self) -> None:
         """Count for each classifier."""
         count = len(self.heads.settings)
         self.val_accuracy = AccuracyOfEach(count)
         self.test_accuracy = AccuracyOfEach(count)
-        #: Accuracy of each classifier in the last validation, in the grid's order.
-        self.validated: list[float] | None = None
-        self.best = 0.0
+        self.selection = Selection()
 
     def train(self, mode: bool = True) -> 'ExploraLinearProbeTask':
         """Set the mode of all but the backbone, which stays in evaluation."""
@@ -170,14 +134,11 @@ class ExploraLinearProbeTask(DownstreamTask):
     def setup(self, stage: str) -> None:
         """Prepare the images, or the cached features in their place."""
         super().setup(stage)
-        if self.hparams['cache'] is not None and stage != 'predict':
-            self._read_from_cache(_READ[stage])
-
-    def _read_from_cache(self, splits: Sequence[str]) -> None:
-        datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        self.backbone.to(self.trainer.strategy.root_device)
-        self.raw_images.to(self.trainer.strategy.root_device)
-        self.view.to(self.trainer.strategy.root_device)
+        if self.hparams['cache'] is None or stage == 'predict':
+            return
+        device = self.trainer.strategy.root_device
+        for module in (self.backbone, self.raw_images, self.view):
+            module.to(device)
         # Backbones that read the same weights may read other bands with them.
         kept = ('model', 'model_args', 'image_size', 'crop_fraction', 'value_range')
         identity = str(
@@ -189,30 +150,10 @@ class ExploraLinearProbeTask(DownstreamTask):
                 self.raw_images.unit_range.high.tolist(),
             ]
         )
-        for split in splits:
-            dataset = getattr(datamodule, f'{split}_dataset', None)
-            # A data module that served a run before may hold that run's features.
-            dataset = getattr(dataset, 'source', dataset)
-            if dataset is None or not hasattr(dataset, '__len__') or not len(dataset):
-                continue
-            loader: DataLoader[Any] = DataLoader(
-                dataset,
-                batch_size=datamodule.batch_size,
-                num_workers=datamodule.num_workers,
-                collate_fn=datamodule.collate_fn,
-            )
-            # One process computes what all of them read.
-            for turn in (True, False):
-                if self.trainer.is_global_zero == turn:
-                    cached = cache_features(
-                        Path(self.hparams['cache']),
-                        split,
-                        identity,
-                        loader,
-                        self._cacheable,
-                    )
-                self.trainer.strategy.barrier('features')
-            setattr(datamodule, f'{split}_dataset', cached)
+        folder = Path(self.hparams['cache'])
+        use_cached_features(
+            self.trainer, _READ[stage], folder, identity, self._cacheable
+        )
 
     def _cacheable(self, batch: dict[str, Any]) -> Tensor:
         """Return class tokens and the last mean patch token, (B, depth + 1, D).
@@ -300,41 +241,20 @@ class ExploraLinearProbeTask(DownstreamTask):
         accuracy = self.val_accuracy.compute().view(-1).tolist()
         self.val_accuracy.reset()
         if not self.trainer.sanity_checking:
-            self.validated = accuracy
-            self.best = max(self.best, *accuracy)
-            self.log('val_accuracy', max(accuracy), prog_bar=True)
-            self.log('val_paper', self.best)
+            metrics = self.selection.validate(accuracy)
+            self.log('val_accuracy', metrics.pop('val_accuracy'), prog_bar=True)
+            self.log_dict(metrics)
             self._report({'val_accuracy': accuracy})
 
     def on_test_epoch_end(self) -> None:
         """Log both protocols."""
         accuracy = self.test_accuracy.compute().view(-1).tolist()
         self.test_accuracy.reset()
-        self.log('test_paper', max(accuracy))
+        self.log_dict(self.selection.test(accuracy))
         columns = {'test_accuracy': accuracy}
-        if self.validated is None:
-            rank_zero_warn(
-                'no held_out figure: no validation chose a classifier; fit with a'
-                ' validation set, and test its checkpoint (--ckpt_path)'
-            )
-        else:
-            columns = {'val_accuracy': self.validated, **columns}
-            self.log('test_held_out', accuracy[self.chosen])
+        if self.selection.validated is not None:
+            columns = {'val_accuracy': self.selection.validated, **columns}
         self._report(columns)
-
-    @property
-    def chosen(self) -> int:
-        """Number of the classifier that was best in validation, the first if equal.
-
-        Raises:
-            ValueError: If there was no validation.
-        """
-        if self.validated is None:
-            raise ValueError(
-                'no validation chose a classifier: fit with a validation set, and give'
-                ' its checkpoint (--ckpt_path)'
-            )
-        return self.validated.index(max(self.validated))
 
     def _report(self, columns: Mapping[str, Sequence[float]]) -> None:
         rows = [
@@ -348,22 +268,21 @@ class ExploraLinearProbeTask(DownstreamTask):
 
     def predict_batch(self, batch: dict[str, Any]) -> Tensor:
         """Return the probabilities of the chosen classifier, (B, classes)."""
-        return self(batch)[self.chosen].softmax(-1)
+        return self(batch)[self.selection.chosen].softmax(-1)
 
     def dense(self, image: Tensor) -> Tensor:
         """Return the probabilities of each image at all of its patches."""
         features = self.read(self.view.normalize(image.clone()), {})
-        values = self.heads(features)[self.chosen].softmax(-1)
+        values = self.heads(features)[self.selection.chosen].softmax(-1)
         side = image.shape[-1] // self.cell
         return values[:, :, None, None].expand(-1, -1, side, side)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the classifiers and their validation."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint['explora'] |= {'validated': self.validated, 'best': self.best}
+        checkpoint['explora'] |= self.selection.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the classifiers and their validation."""
         super().on_load_checkpoint(checkpoint)
-        self.validated = checkpoint['explora']['validated']
-        self.best = checkpoint['explora']['best']
+        self.selection.load_state(checkpoint['explora'])

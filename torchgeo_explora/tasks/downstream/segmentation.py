@@ -16,29 +16,34 @@ from torchgeo_explora.functional.windows import slide
 from torchgeo_explora.models.heads.pooling import token_map
 from torchgeo_explora.models.heads.segmenter import SegmentationHead
 from torchgeo_explora.objectives.objective import batch_metadata
-from torchgeo_explora.tasks.downstream.collate import PadSizes, wrap_collate
-from torchgeo_explora.tasks.downstream.finetuning import FinetuningTask
-from torchgeo_explora.tasks.downstream.labels import check_labels, check_lengths
+from torchgeo_explora.tasks.downstream.base import DownstreamTask
+from torchgeo_explora.tasks.downstream.batches import (
+    PadSizes,
+    check_labels,
+    check_lengths,
+    wrap_collate,
+)
+from torchgeo_explora.tasks.downstream.options import FinetuningOptions
 
 # What does not count, whatever the data set calls it.
 _IGNORED = -1
 _PICTURES = 4
 
 
-class ExploraSegmentationTask(FinetuningTask):
+class ExploraSegmentationTask(DownstreamTask):
     """Semantic segmentation with a decoder on four blocks of a plain ViT.
 
-    How the backbone trains is told at `FinetuningTask`. Training sees random patches of
-    *image_size*, turned and mirrored; evaluation sees whole images of any size, in
+    For how the backbone trains, see `FinetuningOptions`. Training sees random patches
+    of *image_size*, rotated and mirrored; evaluation sees whole images of any size, in
     overlapping windows of *image_size*, blended. Images of mixed sizes are padded, and
-    what is padded does not count.
+    the padding does not count.
 
-    TorchGeo's SpaceNet data modules number their classes from 1 and mean padding by 0:
-    `num_classes: 3`, `ignore_index: 0`. The mean IoU is over the other classes, which
-    are also all that is ever predicted.
+    TorchGeo's SpaceNet data modules number their classes from 1 and use 0 for padding:
+    set `num_classes: 3` and `ignore_index: 0`. The mean IoU is then taken over the
+    other classes, which are the only ones predicted.
 
-    Metrics: `mIoU`, the IoU of each class, the share of pixels that are right.
-    `segmentation.png` shows prediction against truth after each validation.
+    Metrics: `mIoU`, the IoU of each class, and the share of pixels that are right.
+    `segmentation.png` shows prediction and truth after each validation.
     """
 
     monitor = 'val_mIoU'
@@ -71,8 +76,8 @@ class ExploraSegmentationTask(FinetuningTask):
             decoder_channels: Width of UPerNet and DPT.
             class_weights: Weight of each class in the loss.
             overlap: Share of a window that the next one sees again, in [0, 1).
-            **finetuning: What `FinetuningTask` takes: model, weights, delta, adapter,
-                rates and so on.
+            **finetuning: See `FinetuningOptions`: model, weights, delta, adapter, rates
+                and so on.
 
         Raises:
             ValueError: If *labels* or *class_weights* are not one for each class, or
@@ -81,7 +86,7 @@ class ExploraSegmentationTask(FinetuningTask):
         check_lengths(num_classes, labels=labels, class_weights=class_weights)
         if not 0 <= overlap < 1:
             raise ValueError(f'*overlap* is {overlap}: choose from 0 to below 1')
-        super().__init__(**finetuning)
+        super().__init__(FinetuningOptions(**finetuning))
 
     def configure_heads(self) -> None:
         """Build the decoder and adapt the backbone."""

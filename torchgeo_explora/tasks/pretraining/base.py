@@ -4,7 +4,7 @@ import time
 import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,7 +34,6 @@ from torchgeo_explora.tasks.run.backbone import (
     build_backbone,
     side_of,
     statistics,
-    to_plain,
 )
 from torchgeo_explora.tasks.run.checkpoint import (
     DeltaCheckpointIO,
@@ -44,6 +43,7 @@ from torchgeo_explora.tasks.run.checkpoint import (
 )
 from torchgeo_explora.tasks.run.idle import IdleClock
 from torchgeo_explora.tasks.run.optimizer import Schedule, may_fuse, optimizer_plan
+from torchgeo_explora.tasks.run.options import TaskOptions
 from torchgeo_explora.tasks.run.plan import plan, require_replicas
 from torchgeo_explora.tasks.run.resumable import (
     ResumableTask,
@@ -52,12 +52,9 @@ from torchgeo_explora.tasks.run.resumable import (
 )
 
 
-class PretrainingTask(ResumableTask):
-    """Continue a backbone's self-supervised pre-training on unlabelled images.
-
-    A subclass takes `new_student` and sets `self.objective` in its constructor, and
-    gives the rule for the learning rate. This class plans the run, feeds the objective,
-    keeps the delta (not the base) in checkpoints and makes a run resumable bit for bit.
+@dataclass(kw_only=True)
+class PretrainingOptions(TaskOptions):
+    """What trains of the base, and how fast; and all of `TaskOptions`.
 
     Args:
         unfreeze: Indices of the blocks that are trained in full; negative ones count
@@ -66,10 +63,10 @@ class PretrainingTask(ResumableTask):
         cls_token: Whether the class token trains.
         modules: Names of further modules or parameters that are trained in full.
         rank: Rank of the default LoRA on q and v (64 if None); 0 for no adapter.
-        alpha: LoRA scaling is alpha / rank (alpha 1 if None, as the authors have it).
-        adapter: Any PEFT config instead of the default LoRA; then neither *rank* nor
-            *alpha* may be given.
-        base_lr: Rate at the method's reference batch; `scaled_lr` has the rule.
+        alpha: LoRA scaling is alpha / rank (alpha 1 if None, as in the authors' code).
+        adapter: Any PEFT config instead of the default LoRA; *rank* and *alpha* must
+            then be left out.
+        base_lr: Rate at the method's reference batch; the task has the rule.
         schedule: Warm-up and end of the rate, and AdamW's settings.
         drop_path: Drop-path rate of the student's last block.
         frozen_dtype: Type in which frozen linear weights are stored. Under precision
@@ -77,59 +74,67 @@ class PretrainingTask(ResumableTask):
         checkpointing: Whether activations are recomputed in the backward pass: far less
             memory, about a third more time.
         compiled: Whether the blocks run through torch.compile.
-        **shared: Arguments of every task: see `ResumableTask`.
 
     Raises:
-        ValueError: If *adapter* comes together with *rank* or *alpha*, or *base_lr* is
-            not positive.
+        ValueError: If *base_lr* is not positive.
+    """
+
+    unfreeze: Sequence[int] = (-1,)
+    norms: bool = True
+    cls_token: bool = True
+    modules: Sequence[str] = ()
+    rank: int | None = None
+    alpha: int | None = None
+    adapter: PeftConfig | dict[str, Any] | None = None
+    base_lr: float = 1e-3
+    schedule: Schedule = Schedule()
+    drop_path: float = 0.0
+    frozen_dtype: Literal['float32', 'bfloat16'] = 'float32'
+    checkpointing: bool = False
+    compiled: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the rate."""
+        if self.base_lr <= 0:
+            raise ValueError(f'*base_lr* must be positive, not {self.base_lr}')
+
+
+class PretrainingTask(ResumableTask):
+    """Continue a backbone's self-supervised pre-training on unlabelled images.
+
+    A subclass takes `**pretraining` for `PretrainingOptions`. In its constructor it
+    calls `new_student` and sets `self.objective`; it gives the rule for the learning
+    rate. This class plans the run, feeds the objective, keeps the delta (not the base)
+    in checkpoints and makes a run resumable bit for bit.
+
+    Args:
+        options: What trains, how fast, and on which images.
+
+    Raises:
+        ValueError: If *adapter* comes together with *rank* or *alpha*.
     """
 
     ignore: tuple[str, ...] = (
-        'model',
-        'weights',
-        'adapter',
-        'augmentations',
-        'schedule',
+        *('options', 'model', 'weights', 'adapter', 'augmentations', 'schedule'),
     )
     monitor = 'loss'
 
     #: The method's letter in the paper's notation.
     letter: str
     objective: Objective
+    options: PretrainingOptions
 
-    def __init__(
-        self,
-        unfreeze: Sequence[int] = (-1,),
-        norms: bool = True,
-        cls_token: bool = True,
-        modules: Sequence[str] = (),
-        rank: int | None = None,
-        alpha: int | None = None,
-        adapter: PeftConfig | dict[str, Any] | None = None,
-        base_lr: float = 1e-3,
-        schedule: Schedule = Schedule(),
-        drop_path: float = 0.0,
-        frozen_dtype: Literal['float32', 'bfloat16'] = 'float32',
-        checkpointing: bool = False,
-        compiled: bool = False,
-        **shared: Any,
-    ) -> None:
-        """Check and keep the arguments."""
-        if base_lr <= 0:
-            raise ValueError(f'*base_lr* must be positive, not {base_lr}')
-        chosen = choose_adapter(adapter, rank, alpha)
-        super().__init__(**shared)
-        self.save_hyperparameters(
-            {'adapter': plain(adapter), 'schedule': plain(schedule)}
+    def __init__(self, options: PretrainingOptions) -> None:
+        """Keep the options."""
+        adapter = choose_adapter(options.adapter, options.rank, options.alpha)
+        super().__init__(options)
+        self.adaptation = Adaptation(
+            options.unfreeze,
+            options.norms,
+            options.cls_token,
+            adapter,
+            options.modules,
         )
-        self.adaptation = Adaptation(unfreeze, norms, cls_token, chosen, modules)
-        self.alpha = 1 if alpha is None else alpha
-        self.base_lr = base_lr
-        self.schedule = schedule
-        self.drop_path = drop_path
-        self.frozen_dtype = frozen_dtype
-        self.checkpointing = checkpointing
-        self.compiled = compiled
         warnings.filterwarnings('ignore', 'Found keys that are in the model state dict')
         # Nothing is validated, by design; Lightning looks before `setup`.
         warnings.filterwarnings('ignore', 'You passed in a `val_dataloader`')
@@ -137,6 +142,9 @@ class PretrainingTask(ResumableTask):
         self.effective_batch = 0
         self.lr = 0.0
         self._resumed: dict[str, Any] | None = None
+
+    def configure_models(self) -> None:
+        """Do nothing: a subclass builds its objective in its constructor."""
 
     @property
     def backbone(self) -> Backbone:  # type: ignore[override]  # the objective's
@@ -157,22 +165,23 @@ class PretrainingTask(ResumableTask):
             model: A backbone, the name of a timm model, or the class path of a
                 backbone.
         """
+        options = self.options
         student = build_backbone(
             model,
-            self.weights,
-            self.in_channels,
-            self.view_size,
-            self.drop_path,
-            self.model_args,
+            options.weights,
+            options.in_channels,
+            options.image_size,
+            options.drop_path,
+            options.model_args,
         )
-        self.save_hyperparameters({'model': to_plain(model)})
+        self.save_hyperparameters({'model': plain(model)})
         modules = (*self.adaptation.modules, *student.record.untrained)
         make_trainable(student, replace(self.adaptation, modules=modules))
-        if self.frozen_dtype != 'float32':
-            store_frozen(student, getattr(torch, self.frozen_dtype))
-        student.checkpointing = self.checkpointing
-        self.mean, self.std = statistics(student, *self.given_statistics)
-        self.image_size = self.view_size or side_of(student)
+        if options.frozen_dtype != 'float32':
+            store_frozen(student, getattr(torch, options.frozen_dtype))
+        student.checkpointing = options.checkpointing
+        self.mean, self.std = statistics(student, options.mean, options.std)
+        self.image_size = options.image_size or side_of(student)
         check_size((self.image_size, self.image_size), student.patch_size)
         return student
 
@@ -186,10 +195,10 @@ class PretrainingTask(ResumableTask):
         """Prepare the images; keep the delta beside each checkpoint."""
         super().setup(stage)
         self.view = self.preprocess().to(self.device)
-        if self.compiled:
+        if self.options.compiled:
             compile_blocks(self.objective)
         if stage == 'fit':
-            require_replicas(self.trainer, self.frozen_dtype)
+            require_replicas(self.trainer, self.options.frozen_dtype)
             strategy = self.trainer.strategy
             strategy.checkpoint_io = DeltaCheckpointIO(
                 strategy.checkpoint_io, self.save_delta
@@ -234,7 +243,7 @@ class PretrainingTask(ResumableTask):
             self.parameter_groups(),
             self.lr,
             self.planned_steps,
-            self.schedule,
+            self.options.schedule,
             may_fuse(self.device, str(self.trainer.precision)),
         )
 
@@ -268,8 +277,8 @@ class PretrainingTask(ResumableTask):
             f' and {heads / 1e6:.2f} M of heads\n'
             f'precision {self.trainer.precision}, effective batch'
             f' {self.effective_batch}, learning rate {self.lr:.3g}'
-            f' (base {self.base_lr:.3g}), {self.planned_steps} optimizer steps\n'
-            + self.describe_views()
+            f' (base {self.options.base_lr:.3g}),'
+            f' {self.planned_steps} optimizer steps\n' + self.describe_views()
         )
 
     @property

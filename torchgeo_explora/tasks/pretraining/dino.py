@@ -9,7 +9,7 @@ from torch import nn
 from torchgeo_explora.augment import MultiCropOptions
 from torchgeo_explora.models.backbones.backbone import Backbone
 from torchgeo_explora.objectives import DINOv2, DINOv2Options
-from torchgeo_explora.tasks.pretraining.base import PretrainingTask
+from torchgeo_explora.tasks.pretraining.base import PretrainingOptions, PretrainingTask
 from torchgeo_explora.tasks.run.adaptation import as_options, plain
 from torchgeo_explora.tasks.run.optimizer import Schedule
 
@@ -32,7 +32,7 @@ class ExploraDinoTask(PretrainingTask):
         base_lr: Rate for an effective batch of 1024; the rate in use is this times
             sqrt(effective batch / 1024).
         schedule: Warm-up and end of the rate, and AdamW's settings.
-        **pretraining: Arguments of every self-supervised task: see `PretrainingTask`.
+        **pretraining: What trains, and on which images: see `PretrainingOptions`.
 
     Raises:
         ValueError: If *adapter* comes together with *rank* or *alpha*, *base_lr* is not
@@ -56,7 +56,9 @@ class ExploraDinoTask(PretrainingTask):
     ) -> None:
         """Build the adapted student, its twin teacher and the head."""
         schedule = as_options(Schedule(), schedule)
-        super().__init__(base_lr=base_lr, schedule=schedule, **pretraining)
+        super().__init__(
+            PretrainingOptions(base_lr=base_lr, schedule=schedule, **pretraining)
+        )
         objective = as_options(DINOv2Options(), objective)
         views = as_options(MultiCropOptions(), views)
         self.save_hyperparameters(
@@ -72,7 +74,7 @@ class ExploraDinoTask(PretrainingTask):
 
     def scaled_lr(self, effective_batch: int) -> float:
         """Return base_lr * sqrt(effective batch / 1024)."""
-        return self.base_lr * math.sqrt(effective_batch / 1024)
+        return self.options.base_lr * math.sqrt(effective_batch / 1024)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the delta and the head, whose prototypes are frozen at first."""

@@ -11,7 +11,7 @@ from torchgeo_explora.adapt.delta import adapted
 from torchgeo_explora.augment import Quantize, SingleCrop
 from torchgeo_explora.models.backbones.backbone import Backbone
 from torchgeo_explora.objectives import MAE, MAEOptions
-from torchgeo_explora.tasks.pretraining.base import PretrainingTask
+from torchgeo_explora.tasks.pretraining.base import PretrainingOptions, PretrainingTask
 from torchgeo_explora.tasks.run.adaptation import as_options, plain
 from torchgeo_explora.tasks.run.optimizer import Schedule
 from torchgeo_explora.tasks.run.raw_images import no_data as declared_no_data
@@ -52,7 +52,7 @@ class ExploraMAETask(PretrainingTask):
             module says if None. NaN means so everywhere. Such pixels do not count in
             the loss.
         quantize: Whether to cut values to 8 bits, as SatMAE's loader does.
-        **pretraining: Arguments of every self-supervised task: see `PretrainingTask`.
+        **pretraining: What trains, and on which images: see `PretrainingOptions`.
 
     Raises:
         ValueError: If *adapter* comes together with *rank* or *alpha*, arguments of a
@@ -78,7 +78,9 @@ class ExploraMAETask(PretrainingTask):
     ) -> None:
         """Build the adapted student and the decoder."""
         schedule = as_options(SCHEDULE, schedule)
-        super().__init__(base_lr=base_lr, schedule=schedule, **pretraining)
+        super().__init__(
+            PretrainingOptions(base_lr=base_lr, schedule=schedule, **pretraining)
+        )
         objective = as_options(MAEOptions(), objective)
         self.save_hyperparameters({'objective': plain(objective)})
         self.given_no_data = self.no_data = no_data
@@ -90,7 +92,8 @@ class ExploraMAETask(PretrainingTask):
                 self.image_size, (crop_scale[0], crop_scale[1]), self.mean, self.std
             )
         self.objective = MAE(student, augment=augmentations, **asdict(objective))
-        self.objective.start_decoder(extras, self.alpha)
+        alpha = self.options.alpha
+        self.objective.start_decoder(extras, 1 if alpha is None else alpha)
 
     def summary(self) -> str:
         """Return what is about to run, and what becomes of the decoder."""
@@ -119,7 +122,7 @@ class ExploraMAETask(PretrainingTask):
 
     def scaled_lr(self, effective_batch: int) -> float:
         """Return base_lr * effective batch / 256."""
-        return self.base_lr * effective_batch / 256
+        return self.options.base_lr * effective_batch / 256
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return matrices and, without weight decay, vectors, as MAE does."""

@@ -1,7 +1,7 @@
 """From a task's arguments to an adaptation, and back to plain values."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ from peft import AdaLoraConfig, PeftConfig
 from torch import nn
 
 from torchgeo_explora.adapt import Adaptation, adapt, count, lora
+from torchgeo_explora.models.backbones.backbone import Backbone
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -53,8 +54,13 @@ def plain(value: Any) -> Any:
     A checkpoint must load with `weights_only=True`.
 
     Args:
-        value: A PEFT config, an enum, a group of options or anything plain.
+        value: A backbone, a PEFT config, an enum, a group of options, or anything
+            plain.
     """
+    if isinstance(value, Backbone):
+        # Lists for tuples, as a configuration has them.
+        arguments = json.loads(json.dumps(value.arguments))
+        return {'class_path': value.public_name(), 'init_args': arguments}
     if isinstance(value, PeftConfig):
         return Adaptation(adapter=value).to_dict()['adapter']
     if isinstance(value, Enum):
@@ -102,22 +108,3 @@ def make_trainable(student: nn.Module, adaptation: Adaptation) -> None:
             'nothing in the backbone would train: give *unfreeze*, *norms*,'
             ' *cls_token*, *modules* or *rank*'
         )
-
-
-def adaptation(
-    arguments: Mapping[str, Any], adapter: PeftConfig | None, modules: Sequence[str]
-) -> Adaptation:
-    """Return the adaptation that the arguments of a fine-tuning task describe.
-
-    Args:
-        arguments: With *unfreeze*, *norms* and *cls_token*.
-        adapter: What `choose_adapter` returned.
-        modules: Names of further modules and parameters that are trained in full.
-    """
-    return Adaptation(
-        unfreeze=tuple(arguments['unfreeze']),
-        norms=arguments['norms'],
-        cls_token=arguments['cls_token'],
-        adapter=adapter,
-        modules=tuple(modules),
-    )

@@ -1,4 +1,4 @@
-"""From a task's arguments to its backbone, and back to plain values."""
+"""From a task's arguments to its backbone."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from torchgeo_explora.models import ViT
 from torchgeo_explora.models.backbones.backbone import Backbone
 
 #: What the *model* of a task may be: a backbone, the name of a timm model, the class
-#: path of a backbone, or a class path with arguments, as `to_plain` gives it.
+#: path of a backbone, or a class path with arguments, as `plain` gives it.
 type Model = Backbone | str | Mapping[str, Any]
 #: What the *weights* of a task may be.
 type Weights = bool | WeightsEnum | PathLike[str] | str | None
@@ -158,23 +158,8 @@ def set_drop_path(backbone: Backbone, rate: float) -> None:
         block.drop_path1, block.drop_path2 = (DropPath(rate * share) for _ in range(2))
 
 
-def to_plain(model: Model) -> str | dict[str, Any]:
-    """Return a model as values that a checkpoint may hold.
-
-    Returns:
-        A name as it is, a backbone as its class path and arguments.
-    """
-    if isinstance(model, str):
-        return model
-    if isinstance(model, Mapping):
-        return dict(model)
-    # Lists for tuples, as a configuration has them.
-    arguments = json.loads(json.dumps(model.arguments))
-    return {'class_path': model.public_name(), 'init_args': arguments}
-
-
 def _from_plain(values: Mapping[str, Any]) -> Backbone:
-    """Return the backbone that `to_plain` described.
+    """Return the backbone that `plain` described.
 
     Raises:
         ValueError: If no backbone of that name is defined.

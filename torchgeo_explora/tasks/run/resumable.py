@@ -4,7 +4,7 @@ import math
 import random
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,11 +14,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 from torchgeo.tasks import BaseTask
-from torchvision.models._api import WeightsEnum
 
 from torchgeo_explora.models.backbones.backbone import Backbone
-from torchgeo_explora.tasks.run.adaptation import plain
 from torchgeo_explora.tasks.run.checkpoint import without_delta
+from torchgeo_explora.tasks.run.options import TaskOptions
 from torchgeo_explora.tasks.run.raw_images import (
     RawImages,
     require_predict_set,
@@ -30,27 +29,14 @@ class ResumableTask(BaseTask):
     """A task around a backbone, with raw images and runs that resume exactly.
 
     Data and randomness of a run are functions of its seed and its micro-step. A
-    subclass builds its models in its constructor, after this one; keeps `micro_steps`
-    in its checkpoints; and does what is random in a training step under `seeded`. The
-    frozen base is not in a checkpoint.
+    subclass keeps `micro_steps` in its checkpoints, and does what is random in a
+    training step under `seeded`. The frozen base is not in a checkpoint.
 
     The data module's own normalisation and augmentation are taken over: the task gets
     raw sensor values, maps them to [0, 1] and normalises as the base was trained.
 
     Args:
-        weights: A path to a checkpoint, a weights enum or its name, True for timm's own
-            weights of a model by name, or None for random weights. A given backbone
-            loads them by its `start_from`; None leaves it as it is.
-        in_channels: Channels of the images, for a model by name (3 if None).
-        image_size: Size of the views in pixels; 224 for a model by name, that of a
-            given backbone if None.
-        value_range: (low, high) of the sensor values, scalars or one per channel; found
-            from the data module if None.
-        mean: Mean of the normalisation, of values in [0, 1]; that of the delta or the
-            base if None, averaged over its channels where there are not as many.
-        std: Standard deviation of the normalisation; as *mean* if None.
-        model_args: Further arguments of a model by name (`embed_dim`, `depth`, ...).
-        seed: Seed of augmentation, masks, drop path and the order of the images.
+        options: Where the task starts, and how it sees images.
 
     Attributes:
         micro_steps: Micro-batches that this process has trained on.
@@ -59,32 +45,19 @@ class ResumableTask(BaseTask):
 
     #: The backbone that reads the images.
     backbone: Backbone
-    raw_images: RawImages
+    raw_images: Any
 
-    def __init__(
-        self,
-        # bool first: `true` on a command line means timm's own weights.
-        weights: bool | WeightsEnum | str | None = True,
-        in_channels: int | None = None,
-        image_size: int | None = None,
-        value_range: tuple[Any, Any] | None = None,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        model_args: dict[str, Any] | None = None,
-        seed: int = 0,
-    ) -> None:
-        """Keep the arguments; a subclass builds the models from them."""
+    def __init__(self, options: TaskOptions) -> None:
+        """Keep the options; the models are built from them."""
+        # First, since `BaseTask` calls `configure_models`.
+        self.options = options
         super().__init__()
-        self.save_hyperparameters({'weights': plain(weights)})
-        self.weights = weights
-        self.in_channels = in_channels
-        self.view_size = image_size
-        self.value_range = value_range
-        self.given_statistics = mean, std
-        self.model_args = model_args
-        self.seed = seed
+        # The arguments that Lightning has collected are those that were given; these
+        # are all of them.
+        self.save_hyperparameters(options.plain())
         # The base is not in a checkpoint: its keys are missing by design.
         self.strict_loading = False
+        self.raw_images = None
         self.micro_steps = 0
 
     @classmethod
@@ -106,15 +79,12 @@ class ResumableTask(BaseTask):
                 ' trainer.fit(..., ckpt_path=...) or load_delta'
             ) from error
 
-    def configure_models(self) -> None:
-        """Do nothing: a constructor builds the models, from its own arguments."""
-
     def setup(self, stage: str) -> None:
         """Take over the data module's normalisation, and find the bands it gives."""
         datamodule = getattr(self.trainer, 'datamodule', None)
         if stage == 'predict':
             require_predict_set(datamodule)
-        raw_images = RawImages(self.backbone, datamodule, self.value_range)
+        raw_images = RawImages(self.backbone, datamodule, self.options.value_range)
         self.raw_images = raw_images.to(self.device)
         take_over_normalization(datamodule)
         if stage == 'fit':
@@ -137,7 +107,7 @@ class ResumableTask(BaseTask):
         """Print what runs, and continue with the data where a resumed run stopped."""
         rank_zero_info(self.summary())
         loader: Any = self.trainer.train_dataloader
-        if order_by_epoch(loader, self._epoch_and_batch, self.seed):
+        if order_by_epoch(loader, self._epoch_and_batch, self.options.seed):
             # The position is kept here, not in the loader as Lightning expects.
             warnings.filterwarnings('ignore', "You're resuming from a checkpoint that")
         # Lightning made its iterator before the sampler and the position were known.
@@ -159,7 +129,9 @@ class ResumableTask(BaseTask):
         """
         devices = [self.device] if self.device.type == 'cuda' else []
         with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(mix(self.seed, self.global_rank, self.micro_steps))
+            torch.manual_seed(
+                mix(self.options.seed, self.global_rank, self.micro_steps)
+            )
             yield
         self.micro_steps += 1
 

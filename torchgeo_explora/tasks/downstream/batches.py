@@ -1,4 +1,4 @@
-"""Images of different sizes in one batch."""
+"""Batches of labelled images: mixed sizes, and labels that no output stands for."""
 
 from collections.abc import Callable, Sequence
 from math import isnan
@@ -39,11 +39,11 @@ class ExplainSizes:
 
 
 class PadSizes:
-    """A collate function that first pads images at the right and at the bottom.
+    """A collate function that first pads images on the right and at the bottom.
 
     Args:
         collate: The data module's own.
-        fill: Value of the padded part, by name of the tensor, (..., H, W).
+        fill: Value of the padding, by name of the tensor, (..., H, W).
     """
 
     def __init__(self, collate: Collate, fill: dict[str, float]) -> None:
@@ -54,7 +54,7 @@ class PadSizes:
     def __call__(self, samples: list[dict[str, Any]]) -> Any:
         """Return a batch in which all images have the largest height and width.
 
-        `size` is the (height, width) of each before, where *collate* keeps it.
+        `size` is the original (height, width) of each, where *collate* keeps it.
         """
         shapes = [sample['image'].shape[-2:] for sample in samples]
         size = tuple(max(sides) for sides in zip(*shapes, strict=True))
@@ -64,21 +64,21 @@ class PadSizes:
         padded = {'size': torch.tensor(sample['image'].shape[-2:])}
         for name, value in self.fill.items():
             if name in sample:
-                # Whole numbers have no NaN.
+                # Integers have no NaN.
                 tensor = sample[name].float() if isnan(value) else sample[name]
                 padded[name] = pad_to(tensor, size, value)
         return sample | padded
 
 
 def pad_to(image: Tensor, size: Sequence[int], value: float = 0) -> Tensor:
-    """Return (..., H, W) padded at the right and at the bottom, at least to *size*."""
+    """Return (..., H, W) padded on the right and at the bottom, at least to *size*."""
     below = max(0, size[0] - image.shape[-2])
     right = max(0, size[1] - image.shape[-1])
     return pad(image, (0, right, 0, below), value=value) if below or right else image
 
 
 def explain_mixed_sizes(datamodule: Any) -> None:
-    """Let a data module say so if its images have mixed sizes, in place."""
+    """Make a data module explain images of mixed sizes, in place."""
     wrap_collate(datamodule, ExplainSizes)
 
 
@@ -87,3 +87,45 @@ def wrap_collate(datamodule: Any, wrap: Callable[[Collate], Collate]) -> None:
     collate = getattr(datamodule, 'collate_fn', None)
     if collate is not None and not isinstance(collate, ExplainSizes | PadSizes):
         datamodule.collate_fn = wrap(collate)
+
+
+def check_labels(labels: Tensor, classes: int, ignore_index: int | None = None) -> None:
+    """Raise unless every label has an output.
+
+    Args:
+        labels: Class numbers, of any shape, int64.
+        classes: Number of outputs.
+        ignore_index: A value that is also allowed.
+
+    Raises:
+        ValueError: If a label is not in [0, classes); the error lists such labels.
+    """
+    wrong = (labels < 0) | (labels >= classes)
+    if ignore_index is not None:
+        wrong &= labels != ignore_index
+    if wrong.any():
+        found = labels[wrong].unique().tolist()
+        ignored = '' if ignore_index is None else f', or {ignore_index} for no label'
+        raise ValueError(
+            f'the labels hold {found[:8]}, expected 0 to {classes - 1}{ignored}: set'
+            ' *num_classes* to the number of classes of the data set'
+            + (', or *ignore_index*' if ignore_index is None else '')
+        )
+
+
+def check_lengths(outputs: int, **given: Sequence[object] | None) -> None:
+    """Raise unless each list has an entry for every output.
+
+    Args:
+        outputs: Number of outputs.
+        **given: Lists by the name of their argument, or None.
+
+    Raises:
+        ValueError: If a list has another length.
+    """
+    for name, values in given.items():
+        if values is not None and len(values) != outputs:
+            raise ValueError(
+                f'*{name}* has {len(values)} entries, expected one for each of the'
+                f' {outputs} classes'
+            )

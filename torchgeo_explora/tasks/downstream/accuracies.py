@@ -1,0 +1,127 @@
+"""Accuracies of many classifiers at once: counted, chosen from, and written."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
+from torchmetrics import Metric
+
+from torchgeo_explora.writing import replacing
+
+
+class AccuracyOfEach(Metric):
+    """Share of images that each of several classifiers gets right.
+
+    Args:
+        heads: Number of classifiers.
+    """
+
+    full_state_update = False
+    right: Tensor
+    total: Tensor
+
+    def __init__(self, heads: int) -> None:
+        """Start with no images."""
+        super().__init__()
+        zero = torch.zeros(heads, dtype=torch.long)
+        self.add_state('right', zero, dist_reduce_fx='sum')
+        self.add_state('total', torch.tensor(0), dist_reduce_fx='sum')
+
+    def update(self, predicted: Tensor, labels: Tensor) -> None:
+        """Count a batch.
+
+        Args:
+            predicted: Class numbers, (heads, B).
+            labels: (B,).
+        """
+        self.right += (predicted == labels).sum(1)
+        self.total += len(labels)
+
+    def compute(self) -> Tensor:
+        """Return the accuracies, (heads,), in [0, 1]."""
+        return self.right / self.total.clamp(min=1)
+
+
+class Selection:
+    """The classifier that counts: two protocols.
+
+    *paper* is the best classifier on the split that is reported, which is optimistic;
+    *held_out* is the accuracy there of the classifier that was best in validation.
+
+    Attributes:
+        validated: Accuracy of each classifier in the last validation; None before it.
+        best: Best accuracy of all classifiers and validations so far.
+    """
+
+    def __init__(self) -> None:
+        """Start without a validation."""
+        self.validated: list[float] | None = None
+        self.best = 0.0
+
+    @property
+    def chosen(self) -> int:
+        """Number of the classifier that was best in validation, the first if equal.
+
+        Raises:
+            ValueError: If there was no validation.
+        """
+        if self.validated is None:
+            raise ValueError(
+                'no validation chose a classifier: fit with a validation set, or pass'
+                ' the checkpoint of such a run (--ckpt_path)'
+            )
+        return self.validated.index(max(self.validated))
+
+    def validate(self, accuracy: list[float]) -> dict[str, float]:
+        """Take the accuracies of a validation, and return the metrics to log."""
+        self.validated = accuracy
+        self.best = max(self.best, *accuracy)
+        return {'val_accuracy': max(accuracy), 'val_paper': self.best}
+
+    def test(self, accuracy: list[float]) -> dict[str, float]:
+        """Return the metrics of a test: both protocols, or *paper* with a warning."""
+        metrics = {'test_paper': max(accuracy)}
+        if self.validated is None:
+            rank_zero_warn(
+                'no held_out figure: no validation chose a classifier; fit with a'
+                ' validation set, and test its checkpoint (--ckpt_path)'
+            )
+        else:
+            metrics['test_held_out'] = accuracy[self.chosen]
+        return metrics
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        return {'validated': self.validated, 'best': self.best}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state` returned."""
+        self.validated = state['validated']
+        self.best = state['best']
+
+
+def write_table(trainer: Trainer, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows to a CSV file in the trainer's folder; a failure leaves no part of it.
+
+    Every process must call it; the first one writes.
+
+    Args:
+        trainer: Whose folder it is.
+        name: Name of the file, without its suffix.
+        rows: At least one; all with the keys of the first.
+    """
+    # Lightning broadcasts the folder: every rank must ask for it.
+    folder = Path(trainer.log_dir or trainer.default_root_dir)
+    if not trainer.is_global_zero:
+        return
+    path = folder / f'{name}.csv'
+    with replacing(path) as part, part.open('w', newline='') as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    rank_zero_info(f'{name}: {path}')

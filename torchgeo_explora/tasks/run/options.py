@@ -1,0 +1,44 @@
+"""Arguments that every task shares: where it starts, and how it sees images."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from torchvision.models._api import WeightsEnum
+
+from torchgeo_explora.tasks.run.adaptation import plain
+
+
+@dataclass(kw_only=True)
+class TaskOptions:
+    """The base that a task starts from, and how it sees images.
+
+    Args:
+        weights: A path to a checkpoint, a weights enum or its name, True for timm's
+            weights of a model by name, or None for random weights. A given backbone
+            loads them with its `start_from`; None leaves it as it is.
+        in_channels: Channels of the images, for a model by name (3 if None).
+        image_size: Size of the views in pixels; if None, 224 for a model by name, or
+            the size of a given backbone.
+        value_range: (low, high) of the sensor values, scalars or one per channel; taken
+            from the data module if None.
+        mean: Mean of the normalisation, of values in [0, 1]; that of the delta or the
+            base if None, averaged over its channels where there are not as many.
+        std: Standard deviation of the normalisation; as *mean* if None.
+        model_args: Further arguments of a model by name (`embed_dim`, `depth`, ...).
+        seed: Seed of augmentation, masks, drop path and the order of the images.
+    """
+
+    # bool first: otherwise `true` on a command line would be read as a name.
+    weights: bool | WeightsEnum | str | None = True
+    in_channels: int | None = None
+    image_size: int | None = None
+    value_range: tuple[Any, Any] | None = None
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    model_args: dict[str, Any] | None = None
+    seed: int = 0
+
+    def plain(self) -> dict[str, Any]:
+        """Return the options as values that a checkpoint may hold."""
+        return {field.name: plain(getattr(self, field.name)) for field in fields(self)}
