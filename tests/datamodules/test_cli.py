@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from torchgeo.main import main
 
 from torchgeo_explora.datasets import FMoWRGB, prepare
@@ -128,6 +130,35 @@ def test_globalwheat(fake, run, tmp_path):
     run('fit', PRETRAIN, name, train_split='extra_unlabeled', **arguments)
     for command in ('fit', 'test'):
         run(command, detect, name, **arguments)
+
+
+def test_csv_file(run, tmp_path):
+    """Label-free pre-training, then classification and kNN by another column."""
+    lines = ['file,kind,part']
+    for number in range(12):
+        pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3))
+        Image.fromarray(pixels.astype('uint8')).save(tmp_path / f'{number}.png')
+        part = ('train', 'val', 'test')[min(number // 4, 2)]
+        lines.append(f'{number}.png,{"ab"[number % 2]},{part}')
+    (tmp_path / 'metadata.csv').write_text('\n'.join(lines))
+    columns = {'path': 'file', 'label': None, 'split': None}
+    arguments = {'root': tmp_path, 'batch_size': 4}
+    name = 'CSVDataModule'
+    run('fit', PRETRAIN, name, columns=columns, val_split=None, **arguments)
+    assert (tmp_path / 'delta.safetensors').exists()
+    arguments['columns'] = columns | {'label': 'kind', 'split': 'part'}
+    for command in ('fit', 'test', 'predict'):
+        run(command, classify(2), name, **arguments)
+    neighbours = {
+        'class_path': 'torchgeo_explora.tasks.ExploraKNNTask',
+        'init_args': {
+            **{key: PRETRAIN['init_args'][key] for key in ('model', 'model_args')},
+            'weights': None,
+            'image_size': 32,
+            'k': [2],
+        },
+    }
+    run('test', neighbours, name, **arguments)
 
 
 def test_naip(fake, run, tmp_path):

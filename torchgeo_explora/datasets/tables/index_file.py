@@ -21,6 +21,7 @@ def read_csv(
     path: str,
     columns: Sequence[str] = (),
     types: Mapping[str, pa.DataType] | None = None,
+    hint: str = '',
 ) -> pa.Table:
     """Read a CSV file.
 
@@ -28,9 +29,10 @@ def read_csv(
         path: The file.
         columns: Columns that it must have.
         types: Types of columns that must not be guessed.
+        hint: What to do where it lacks columns.
 
     Raises:
-        ValueError: If it is no CSV file, or lacks columns.
+        ValueError: If it is not a CSV file, or lacks columns.
     """
     options = pyarrow.csv.ConvertOptions(column_types=types)
     try:
@@ -41,7 +43,7 @@ def read_csv(
     if missing:
         raise ValueError(
             f'{path} lacks the columns {", ".join(missing)}: it has'
-            f' {", ".join(table.column_names)}'
+            f' {", ".join(table.column_names)}{hint}'
         )
     return table
 
