@@ -12,7 +12,7 @@ from torchgeo_explora.datasets.prepared.dataset import Prepared
 from torchgeo_explora.datasets.prepared.manifest import NotPreparedError, verify
 from torchgeo_explora.datasets.prepared.stream import PreparedStream
 from torchgeo_explora.datasets.prepared.writer import prepare
-from torchgeo_explora.datasets.scenes.rasters import Scenes
+from torchgeo_explora.datasets.scenes.raster_dataset import Scenes
 from torchgeo_explora.datasets.scenes.windows import SceneWindows
 from torchgeo_explora.datasets.synthetic.scenes import SyntheticScenes
 from torchgeo_explora.datasets.tables.csv_dataset import CSVColumns, CSVDataset

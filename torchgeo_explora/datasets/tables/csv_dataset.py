@@ -23,7 +23,7 @@ from torchgeo_explora.datasets.tables.dataset import (
     OnError,
     TableDataset,
     Transform,
-    check_size,
+    check_side,
 )
 from torchgeo_explora.datasets.tables.index_file import (
     TableFile,
@@ -141,7 +141,7 @@ class CSVDataset(TableDataset):
         transforms: Transform | None = None,
     ) -> None:
         """Open the index, or build it, and pick the rows of the split."""
-        check_size(size)
+        check_side(size)
         if stretch and (bands, value_range, band_names) != (None, None, None):
             raise ValueError(
                 '*stretch* reads red, green and blue from 0 to 255: leave out *bands*,'
@@ -151,7 +151,7 @@ class CSVDataset(TableDataset):
         self.columns = columns
         self.file = os.path.join(self.root, csv)
         self.index = self._open_index(index_dir)
-        self.index.judge(max_missing, self.file)
+        self.index.check_missing(max_missing, self.file)
         self.rows = self._select()
         what = f'split {split!r} of {self.file}'
         super().__init__(len(self.rows), what, on_error, transforms)

@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
 
-from torchgeo_explora.datasets.tables.problems import judge
+from torchgeo_explora.datasets.tables.problems import check_missing
 from torchgeo_explora.writing import replacing
 
 
@@ -211,7 +211,7 @@ class TableFile:
                     os.remove(self.path)
             raise
 
-    def judge(
+    def check_missing(
         self, max_missing: float, what: str, losing: Iterable[str] | None = None
     ) -> None:
         """Warn of the samples that were lost, or refuse the data set.
@@ -229,7 +229,7 @@ class TableFile:
         example = next((examples[name] for name in lost), None)
         with self.kept_if_accepted():
             listed, report = self.note('listed'), self.note('report')
-            judge(lost, listed, max_missing, what, example, report)
+            check_missing(lost, listed, max_missing, what, example, report)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the mapped table out: a spawned worker opens the file itself."""
