@@ -36,7 +36,7 @@ from torchgeo_explora.datasets import (
     SyntheticScenes,
     prepare,
 )
-from torchgeo_explora.datasets.fmow.crop import context_region
+from torchgeo_explora.datasets.fmow.rgb import context_region
 from torchgeo_explora.datasets.pixels.sentinel2 import BANDS
 
 PARTS = ('jpeg', 'geotiff', 'memory', 'start')

@@ -4,9 +4,11 @@ import csv
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from pyarrow import parquet
 from safetensors.torch import load_file, save_file
 from torchgeo.main import main
@@ -258,6 +260,35 @@ def test_globalwheat(fake, run, pretrain, tmp_path):
     assert len(state['model.head.classification_head.cls_logits.bias']) == 2
     metrics = logged(run('test', detect, name, **arguments))
     assert 0 <= metrics['test_map_50'] <= 1
+
+
+def test_csv_file(run, pretrain, tmp_path):
+    """Label-free pre-training, then classification and kNN by another column."""
+    lines = ['file,kind,part']
+    for number in range(12):
+        pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3))
+        Image.fromarray(pixels.astype('uint8')).save(tmp_path / f'{number}.png')
+        part = ('train', 'val', 'test')[min(number // 4, 2)]
+        lines.append(f'{number}.png,{"ab"[number % 2]},{part}')
+    (tmp_path / 'metadata.csv').write_text('\n'.join(lines))
+    columns = {'path': 'file', 'label': None, 'split': None}
+    arguments = {'root': tmp_path, 'batch_size': 4}
+    name = 'CSVDataModule'
+    folder = run('fit', pretrain, name, columns=columns, val_split=None, **arguments)
+    check_pretrained(folder, pretrain)
+    arguments['columns'] = columns | {'label': 'kind', 'split': 'part'}
+    for command in ('fit', 'test', 'predict'):
+        run(command, classify(2), name, **arguments)
+    neighbours = {
+        'class_path': 'torchgeo_explora.tasks.ExploraKNNTask',
+        'init_args': {
+            **{key: pretrain['init_args'][key] for key in ('model', 'model_args')},
+            'weights': None,
+            'image_size': 32,
+            'k': [2],
+        },
+    }
+    run('test', neighbours, name, **arguments)
 
 
 def test_naip(fake, run, pretrain, tmp_path):

@@ -5,8 +5,8 @@ from torchgeo_explora.datamodules.fmow import (
     FMoWSentinelDataModule,
     FMoWTemporalDataModule,
 )
-from torchgeo_explora.datamodules.image_folder import ImageFolderDataModule
 from torchgeo_explora.datamodules.naip import NAIPLandCoverDataModule
+from torchgeo_explora.datamodules.own_images import CSVDataModule, ImageFolderDataModule
 from torchgeo_explora.datamodules.prepared import PreparedDataModule
 from torchgeo_explora.datamodules.raster_scene import RasterSceneDataModule
 from torchgeo_explora.datamodules.scenes import ScenesDataModule
@@ -18,6 +18,7 @@ from torchgeo_explora.datamodules.wilds import (
 )
 
 __all__ = [
+    'CSVDataModule',
     'Camelyon17DataModule',
     'FMoWRGBDataModule',
     'FMoWSentinelDataModule',

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 from torchgeo.datamodules import NonGeoDataModule
 from torchgeo.datamodules.utils import collate_fn_detection
 from torchgeo.datasets import NonGeoDataset
 
 from torchgeo_explora.augment import IMAGENET_MEAN, IMAGENET_STD
-from torchgeo_explora.datamodules.normalize import Normalize
 from torchgeo_explora.datasets.pixels.scaling import ValueRange
 from torchgeo_explora.datasets.tables.problems import warn_of_shared_places
 
@@ -25,6 +24,42 @@ OPENED = {
     'predict': ('predict',),
 }
 RGB = ('red', 'green', 'blue')
+
+
+class NormalizeBatch(nn.Module):
+    """Map ``image`` of a batch to (image - mean) / std, and leave the rest alone.
+
+    Series (B, T, C, H, W) are taken too, which Kornia's containers do not do.
+
+    Args:
+        mean: A number a channel, or one for all.
+        std: Likewise.
+        limits: (low, high) that the raw values are clipped to first.
+    """
+
+    def __init__(
+        self,
+        mean: Tensor | Sequence[float],
+        std: Tensor | Sequence[float],
+        limits: tuple[Sequence[float] | float, Sequence[float] | float] | None = None,
+    ) -> None:
+        """Keep the statistics."""
+        super().__init__()
+        self.mean, self.std = _column(mean), _column(std)
+        self.limits = None if limits is None else [_column(end) for end in limits]
+
+    def forward(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Return the batch with ``image`` normalised, (..., C, H, W)."""
+        image = batch['image'].float()
+        if self.limits is not None:
+            low, high = (end.to(image.device) for end in self.limits)
+            image = torch.maximum(torch.minimum(image, high), low)
+        mean, std = self.mean.to(image.device), self.std.to(image.device)
+        return {**batch, 'image': (image - mean) / std}
+
+
+def _column(values: Tensor | Sequence[float] | float) -> Tensor:
+    return torch.as_tensor(values, dtype=torch.float32).reshape(-1, 1, 1)
 
 
 class SplitDataModule(NonGeoDataModule):
@@ -98,9 +133,9 @@ class SplitDataModule(NonGeoDataModule):
         self.collate_fn = self.collate
         self.aug = self._own_aug = self._normalize()
 
-    def _normalize(self) -> Normalize:
+    def _normalize(self) -> NormalizeBatch:
         limits = self.value_range if self.clip else None
-        return Normalize(self.mean, self.std, limits)
+        return NormalizeBatch(self.mean, self.std, limits)
 
     @property
     def has_val(self) -> bool:

@@ -4,9 +4,7 @@ import os
 from typing import Any
 
 from torchgeo_explora.datamodules.splits import SplitDataModule
-from torchgeo_explora.datasets.wilds.camelyon17 import Camelyon17
-from torchgeo_explora.datasets.wilds.globalwheat import GlobalWheat
-from torchgeo_explora.datasets.wilds.iwildcam import IWildCam
+from torchgeo_explora.datasets.wilds.recipes import Camelyon17, GlobalWheat, IWildCam
 
 
 class Camelyon17DataModule(SplitDataModule):
@@ -16,7 +14,7 @@ class Camelyon17DataModule(SplitDataModule):
     or on the labelled 'train', whose labels are then ignored.
     """
 
-    def open_split(self, split: Any, **dataset: Any) -> Camelyon17:
+    def open_split(self, split: str, **dataset: Any) -> Camelyon17:
         """Return the data set of a split."""
         return Camelyon17(self.root, split, **dataset)
 
@@ -27,7 +25,7 @@ class IWildCamDataModule(SplitDataModule):
     Validate with 'val' (other camera traps) or 'id_val', test with 'test' or 'id_test'.
     """
 
-    def open_split(self, split: Any, **dataset: Any) -> IWildCam:
+    def open_split(self, split: str, **dataset: Any) -> IWildCam:
         """Return the data set of a split."""
         return IWildCam(self.root, split, **dataset)
 
@@ -67,6 +65,6 @@ class GlobalWheatDataModule(SplitDataModule):
         )
         self.kwargs = dataset
 
-    def open_split(self, split: Any, **dataset: Any) -> GlobalWheat:
+    def open_split(self, split: str, **dataset: Any) -> GlobalWheat:
         """Return the data set of a split."""
         return GlobalWheat(self.root, split, **dataset)

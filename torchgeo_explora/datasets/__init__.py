@@ -12,15 +12,16 @@ from torchgeo_explora.datasets.prepared.dataset import Prepared
 from torchgeo_explora.datasets.prepared.manifest import NotPreparedError, verify
 from torchgeo_explora.datasets.prepared.stream import PreparedStream
 from torchgeo_explora.datasets.prepared.writer import prepare
-from torchgeo_explora.datasets.scenes.rasters import Scenes
+from torchgeo_explora.datasets.scenes.raster_dataset import Scenes
 from torchgeo_explora.datasets.scenes.windows import SceneWindows
 from torchgeo_explora.datasets.synthetic.scenes import SyntheticScenes
+from torchgeo_explora.datasets.tables.csv_dataset import CSVColumns, CSVDataset
 from torchgeo_explora.datasets.tables.dataset import NoSamplesError
-from torchgeo_explora.datasets.wilds.camelyon17 import Camelyon17
-from torchgeo_explora.datasets.wilds.globalwheat import GlobalWheat
-from torchgeo_explora.datasets.wilds.iwildcam import IWildCam
+from torchgeo_explora.datasets.wilds.recipes import Camelyon17, GlobalWheat, IWildCam
 
 __all__ = [
+    'CSVColumns',
+    'CSVDataset',
     'Camelyon17',
     'FMoWRGB',
     'FMoWSentinel',

@@ -17,9 +17,9 @@ from torchgeo_explora.datasets.tables.dataset import (
     TableDataset,
     Transform,
     check_choice,
-    check_size,
+    check_side,
 )
-from torchgeo_explora.datasets.tables.problems import judge, write_report
+from torchgeo_explora.datasets.tables.problems import check_missing, write_report
 
 #: Mean and standard deviation of red, green and blue in [0, 1], as SatMAE gives them.
 MEAN = (0.47996818, 0.47633689, 0.42402868)
@@ -80,7 +80,7 @@ class NAIPLandCover(TableDataset):
     ) -> None:
         """Read the two arrays and list the tiles."""
         check_choice('split', split, tuple(SPLITS))
-        check_size(size)
+        check_side(size)
         self.bands = tuple(bands)
         if not self.bands:
             raise ValueError(f'*bands* is empty: name some of {BANDS}')
@@ -110,7 +110,7 @@ class NAIPLandCover(TableDataset):
             self.root if index_dir is None else os.fspath(index_dir),
             f'.naip_{split}.report.csv',
         )
-        judge(
+        check_missing(
             {ABSENT: len(absent)} if absent else {},
             len(listed),
             max_missing,

@@ -1,6 +1,6 @@
 import pytest
 
-from torchgeo_explora.datasets.fmow.crop import context_region
+from torchgeo_explora.datasets.fmow.rgb import context_region
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from torchgeo_explora.datasets.fmow.metadata import read_metadata
+from torchgeo_explora.datasets.fmow.metadata import read_sidecar
 from torchgeo_explora.datasets.tables.index_file import parse_time
 
 OUTLINE = 'POLYGON ((10.0 50.0, 10.002 50.0, 10.002 50.004, 10.0 50.004, 10.0 50.0))'
@@ -21,7 +21,7 @@ def box(*xywh, **more):
 def test_boxes_come_as_a_list_or_alone(tmp_path, as_list):
     boxes = [box(1, 2, 30, 40)] if as_list else box(1, 2, 30, 40)
     content = {'bounding_boxes': boxes, 'timestamp': '2015-07-25T07:23:14Z'}
-    found = read_metadata(write(tmp_path / 'a.json', content))
+    found = read_sidecar(write(tmp_path / 'a.json', content))
     assert found.boxes == (('zoo', (1, 2, 30, 40)),)
     assert found.timestamp == '2015-07-25T07:23:14Z'
     assert found.place == '10.001 50.002'
@@ -29,7 +29,7 @@ def test_boxes_come_as_a_list_or_alone(tmp_path, as_list):
 
 def test_boxes_of_two_pixels_or_less_are_skipped(tmp_path):
     boxes = [box(0, 0, 2, 9), box(0, 0, 9, 2), box(0, 0, 3, 3), box(0, 0, -5, 9)]
-    found = read_metadata(write(tmp_path / 'a.json', {'bounding_boxes': boxes}))
+    found = read_sidecar(write(tmp_path / 'a.json', {'bounding_boxes': boxes}))
     assert [item.xywh for item in found.boxes] == [(0, 0, 3, 3)]
 
 
@@ -46,23 +46,23 @@ def test_boxes_of_two_pixels_or_less_are_skipped(tmp_path):
     ],
 )
 def test_no_boxes(tmp_path, content):
-    assert read_metadata(write(tmp_path / 'a.json', content)) == ((), '', '')
+    assert read_sidecar(write(tmp_path / 'a.json', content)) == ((), '', '')
 
 
 def test_box_without_a_class_or_place(tmp_path):
     content = {'bounding_boxes': {'box': [1, 2, 30, 40], 'raw_location': 'POLYGON'}}
-    found = read_metadata(write(tmp_path / 'a.json', content))
+    found = read_sidecar(write(tmp_path / 'a.json', content))
     assert found.boxes == ((None, (1, 2, 30, 40)),)
     assert found.place == ''
     content['bounding_boxes']['category'] = ['zoo']
-    found = read_metadata(write(tmp_path / 'a.json', content))
+    found = read_sidecar(write(tmp_path / 'a.json', content))
     assert found.boxes[0].category == "['zoo']"
 
 
 @pytest.mark.parametrize('content', ['', '{"bounding', '[1]'])
 def test_damaged_file_is_an_error(tmp_path, content):
     with pytest.raises(ValueError, match=r'Expecting|Unterminated|not an object'):
-        read_metadata(write(tmp_path / 'a.json', content))
+        read_sidecar(write(tmp_path / 'a.json', content))
 
 
 def test_times_are_those_of_satmae(golden):

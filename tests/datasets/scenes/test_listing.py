@@ -1,7 +1,6 @@
 import pytest
 
-from torchgeo_explora.datasets.scenes.listing import list_scenes
-from torchgeo_explora.datasets.scenes.scene import find_time
+from torchgeo_explora.datasets.scenes.listing import find_time, list_scenes
 
 
 def touch(root, *names):

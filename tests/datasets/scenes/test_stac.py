@@ -5,7 +5,7 @@ import pytest
 import rasterio
 
 from torchgeo_explora.datasets.scenes.band_stack import stack_bands
-from torchgeo_explora.datasets.scenes.stac import NO_ASSET, NO_STACK, stac_scenes
+from torchgeo_explora.datasets.scenes.listing import NO_ASSET, NO_STACK, stac_scenes
 
 BANDS = ('B04', 'B03', 'B02')
 

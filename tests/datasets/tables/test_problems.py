@@ -1,6 +1,6 @@
 import pytest
 
-from torchgeo_explora.datasets.tables.problems import judge, tally, write_report
+from torchgeo_explora.datasets.tables.problems import check_missing, tally, write_report
 
 PROBLEMS = [('b.jpg', 'absent'), ('a, "x".jpg', 'absent'), ('c.jpg', 'no box')]
 
@@ -29,20 +29,20 @@ def test_tally():
 
 def test_few_lost_samples_warn():
     with pytest.warns(UserWarning, match=r'X lists 300 .* 3 .*2 absent, 1 no box.*b'):
-        judge(tally(PROBLEMS), 300, 0.01, 'X', 'b.jpg', 'report.csv')
+        check_missing(tally(PROBLEMS), 300, 0.01, 'X', 'b.jpg', 'report.csv')
 
 
 def test_many_lost_samples_are_an_error():
     message = r'report\.csv\. More than max_missing=0\.01 .*larger \*max_missing\*'
     with pytest.raises(FileNotFoundError, match=message):
-        judge(tally(PROBLEMS), 299, 0.01, 'X', 'b.jpg', 'report.csv')
+        check_missing(tally(PROBLEMS), 299, 0.01, 'X', 'b.jpg', 'report.csv')
 
 
 def test_threshold_is_a_share():
     with pytest.raises(ValueError, match=r'\*max_missing\* must be in \[0, 1\], not 2'):
-        judge({}, 10, 2, 'X')
+        check_missing({}, 10, 2, 'X')
 
 
 def test_nothing_lost_says_nothing(recwarn):
-    judge({}, 10, 0, 'X')
+    check_missing({}, 10, 0, 'X')
     assert not recwarn.list

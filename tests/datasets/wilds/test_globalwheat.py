@@ -3,7 +3,7 @@ import pytest
 from torchgeo.datasets import DatasetNotFoundError
 
 from torchgeo_explora.datasets import GlobalWheat
-from torchgeo_explora.datasets.wilds.globalwheat import parse_boxes
+from torchgeo_explora.datasets.tables.csv_dataset import parse_boxes
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from sklearn.metrics import f1_score
 from torchgeo_explora.datasets.wilds.metrics import (
     accuracy,
     average_over_domains,
+    by_domain,
     detection_accuracy,
     macro_f1,
     over_runs,
@@ -74,3 +75,8 @@ def test_domains_count_alike_whatever_their_size():
     values = torch.tensor([1.0, 1.0, 1.0, 0.0])
     domains = torch.tensor([5, 5, 5, 9])
     assert average_over_domains(values, domains) == 0.5
+
+
+def test_accuracy_by_domain():
+    right = torch.tensor([True, False, True, True])
+    assert by_domain(right, torch.tensor([7, 7, 2, 2])) == {2: 1.0, 7: 0.5}

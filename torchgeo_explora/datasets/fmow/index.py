@@ -19,7 +19,7 @@ from torchgeo_explora.datasets.fmow.listing import (
     list_folders,
     split_folder,
 )
-from torchgeo_explora.datasets.fmow.metadata import Metadata, read_metadata
+from torchgeo_explora.datasets.fmow.metadata import Metadata, read_sidecar
 from torchgeo_explora.datasets.tables.index_file import (
     TableFile,
     file_stamp,
@@ -131,7 +131,7 @@ def _read_all(listing: Listing) -> list[Metadata | None]:
             return None
         text = os.path.join(listing.base, f'{os.path.splitext(name)[0]}.json')
         try:
-            return read_metadata(text)
+            return read_sidecar(text)
         except (OSError, ValueError):
             return None
 
@@ -173,7 +173,7 @@ def _dates(base: str) -> dict[str, int]:
         return {e.name: e.stat().st_mtime_ns for e in entries if e.is_dir()}
 
 
-def judge_index(
+def check_index(
     index: TableFile, losing: tuple[str, ...], max_missing: float, what: str
 ) -> None:
     """Warn of problems that an index lists, or refuse it.
@@ -195,4 +195,4 @@ def judge_index(
             f' folder and the metadata win. All are named in {report}',
             stacklevel=3,
         )
-    index.judge(max_missing, what, losing)
+    index.check_missing(max_missing, what, losing)

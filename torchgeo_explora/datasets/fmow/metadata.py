@@ -22,7 +22,7 @@ class Metadata(NamedTuple):
     place: str
 
 
-def read_metadata(path: str) -> Metadata:
+def read_sidecar(path: str) -> Metadata:
     """Read a metadata file.
 
     ``bounding_boxes`` is a list, or one object where there is one box. Boxes of 2

@@ -10,16 +10,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from torchgeo_explora.datasets.fmow.classes import CLASSES
-from torchgeo_explora.datasets.fmow.crop import context_region
 from torchgeo_explora.datasets.fmow.index import (
     NO_BOX,
     NO_METADATA,
-    judge_index,
+    check_index,
     open_index,
 )
 from torchgeo_explora.datasets.fmow.listing import split_folder
 from torchgeo_explora.datasets.pixels.image_file import UnreadableImageError
 from torchgeo_explora.datasets.pixels.picture import (
+    Region,
     cut,
     middle_square,
     move_boxes,
@@ -31,7 +31,7 @@ from torchgeo_explora.datasets.tables.dataset import (
     TableDataset,
     Transform,
     check_choice,
-    check_size,
+    check_side,
 )
 from torchgeo_explora.datasets.tables.fetch import fetch_bucket
 from torchgeo_explora.datasets.tables.problems import ABSENT
@@ -39,6 +39,9 @@ from torchgeo_explora.datasets.tables.problems import ABSENT
 #: Mean and standard deviation in [0, 1], as SatMAE gives them.
 MEAN = (0.4182007312774658, 0.4214799106121063, 0.3991275727748871)
 STD = (0.28774282336235046, 0.27541765570640564, 0.2764017581939697)
+# The smaller an object in its image, the more context: (least share of the image's
+# side, context as a multiple of the box's side).
+_CONTEXT = ((0.5, 0.15), (0.4, 0.2), (0.3, 0.3), (0.2, 0.5), (0.1, 1.0), (0.0, 2.0))
 
 
 class FMoWRGB(TableDataset):
@@ -108,7 +111,7 @@ class FMoWRGB(TableDataset):
         check_choice('split', split, self.valid_splits)
         check_choice('crop', crop, ('box', 'image'))
         check_choice('variant', variant, ('rgb', 'msrgb'))
-        check_size(size)
+        check_side(size)
         self.root = os.fspath(root)
         self.split = split
         self.crop = crop
@@ -125,7 +128,7 @@ class FMoWRGB(TableDataset):
         )
         what = f'split {split!r} of fMoW in {place or self.root}'
         losing = (ABSENT, NO_BOX, NO_METADATA) if crop == 'box' else (ABSENT,)
-        judge_index(self.index, losing, max_missing, what)
+        check_index(self.index, losing, max_missing, what)
         self.rows, self._boxes, self.labels = self._select()
         if not len(self.rows):
             raise NoSamplesError(
@@ -209,3 +212,33 @@ class FMoWRGB(TableDataset):
             ),
             'path': path,
         }
+
+
+def context_region(
+    box: tuple[int, int, int, int], width: int, height: int
+) -> Region | None:
+    """Return a box with the context that the fMoW baseline gives it.
+
+    Each side is padded by half of its context, rounded down, and clipped to the image.
+    The baseline divides the box's width by the image's height and its height by the
+    image's width; here each is divided by its own.
+
+    Args:
+        box: (x, y, w, h) in pixels.
+        width: Of the image.
+        height: Of the image.
+
+    Returns:
+        The region in whole pixels, or None if nothing of it lies in the image.
+    """
+    x, y, box_width, box_height = box
+    across = _padding(box_width, width)
+    down = _padding(box_height, height)
+    left, right = max(x - across, 0), min(x + box_width + across, width)
+    top, bottom = max(y - down, 0), min(y + box_height + down, height)
+    return (left, top, right, bottom) if left < right and top < bottom else None
+
+
+def _padding(side: int, whole: int) -> int:
+    share = side / whole
+    return int(side * next(times for least, times in _CONTEXT if share >= least) / 2)

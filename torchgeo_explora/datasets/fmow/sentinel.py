@@ -23,7 +23,7 @@ from torchgeo_explora.datasets.tables.dataset import (
     TableDataset,
     Transform,
     check_choice,
-    check_size,
+    check_side,
 )
 from torchgeo_explora.datasets.tables.fetch import Archive, fetch_archive
 
@@ -93,7 +93,7 @@ class FMoWSentinel(TableDataset):
     ) -> None:
         """Open the index, or build it."""
         check_choice('split', split, tuple(SPLITS))
-        check_size(size)
+        check_side(size)
         self.root, self.split, self.size = os.fspath(root), split, size
         if len(years) != 2 or years[0] > years[1]:
             raise ValueError(f'*years* must be (first, last), not {years}')
@@ -112,7 +112,7 @@ class FMoWSentinel(TableDataset):
             None if index_dir is None else os.fspath(index_dir),
         )
         what = f'split {split!r} of fMoW-Sentinel in {csv or root}'
-        self.index.judge(max_missing, what)
+        self.index.check_missing(max_missing, what)
         taken = self.index.table['year'].to_numpy()
         self.rows = np.flatnonzero((taken >= years[0]) & (taken <= years[1]))
         if not len(self.rows):

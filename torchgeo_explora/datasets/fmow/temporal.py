@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from torchgeo_explora.datasets.fmow.classes import CLASSES
-from torchgeo_explora.datasets.fmow.index import NO_TIME, judge_index
+from torchgeo_explora.datasets.fmow.index import NO_TIME, check_index
 from torchgeo_explora.datasets.fmow.legacy import legacy_members, legacy_stack
 from torchgeo_explora.datasets.fmow.rgb import FMoWRGB
 from torchgeo_explora.datasets.tables.dataset import (
@@ -103,7 +103,7 @@ class FMoWTemporal(TableDataset):
         self.times, self.size, self.order = times, size, order
         self.seed, self.legacy_sampling = seed, legacy_sampling
         what = f'the series of split {split!r} of fMoW in {csv or root}'
-        judge_index(self.images.index, (NO_TIME,), max_missing, what)
+        check_index(self.images.index, (NO_TIME,), max_missing, what)
         self._members = self._timed_images()
         table, rows = self.images.index.table, self.images.rows[self._members]
         places = table['location'].take(rows).combine_chunks().dictionary_encode()

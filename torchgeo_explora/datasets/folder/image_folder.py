@@ -21,7 +21,7 @@ from torchgeo_explora.datasets.tables.dataset import (
     TableDataset,
     Transform,
     check_choice,
-    check_size,
+    check_side,
 )
 
 
@@ -98,7 +98,7 @@ class ImageFolder(TableDataset):
     ) -> None:
         """List the files and read the header of the first one."""
         check_choice('split', split, SPLITS)
-        check_size(size)
+        check_side(size)
         self.root = os.fspath(root)
         self.split = split
         self.size = size

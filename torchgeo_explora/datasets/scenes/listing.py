@@ -1,14 +1,59 @@
-"""Which scenes there are: folders, patterns, files, lists of STAC items."""
+"""Which scenes there are: folders, patterns, files, and STAC items."""
 
 import glob
+import json
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
-from torchgeo_explora.datasets.scenes.scene import Scene, file_scene
-from torchgeo_explora.datasets.scenes.stac import stac_scenes
+from rasterio.errors import RasterioError
+
+from torchgeo_explora.datasets.scenes.band_stack import stack_bands
 
 #: Suffixes of scenes in a folder, in lower case.
 SUFFIXES = ('.tif', '.tiff', '.vrt', '.jp2')
+NO_ASSET = 'STAC items without the assets'
+NO_STACK = 'STAC items whose assets cannot be stacked'
+
+# A day, and perhaps a time: 20200131, 2020-01-31, 20200131T102030.
+_DATE = re.compile(
+    r'(?<!\d)((?:19|20)\d\d)[-_]?(0[1-9]|1[0-2])[-_]?(0[1-9]|[12]\d|3[01])'
+    r'(?:T([01]\d|2[0-3]):?([0-5]\d)?:?([0-5]\d)?)?(?!\d)'
+)
+
+
+class Scene(NamedTuple):
+    """One scene.
+
+    `path` is a file or the XML of a virtual raster, `time` is in ISO format or empty,
+    `mask` the file of its cloud mask.
+    """
+
+    name: str
+    path: str
+    time: str = ''
+    mask: str | None = None
+
+
+def file_scene(path: str, mask: str | None = None) -> Scene:
+    """Return a file as a scene.
+
+    Args:
+        path: The file, whose name may hold a day.
+        mask: What stands in place of its suffix in the name of its cloud mask.
+    """
+    stem = os.path.splitext(path)[0]
+    return Scene(path, path, find_time(os.path.basename(path)), mask and stem + mask)
+
+
+def find_time(name: str) -> str:
+    """Return the first day (and time) in a file's name in ISO format, '' if none."""
+    match = _DATE.search(name)
+    if match is None:
+        return ''
+    year, month, day, hour, minute, second = match.groups('00')
+    return f'{year}-{month}-{day}T{hour}:{minute}:{second}'
 
 
 def list_scenes(
@@ -66,3 +111,78 @@ def _files(path: str) -> list[str]:
             f' {", ".join(SUFFIXES)} files, patterns, files and STAC items (.json)'
         )
     return files
+
+
+def stac_scenes(
+    path: str, assets: Sequence[str], mask: str | None
+) -> tuple[list[Scene], list[tuple[str, str]]]:
+    """Return the items of a STAC file as scenes.
+
+    Args:
+        path: An item, an item collection, or a list of items or of their paths.
+        assets: Keys of the assets to stack, in the order of the bands; one that has
+            several bands brings them all.
+        mask: Key of the asset with the cloud mask.
+
+    Returns:
+        The scenes, and (name, problem) of items that cannot be used.
+
+    Raises:
+        ValueError: If no asset is chosen, or the file is no STAC file.
+    """
+    scenes: list[Scene] = []
+    problems: list[tuple[str, str]] = []
+    for base, item in _items(path):
+        name = str(item.get('id', 'an item'))
+        have = item.get('assets') or {}
+        if not assets:
+            raise ValueError(
+                f'*assets* says which assets of the STAC items to take, in the order'
+                f' of the bands: item {name} of {path} has {", ".join(have) or "none"}'
+            )
+        wanted = [*assets, *([mask] if mask else [])]
+        if not set(wanted) <= set(have):
+            problems.append((name, NO_ASSET))
+            continue
+        links = {key: _link(base, have[key]['href']) for key in wanted}
+        properties = item.get('properties') or {}
+        time = properties.get('datetime') or properties.get('start_datetime') or ''
+        try:
+            raster = (
+                links[assets[0]]
+                if len(assets) == 1
+                else stack_bands({key: links[key] for key in assets})
+            )
+        except (RasterioError, ValueError):
+            problems.append((name, NO_STACK))
+            continue
+        scenes.append(Scene(name, raster, str(time), links[mask] if mask else None))
+    return scenes, problems
+
+
+def _items(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the items of a file, each with the folder that its links start at."""
+    with open(path, encoding='utf-8') as file:
+        content = json.load(file)
+    base = os.path.dirname(os.path.abspath(path))
+    if isinstance(content, dict):
+        alone = content.get('type') == 'Feature'
+        content = [content] if alone else content.get('features')
+    if not isinstance(content, list):
+        raise ValueError(
+            f'{path} is no STAC item, no item collection and no list of items'
+        )
+    for item in content:
+        if isinstance(item, str):
+            yield from _items(os.path.join(base, item))
+        else:
+            yield base, item
+
+
+def _link(base: str, href: str) -> str:
+    """Return what GDAL opens for a link."""
+    if href.startswith('s3://'):
+        return f'/vsis3/{href[5:]}'
+    if href.startswith('file://'):
+        return href[7:]
+    return href if '://' in href else os.path.join(base, href)

@@ -23,9 +23,8 @@ from torchgeo_explora.datasets.scenes.index import (
     Cutting,
     open_scene_index,
 )
-from torchgeo_explora.datasets.scenes.listing import list_scenes
-from torchgeo_explora.datasets.scenes.rasters import Header, Scenes
-from torchgeo_explora.datasets.scenes.scene import Scene
+from torchgeo_explora.datasets.scenes.listing import Scene, list_scenes
+from torchgeo_explora.datasets.scenes.raster_dataset import Header, Scenes
 from torchgeo_explora.datasets.tables.dataset import (
     NoSamplesError,
     OnError,
@@ -140,7 +139,9 @@ class SceneWindows(TableDataset):
             os.path.join(folder, f'.scenes_{_digest(given, self.cutting)}.arrow'),
             any_type=value_range is not None,
         )
-        self._judge(max_missing, f'{len(given)} paths ({os.fspath(given[0])} ...)')
+        self._check_index(
+            max_missing, f'{len(given)} paths ({os.fspath(given[0])} ...)'
+        )
         self.bands: tuple[str, ...] = tuple(self.index.note('bands'))
         self.range_known = value_range is not None
         self.value_range = self._range(value_range)
@@ -150,7 +151,7 @@ class SceneWindows(TableDataset):
         self.windows = draw_windows(self.ground, length, seed)
         super().__init__(length, 'the scenes', on_error, transforms)
 
-    def _judge(self, max_missing: float, what: str) -> None:
+    def _check_index(self, max_missing: float, what: str) -> None:
         counts, examples = self.index.note('counts'), self.index.note('examples')
         report = self.index.note('report')
         with self.index.kept_if_accepted():
@@ -160,7 +161,7 @@ class SceneWindows(TableDataset):
                     f' {counts}, such as {next(iter(examples.values()))}; see {report}'
                 )
         others = [name for name in counts if name not in (*FAULTS, EMPTY)]
-        self.index.judge(max_missing, what, [*FAULTS, *others])
+        self.index.check_missing(max_missing, what, [*FAULTS, *others])
         if EMPTY in counts:
             warnings.warn(
                 f'{counts[EMPTY]} {EMPTY}, such as {examples[EMPTY]}, are left out: no'

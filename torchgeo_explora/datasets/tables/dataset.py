@@ -35,7 +35,7 @@ def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
         raise ValueError(f'*{name}* must be one of {tuple(choices)}, not {value!r}')
 
 
-def check_size(size: int | None) -> None:
+def check_side(size: int | None) -> None:
     """Raise if the side of images is no positive number of pixels, nor None.
 
     Raises:

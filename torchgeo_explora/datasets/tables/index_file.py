@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
 
-from torchgeo_explora.datasets.tables.problems import judge
+from torchgeo_explora.datasets.tables.problems import check_missing
 from torchgeo_explora.writing import replacing
 
 
@@ -21,6 +21,7 @@ def read_csv(
     path: str,
     columns: Sequence[str] = (),
     types: Mapping[str, pa.DataType] | None = None,
+    hint: str = '',
 ) -> pa.Table:
     """Read a CSV file.
 
@@ -28,9 +29,10 @@ def read_csv(
         path: The file.
         columns: Columns that it must have.
         types: Types of columns that must not be guessed.
+        hint: What to do where it lacks columns.
 
     Raises:
-        ValueError: If it is no CSV file, or lacks columns.
+        ValueError: If it is not a CSV file, or lacks columns.
     """
     options = pyarrow.csv.ConvertOptions(column_types=types)
     try:
@@ -41,7 +43,7 @@ def read_csv(
     if missing:
         raise ValueError(
             f'{path} lacks the columns {", ".join(missing)}: it has'
-            f' {", ".join(table.column_names)}'
+            f' {", ".join(table.column_names)}{hint}'
         )
     return table
 
@@ -209,7 +211,7 @@ class TableFile:
                     os.remove(self.path)
             raise
 
-    def judge(
+    def check_missing(
         self, max_missing: float, what: str, losing: Iterable[str] | None = None
     ) -> None:
         """Warn of the samples that were lost, or refuse the data set.
@@ -227,7 +229,7 @@ class TableFile:
         example = next((examples[name] for name in lost), None)
         with self.kept_if_accepted():
             listed, report = self.note('listed'), self.note('report')
-            judge(lost, listed, max_missing, what, example, report)
+            check_missing(lost, listed, max_missing, what, example, report)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the mapped table out: a spawned worker opens the file itself."""

@@ -80,7 +80,7 @@ def with_notes(
     )
 
 
-def judge(
+def check_missing(
     counts: dict[str, int],
     total: int,
     max_missing: float,

@@ -76,6 +76,19 @@ def detection_accuracy(
     return found / (len(boxes) + len(truth) - found)
 
 
+def by_domain(values: Tensor, domains: Tensor) -> dict[int, float]:
+    """Return the mean of each domain, such as its accuracy.
+
+    Args:
+        values: A figure of each sample, (N,), such as whether it was classified right.
+        domains: Domain of each sample, (N,) long.
+    """
+    return {
+        int(domain): values[domains == domain].double().mean().item()
+        for domain in domains.unique()
+    }
+
+
 def average_over_domains(values: Tensor, domains: Tensor) -> float:
     """Return the mean over domains of the mean within each (GlobalWheat).
 
@@ -83,5 +96,5 @@ def average_over_domains(values: Tensor, domains: Tensor) -> float:
         values: A figure of each sample, (N,).
         domains: Domain of each sample, (N,) long.
     """
-    means = [values[domains == domain].double().mean() for domain in domains.unique()]
-    return torch.stack(means).mean().item()
+    means = by_domain(values, domains).values()
+    return torch.tensor(list(means), dtype=torch.float64).mean().item()

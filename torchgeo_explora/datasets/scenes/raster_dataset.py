@@ -20,7 +20,7 @@ from rasterio.windows import Window
 from torchgeo.datasets import RasterDataset
 
 from torchgeo_explora.datasets.pixels.image_file import naming
-from torchgeo_explora.datasets.scenes.scene import Scene
+from torchgeo_explora.datasets.scenes.listing import Scene
 
 # Open files a process keeps.
 _HANDLES = 64

@@ -14,9 +14,8 @@ from torchgeo.datasets import DatasetNotFoundError
 from torchgeo.samplers import GriddedPatchSampler
 
 from torchgeo_explora.datasets.pixels.image_file import UnreadableImageError
-from torchgeo_explora.datasets.scenes.listing import list_scenes
-from torchgeo_explora.datasets.scenes.rasters import Header, Scenes
-from torchgeo_explora.datasets.scenes.scene import Scene
+from torchgeo_explora.datasets.scenes.listing import Scene, list_scenes
+from torchgeo_explora.datasets.scenes.raster_dataset import Header, Scenes
 
 HOME = CRS.from_epsg(32632)
 
@@ -165,7 +164,7 @@ def test_every_process_has_files_of_its_own(scenes, monkeypatch):
 
 
 def test_few_files_stay_open(scenes, monkeypatch):
-    monkeypatch.setattr('torchgeo_explora.datasets.scenes.rasters._HANDLES', 2)
+    monkeypatch.setattr('torchgeo_explora.datasets.scenes.raster_dataset._HANDLES', 2)
     dataset = Scenes(scenes, HOME)
     handles = [dataset.handle(scene.path) for scene in scenes[:2]]
     dataset.handle(scenes[0].path)

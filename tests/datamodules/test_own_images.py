@@ -10,8 +10,8 @@ from PIL import Image
 from torchgeo.datamodules import BaseDataModule
 from torchgeo.tasks import BaseTask, Classification
 
-from torchgeo_explora.datamodules import ImageFolderDataModule
-from torchgeo_explora.datasets import NoImagesError
+from torchgeo_explora.datamodules import CSVDataModule, ImageFolderDataModule
+from torchgeo_explora.datasets import CSVColumns, NoImagesError, NoSamplesError
 
 
 def save_images(folder, count=8, size=32, names=('water', 'crop')):
@@ -250,3 +250,47 @@ def test_names_of_bands_and_the_certainty_of_the_range_are_passed_on(tmp_path, g
     data.setup('fit')
     assert data.bands == ('B02', 'B8A')
     assert data.range_known is (given is not None)
+
+
+@pytest.fixture
+def listed(tmp_path):
+    """Write eight images of 32 pixels and a list of them."""
+    save_images(tmp_path)
+    names = sorted(
+        f'{path.parent.name}/{path.name}' for path in tmp_path.rglob('*.png')
+    )
+    lines = ['path,label,split,site,patient']
+    for number, name in enumerate(names):
+        split = 'train' if number < 5 else 'val'
+        lines.append(f'{name},{name[0]},{split},{number % 2},p{number}')
+    (tmp_path / 'metadata.csv').write_text('\n'.join(lines))
+    return tmp_path
+
+
+def test_batches_of_a_csv_file(listed):
+    columns = CSVColumns(domain='site', place='patient')
+    data = CSVDataModule(listed, 2, columns=columns, predict_split='val')
+    data.setup('fit')
+    data.setup('predict')
+    batch = next(iter(data.train_dataloader()))
+    assert batch.keys() == {'image', 'path', 'label', 'domain', 'index'}
+    assert batch['domain'].dtype == torch.long
+    assert data.bands == ('red', 'green', 'blue')
+    torch.testing.assert_close(data.aug(batch)['image'], batch['image'] / 255)
+    assert len(data.val_dataloader()) == len(data.predict_dataloader()) == 2
+
+
+def test_csv_file_without_validation(listed):
+    data = CSVDataModule(listed, 2, columns=CSVColumns(split=None), val_split=None)
+    data.setup('fit')
+    assert len(data.train_dataset) == 8
+    assert data.val_dataloader() == []
+    with pytest.raises(NoSamplesError, match=r"split 'test' .* are 'train' \(5\)"):
+        CSVDataModule(listed).setup('test')
+
+
+def test_place_in_two_splits_of_a_csv_file_is_a_leak(listed):
+    path = listed / 'metadata.csv'
+    path.write_text(path.read_text().replace(',p5', ',p4'))
+    with pytest.warns(UserWarning, match="1 in both 'train' and 'val'.*p4"):
+        CSVDataModule(listed, columns=CSVColumns(place='patient')).setup('fit')

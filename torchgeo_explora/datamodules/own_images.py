@@ -1,0 +1,75 @@
+"""The user's own images, in batches: a folder, or what a CSV file lists."""
+
+import os
+from typing import Any
+
+from torchgeo_explora.datamodules.splits import SplitDataModule
+from torchgeo_explora.datasets.folder.image_folder import ImageFolder
+from torchgeo_explora.datasets.tables.csv_dataset import CSVDataset
+
+
+class _OwnImagesDataModule(SplitDataModule):
+    """Images whose bands and range only the files know.
+
+    Attributes:
+        value_range: (low, high), known after `setup`.
+        mean: low, as a tensor.
+        std: high - low, as a tensor.
+        bands: Names of the bands, known after `setup`.
+    """
+
+    bands = ()
+    value_range = None
+
+    def adopt(self, dataset: ImageFolder | CSVDataset) -> None:
+        """Take bands and range of the first data set, and hold the others to them.
+
+        Raises:
+            ValueError: If splits differ in bands or in the range of their values.
+        """
+        if self.value_range is None:
+            self.adopt_range(dataset)
+        elif dataset.value_range != self.value_range or dataset.bands != self.bands:
+            raise ValueError(
+                f'split {dataset.split!r} of {dataset.root} has bands {dataset.bands} '
+                f'and range {dataset.value_range}, the split read first {self.bands} '
+                f'and {self.value_range}: pass *bands* and *value_range* that fit both'
+            )
+
+
+class ImageFolderDataModule(_OwnImagesDataModule):
+    """Batches of :class:`~torchgeo_explora.datasets.ImageFolder`.
+
+    *aug* only maps *value_range* to [0, 1], so TorchGeo's own tasks can use this data
+    module, and tasks that augment replace it. There is no validation without a folder
+    `val` or a `val_fraction`. By default prediction goes over the folder `predict`, or
+    over every image.
+
+    A batch has `index`, and `train_dataset.paths[index]` is the path.
+    """
+
+    predicted = 'predict'
+
+    @property
+    def has_val(self) -> bool:
+        """Whether there are images to validate with."""
+        drawn = self.kwargs.get('val_fraction', 0) > 0
+        return drawn or os.path.isdir(os.path.join(self.root, 'val'))
+
+    def open_split(self, split: Any, **dataset: Any) -> ImageFolder:
+        """Return the data set of a split."""
+        return ImageFolder(self.root, split, **dataset)
+
+
+class CSVDataModule(_OwnImagesDataModule):
+    """Batches of :class:`~torchgeo_explora.datasets.CSVDataset`.
+
+    *aug* only maps *value_range* to [0, 1]. A batch has `domain` where the CSV file has
+    a column of domains, to tell their results apart. The same place in two splits is
+    warned of, unless the name of the second one starts with `id_`, which stands for
+    images of the places of training.
+    """
+
+    def open_split(self, split: str, **dataset: Any) -> CSVDataset:
+        """Return the data set of a split."""
+        return CSVDataset(self.root, split, **dataset)
