@@ -21,6 +21,7 @@ LAYERS = {
     'analysis': 3,
     'cli': 4,
     'export': 4,
+    'checks': 0,
     'version': 0,
     'writing': 0,
 }

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from torchgeo_explora.augment.crops import random_crops
 from torchgeo_explora.augment.photometric import band_chain, colour_chain
+from torchgeo_explora.checks import require_positive, require_range
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -93,6 +94,14 @@ class MultiCropOptions:
     global_scale: tuple[float, float] = (0.32, 1.0)
     local_scale: tuple[float, float] = (0.05, 0.32)
     strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require_positive('local_views', self.local_views, or_zero=True)
+        require_positive('strength', self.strength, or_zero=True)
+        for name in ('global_scale', 'local_scale'):
+            require_range(name, getattr(self, name))
+            require_positive(name, getattr(self, name)[0])
 
     def build(
         self,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from torchgeo_explora.adapt import ema_update_, twin
+from torchgeo_explora.checks import require_positive, require_range, require_share
 from torchgeo_explora.functional import (
     block_masks,
     cosine_schedule,
@@ -60,6 +61,22 @@ class DINOv2Options:
     mask_probability: float = 0.5
     mask_ratio: tuple[float, float] = (0.1, 0.5)
     clip: float = 3.0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name in ('prototypes', 'hidden_dim', 'bottleneck_dim', 'head_layers'):
+            require_positive(name, getattr(self, name))
+        for name in ('temperature', 'clip'):
+            require_positive(name, getattr(self, name))
+        for temperature in self.teacher_temperature:
+            require_positive('teacher_temperature', temperature)
+        for name in ('ibot_weight', 'koleo_weight'):
+            require_positive(name, getattr(self, name), or_zero=True)
+        require_share('freeze_prototypes', self.freeze_prototypes)
+        require_share('temperature_warmup', self.temperature_warmup)
+        require_share('mask_probability', self.mask_probability)
+        require_range('momentum', self.momentum)
+        require_range('mask_ratio', self.mask_ratio)
 
 
 class DINOv2(Objective):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from torchgeo_explora.adapt import Adaptation, adapt, lora
+from torchgeo_explora.checks import require_positive
 from torchgeo_explora.functional import (
     gather_tokens,
     masked_mse,
@@ -40,7 +41,7 @@ class MAEOptions:
             0 for none.
 
     Raises:
-        ValueError: If *mask_ratio* is out of range.
+        ValueError: If an option is out of range.
     """
 
     decoder_dim: int = 512
@@ -56,7 +57,10 @@ class MAEOptions:
     decoder_rank: int = 32
 
     def __post_init__(self) -> None:
-        """Check the range."""
+        """Check the ranges."""
+        for name in ('dim', 'depth', 'heads', 'mlp_ratio'):
+            require_positive(f'decoder_{name}', getattr(self, f'decoder_{name}'))
+        require_positive('decoder_rank', self.decoder_rank, or_zero=True)
         if not 0 < self.mask_ratio < 1:
             raise ValueError(
                 f'*mask_ratio* is {self.mask_ratio}: choose above 0 and below 1,'

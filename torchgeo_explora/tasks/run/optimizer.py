@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
+from torchgeo_explora.checks import require_positive, require_share
 from torchgeo_explora.functional import cosine_schedule
 from torchgeo_explora.models.backbones.backbone import Backbone
 
@@ -25,7 +26,7 @@ class Schedule:
         weight_decay: AdamW's weight decay.
 
     Raises:
-        ValueError: If *warmup* is out of range.
+        ValueError: If one is out of range.
     """
 
     min_lr: float = 1e-6
@@ -34,11 +35,12 @@ class Schedule:
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        """Check the range."""
-        if not 0 <= self.warmup < 1:
-            raise ValueError(
-                f'*warmup* is a share of the run, from 0 to below 1, not {self.warmup}'
-            )
+        """Check the ranges."""
+        require_share('warmup', self.warmup, below_one=True)
+        require_positive('min_lr', self.min_lr, or_zero=True)
+        require_positive('weight_decay', self.weight_decay, or_zero=True)
+        for beta in self.betas:
+            require_share('betas', beta, below_one=True)
 
 
 def optimizer_plan(
