@@ -1,9 +1,6 @@
 """TorchGeo's own command on exported files, and three stages through files alone."""
 
 import csv
-import os
-import subprocess
-import sys
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -236,39 +233,3 @@ def test_stock_command_fine_tunes_from_the_enum(published, base, folder, tmp_pat
     assert_close(found, load_file(base), rtol=0, atol=0)
     assert rest['head.weight'].abs().max() > 0.01
     assert [*(tmp_path / 'hub' / 'checkpoints').iterdir()]
-
-
-def test_plugin_makes_a_stock_configuration_know_the_weights(tmp_path):
-    config = {
-        'trainer': {
-            'accelerator': 'cpu',
-            'logger': False,
-            'callbacks': [{'class_path': 'torchgeo_explora.callbacks.Plugin'}],
-        },
-        'model': {
-            'class_path': STOCK,
-            'init_args': {
-                'model': 'explora_vit_base_patch14_224',
-                'weights': 'ExploraWeights.FMOW_RGB_BASE',
-                'num_classes': 3,
-            },
-        },
-        'data': {
-            'class_path': 'torchgeo.datamodules.EuroSATDataModule',
-            'dict_kwargs': {'root': str(tmp_path)},
-        },
-    }
-    (tmp_path / 'config.yaml').write_text(yaml.safe_dump(config))
-    code = 'from torchgeo.main import main; main()'
-    # No network, and nothing in the cache: the error tells what was looked for.
-    blocked = {'TORCH_HOME': str(tmp_path), 'https_proxy': 'http://127.0.0.1:9'}
-    done = subprocess.run(
-        [sys.executable, '-c', code, 'fit', '--config', tmp_path / 'config.yaml'],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, **blocked},
-    )
-    assert done.returncode, done.stdout
-    file = 'explora_dinov2_vit_base_fmow_rgb_encoder_only.pth'
-    assert f'put it at {tmp_path}/hub/checkpoints/{file}' in done.stderr, done.stderr

@@ -1,17 +1,13 @@
-"""The `explora` command: deltas, weights and data as files, and TorchGeo's command."""
+"""The commands on files of deltas, weights and data."""
 
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-import docstring_parser
 from jsonargparse import ArgumentError, ArgumentParser
 
-from torchgeo_explora.version import __version__
-
-# Heavy libraries are imported by the command that needs them: help comes at once.
+# Heavy libraries are imported by the command that needs them, so that help is quick.
 
 Format = Literal[
     'timm',
@@ -267,8 +263,15 @@ def verify(folders: list[str]) -> int:
     return 1 if lines else 0
 
 
-# Each command, and which of its arguments need no name.
-_COMMANDS: dict[Callable[..., int | None], tuple[str, ...]] = {
+def completion() -> None:
+    """Print a script that lets bash complete the words of this command."""
+    from torchgeo_explora.cli.completion import bash_script
+
+    print(bash_script())
+
+
+#: Each command, and which of its arguments need no name.
+COMMANDS: dict[Callable[..., int | None], tuple[str, ...]] = {
     info: ('files',),
     merge: ('delta', 'output'),
     export: ('file', 'output'),
@@ -278,76 +281,5 @@ _COMMANDS: dict[Callable[..., int | None], tuple[str, ...]] = {
     pull: ('repo', 'output'),
     prepare: ('dataset', 'output'),
     verify: ('folders',),
+    completion: (),
 }
-# TorchGeo's own, with what they do.
-_TORCHGEO = {
-    'fit': 'Train.',
-    'validate': 'Evaluate on the validation split.',
-    'test': 'Evaluate on the test split.',
-    'predict': 'Write predictions or embeddings.',
-}
-
-
-def _torchgeo(arguments: Sequence[str] | None) -> None:
-    """Run TorchGeo's command with the names of this package known in short."""
-    from torchgeo.main import main
-
-    import torchgeo_explora.callbacks
-    import torchgeo_explora.datamodules
-    import torchgeo_explora.tasks  # noqa: F401
-
-    main(None if arguments is None else [*arguments])
-
-
-def parser() -> ArgumentParser:
-    """Return the parser of the command."""
-    top = ArgumentParser(
-        prog='explora',
-        description='Deltas, weights and data as files; fit, validate, test and predict'
-        " are TorchGeo's, with this package's classes known by their short names.",
-        version=__version__,
-    )
-    commands = top.add_subcommands(dest='command')
-    for function, unnamed in _COMMANDS.items():
-        documentation = docstring_parser.parse(function.__doc__ or '')
-        help_of = {each.arg_name: each.description for each in documentation.params}
-        summary = documentation.short_description
-        command = ArgumentParser(description=summary)
-        for name in unnamed:
-            several: dict[str, Any] = {'nargs': '+'} if name.endswith('s') else {}
-            command.add_argument(name, type=str, help=help_of[name], **several)
-        command.add_function_arguments(function, as_group=False, skip={*unnamed})
-        commands.add_subcommand(function.__name__, command, help=summary)
-    for name, summary in _TORCHGEO.items():
-        text = f"TorchGeo's `{name}`. {summary}"
-        commands.add_subcommand(name, ArgumentParser(description=text), help=text)
-    return top
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command.
-
-    Args:
-        arguments: Those of the process if None.
-
-    Raises:
-        SystemExit: With what went wrong in one sentence, or with a code.
-    """
-    given = [*(sys.argv[1:] if arguments is None else arguments)]
-    if given and given[0] in _TORCHGEO:
-        # Lightning wants the process's own arguments unnamed.
-        _torchgeo(arguments)
-        return
-    config = parser().parse_args(given)
-    name = config.command
-    function = next(each for each in _COMMANDS if each.__name__ == name)
-    try:
-        code = function(**config[name].as_dict())
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        sys.exit(f'explora {name}: {error}')
-    if code:
-        sys.exit(code)
-
-
-if __name__ == '__main__':
-    main()

@@ -1,10 +1,9 @@
-"""The `explora` command."""
+"""The commands on files."""
 
 import numpy as np
 import pytest
 import timm
 import torch
-import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.models import register_model
@@ -74,6 +73,7 @@ def test_help_names_every_command_and_argument(capsys):
         'pull': ['repo', 'output', '--revision'],
         'prepare': ['dataset', 'output', '--options', '--workers', '--drop'],
         'verify': ['folders'],
+        'completion': [],
     }
     with pytest.raises(SystemExit, match='0'):
         run('--help')
@@ -266,41 +266,3 @@ def test_unknown_format_is_refused_with_the_known_ones(files, capsys):
     with pytest.raises(SystemExit, match='2'):
         run('export', files / '1.safetensors', files / 'x', '--format', 'tflite')
     assert 'torchgeo-segmentation' in capsys.readouterr().err
-
-
-@pytest.mark.cli
-@pytest.mark.filterwarnings('ignore')
-def test_fit_knows_short_names(tmp_path):
-    for number in range(8):
-        pixels = np.random.default_rng(number).integers(0, 255, (32, 32, 3))
-        Image.fromarray(pixels.astype('uint8')).save(tmp_path / f'{number}.png')
-    config = {
-        'trainer': {
-            'accelerator': 'cpu',
-            'max_steps': 1,
-            'logger': False,
-            'default_root_dir': str(tmp_path / 'run'),
-            'callbacks': [{'class_path': 'Curves'}],
-        },
-        'model': {
-            'class_path': 'ExploraMAETask',
-            'init_args': {
-                'model': 'vit_tiny_patch16_224',
-                'weights': None,
-                'image_size': 32,
-                'model_args': SIZES,
-                'objective': {
-                    'decoder_dim': 16,
-                    'decoder_depth': 1,
-                    'decoder_heads': 2,
-                },
-            },
-        },
-        'data': {
-            'class_path': 'ImageFolderDataModule',
-            'init_args': {'root': str(tmp_path), 'batch_size': 4},
-        },
-    }
-    (tmp_path / 'config.yaml').write_text(yaml.safe_dump(config))
-    run('fit', '--config', tmp_path / 'config.yaml')
-    assert [*(tmp_path / 'run').rglob('delta.safetensors')]

@@ -1,0 +1,73 @@
+"""The `explora` command: files of deltas, weights and data, and TorchGeo's command."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import docstring_parser
+from jsonargparse import ArgumentParser
+
+from torchgeo_explora.cli.commands import COMMANDS
+from torchgeo_explora.version import __version__
+
+#: TorchGeo's own commands, and what they do.
+TRAINING = {
+    'fit': 'Train.',
+    'validate': 'Evaluate on the validation split.',
+    'test': 'Evaluate on the test split.',
+    'predict': 'Write predictions or embeddings.',
+}
+
+
+def parser() -> ArgumentParser:
+    """Return the parser of the command."""
+    top = ArgumentParser(
+        prog='explora',
+        description="Files of deltas, weights and data, and TorchGeo's command: fit,"
+        ' validate, test and predict know the classes of this package by their short'
+        ' names.',
+        epilog='`explora fit --help` lists the options of training, and `explora fit'
+        ' --model.help ExploraDinoTask` the arguments of one task.',
+        version=__version__,
+    )
+    commands = top.add_subcommands(dest='command')
+    for function, unnamed in COMMANDS.items():
+        documentation = docstring_parser.parse(function.__doc__ or '')
+        help_of = {each.arg_name: each.description for each in documentation.params}
+        summary = documentation.short_description
+        command = ArgumentParser(description=summary)
+        for name in unnamed:
+            several: dict[str, Any] = {'nargs': '+'} if name.endswith('s') else {}
+            command.add_argument(name, type=str, help=help_of[name], **several)
+        command.add_function_arguments(function, as_group=False, skip={*unnamed})
+        commands.add_subcommand(function.__name__, command, help=summary)
+    for name, summary in TRAINING.items():
+        text = f"TorchGeo's `{name}`. {summary}"
+        commands.add_subcommand(name, ArgumentParser(description=text), help=text)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command.
+
+    Args:
+        arguments: Those of the process if None.
+
+    Raises:
+        SystemExit: With what went wrong in one sentence, or with a code.
+    """
+    given = [*(sys.argv[1:] if arguments is None else arguments)]
+    if given and given[0] in TRAINING:
+        from torchgeo_explora.cli.training import run
+
+        run(given, None if arguments is None else given)
+        return
+    config = parser().parse_args(given)
+    name = config.command
+    function = next(each for each in COMMANDS if each.__name__ == name)
+    try:
+        code = function(**config[name].as_dict())
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        sys.exit(f'explora {name}: {error}')
+    if code:
+        sys.exit(code)
