@@ -7,7 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from matplotlib.figure import Figure
 
-from torchgeo_explora.callbacks.figures import keep
+from torchgeo_explora.callbacks.figures import save_figure
 
 
 class Curves(Callback):
@@ -64,7 +64,7 @@ class Curves(Callback):
             axes.set_xlabel('optimizer step')
             axes.set_title(name)
             axes.grid(alpha=0.3)
-        keep(figure, 'curves', trainer, self.folder)
+        save_figure(figure, 'curves', trainer, self.folder)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the curves so far."""
