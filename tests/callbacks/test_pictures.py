@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from torchgeo_explora.augment import SingleCrop
-from torchgeo_explora.callbacks import Curves, Pictures
+from torchgeo_explora.callbacks import Curves, OnlineKNN, Pictures
 from torchgeo_explora.models import TemporalViT
 
 
@@ -113,3 +113,51 @@ def test_curves_take_each_step_once(tmp_path):
     again = Curves(metrics=('loss', 'never'))
     again.load_state_dict(curves.state_dict())
     assert again.points == curves.points
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures of curves that are drawn, instead of files."""
+    figures = []
+    monkeypatch.setattr(
+        'torchgeo_explora.callbacks.curves.save_figure',
+        lambda figure, *rest: figures.append(figure),
+    )
+    return figures
+
+
+def panels_of(figure):
+    """Return the points (steps, values) of each panel by its title."""
+    lines = {axes.get_title(): axes.get_lines()[0] for axes in figure.axes}
+    return {
+        title: (list(line.get_xdata()), list(line.get_ydata()))
+        for title, line in lines.items()
+    }
+
+
+def test_curve_of_knn_has_the_evaluations_and_nothing_in_between(drawn, tmp_path):
+    knn, curves = OnlineKNN(), Curves(metrics=('knn', 'loss'))
+    knn.history = {0: 0.25, 2: 0.75, 4: 0.5}
+    trainer = Run(tmp_path, [knn, curves])
+    for step in range(1, 5):
+        trainer.global_step = step
+        # The accuracy of step 2 stays logged in step 3.
+        trainer.callback_metrics = {'knn': torch.tensor(knn.history.get(step, 0.75))}
+        trainer.logged_metrics = {'loss': torch.tensor(1.0 / step)}
+        curves.on_train_batch_end(trainer, None, None, None, 0)
+    curves.on_train_end(trainer, None)
+    panels = panels_of(drawn[0])
+    assert panels['knn'] == ([0, 2, 4], [0.25, 0.75, 0.5])
+    assert panels['loss'] == ([1, 2, 3, 4], pytest.approx([1, 1 / 2, 1 / 3, 1 / 4]))
+
+
+@pytest.mark.parametrize('history', [{}, {0: 0.5}])
+def test_no_curve_of_knn_without_evaluations_or_without_being_asked(
+    drawn, tmp_path, history
+):
+    knn = OnlineKNN()
+    knn.history = history
+    curves = Curves(metrics=('loss',) if history else ('knn', 'loss'))
+    curves.points['loss'] = {1: 1.0}
+    curves.on_train_end(Run(tmp_path, [knn, curves]), None)
+    assert panels_of(drawn[0]) == {'loss': ([1], [1.0])}

@@ -102,7 +102,7 @@ def test_picture_is_drawn_once_when_due(tmp_path, monkeypatch):
     trainer, module = Run(tmp_path), Module('plain')
     drawn = []
     monkeypatch.setattr(
-        'torchgeo_explora.callbacks.reconstructions.keep',
+        'torchgeo_explora.callbacks.reconstructions.save_figure',
         lambda figure, name, trainer, folder: drawn.append(trainer.global_step),
     )
     callback.on_train_batch_start(trainer, module, batch('plain'), 0)

@@ -1,6 +1,10 @@
 """Lightning callbacks."""
 
 from torchgeo_explora.callbacks.curves import Curves
+from torchgeo_explora.callbacks.defaults import (
+    downstream_callbacks,
+    pretraining_callbacks,
+)
 from torchgeo_explora.callbacks.knn import OnlineKNN
 from torchgeo_explora.callbacks.parquet import (
     DetectionWriter,
@@ -9,6 +13,7 @@ from torchgeo_explora.callbacks.parquet import (
     ProbabilityWriter,
 )
 from torchgeo_explora.callbacks.pictures import Pictures
+from torchgeo_explora.callbacks.progress import StepProgressBar
 from torchgeo_explora.callbacks.raster_writer import RasterWriter
 from torchgeo_explora.callbacks.reconstructions import Reconstructions
 
@@ -22,4 +27,7 @@ __all__ = [
     'ProbabilityWriter',
     'RasterWriter',
     'Reconstructions',
+    'StepProgressBar',
+    'downstream_callbacks',
+    'pretraining_callbacks',
 ]

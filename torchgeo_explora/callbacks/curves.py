@@ -7,17 +7,19 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from matplotlib.figure import Figure
 
-from torchgeo_explora.callbacks.figures import keep
+from torchgeo_explora.callbacks.figures import save_figure
+from torchgeo_explora.callbacks.knn import OnlineKNN
 
 
 class Curves(Callback):
-    """Draw metrics against optimizer steps into `curves.png` at the end of a run.
+    """Draw metrics over optimizer steps into `curves.png` at the end of a run.
 
-    The picture goes to TensorBoard too, where it is the logger.
+    The picture also goes to the loggers that take figures. The curve of `knn` is the
+    history of an `OnlineKNN`, if the trainer has one.
 
     Args:
         folder: Where to write; the trainer's root folder if None.
-        metrics: Names as logged, a panel each; those never logged are left out.
+        metrics: Names as logged, with a panel each; those never logged are left out.
     """
 
     def __init__(
@@ -48,11 +50,11 @@ class Curves(Callback):
 
     @rank_zero_only
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw."""
+        """Draw the curves."""
         points = dict(self.points)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            # Evaluated now and then: its own record, not the last value repeated.
-            if getattr(callback, 'history', None):
+            # Evaluated now and then: the last value would be repeated in between.
+            if isinstance(callback, OnlineKNN) and 'knn' in points:
                 points['knn'] = callback.history
         points = {name: curve for name, curve in points.items() if curve}
         if not points:
@@ -64,7 +66,7 @@ class Curves(Callback):
             axes.set_xlabel('optimizer step')
             axes.set_title(name)
             axes.grid(alpha=0.3)
-        keep(figure, 'curves', trainer, self.folder)
+        save_figure(figure, 'curves', trainer, self.folder)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the curves so far."""

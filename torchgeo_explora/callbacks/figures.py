@@ -1,4 +1,4 @@
-"""What the pictures of a run show, and where they go."""
+"""Figures of a run: which bands they show, and where they are kept."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import Logger, MLFlowLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -21,13 +22,14 @@ def shown_channels(backbone: Any, bands: Sequence[int | str] | None) -> list[int
     """Return the three channels to show as red, green and blue.
 
     Args:
-        backbone: Tells its channels, and its bands where they have names.
-        bands: Indices, or names where the backbone has names. If None, the true colours
-            among Sentinel-2's bands, else the first three; the first one in grey where
-            there are fewer.
+        backbone: Has the number of channels, and perhaps names of bands.
+        bands: Indices, or names if the backbone has names. If None, the true colours
+            among Sentinel-2's bands, else the first three channels, or the first one in
+            grey if there are fewer.
 
     Raises:
-        ValueError: If there is no such band, or a name is given where it has none.
+        ValueError: If there is no such band, or names are given to a backbone without
+            them.
     """
     names: Any = getattr(backbone, 'bands', None)
     count: int = backbone.in_channels
@@ -65,15 +67,18 @@ def panels(rows: int, columns: int) -> tuple[Figure, NDArray[np.object_]]:
     return figure, grid
 
 
-def keep(
+def save_figure(
     figure: Figure, name: str, trainer: Trainer, folder: str | Path | None = None
 ) -> None:
-    """Write a figure to *folder*, and to TensorBoard where it is the logger.
+    """Write a figure to *folder* as PNG, and give it to the loggers that take figures.
+
+    Those are TensorBoard, Weights & Biases and MLflow; the others, such as CSV, get
+    none.
 
     Args:
-        figure: The picture.
-        name: Of the file, without its ending, and in TensorBoard.
-        trainer: Tells the loggers and the step.
+        figure: The figure.
+        name: Name of the file without its suffix, and of the figure for the loggers.
+        trainer: Has the loggers and the step.
         folder: The trainer's root folder if None.
     """
     path = Path(folder or trainer.default_root_dir) / f'{name}.png'
@@ -81,6 +86,18 @@ def keep(
         figure.savefig(part, dpi=120, format='png')
     rank_zero_info(f'{name}: {path}')
     for logger in trainer.loggers:
-        add_figure = getattr(getattr(logger, 'experiment', None), 'add_figure', None)
-        if add_figure is not None:
-            add_figure(name, figure, global_step=trainer.global_step)
+        _log_figure(logger, name, figure, path, trainer.global_step)
+
+
+def _log_figure(
+    logger: Logger, name: str, figure: Figure, path: Path, step: int
+) -> None:
+    # `log_image` of Weights & Biases reads files; `experiment` would start a run.
+    if isinstance(logger, WandbLogger):
+        logger.log_image(name, [str(path)], step)
+        return
+    experiment: Any = getattr(logger, 'experiment', None)
+    if isinstance(logger, MLFlowLogger):
+        experiment.log_figure(logger.run_id, figure, f'{name}/{step:07d}.png')
+    elif hasattr(experiment, 'add_figure'):
+        experiment.add_figure(name, figure, global_step=step)

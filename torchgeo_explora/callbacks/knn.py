@@ -15,19 +15,25 @@ class OnlineKNN(Callback):
     """Weighted k-nearest-neighbour accuracy of the backbone to keep.
 
     The bank is the data module's training set, the queries are its validation set;
-    their labels are used for nothing else. Logged as `knn`, before the first step and
-    then every *every_n_steps*: `ModelCheckpoint(monitor='knn', mode='max',
-    every_n_train_steps=...)` keeps the best delta. Where there are no labels it is
-    off, and says so. Continued pre-training can ruin features quickly: a fall well
-    below the start is reported.
+    their labels are used for nothing else. The accuracy is logged as `knn`, before the
+    first step, then every *every_n_steps* and after the last step:
+    `ModelCheckpoint(monitor='knn', mode='max', every_n_train_steps=...)` keeps the best
+    delta. Without class labels the callback is off, and says why. Continued
+    pre-training can ruin features quickly: the callback warns if the accuracy falls
+    well below the start.
 
     Args:
-        every_n_steps: Optimizer steps between two evaluations.
-        k: Neighbours that vote.
+        every_n_steps: Optimizer steps between two evaluations; 0 turns the callback
+            off.
+        k: Number of neighbours that vote.
         bank: Largest number of training images used, evenly spaced.
         queries: Largest number of validation images used, evenly spaced.
         batch_size: Images embedded at once.
-        tolerance: Fall below the start, in accuracy, that is reported.
+        tolerance: Fall of the accuracy below the start that causes a warning.
+
+    Attributes:
+        history: Accuracy by optimizer step.
+        off: Why there is nothing to evaluate, known after `setup`; None if there is.
     """
 
     def __init__(
@@ -46,23 +52,29 @@ class OnlineKNN(Callback):
         self.queries = queries
         self.batch_size = batch_size
         self.tolerance = tolerance
-        #: Accuracy by optimizer step.
         self.history: dict[int, float] = {}
-        self._on = False
+        self.off: str | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find out whether there are labels."""
+        if stage == 'fit':
+            self.off = self._reason_to_be_off(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate the start."""
-        missing = self._missing_labels(trainer)
-        self._on = missing is None
-        if missing:
-            rank_zero_info(
-                f'online kNN is off: {missing}; a checkpoint that monitors it keeps the'
-                ' last delta only'
-            )
+        if self.off:
+            rank_zero_info(f'online kNN is off: {self.off}')
         elif trainer.global_step not in self.history:
             accuracy = self._evaluate(trainer, pl_module)
             for logger in trainer.loggers:
                 logger.log_metrics({'knn': accuracy}, step=trainer.global_step)
+
+    def due(self, trainer: Trainer, pl_module: LightningModule) -> bool:
+        """Return whether this optimizer step is one to evaluate after."""
+        step, every = trainer.global_step, self.every_n_steps
+        if every and step % every == 0:
+            return True
+        return step == getattr(pl_module, 'planned_steps', None)
 
     def on_train_batch_end(
         self,
@@ -74,21 +86,20 @@ class OnlineKNN(Callback):
     ) -> None:
         """Evaluate when it is due."""
         step = trainer.global_step
-        last = step == getattr(pl_module, 'planned_steps', None)
-        due = step % self.every_n_steps == 0 or last
-        if self._on and due and step not in self.history:
-            accuracy = self._evaluate(trainer, pl_module)
-            pl_module.log('knn', accuracy, prog_bar=True)
-            start = next(iter(self.history.values()))
-            if accuracy < start - self.tolerance:
-                rank_zero_warn(
-                    f'kNN fell from {start:.3f} to {accuracy:.3f} at step {step}: the'
-                    ' features are getting worse; lower base_lr, or stop and keep the'
-                    ' best delta'
-                )
+        if self.off or step in self.history or not self.due(trainer, pl_module):
+            return
+        accuracy = self._evaluate(trainer, pl_module)
+        pl_module.log('knn', accuracy, prog_bar=True)
+        start = next(iter(self.history.values()))
+        if accuracy < start - self.tolerance:
+            rank_zero_warn(
+                f'kNN fell from {start:.3f} to {accuracy:.3f} at step {step}: the'
+                ' features are getting worse; lower base_lr, or stop and keep the best'
+                ' delta'
+            )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print before and after."""
+        """Print the accuracy before and after."""
         if len(self.history) > 1:
             values = list(self.history.values())
             best = max(self.history, key=lambda step: self.history[step])
@@ -97,8 +108,10 @@ class OnlineKNN(Callback):
                 f' (best {self.history[best]:.4f} at step {best})'
             )
 
-    def _missing_labels(self, trainer: Trainer) -> str | None:
-        """Return why kNN cannot run, or None."""
+    def _reason_to_be_off(self, trainer: Trainer) -> str | None:
+        """Return why kNN cannot run or is not wanted; None if it can."""
+        if not self.every_n_steps:
+            return '*every_n_steps* is 0'
         datamodule = getattr(trainer, 'datamodule', None)
         for split in ('train', 'val'):
             dataset = getattr(datamodule, f'{split}_dataset', None)
@@ -107,9 +120,11 @@ class OnlineKNN(Callback):
                 return f'there is no {split} split'
             try:
                 label = dataset[0].get('label')
-            except (KeyError, TypeError, AttributeError, IndexError):
-                return f'the {split} split cannot be read by number'
-            if label is None or torch.as_tensor(label).ndim != 0:
+            # Whatever is wrong with the data, training itself will tell.
+            except Exception as error:  # noqa: BLE001
+                reason = f'{type(error).__name__}: {error}'
+                return f'the {split} split cannot be read by number ({reason})'
+            if not _is_class(label):
                 return f'the {split} split has no class labels'
         return None
 
@@ -136,19 +151,19 @@ class OnlineKNN(Callback):
         loader = DataLoader(
             dataset,
             batch_size=self.batch_size,
-            num_workers=datamodule.num_workers,
-            collate_fn=datamodule.collate_fn,
+            num_workers=getattr(datamodule, 'num_workers', 0),
+            collate_fn=getattr(datamodule, 'collate_fn', None),
         )
         features, labels = [], []
         for batch in loader:
-            # A backbone may know more of an image, such as its date.
+            # A backbone may take more than the image, such as its date.
             batch = {
                 name: value.to(pl_module.device)
                 for name, value in batch.items()
                 if isinstance(value, Tensor)
             }
             features.append(pl_module.embed(batch))  # type: ignore[operator]
-            labels.append(batch['label'])
+            labels.append(batch['label'].long())
         embeddings = torch.nn.functional.normalize(torch.cat(features), dim=-1)
         return embeddings, torch.cat(labels).to(embeddings.device)
 
@@ -159,3 +174,14 @@ class OnlineKNN(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the history."""
         self.history = {int(k): float(v) for k, v in state_dict['history'].items()}
+
+
+def _is_class(label: Any) -> bool:
+    """Return whether a label is the number of a class, a single integer from 0."""
+    try:
+        value = torch.as_tensor(label)
+    except (TypeError, ValueError, RuntimeError):
+        return False
+    if value.ndim or value.dtype == torch.bool or value.dtype.is_floating_point:
+        return False
+    return bool(value >= 0)

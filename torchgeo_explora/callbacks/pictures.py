@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from torchgeo_explora.augment import Views
-from torchgeo_explora.callbacks.figures import keep, panels, shown_channels
+from torchgeo_explora.callbacks.figures import panels, save_figure, shown_channels
 from torchgeo_explora.objectives.objective import batch_metadata
 
 
@@ -117,7 +117,7 @@ class Pictures(Callback):
             for axes, image in zip(line, row, strict=True):
                 axes.imshow(image.clamp(0, 1).permute(1, 2, 0).cpu().numpy())
             line[0].set_ylabel(title)
-        keep(figure, name, trainer, self.folder)
+        save_figure(figure, name, trainer, self.folder)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the images and their first features, for the picture at the end."""

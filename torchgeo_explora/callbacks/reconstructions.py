@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
-from torchgeo_explora.callbacks.figures import keep, panels, shown_channels
+from torchgeo_explora.callbacks.figures import panels, save_figure, shown_channels
 from torchgeo_explora.objectives.objective import batch_metadata
 
 _GREY = 0.5
@@ -144,7 +144,7 @@ class Reconstructions(Callback):
         for axes, picture in zip(grid[-1], error, strict=True):
             axes.imshow(picture.cpu().numpy(), cmap='magma', vmin=0, vmax=largest)
         grid[-1][0].set_ylabel(f'error to {largest:.2g}')
-        keep(figure, 'reconstructions', trainer, self.folder)
+        save_figure(figure, 'reconstructions', trainer, self.folder)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the images, and what was made of them at the start."""

@@ -14,6 +14,7 @@ from torchgeo_explora.adapt import Adaptation, adapt, merged, save_delta
 from torchgeo_explora.adapt.ranks import RankSchedule
 from torchgeo_explora.datamodules import ImageFolderDataModule
 from torchgeo_explora.tasks import ExploraClassificationTask
+from torchgeo_explora.tasks.downstream.classification import draw_confusion
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 
@@ -272,3 +273,25 @@ def test_command_fits_resumes_tests_and_predicts(folder, tmp_path):
     table = pq.read_table(place / 'predictions.parquet')
     sums = [sum(row) for row in table['probabilities'].to_pylist()]
     assert sums == pytest.approx([1.0] * 10)
+
+
+def test_confusion_shows_shares_of_each_true_class():
+    """Rows are the truth: each adds up to 1, whatever the columns do."""
+    counts = torch.tensor([[6, 2, 0], [1, 1, 0], [0, 0, 0]])
+    figure = draw_confusion(counts, ['field', 'water', 'rock'])
+    axes = figure.axes[0]
+    shares = torch.tensor([[0.75, 0.25, 0], [0.5, 0.5, 0], [0, 0, 0]])
+    torch.testing.assert_close(torch.tensor(axes.get_images()[0].get_array()), shares)
+    assert [text.get_text() for text in axes.texts] == [
+        *('0.75', '0.25', '0.00', '0.50', '0.50', '0.00', '0.00', '0.00', '0.00'),
+    ]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ('predicted', 'true')
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names == ['field', 'water', 'rock']
+
+
+def test_confusion_counts_the_truth_by_row():
+    """Two fields of which one is taken for water."""
+    task = make()
+    task.confusion.update(torch.tensor([[9.0, 0], [0, 9.0]]), torch.tensor([0, 0]))
+    assert task.confusion.compute().tolist() == [[1, 1], [0, 0]]

@@ -51,23 +51,38 @@ def test_accuracy_is_that_of_the_vote_of_the_training_set(task, folder, tmp_path
     assert [row['k'] for row in rows] == ['1', '5']
 
 
-def test_bank_keeps_the_order_of_the_data_set_over_processes(
-    task, folder, tmp_path, monkeypatch
+@pytest.mark.parametrize(('images', 'processes'), [(32, 3), (32, 2), (2, 4), (32, 1)])
+def test_bank_is_the_data_set_in_its_order_whatever_the_number_of_processes(
+    task, folder, tmp_path, monkeypatch, images, processes
 ):
-    """Three processes in turn, and their shares put together."""
+    """All processes run in turn, and get what Lightning's `all_gather` would give."""
     run(task, folder, tmp_path)
-    alone, labels = task.bank, task.bank_labels
-    shares = []
-    monkeypatch.setattr(type(task.trainer), 'world_size', 3)
-    monkeypatch.setattr(
-        task, '_gathered', lambda values: shares.append(values) or values
-    )
-    for rank in range(3):
-        monkeypatch.setattr(type(task), 'global_rank', rank)
-        task._fill_bank()
-    whole = [torch.stack(shares[i::2]).transpose(0, 1).flatten(0, 1) for i in (0, 1)]
-    torch.testing.assert_close(whole[0][: len(alone)], alone)
-    assert torch.equal(whole[1][: len(labels)], labels)
+    dataset = ImageFolder(folder, split='train')
+    bank, _ = embed(task, dataset)
+    # Every image with a label of its own, so that none can be taken for another.
+    numbered = [
+        {'image': dataset[i]['image'], 'label': torch.tensor(i)} for i in range(images)
+    ]
+    task.trainer.datamodule.train_dataset = numbered
+    monkeypatch.setattr(type(task.trainer), 'world_size', processes)
+    shares = [[] for _ in range(processes)]
+    for turn in range(2):
+        for rank in range(processes):
+            calls = iter(range(2))
+
+            def all_gather(values, rank=rank, calls=calls, turn=turn):
+                call = next(calls)
+                if turn == 0:
+                    shares[rank].append(values)
+                    return torch.stack([values] * processes)
+                return torch.stack([of_rank[call] for of_rank in shares])
+
+            monkeypatch.setattr(type(task), 'global_rank', rank)
+            monkeypatch.setattr(task, 'all_gather', all_gather)
+            task._fill_bank()
+            if turn:
+                assert task.bank_labels.tolist() == list(range(images))
+                torch.testing.assert_close(task.bank, bank[:images])
 
 
 def test_bank_has_the_precision_of_the_queries(task, folder, tmp_path):

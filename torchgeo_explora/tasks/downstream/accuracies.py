@@ -106,20 +106,16 @@ class Selection:
 
 
 def write_table(trainer: Trainer, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows to a CSV file in the trainer's folder; a failure leaves no part of it.
-
-    Every process must call it; the first one writes.
+    """Write rows to a CSV file in the trainer's root folder, in the first process.
 
     Args:
-        trainer: Whose folder it is.
+        trainer: Has the folder.
         name: Name of the file, without its suffix.
         rows: At least one; all with the keys of the first.
     """
-    # Lightning broadcasts the folder: every rank must ask for it.
-    folder = Path(trainer.log_dir or trainer.default_root_dir)
     if not trainer.is_global_zero:
         return
-    path = folder / f'{name}.csv'
+    path = Path(trainer.default_root_dir) / f'{name}.csv'
     with replacing(path) as part, part.open('w', newline='') as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()

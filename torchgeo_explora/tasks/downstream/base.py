@@ -11,6 +11,7 @@ from torch.nn.functional import max_pool2d
 
 from torchgeo_explora.adapt import Adaptation, adapt, count, delta_state_dict
 from torchgeo_explora.augment import CentreCrop
+from torchgeo_explora.callbacks.defaults import downstream_callbacks
 from torchgeo_explora.callbacks.parquet import EmbeddingWriter
 from torchgeo_explora.callbacks.raster_writer import RasterWriter
 from torchgeo_explora.datamodules.raster_scene import RasterSceneDataModule
@@ -197,14 +198,18 @@ class DownstreamTask(ResumableTask):
     # The run ------------------------------------------------------------------------
 
     def configure_callbacks(self) -> list[Callback]:
-        """Write what `predict` returns, unless the user has a writer."""
+        """Write what `predict` returns, and keep the best and the last checkpoint.
+
+        A callback of the user replaces the one of its kind.
+        """
         datamodule = getattr(self.trainer, 'datamodule', None)
         scene = isinstance(datamodule, RasterSceneDataModule)
-        kind = RasterWriter if scene else self.writer
+        writer = RasterWriter if scene else self.writer
+        callbacks = downstream_callbacks(self.trainer, self.monitor, self.mode)
         given = self.trainer.callbacks  # type: ignore[attr-defined]
-        if any(isinstance(callback, kind) for callback in given):
-            return []
-        return [kind()]
+        if not any(isinstance(callback, writer) for callback in given):
+            callbacks.append(writer())
+        return callbacks
 
     def configure_optimizers(self) -> Any:
         """Plan the fine-tuning."""

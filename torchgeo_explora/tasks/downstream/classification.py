@@ -10,7 +10,7 @@ from torchgeo.tasks.mixins import ClassificationMixin
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from torchgeo_explora.augment import SingleCrop
-from torchgeo_explora.callbacks.figures import keep
+from torchgeo_explora.callbacks.figures import save_figure
 from torchgeo_explora.callbacks.parquet import ProbabilityWriter
 from torchgeo_explora.models.heads.pooling import PooledHead
 from torchgeo_explora.tasks.downstream.base import DownstreamTask
@@ -27,6 +27,8 @@ class ExploraClassificationTask(ClassificationMixin, DownstreamTask):
     validation and test. `predict` gives probabilities.
     """
 
+    monitor = 'val_OverallAccuracy'
+    mode = 'max'
     labels_cells = True
     writer = ProbabilityWriter
     options: FinetuningOptions
@@ -192,7 +194,7 @@ class ExploraClassificationTask(ClassificationMixin, DownstreamTask):
         self.confusion.reset()
         if self.trainer.is_global_zero and not self.trainer.sanity_checking:
             figure = draw_confusion(counts, self.hparams['labels'])
-            keep(figure, 'confusion', self.trainer)
+            save_figure(figure, 'confusion', self.trainer)
 
     def predict_batch(self, batch: dict[str, Any]) -> Tensor:
         """Return probabilities, (B, outputs)."""

@@ -10,7 +10,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardInd
 from torchmetrics.wrappers import ClasswiseWrapper
 
 from torchgeo_explora.augment.labelled import random_patches
-from torchgeo_explora.callbacks.figures import keep, panels, shown_channels
+from torchgeo_explora.callbacks.figures import panels, save_figure, shown_channels
 from torchgeo_explora.callbacks.parquet import MaskWriter
 from torchgeo_explora.functional.windows import slide
 from torchgeo_explora.models.heads.pooling import token_map
@@ -276,7 +276,7 @@ class ExploraSegmentationTask(DownstreamTask):
                 )
         for axis, title in zip(axes[0], ('image', 'truth', 'prediction'), strict=True):
             axis.set_title(title, fontsize=8)
-        keep(figure, 'segmentation', self.trainer)
+        save_figure(figure, 'segmentation', self.trainer)
 
     def predict_batch(self, batch: dict[str, Any]) -> list[Tensor]:
         """Return the class of each pixel, (H, W) int64 in each image's own size."""

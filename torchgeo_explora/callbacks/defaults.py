@@ -1,0 +1,183 @@
+"""Callbacks that tasks bring, unless the user has chosen others."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import (
+    Checkpoint,
+    ModelCheckpoint,
+    ProgressBar,
+    RichProgressBar,
+    TQDMProgressBar,
+)
+from lightning.pytorch.utilities.imports import _RICH_AVAILABLE
+
+from torchgeo_explora.callbacks.curves import Curves
+from torchgeo_explora.callbacks.knn import OnlineKNN
+from torchgeo_explora.callbacks.pictures import Pictures
+from torchgeo_explora.callbacks.progress import StepProgressBar
+from torchgeo_explora.callbacks.reconstructions import Reconstructions
+
+
+def pretraining_callbacks(trainer: Trainer, masked: bool = False) -> list[Callback]:
+    """Return what a pre-training task returns from `configure_callbacks`.
+
+    Online kNN, pictures, curves, the best and the last checkpoint in the trainer's root
+    folder, and a progress bar of optimizer steps. A callback of the user replaces the
+    one of its kind. Lightning's own checkpoint and progress bar are removed from the
+    trainer in favour of these; a user's bar or checkpoint without any argument cannot
+    be told from them.
+
+    Nothing is written with `fast_dev_run`; `barebones`, `enable_checkpointing=False`
+    and `enable_progress_bar=False` are obeyed.
+
+    Args:
+        trainer: Any.
+        masked: Whether the task reconstructs masked images, which are then drawn.
+    """
+    if trainer.barebones:
+        return []
+    callbacks: list[Callback] = []
+    if not _is_trial(trainer):
+        knn = _given(trainer, OnlineKNN) or OnlineKNN()
+        wanted: list[Callback] = [knn, Curves()]
+        if masked:
+            wanted.insert(1, Reconstructions(every_n_steps=knn.every_n_steps or None))
+        else:
+            wanted.insert(1, Pictures())
+        callbacks += [c for c in wanted if _given(trainer, type(c)) is None]
+        if _take_away(trainer, Checkpoint, ModelCheckpoint):
+            callbacks.append(_BestByKNN(knn, trainer.default_root_dir))
+    bar = RichProgressBar if _RICH_AVAILABLE else TQDMProgressBar
+    if _take_away(trainer, ProgressBar, bar):
+        callbacks.append(StepProgressBar())
+    return callbacks
+
+
+def downstream_callbacks(trainer: Trainer, monitor: str, mode: str) -> list[Callback]:
+    """Return what a downstream task adds in `configure_callbacks`.
+
+    The best and the last checkpoint in the trainer's root folder, under the conditions
+    of `pretraining_callbacks`. Without validation the training loss decides.
+
+    Args:
+        trainer: The task's.
+        monitor: Metric of the validation that decides.
+        mode: 'min' or 'max'.
+    """
+    if _is_trial(trainer) or not _take_away(trainer, Checkpoint, ModelCheckpoint):
+        return []
+    folder = trainer.default_root_dir
+    return [
+        _BestInValidation(folder, monitor, mode),
+        # `save_last` of the other one would keep the last of the best.
+        ModelCheckpoint(folder, 'last', enable_version_counter=False),
+    ]
+
+
+class _BestByKNN(ModelCheckpoint):
+    """Keep the best and the last checkpoint of those after an online kNN.
+
+    Without labels the loss decides, at the same steps.
+
+    Args:
+        knn: The callback that measures; it runs before.
+        folder: Where the checkpoints are.
+    """
+
+    def __init__(self, knn: OnlineKNN, folder: str) -> None:
+        """Configure Lightning's checkpoint."""
+        super().__init__(
+            folder,
+            'best',
+            'knn',
+            mode='max',
+            save_last=True,
+            every_n_train_steps=1,
+            enable_version_counter=False,
+        )
+        self.knn = knn
+
+    @property
+    def state_key(self) -> str:
+        """One name in checkpoints, with labels and without."""
+        return 'BestByKNN'
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let the loss decide if there are no labels."""
+        if stage == 'fit' and self.knn.off:
+            _decide_by(self, 'loss')
+        super().setup(trainer, pl_module, stage)
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Save when kNN is due."""
+        if self.knn.due(trainer, pl_module):
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+
+class _BestInValidation(ModelCheckpoint):
+    """Keep the checkpoint that was best in validation.
+
+    Args:
+        folder: Where the checkpoints are.
+        monitor: Metric that decides, or `train_loss` if there is no validation.
+        mode: 'min' or 'max'.
+    """
+
+    def __init__(self, folder: str, monitor: str, mode: str) -> None:
+        """Configure Lightning's checkpoint."""
+        super().__init__(
+            folder, 'best', monitor, mode=mode, enable_version_counter=False
+        )
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let the training loss decide if there is no validation."""
+        if stage == 'fit' and not trainer.enable_validation:
+            _decide_by(self, 'train_loss')
+        super().setup(trainer, pl_module, stage)
+
+
+def _decide_by(checkpoint: ModelCheckpoint, loss: str) -> None:
+    """Make a checkpoint keep the smallest loss."""
+    checkpoint.monitor, checkpoint.mode = loss, 'min'
+    checkpoint.kth_value = torch.tensor(torch.inf)
+
+
+def _is_trial(trainer: Trainer) -> bool:
+    """Return whether a run is only a trial, which leaves no files."""
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+
+
+def _given[T: Callback](trainer: Trainer, kind: type[T]) -> T | None:
+    """Return the first callback of a kind that the trainer has."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return next((c for c in callbacks if isinstance(c, kind)), None)
+
+
+def _take_away(trainer: Trainer, kind: type[Callback], default: type[Callback]) -> bool:
+    """Remove Lightning's own callback of a kind from a trainer.
+
+    Args:
+        trainer: Its list of callbacks is changed in place.
+        kind: What the callback does.
+        default: What Lightning adds for it, without arguments.
+
+    Returns:
+        Whether there is room for another one: Lightning's own was there, and no other.
+    """
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    found = [c for c in callbacks if isinstance(c, kind)]
+    if len(found) != 1 or type(found[0]) is not default:
+        return False
+    if vars(found[0]) != vars(default()):
+        return False
+    callbacks.remove(found[0])
+    return True
