@@ -79,23 +79,6 @@ def test_output_goes_to_a_folder_of_the_configurations_own(path):
     assert folder.startswith('outputs/')
     others = [yaml.safe_load(p.read_text())['trainer'] for p in CONFIGS if p != path]
     assert folder not in [other['default_root_dir'] for other in others]
-    (checkpoint,) = (
-        callback['init_args']
-        for callback in trainer['callbacks']
-        if callback['class_path'].endswith('.ModelCheckpoint')
-    )
-    assert checkpoint.get('dirpath', folder) == folder
-
-
-@pytest.mark.parametrize('path', PRETRAINING, ids=lambda p: p.stem)
-def test_last_checkpoint_is_that_of_the_last_step(path):
-    trainer = yaml.safe_load(path.read_text())['trainer']
-    periods = [
-        callback['init_args']['every_n_train_steps']
-        for callback in trainer['callbacks']
-        if callback['class_path'].endswith('.ModelCheckpoint')
-    ]
-    assert [trainer['max_steps'] % period for period in periods] == [0]
 
 
 def _dinov2(path):

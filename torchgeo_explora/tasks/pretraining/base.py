@@ -23,6 +23,7 @@ from torchgeo_explora.adapt import (
     store_frozen,
 )
 from torchgeo_explora.augment import Preprocess
+from torchgeo_explora.callbacks.defaults import pretraining_callbacks
 from torchgeo_explora.callbacks.parquet import EmbeddingWriter
 from torchgeo_explora.models.backbones.backbone import Backbone, compile_blocks
 from torchgeo_explora.models.backbones.tokens import check_size
@@ -121,6 +122,8 @@ class PretrainingTask(ResumableTask):
 
     #: The method's letter in the paper's notation.
     letter: str
+    #: Whether the method predicts hidden pixels, which can be drawn.
+    reconstructs = False
     objective: Objective
     options: PretrainingOptions
 
@@ -229,7 +232,12 @@ class PretrainingTask(ResumableTask):
     # The run --------------------------------------------------------------------
 
     def configure_callbacks(self) -> list[Callback]:
-        """Write what `predict` returns to a Parquet file."""
+        """Watch and keep a run, and write what `predict` returns to a Parquet file.
+
+        A callback of the user replaces the one of its kind.
+        """
+        if self.trainer.state.fn == 'fit':
+            return pretraining_callbacks(self.trainer, self.reconstructs)
         # Lightning lets a task's callback replace the user's of the same type.
         if any(isinstance(c, EmbeddingWriter) for c in self.trainer.callbacks):  # type: ignore[attr-defined]
             return []
@@ -396,9 +404,8 @@ class PretrainingTask(ResumableTask):
 
     def on_train_end(self) -> None:
         """Write the last delta, and print where it is."""
-        # Lightning broadcasts the folder: every rank must ask for it.
-        folder = self.trainer.log_dir or self.trainer.default_root_dir
         if not self.trainer.is_global_zero:
             return
+        folder = self.trainer.default_root_dir
         place, size = write_to(folder, 'delta.safetensors', self.save_delta)
         rank_zero_info(f'delta: {place} ({size / 2**20:.2f} MiB)')

@@ -60,6 +60,7 @@ class ExploraMAETask(PretrainingTask):
     """
 
     letter = 'M'
+    reconstructs = True
     ignore = (*PretrainingTask.ignore, 'objective')
     objective: MAE
 
