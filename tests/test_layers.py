@@ -74,3 +74,12 @@ def test_file_names_say_what_is_inside(path):
 )
 def test_folders_hold_at_most_15_files(folder):
     assert len(list(folder.glob('*.py'))) <= 15
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda p: p.stem)
+def test_functions_take_at_most_30_arguments(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            given = node.args
+            count = len(given.posonlyargs + given.args + given.kwonlyargs)
+            assert count <= 30, f'{path.name}: {node.name} takes {count} arguments'

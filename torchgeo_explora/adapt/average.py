@@ -1,4 +1,4 @@
-"""The mean of several deltas as one delta, from their files alone."""
+"""The mean of several deltas as one delta, from their files only."""
 
 import json
 import math

@@ -193,7 +193,8 @@ class MAE(Objective):
         Args:
             image: Normalised pixels, (B, C, H, W), or (B, T, C, H, W) for a series;
                 NaN where there is no data.
-            mask: (B, N) bool, True where a token is hidden; each row hides as many.
+            mask: (B, N) bool, True where a token is hidden; each row hides the same
+                number.
             **metadata: As for the backbone's `embed`.
 
         Returns:

@@ -51,7 +51,7 @@ class Attention(nn.Module):
         return self.proj_drop(self.proj(self.norm(x)))
 
     def of_rows(self, x: Tensor, keep: Tensor, index: Tensor) -> Tensor:
-        """Return what `forward` does, of chosen tokens alone.
+        """Return what `forward` does, for chosen tokens only.
 
         All tokens are keys and values; queries, and what follows, are made of the
         chosen ones.
