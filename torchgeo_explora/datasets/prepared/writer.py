@@ -2,8 +2,10 @@
 
 import errno
 import io
+import itertools
 import json
 import os
+import sys
 import tarfile
 import traceback
 import warnings
@@ -103,7 +105,7 @@ def prepare(
     probes = [_look(dataset, number, form) for number in _spread(length)]
     settings = {
         'version': 1,
-        'dataset': f'{type(dataset).__module__}.{type(dataset).__qualname__}',
+        'dataset': _public_name(type(dataset)),
         'samples': length,
         'encoding': chosen,
         'quality': quality,
@@ -139,6 +141,22 @@ class _Form:
     def encode(self, sample: Mapping[str, Any]) -> dict[str, bytes]:
         kept = {key: value for key, value in sample.items() if key not in self.drop}
         return encode_sample(kept, self.encoding, self.quality)
+
+
+def _public_name(kind: type) -> str:
+    """Return the shortest path from which a class can be imported."""
+    modules = list(itertools.accumulate(kind.__module__.split('.'), '{}.{}'.format))
+    home = next(
+        (name for name in modules if hasattr(sys.modules.get(name), kind.__qualname__)),
+        kind.__module__,
+    )
+    return f'{home}.{kind.__qualname__}'
+
+
+def _same_class(name: str, other: str) -> bool:
+    """Return whether two names are of one class, wherever its package has it."""
+    first, second = name.split('.'), other.split('.')
+    return (first[0], first[-1]) == (second[0], second[-1])
 
 
 def _spread(length: int) -> list[int]:
@@ -308,6 +326,9 @@ def _check_settings(folder: str, settings: dict[str, Any]) -> None:
             continue
         found = read_note(path)
         found = found if name is None else found[name]
+        if _same_class(found['dataset'], settings['dataset']):
+            # Earlier versions wrote the module that the class was defined in.
+            found = found | {'dataset': settings['dataset']}
         if found != settings:
             other = [key for key in settings if settings[key] != found.get(key)]
             raise ValueError(
