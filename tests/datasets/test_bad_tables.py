@@ -137,5 +137,5 @@ def test_tiles_that_are_none(fake, tmp_path, pixels):
         NAIPLandCover(root, bands=())
     (root / 'splits.npy').write_bytes(path.read_bytes())
     if pixels is None:
-        with pytest.raises(ValueError, match=r'splits\.npy is no array .* several'):
+        with pytest.raises(ValueError, match=r'splits\.npy is not an array .* several'):
             NAIPLandCover(root)

@@ -81,7 +81,7 @@ def test_arrays_that_do_not_fit(root):
         NAIPLandCover(root)
     for damage in (b'', b'junk'):
         (root / 'splits.npy').write_bytes(damage)
-        with pytest.raises(ValueError, match=r'splits\.npy is no array of numbers'):
+        with pytest.raises(ValueError, match=r'splits\.npy is not an array of numbers'):
             NAIPLandCover(root)
 
 

@@ -45,7 +45,7 @@ class _FMoWDataModule(SplitDataModule):
 
 
 class FMoWRGBDataModule(_FMoWDataModule):
-    """Batches of :class:`~torchgeo_explora.datasets.FMoWRGB`.
+    """Batches of `FMoWRGB`.
 
     *aug* normalises with SatMAE's statistics. A batch has `image`, `label` and `index`;
     the boxes stay in the data set.
@@ -69,7 +69,7 @@ class FMoWRGBDataModule(_FMoWDataModule):
 
 
 class FMoWTemporalDataModule(_FMoWDataModule):
-    """Batches of :class:`~torchgeo_explora.datasets.FMoWTemporal`.
+    """Batches of `FMoWTemporal`.
 
     `image` is (B, T, 3, H, W) and `timestamps` (B, T, 3): year - 2002, month - 1, hour.
     *aug* normalises with SatMAE's statistics.
@@ -105,7 +105,7 @@ class FMoWTemporalDataModule(_FMoWDataModule):
 
 
 class FMoWSentinelDataModule(_FMoWDataModule):
-    """Batches of :class:`~torchgeo_explora.datasets.FMoWSentinel`.
+    """Batches of `FMoWSentinel`.
 
     *aug* follows SatMAE: mean -+ 2 standard deviations of a band become 0 and 1, and
     values beyond are clipped. SatMAE's rounding to 8 bits is left to the task. The

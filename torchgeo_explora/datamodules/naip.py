@@ -7,7 +7,8 @@ import torch
 from torchgeo_explora.datamodules.splits import SplitDataModule
 from torchgeo_explora.datasets.naip import BANDS, MEAN, STD, NAIPLandCover
 
-#: Statistics of values from 0 to 255 by band; near infrared has none of its own.
+# Mean and standard deviation of values in [0, 1] by band; SatMAE has no statistics for
+# near infrared.
 _STATISTICS = {
     name: (mean, std)
     for name, mean, std in zip(BANDS, (*MEAN, 0.5), (*STD, 0.25), strict=True)
@@ -15,7 +16,7 @@ _STATISTICS = {
 
 
 class NAIPLandCoverDataModule(SplitDataModule):
-    """Batches of :class:`~torchgeo_explora.datasets.NAIPLandCover`.
+    """Batches of `NAIPLandCover`.
 
     *aug* normalises with SatMAE's statistics; near infrared, which has none, with 0.5
     and 0.25. SatMAE tests on 'val+test'.

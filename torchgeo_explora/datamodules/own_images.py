@@ -38,7 +38,7 @@ class _OwnImagesDataModule(SplitDataModule):
 
 
 class ImageFolderDataModule(_OwnImagesDataModule):
-    """Batches of :class:`~torchgeo_explora.datasets.ImageFolder`.
+    """Batches of `ImageFolder`.
 
     *aug* only maps *value_range* to [0, 1], so TorchGeo's own tasks can use this data
     module, and tasks that augment replace it. There is no validation without a folder
@@ -62,7 +62,7 @@ class ImageFolderDataModule(_OwnImagesDataModule):
 
 
 class CSVDataModule(_OwnImagesDataModule):
-    """Batches of :class:`~torchgeo_explora.datasets.CSVDataset`.
+    """Batches of `CSVDataset`.
 
     *aug* only maps *value_range* to [0, 1]. A batch has `domain` where the CSV file has
     a column of domains, to tell their results apart. The same place in two splits is

@@ -12,7 +12,7 @@ from torchgeo_explora.datasets.prepared.stream import PreparedStream
 
 
 class PreparedDataModule(SplitDataModule):
-    """Batches of what :func:`~torchgeo_explora.datasets.prepare` wrote.
+    """Batches of what `prepare` wrote.
 
     *root* holds a prepared folder for each split, under the name of the split. It may
     also be an address such as `s3://bucket/fmow` for streams. There is no validation if

@@ -1,4 +1,4 @@
-"""One large raster to predict on."""
+"""One large raster to predict."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -16,23 +16,23 @@ from torchgeo_explora.datasets.pixels.scaling import RANGES
 class RasterSceneDataModule(BaseDataModule):
     """Blocks of one raster file, for `torchgeo predict`.
 
-    The result is a raster of the same place, see
-    :class:`~torchgeo_explora.callbacks.RasterWriter`.
+    The result is a raster of the same place; see
+    `RasterWriter`.
 
     Args:
-        path: A GeoTIFF or whatever else GDAL reads.
+        path: A GeoTIFF, or another file that GDAL reads.
         size: Side of a window in pixels: the *image_size* of the model.
         overlap: Pixels that neighbouring windows share; a multiple of the patch.
         block: Side of the blocks that are read and written, in pixels, rounded to whole
             strides. Memory grows with its square.
-        bands: Names of the bands that are read, where the file does not describe them.
-        value_range: (low, high) of the values. By default follows the stored type.
+        bands: Names of the bands that are read, if the file does not name them.
+        value_range: (low, high) of the values; the default follows the stored type.
         num_workers: Worker processes that read blocks.
         channels: Numbers of the bands that are read, from 1, in the model's order; all
             if None.
 
     Attributes:
-        finished: Tells the numbers of the blocks that need no work; set by the writer.
+        finished: Returns the numbers of finished blocks; set by the writer.
     """
 
     def __init__(
@@ -46,10 +46,10 @@ class RasterSceneDataModule(BaseDataModule):
         num_workers: int = 0,
         channels: Sequence[int] | None = None,
     ) -> None:
-        """Keep the arguments; the header is read in ``setup``.
+        """Keep the arguments; the header is read in `setup`.
 
         Raises:
-            ValueError: If the overlap leaves no stride.
+            ValueError: If *overlap* is not below *size*.
         """
         if not 0 <= overlap < size:
             raise ValueError(
@@ -73,7 +73,7 @@ class RasterSceneDataModule(BaseDataModule):
         """Read the header.
 
         Args:
-            stage: 'predict'; there is nothing else to do with a scene.
+            stage: 'predict', the only one for a scene.
         """
         if stage != 'predict':
             raise ValueError(f'a scene is for `torchgeo predict`, not for {stage}')

@@ -9,7 +9,7 @@ from torchgeo_explora.datasets.scenes.windows import SceneWindows
 
 
 class ScenesDataModule(SplitDataModule):
-    """Unlabelled batches of :class:`~torchgeo_explora.datasets.SceneWindows`.
+    """Unlabelled batches of `SceneWindows`.
 
     There is nothing to validate or test with. Prediction goes over the same windows in
     their order. *aug* maps *value_range* to [0, 1].

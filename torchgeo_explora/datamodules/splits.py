@@ -1,4 +1,4 @@
-"""What the data modules of data sets with splits share."""
+"""The base of the data modules of data sets with splits."""
 
 import math
 import os
@@ -27,13 +27,13 @@ RGB = ('red', 'green', 'blue')
 
 
 class NormalizeBatch(nn.Module):
-    """Map ``image`` of a batch to (image - mean) / std, and leave the rest alone.
+    """Map `image` of a batch to (image - mean) / std, and keep the other keys.
 
-    Series (B, T, C, H, W) are taken too, which Kornia's containers do not do.
+    Unlike Kornia's containers, it accepts series (B, T, C, H, W).
 
     Args:
-        mean: A number a channel, or one for all.
-        std: Likewise.
+        mean: One number per channel, or one for all.
+        std: One number per channel, or one for all.
         limits: (low, high) that the raw values are clipped to first.
     """
 
@@ -49,7 +49,7 @@ class NormalizeBatch(nn.Module):
         self.limits = None if limits is None else [_column(end) for end in limits]
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Return the batch with ``image`` normalised, (..., C, H, W)."""
+        """Return the batch with `image` normalised, (..., C, H, W)."""
         image = batch['image'].float()
         if self.limits is not None:
             low, high = (end.to(image.device) for end in self.limits)
@@ -223,8 +223,7 @@ class SplitDataModule(NonGeoDataModule):
         """Warn if another split has places of training, unless that is its purpose.
 
         Args:
-            train: The training split; nothing is known to be shared if it has no
-                `places`.
+            train: The training split; without `places`, nothing is known to be shared.
             other: The split that validates or tests.
         """
         # In-distribution splits share places with training by design.

@@ -11,7 +11,7 @@ from torchgeo_explora.datasets.synthetic.scenes import SyntheticScenes
 
 
 class SyntheticScenesDataModule(NonGeoDataModule):
-    """Batches of :class:`~torchgeo_explora.datasets.SyntheticScenes`.
+    """Batches of `SyntheticScenes`.
 
     The scenes are only normalised: *aug* maps *value_range* to [0, 1].
 

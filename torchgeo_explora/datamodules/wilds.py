@@ -8,7 +8,7 @@ from torchgeo_explora.datasets.wilds.recipes import Camelyon17, GlobalWheat, IWi
 
 
 class Camelyon17DataModule(SplitDataModule):
-    """Batches of :class:`~torchgeo_explora.datasets.Camelyon17`.
+    """Batches of `Camelyon17`.
 
     Validate with 'val' (another hospital) or 'id_val'. Pre-train on 'train_unlabeled'
     or on the labelled 'train', whose labels are then ignored.
@@ -20,7 +20,7 @@ class Camelyon17DataModule(SplitDataModule):
 
 
 class IWildCamDataModule(SplitDataModule):
-    """Batches of :class:`~torchgeo_explora.datasets.IWildCam`.
+    """Batches of `IWildCam`.
 
     Validate with 'val' (other camera traps) or 'id_val', test with 'test' or 'id_test'.
     """
@@ -31,7 +31,7 @@ class IWildCamDataModule(SplitDataModule):
 
 
 class GlobalWheatDataModule(SplitDataModule):
-    """Batches of :class:`~torchgeo_explora.datasets.GlobalWheat`.
+    """Batches of `GlobalWheat`.
 
     Validate with 'val' (other sessions) or 'id_val', test with 'test' or 'id_test'.
     Where there are boxes, `bbox_xyxy` and `label` are lists with a tensor for each

@@ -33,9 +33,9 @@ ABSENT = 'absent tiles'
 class NAIPLandCover(TableDataset):
     """Aerial tiles of California with their land cover: 66 classes.
 
-    The set of Tile2Vec (Jean et al., https://arxiv.org/abs/1805.02855), in the layout
-    that SatMAE reads: tile i is ``<i>tile.npy``, (H, W, bands) of bytes, and two arrays
-    give the code of its land cover and of its split. The classes are the codes that
+    The data of Tile2Vec (Jean et al., https://arxiv.org/abs/1805.02855), in the layout
+    that SatMAE reads: tile i is `<i>tile.npy`, (H, W, bands) of bytes, and two arrays
+    give the codes of its land cover and of its split. The classes are the codes that
     occur, in ascending order.
 
     Args:
@@ -48,7 +48,7 @@ class NAIPLandCover(TableDataset):
         splits: Name of the array of splits, (N,): 0, 1 or 2.
         index_dir: Folder of the report of missing tiles; *root* if None.
         max_missing: Largest share of tiles that may be missing, in [0, 1].
-        on_error: 'raise' stops at an unreadable tile, 'skip' takes the next one.
+        on_error: 'raise' stops at an unreadable tile, 'skip' uses the next one.
         transforms: Applied to each sample.
 
     Attributes:
@@ -130,14 +130,14 @@ class NAIPLandCover(TableDataset):
     def read(self, index: int) -> dict[str, Any]:
         """Return a tile.
 
-        ``image`` is (C, H, W), 0 to 255; ``label`` 0-d long; ``path``.
+        `image` is (C, H, W), 0 to 255; `label` 0-d long; `path`.
         """
         path = os.path.join(self.folder, f'{self.tiles[index]}tile.npy')
         with naming(path):
             pixels = np.load(path, allow_pickle=False)
         shape = getattr(pixels, 'shape', None)
         kind = getattr(pixels, 'dtype', np.dtype(object))
-        # Tile2Vec's tiles may have a map of land cover behind near infrared.
+        # Tile2Vec's tiles may have a land cover map after near infrared.
         numbers = kind.kind in 'uif' and pixels.ndim == 3 and pixels.size > 0
         if not numbers or not 3 <= pixels.shape[-1] <= 5:
             raise UnreadableImageError(
@@ -173,7 +173,7 @@ def _load(path: str) -> Any:
     try:
         array = np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise ValueError(f'{path} is no array of numbers ({error})') from error
+        raise ValueError(f'{path} is not an array of numbers ({error})') from error
     if not isinstance(array, np.ndarray):
-        raise ValueError(f'{path} is no array of numbers: it holds several')
+        raise ValueError(f'{path} is not an array of numbers: it holds several')
     return array

@@ -171,7 +171,7 @@ def test_wrong_columns_are_named(tmp_path, text, message):
 def test_missing_files_say_where_they_were_looked_for(tmp_path):
     with pytest.raises(DatasetNotFoundError, match=r'\*root\* must hold train/<class>'):
         FMoWRGB(tmp_path)
-    with pytest.raises(DatasetNotFoundError, match='which is no file'):
+    with pytest.raises(DatasetNotFoundError, match='which is not a file'):
         FMoWRGB(tmp_path, csv=tmp_path / 'a.csv')
     csv = write_csv(tmp_path / 'a.csv', '0,b.jpg,', '0,c.jpg,')
     with pytest.raises(DatasetNotFoundError, match=r'none of the 2 images .*b\.jpg'):
@@ -255,7 +255,7 @@ def test_box_outside_of_its_image_is_named(root):
         'zoo/zoo_0/zoo_0_0_rgb',
         bounding_boxes={'category': 'zoo', 'box': [70, 0, 9, 9]},
     )
-    with pytest.raises(UnreadableImageError, match=r'\[70, 0, 9, 9\].*outside of its'):
+    with pytest.raises(UnreadableImageError, match=r'\[70, 0, 9, 9\].*outside its'):
         FMoWRGB(root)[-1]
 
 

@@ -290,6 +290,44 @@ def test_other_arguments_are_not_mixed(fmow, tmp_path, change, finished):
         prepare(dataset, tmp_path / 'out', progress=False, **arguments)
 
 
+def old_name(folder, name):
+    """Let a manifest be that of a version which wrote where a class was defined."""
+    manifest = folder / 'manifest.json'
+    content = json.loads(manifest.read_text())
+    assert content['settings']['dataset'] == 'torchgeo_explora.datasets.FMoWRGB'
+    content['settings']['dataset'] = name
+    manifest.write_text(json.dumps(content, indent=1))
+    return content['settings']
+
+
+@pytest.mark.parametrize('module', ['fmow_rgb', 'fmow.rgb'])
+def test_folders_of_earlier_versions_are_continued(fmow, tmp_path, module):
+    whole, cut = tmp_path / 'whole', tmp_path / 'cut'
+    for folder in (whole, cut):
+        prepare(fmow, folder, samples_per_shard=2, progress=False)
+    settings = old_name(cut, f'torchgeo_explora.datasets.{module}.FMoWRGB')
+    before = contents(cut)
+    prepare(fmow, cut, samples_per_shard=2, progress=False)
+    assert contents(cut) == before
+    assert len(Prepared(cut)) == 8
+    # Unfinished, it ends as a folder of today.
+    (cut / 'manifest.json').unlink()
+    (cut / '.parts').mkdir()
+    (cut / '.parts/settings.json').write_text(json.dumps(settings))
+    prepare(fmow, cut, samples_per_shard=2, progress=False)
+    assert contents(cut) == contents(whole)
+
+
+@pytest.mark.parametrize(
+    'name', ['torchgeo_explora.datasets.FMoWSentinel', 'other.datasets.FMoWRGB']
+)
+def test_folders_of_another_class_are_refused(fmow, tmp_path, name):
+    prepare(fmow, tmp_path, progress=False)
+    old_name(tmp_path, name)
+    with pytest.raises(ValueError, match=r'another data set .*\(dataset differ\)'):
+        prepare(fmow, tmp_path, progress=False)
+
+
 def test_what_is_drawn_at_random_is_refused(fmow, tmp_path):
     fmow.transforms = lambda sample: sample | {'draw': torch.rand(1)}
     with pytest.raises(ValueError, match=r'differs from one visit .*\*seed\*'):

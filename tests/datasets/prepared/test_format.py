@@ -101,9 +101,17 @@ def test_range_that_is_known_decides():
 @pytest.mark.parametrize(
     ('image', 'encoding', 'message'),
     [
-        (smooth(4), 'jpeg', 'an image of 4 bands .* is no JPEG'),
-        (smooth(3) * 10, 'jpeg', r"from 0\.0 to .* is no JPEG.*encoding='integer'"),
-        (smooth(3) * 1e9, 'integer', "no integers of 32 bits: pass encoding='exact'"),
+        (smooth(4), 'jpeg', 'an image of 4 bands .* cannot become a JPEG'),
+        (
+            smooth(3) * 10,
+            'jpeg',
+            r"from 0\.0 to .* cannot become a JPEG.*encoding='integer'",
+        ),
+        (
+            smooth(3) * 1e9,
+            'integer',
+            "do not fit integers of 32 bits: pass encoding='exact'",
+        ),
     ],
 )
 def test_images_that_do_not_fit(image, encoding, message):

@@ -59,7 +59,7 @@ def test_other_forms_of_lists(items, form):
 
 def test_other_files_are_refused(items):
     items.write_text('{"type": "Catalog"}')
-    with pytest.raises(ValueError, match='no STAC item, no item collection'):
+    with pytest.raises(ValueError, match='not a STAC item, an item collection'):
         stac_scenes(str(items), BANDS, None)
 
 
@@ -101,7 +101,7 @@ def test_files_in_two_systems_do_not_stack(fake, tmp_path):
         'a': str(write(tmp_path / 'a.tif')),
         'b': str(write(tmp_path / 'b.tif', crs='EPSG:32633')),
     }
-    with pytest.raises(ValueError, match=r'a, b lie in EPSG:32632, EPSG:32633'):
+    with pytest.raises(ValueError, match=r'a, b are in EPSG:32632, EPSG:32633'):
         stack_bands(files)
 
 

@@ -185,7 +185,7 @@ def test_series_are_of_one_place_and_sorted_by_time(make, root):
 
 def test_series_need_days(make, tmp_path):
     make.write_scene(tmp_path / 'a.tif')
-    with pytest.raises(ValueError, match=r'\*times\* is 2 but .*a\.tif has no day'):
+    with pytest.raises(ValueError, match=r'\*times\* is 2 but .*a\.tif has no date'):
         SceneWindows(tmp_path, size=32, times=2)
 
 

@@ -1,7 +1,7 @@
 """The 62 classes of fMoW, in the order of their labels."""
 
-#: Alphabetical: the order of SatMAE's CSV files and of TorchGeo's proposed data set.
-#: The official baseline numbers them in another order, and from a 63rd class on.
+#: Alphabetical, as in SatMAE's CSV files and TorchGeo's proposed data set. The official
+#: baseline has a 63rd class and numbers them in another order.
 CLASSES = (
     'airport',
     'airport_hangar',

@@ -32,7 +32,7 @@ NO_METADATA = 'images without readable metadata'
 NO_BOX = 'images without a box'
 OTHER_TIME = 'times that disagree between the CSV file and the metadata'
 NO_TIME = 'images without a time'
-#: Problems that lose no sample, but should be known.
+#: Problems that are reported although no sample is lost.
 NOTED = (RELABELLED, OTHER_TIME)
 
 SCHEMA = pa.schema(
@@ -53,10 +53,10 @@ def open_index(
 ) -> tuple[TableFile, str]:
     """Open the index of a split, or build it.
 
-    The file is ``.fmow_<split>_<variant>.arrow`` (or has the name of the CSV file) in
-    *root* (the folder of the CSV file) or *index_dir*, with a ``.report.csv`` of
-    problems beside it. It is built anew if the CSV file or a class folder has changed;
-    a change deeper down is not seen: delete the file then.
+    The file is `.fmow_<split>_<variant>.arrow` in *root*, or has the name of the CSV
+    file and is beside it; *index_dir* replaces both places. A report of problems,
+    `.report.csv`, is written next to it. The index is built again if the CSV file or a
+    class folder has changed. Changes deeper down go unnoticed: delete the index then.
 
     Args:
         root: Folder of the splits.
@@ -66,8 +66,8 @@ def open_index(
         index_dir: Folder of the index; that of the data if None.
 
     Returns:
-        The table with ``SCHEMA`` and the notes ``listed``, ``counts``, ``examples``
-        and ``report``; and the folder that its paths start at.
+        The table with `SCHEMA` and the notes of `with_notes`, and the folder that its
+        paths start at.
 
     Raises:
         NoSamplesError: If there is no image.
@@ -99,14 +99,14 @@ def _build(listing: Listing, path: str) -> pa.Table:
     frame['place'] = [m.place if m else '' for m in found]
     boxes = [m.boxes if m else () for m in found]
     box_labels = [
-        # A class of the challenge that is none of the 62: its box is never cut out.
+        # Boxes of the challenge's extra classes are never cut out.
         [
             label if box.category is None else CLASS_TO_IDX.get(box.category, -1)
             for box in items
         ]
         for label, items in zip(frame['label'], boxes, strict=True)
     ]
-    # A CSV file of images that were cut out before comes without any metadata.
+    # A CSV file of images that were cut out before has no metadata at all.
     described = bool(frame['json'].any())
     for name, metadata, labels in zip(frame['path'], found, box_labels, strict=True):
         if metadata is None and described:
@@ -123,7 +123,7 @@ def _build(listing: Listing, path: str) -> pa.Table:
 
 
 def _read_all(listing: Listing) -> list[Metadata | None]:
-    """Read the metadata of every image that has some."""
+    """Read the metadata of every image that has any."""
 
     def read(row: tuple[str, bool]) -> Metadata | None:
         name, exists = row
@@ -138,7 +138,7 @@ def _read_all(listing: Listing) -> list[Metadata | None]:
     rows = list(zip(listing.frame['path'], listing.frame['json'], strict=True))
     if not listing.frame['json'].any():
         return [None] * len(rows)
-    # Threads hide the latency of network disks, which is most of the time there.
+    # Threads hide the latency of network disks.
     with ThreadPoolExecutor(16) as pool:
         chunks = [rows[i : i + 1000] for i in range(0, len(rows), 1000)]
         read_chunk = pool.map(lambda chunk: [read(row) for row in chunk], chunks)
@@ -151,7 +151,7 @@ def _times(
     found: list[Metadata | None],
     problems: list[tuple[str, str]],
 ) -> list[str]:
-    """Return the times of the metadata where they are known, else those listed."""
+    """Return the times in the metadata where they are known, else those listed."""
     times = []
     for name, listed, metadata in zip(
         frame['path'], frame['timestamp'], found, strict=True
@@ -176,7 +176,7 @@ def _dates(base: str) -> dict[str, int]:
 def check_index(
     index: TableFile, losing: tuple[str, ...], max_missing: float, what: str
 ) -> None:
-    """Warn of problems that an index lists, or refuse it.
+    """Warn of the problems noted in an index, or refuse it.
 
     Args:
         index: An index of fMoW.

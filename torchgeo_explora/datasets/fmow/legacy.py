@@ -1,4 +1,4 @@
-"""How SatMAE puts a series together, kept to compare with its published models."""
+"""How SatMAE builds a series, kept to compare with its published models."""
 
 from collections.abc import Sequence
 
@@ -8,10 +8,11 @@ from torch.nn import functional as F
 
 
 def legacy_members(index: int, siblings: Sequence[int]) -> tuple[int, int, int]:
-    """Return the images of a series: the first, then up to two others by chance.
+    """Return the images of a series: the first, then up to two others at random.
 
-    The order is that of the draw, not of time. One other image counts twice; without
-    any the first one counts three times. Draws from PyTorch's global generator.
+    They are in the order of the draw, not of time. A single other image is used twice;
+    without any, the first one is used three times. Draws from PyTorch's global
+    generator.
 
     Args:
         index: The first image.
@@ -25,12 +26,13 @@ def legacy_members(index: int, siblings: Sequence[int]) -> tuple[int, int, int]:
 
 
 def legacy_stack(images: Sequence[Tensor], size: int) -> Tensor:
-    """Bring three images to one size by a random crop that they share.
+    """Bring three images to one size, with one random crop for all.
 
     The shorter sides are resized to *size* without antialiasing. If all images are then
-    wider, or all higher, than *size*, they are trimmed to the narrowest (lowest) one
-    from the left (top). Else, as with square images, the first one is used three times,
-    though the times stay those of all three. Draws from PyTorch's global generator.
+    wider than *size*, or all taller, they are cut to the smallest of them, starting at
+    the left or at the top. Otherwise, as with square images, the first one is used
+    three times, while the times stay those of all three. Draws from PyTorch's global
+    generator.
 
     Args:
         images: Three images (C, H, W).

@@ -22,7 +22,7 @@ UNKNOWN = 'files of an unknown class'
 class Listing(NamedTuple):
     """Images with `path`, `label`, `location`, `timestamp`, `json` in a frame.
 
-    `path` is relative to `base`; `json` says whether a metadata file lies beside it.
+    `path` is relative to `base`; `json` says whether there is a metadata file too.
     `problems` are (path, problem).
     """
 
@@ -84,16 +84,15 @@ def list_csv(csv: str) -> Listing:
     """List a file such as SatMAE's train_62classes.csv.
 
     The columns are the label (a number in alphabetical order, or a class name), the
-    path and, if there is a third one, the ISO time; a relative path starts at the
-    folder of the file. Where the path has a folder named as a class, that folder gives
-    the label.
+    path and, optionally, the ISO time. Relative paths start at the folder of the file.
+    If a folder in the path has the name of a class, it decides the label.
 
     Raises:
         NoSamplesError: If the file does not exist, or none of its images does.
         ValueError: If it lacks columns or holds other values.
     """
     if not os.path.isfile(csv):
-        raise NoSamplesError(f'*csv* is {csv}, which is no file')
+        raise NoSamplesError(f'*csv* is {csv}, which is not a file')
     table = read_csv(csv)
     if table.num_columns < 2:
         raise ValueError(
@@ -113,7 +112,7 @@ def list_csv(csv: str) -> Listing:
         raise NoSamplesError(
             f'none of the {len(frame)} images of {csv} exists, the first being'
             f' {os.path.join(base, frame["path"].iloc[0]) if len(frame) else "none"}:'
-            f' put the images where the paths point, or the file above them'
+            f' move the images to these paths, or the file above the images'
         )
     listed = len(frame)
     frame = frame[frame.pop('exists')].reset_index(drop=True)
@@ -159,7 +158,7 @@ def _paths(csv: str, table: pa.Table) -> pd.Series:
 
 
 def _locations(paths: pd.Series) -> pd.Series:
-    """Return class and number of the place, from the folder or the file's name."""
+    """Return class and number of the place, from the folder or the file name."""
     pieces = paths.str.rpartition('/')
     folder = pieces[0].where(pieces[0].str.contains(r'[^/]_\d+$'))
     name = pieces[2].str.extract(r'^(.+?_\d+)_\d+', expand=False)

@@ -3,19 +3,19 @@
 import json
 from typing import Any, NamedTuple
 
-#: Sides of a box that are this short, in pixels, hold nothing: the baseline skips them.
+#: Boxes with a side of this many pixels or fewer show nothing: the baseline skips them.
 SMALLEST_SIDE = 2
 
 
 class Box(NamedTuple):
-    """An object: its class, None if not said, and [x, y, w, h] in pixels."""
+    """An object: its class, None if not given, and [x, y, w, h] in pixels."""
 
     category: str | None
     xywh: tuple[int, int, int, int]
 
 
 class Metadata(NamedTuple):
-    """What the file says; empty where it says nothing."""
+    """The contents of the file; empty where it has none."""
 
     boxes: tuple[Box, ...]
     timestamp: str
@@ -25,18 +25,18 @@ class Metadata(NamedTuple):
 def read_sidecar(path: str) -> Metadata:
     """Read a metadata file.
 
-    ``bounding_boxes`` is a list, or one object where there is one box. Boxes of 2
-    pixels or less on a side are left out.
+    `bounding_boxes` is a list, or one object if there is a single box. Boxes with a
+    side of 2 pixels or fewer are left out.
 
     Args:
-        path: A ``..._rgb.json`` or ``..._msrgb.json``.
+        path: A `..._rgb.json` or `..._msrgb.json`.
 
     Returns:
         Boxes, the time as written, and the place: longitude and latitude of the first
         box to 3 decimals, about 100 m.
 
     Raises:
-        ValueError: If the file is no JSON object.
+        ValueError: If the file is not a JSON object.
         OSError: If it cannot be opened.
     """
     with open(path, encoding='utf-8') as file:
@@ -68,7 +68,7 @@ def _xywh(values: Any) -> tuple[int, int, int, int] | None:
 
 
 def centre(polygon: Any) -> str:
-    """Return the middle of a 'POLYGON ((lon lat, ...))', '' if it is none.
+    """Return the middle of a 'POLYGON ((lon lat, ...))', '' if it is not one.
 
     Returns:
         Longitude and latitude to 3 decimals, about 100 m.

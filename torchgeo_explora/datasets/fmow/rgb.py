@@ -39,41 +39,41 @@ from torchgeo_explora.datasets.tables.problems import ABSENT
 #: Mean and standard deviation in [0, 1], as SatMAE gives them.
 MEAN = (0.4182007312774658, 0.4214799106121063, 0.3991275727748871)
 STD = (0.28774282336235046, 0.27541765570640564, 0.2764017581939697)
-# The smaller an object in its image, the more context: (least share of the image's
-# side, context as a multiple of the box's side).
+# Small objects get more context: (least share of the image's side, context as a
+# multiple of the box's side).
 _CONTEXT = ((0.5, 0.15), (0.4, 0.2), (0.3, 0.3), (0.2, 0.5), (0.1, 1.0), (0.0, 2.0))
 
 
 class FMoWRGB(TableDataset):
-    """fMoW in true colour: 62 classes of places, one label an image or a box.
+    """fMoW in true colour: 62 classes of places, one label per image or box.
 
     Christie et al., *Functional Map of the World* (https://arxiv.org/abs/1711.07846).
     Layout, keys and order of the classes are those of TorchGeo's proposed data set
-    (pull request 4020); SatMAE's CSV files are read too. The first start makes an index
-    file, later ones open it.
+    (pull request 4020). SatMAE's CSV files can be read as well. The first start writes
+    an index file, which later ones open.
 
-    What differs from the fMoW baseline's cropping: resizing is antialiased, and the
-    share that a box has of its image is taken side by side (see ``context_region``).
+    Cropping differs from the fMoW baseline: resizing is antialiased, and the width and
+    height of a box are compared with those of its image (see `context_region`).
 
     Args:
-        root: Folder of ``train``, ``val`` and ``test_gt`` (or ``test``).
+        root: Folder of `train`, `val` and `test_gt` (or `test`).
         split: 'train', 'val' or 'test'.
-        crop: 'box' gives one sample a bounding box, with the baseline's context,
-            stretched to a square; 'image' one sample an image, its shorter side
-            resized, its centre cropped.
+        crop: 'box' gives one sample per bounding box, with the baseline's context,
+            stretched to a square; 'image' gives one sample per image, with its shorter
+            side resized and its centre cropped.
         size: Side in pixels of the square images returned; None returns the pixels as
             they are, in varying shapes.
         variant: 'rgb', or 'msrgb' for true colour made from the multispectral images.
-        csv: A CSV file such as ``train_62classes.csv`` instead of the folders: label,
-            path, time. Paths start at its folder. Its images are often cut out
-            already: take ``crop='image'`` then.
+        csv: A CSV file such as `train_62classes.csv` instead of the folders: label,
+            path, time. Paths start at its folder. If its images are cut out already, as
+            they often are, use `crop='image'`.
         index_dir: Folder of the index file; *root* (with *csv*: its folder) if None.
         max_missing: Largest share of listed samples that may be missing, in [0, 1].
-        on_error: 'raise' stops at an unreadable image, 'skip' takes the next one.
+        on_error: 'raise' stops at an unreadable image, 'skip' uses the next one.
         transforms: Applied to each sample.
         download: Whether to fetch 'train' or 'val' if its folder is not there, with the
-            command ``aws``, which compares checksums itself. 'test' comes without
-            labels and has to be sorted by its mapping file.
+            command `aws`, which compares checksums itself. 'test' has no labels and
+            must be sorted by its mapping file.
 
     Attributes:
         index: The table of all images.
@@ -86,7 +86,7 @@ class FMoWRGB(TableDataset):
         NoSamplesError: If there is no sample; a DatasetNotFoundError.
         FileNotFoundError: If too many samples are missing.
         ValueError: If an argument or the CSV file is wrong.
-        DependencyNotFoundError: If *download* needs the command and it is missing.
+        DependencyNotFoundError: If *download* needs `aws` and it is not installed.
     """
 
     url = 's3://spacenet-dataset/Hosted-Datasets/fmow/fmow-rgb'
@@ -179,8 +179,8 @@ class FMoWRGB(TableDataset):
     def read(self, index: int) -> dict[str, Any]:
         """Return image, label, box and path.
 
-        ``image`` is (3, H, W), 0 to 255; ``bbox_xyxy`` (N, 4) float32, both corners in
-        the pixels of the image returned; ``label`` 0-d long; ``path``.
+        `image` is (3, H, W), 0 to 255; `bbox_xyxy` (N, 4) float32, both corners in
+        the pixels of the image returned; `label` 0-d long; `path`.
         """
         row = int(self.rows[index])
         table, path = self.index.table, self.path(index)
@@ -193,7 +193,7 @@ class FMoWRGB(TableDataset):
                 region = context_region(tuple(boxes[0]), width, height)
                 if region is None:
                     raise UnreadableImageError(
-                        f'box {boxes[0]} of {path} lies outside of its {width} x'
+                        f'box {boxes[0]} of {path} lies outside its {width} x'
                         f' {height} pixels. Replace the file'
                     )
             elif self.size is None:
@@ -219,9 +219,9 @@ def context_region(
 ) -> Region | None:
     """Return a box with the context that the fMoW baseline gives it.
 
-    Each side is padded by half of its context, rounded down, and clipped to the image.
-    The baseline divides the box's width by the image's height and its height by the
-    image's width; here each is divided by its own.
+    Half of the context, rounded down, is added at each end, and the result is clipped
+    to the image. The baseline divides the box's width by the image's height and its
+    height by the image's width; here width is divided by width, height by height.
 
     Args:
         box: (x, y, w, h) in pixels.
@@ -229,7 +229,7 @@ def context_region(
         height: Of the image.
 
     Returns:
-        The region in whole pixels, or None if nothing of it lies in the image.
+        The region in whole pixels, or None if it does not touch the image.
     """
     x, y, box_width, box_height = box
     across = _padding(box_width, width)

@@ -1,4 +1,4 @@
-"""fMoW-Sentinel: the places of fMoW as Sentinel-2 saw them."""
+"""fMoW-Sentinel: the places of fMoW, seen by Sentinel-2."""
 
 import os
 from collections.abc import Sequence
@@ -32,26 +32,26 @@ SPLITS = {'train': 'train', 'val': 'val', 'test': 'test_gt'}
 
 
 class FMoWSentinel(TableDataset):
-    """fMoW-Sentinel: 62 classes, 13 Sentinel-2 bands, several images a place.
+    """fMoW-Sentinel: 62 classes, 13 Sentinel-2 bands, several images per place.
 
     Cong et al., *SatMAE* (https://arxiv.org/abs/2207.08051); data:
-    https://purl.stanford.edu/vg497cb6002. One sample a row of the CSV file, sorted by
-    class, place and time.
+    https://purl.stanford.edu/vg497cb6002. Each row of the CSV file is one sample; they
+    are sorted by class, place and time.
 
     Args:
-        root: Folder of ``train.csv``, ``val.csv``, ``test_gt.csv`` and
-            ``fmow-sentinel`` (or of its split folders).
+        root: Folder of `train.csv`, `val.csv`, `test_gt.csv` and
+            `fmow-sentinel` (or of its split folders).
         split: 'train', 'val' or 'test'.
         bands: Names of the bands to return and their order, such as 'B8A'; all 13 by
-            default. Files without band descriptions have them in the order of the
-            wavelengths.
-        size: Side in pixels of the square images, whose shorter side is resized and
-            whose centre is cropped; None returns them as they are.
+            default. Files without band descriptions are taken to have the bands in the
+            order of their wavelengths.
+        size: Side in pixels of the square images: the shorter side is resized and the
+            centre is cropped. None returns them as they are.
         years: First and last year of the images.
         csv: Another CSV file, such as the filtered ones of SatMAE.
         index_dir: Folder of the index file; *root* if None.
         max_missing: Largest share of listed samples that may be missing, in [0, 1].
-        on_error: 'raise' stops at an unreadable image, 'skip' takes the next one.
+        on_error: 'raise' stops at an unreadable image, 'skip' uses the next one.
         transforms: Applied to each sample.
         download: Whether to fetch the CSV file of the split and the archive of all
             images if they are not there. Its size is compared with the published one;
@@ -122,7 +122,7 @@ class FMoWSentinel(TableDataset):
         super().__init__(len(self.rows), what, on_error, transforms)
 
     def _download(self, csv: bool) -> None:
-        """Fetch what is not there: the CSV file, if wanted, and the images."""
+        """Fetch the CSV file, if wanted, and the images, unless they are there."""
         name = SPLITS[self.split]
         if csv:
             download_url(f'{self.url}{name}.csv', self.root, f'{name}.csv')
@@ -144,7 +144,7 @@ class FMoWSentinel(TableDataset):
     def read(self, index: int) -> dict[str, Any]:
         """Return image, label and path.
 
-        ``image`` is (C, H, W) in Level-1C digital numbers; ``label`` 0-d long.
+        `image` is (C, H, W) in Level-1C digital numbers; `label` 0-d long.
         """
         name = self.index.table['path'][int(self.rows[index])].as_py()
         path = os.path.join(self.root, name)

@@ -1,4 +1,4 @@
-"""The index of fMoW-Sentinel: its CSV file, sorted and compared with the files."""
+"""The index of fMoW-Sentinel: its CSV file, sorted and checked against the files."""
 
 import os
 
@@ -38,7 +38,7 @@ def open_sentinel_index(
         index_dir: Folder of the index; *root* if None.
 
     Returns:
-        A table of ``path`` (in *root*), ``label``, ``year`` and ``place``, sorted by
+        A table of `path` (in *root*), `label`, `year` and `place`, sorted by
         class, place and time, with the notes of `with_notes`.
 
     Raises:
@@ -62,7 +62,7 @@ def open_sentinel_index(
 
 
 def _build(file: str, root: str, split: str, path: str) -> pa.Table:
-    # As text: an empty field must not turn the numbers of all others into fractions.
+    # As text: one empty field would turn the other rows' numbers into fractions.
     frame = read_csv(file, _COLUMNS, dict.fromkeys(_COLUMNS, pa.string())).to_pandas()
     listed = len(frame)
     frame['path'] = _paths(frame, root, split)
@@ -95,7 +95,7 @@ def _build(file: str, root: str, split: str, path: str) -> pa.Table:
 
 
 def _paths(frame: pd.DataFrame, root: str, split: str) -> pd.Series:
-    """Return where the images lie, as the data set's documentation says."""
+    """Return the paths of the images, as the data set's documentation gives them."""
     inside = os.path.isdir(os.path.join(root, split))
     folder = split if inside else f'fmow-sentinel/{split}'
     category = frame['category']

@@ -25,34 +25,34 @@ from torchgeo_explora.datasets.tables.index_file import parse_time
 class FMoWTemporal(TableDataset):
     """Series of fMoW images of one place, with their times.
 
-    One sample an image, as in SatMAE (https://arxiv.org/abs/2207.08051): that image and
-    others of the same split, class and place, drawn by chance. Places with too few
-    images repeat theirs.
+    There is one sample per image, as in SatMAE (https://arxiv.org/abs/2207.08051): that
+    image and others of the same split, class and place, drawn at random. Places with
+    too few images repeat theirs.
 
-    What differs from SatMAE's loader: places come from folders and metadata, not from
-    the length of a file's name; times are those of the metadata; every image is cropped
-    by its own box, so that they show the same ground; and each keeps its own pixels
-    where SatMAE repeats the first image's (see ``legacy_stack``).
+    This differs from SatMAE's loader: places come from folders and metadata, not from
+    the length of a file's name; times come from the metadata; every image is cropped to
+    its own box, so that all show the same ground; and each keeps its own pixels, where
+    SatMAE repeats the first image (see `legacy_stack`).
 
     Args:
-        root: Folder of ``train``, ``val`` and ``test_gt`` (or ``test``).
+        root: Folder of `train`, `val` and `test_gt` (or `test`).
         split: 'train', 'val' or 'test'.
         times: T, images in a series.
         size: Side in pixels of the square images.
-        crop: 'box' or 'image', as for :class:`FMoWRGB`.
-        order: 'time' sorts a series by time; 'drawn' starts with the image that the
-            sample is named after.
-        seed: The others of a sample depend on it and on the sample's index alone, so
-            that a run can be resumed exactly; None draws them anew at every visit, from
-            PyTorch's global generator.
-        legacy_sampling: Do all as SatMAE's loader did: three images, drawn anew, not
-            sorted, a random crop in common even in evaluation.
-        csv: A CSV file such as ``train_62classes.csv`` instead of the folders.
+        crop: 'box' or 'image', as for `FMoWRGB`.
+        order: 'time' sorts a series by time; 'drawn' starts with the sample's own
+            image.
+        seed: Seed of the draw. The other images depend only on it and on the sample's
+            index, so that a run can be resumed exactly; None draws them again at every
+            visit, from PyTorch's global generator.
+        legacy_sampling: Do as SatMAE's loader does: three images, drawn again at every
+            visit and not sorted, with one random crop for all, even in evaluation.
+        csv: A CSV file such as `train_62classes.csv` instead of the folders.
         index_dir: Folder of the index file; *root* (with *csv*: its folder) if None.
         max_missing: Largest share of listed samples that may be missing, in [0, 1].
-        on_error: 'raise' stops at an unreadable image, 'skip' takes the next series.
+        on_error: 'raise' stops at an unreadable image, 'skip' uses the next series.
         transforms: Applied to each sample.
-        download: Whether to fetch the split, as for :class:`FMoWRGB`.
+        download: Whether to fetch the split, as for `FMoWRGB`.
 
     Attributes:
         labels: Labels, (N,) int64.
@@ -118,7 +118,7 @@ class FMoWTemporal(TableDataset):
         super().__init__(len(self._members), what, on_error, transforms)
 
     def _timed_images(self) -> NDArray[np.int64]:
-        """Return the images that have a time; one with several boxes counts once."""
+        """Return the images that have a time, once each even with several boxes."""
         images = np.flatnonzero(np.diff(self.images.rows, prepend=-1))
         timed = pc.not_equal(self.images.index.table['timestamp'], '').to_numpy()
         return images[timed[self.images.rows[images]]]
@@ -130,7 +130,7 @@ class FMoWTemporal(TableDataset):
         return [places[i] for i in self._members]
 
     def series(self, index: int) -> list[int]:
-        """Return the images of a sample, as indices of ``images``."""
+        """Return the images of a sample, as indices of `images`."""
         place = self._places[index]
         samples = self._by_place[self._edges[place] : self._edges[place + 1]]
         first = int(self._members[index])
@@ -138,7 +138,7 @@ class FMoWTemporal(TableDataset):
         if self.legacy_sampling:
             return list(legacy_members(first, others))
         chosen = [first, *self._draw(others, index)]
-        # The last one again where a place has too few.
+        # Repeat the last one if the place has too few images.
         chosen += chosen[-1:] * (self.times - len(chosen))
         return sorted(chosen, key=self._time) if self.order == 'time' else chosen
 
@@ -160,8 +160,8 @@ class FMoWTemporal(TableDataset):
     def read(self, index: int) -> dict[str, Any]:
         """Return a series.
 
-        ``image`` is (T, 3, H, W), 0 to 255; ``timestamps`` (T, 3) float32: year - 2002,
-        month - 1, hour; ``label`` 0-d long; ``path`` that of the sample's own image.
+        `image` is (T, 3, H, W), 0 to 255; `timestamps` (T, 3) float32: year - 2002,
+        month - 1, hour; `label` 0-d long; `path` is that of the sample's own image.
         """
         members = self.series(index)
         pixels = {i: self.images.read(i)['image'] for i in set(members)}

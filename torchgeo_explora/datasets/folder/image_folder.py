@@ -28,15 +28,15 @@ from torchgeo_explora.datasets.tables.dataset import (
 class ImageFolder(TableDataset):
     """JPEG, PNG, TIFF and GeoTIFF images in a folder, with or without labels.
 
-    The images of a split lie directly in its folder (no labels) or in one folder a
+    The images of a split are directly in its folder (no labels) or in one folder per
     class (labels follow the alphabetical order of the class folders; deeper folders
-    are allowed). Hidden files and files with other suffixes are passed over.
+    are allowed). Hidden files and files with other suffixes are ignored.
 
-    Splits are the sub-folders ``train``, ``val``, ``test`` and ``predict`` of *root*.
-    Without a folder of its own, 'val' or 'test' is a fraction of the training images,
-    drawn from a hash of the seed and the path: an image keeps its split whatever is
-    added, removed or listed in another order. Without a folder of its own, 'predict'
-    is every image. The order is that of the sorted paths.
+    Splits are the sub-folders `train`, `val`, `test` and `predict` of *root*. Without
+    its own folder, 'val' or 'test' is a fraction of the training images, chosen by a
+    hash of the seed and the path: an image keeps its split when others are added or
+    removed. Without its own folder, 'predict' is every image. Images are in the order
+    of their paths.
 
     Bands are matched by the descriptions in each GeoTIFF, so files may hold them in
     different orders.
@@ -49,18 +49,18 @@ class ImageFolder(TableDataset):
             images differ in size; None returns them as they are.
         bands: Bands to return and their order: numbers from 1, or names as in the
             band descriptions ('red', 'green', 'blue' in JPEG and PNG). All by default.
-        value_range: (low, high) of the sensor values, each one number or a number a
-            band. By default follows the stored type: uint8 (0, 255); uint16 and int16
-            (0, 10000), the scale of Sentinel-2 reflectance; float (0, 1). Dark for
-            most reflectance: see :func:`measure_range`.
+        value_range: (low, high) of the sensor values, each one number, or one per
+            band. The default follows the stored type: uint8 (0, 255); uint16 and int16
+            (0, 10000), the scale of Sentinel-2 reflectance; float (0, 1). This makes
+            most reflectance dark: see `measure_range`.
         val_fraction: Share of the training images for 'val', in [0, 1).
         test_fraction: Share of the training images for 'test', in [0, 1).
         seed: Seed of the fractions.
-        on_error: 'raise' stops at an unreadable image; 'skip' warns once, counts it in
-            ``skipped`` and returns the next readable image in its place.
+        on_error: 'raise' stops at an unreadable image; 'skip' warns once, adds it to
+            `skipped` and returns the next readable image instead.
         transforms: Applied to each sample.
-        band_names: Names of the bands in every file, in their order, where the files
-            do not tell: GeoTIFFs without band descriptions.
+        band_names: Names of the bands in every file, in their order, for files that do
+            not name them: GeoTIFFs without band descriptions.
 
     Attributes:
         paths: Paths of the split's images, sorted.
@@ -70,14 +70,14 @@ class ImageFolder(TableDataset):
         value_range: (low, high).
         no_data: Value of pixels without data, in all bands; None if the first file does
             not declare any.
-        range_known: Whether *value_range* was given or is all that 8 bits or a float
-            can mean, not the usual scale of 16 bits.
+        range_known: Whether *value_range* is certain: given, or of 8 bits or a float.
+            The usual scale of 16 bits is a guess.
 
     Raises:
         NoImagesError: If the folder or the split has no image.
         UnreadableImageError: If an image cannot be read and *on_error* is 'raise', or
             if none can.
-        ValueError: If an argument, or the images among themselves, do not fit.
+        ValueError: If an argument is wrong, or the images do not fit each other.
     """
 
     def __init__(

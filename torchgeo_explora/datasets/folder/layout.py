@@ -1,4 +1,4 @@
-"""How a folder of images divides into splits and classes."""
+"""How a folder of images is divided into splits and classes."""
 
 import hashlib
 import os
@@ -21,7 +21,7 @@ class NoImagesError(NoSamplesError):
 class FolderLayout:
     """The images below a folder, their splits and their classes.
 
-    The rules are those of :class:`~torchgeo_explora.datasets.ImageFolder`.
+    The rules are those of `ImageFolder`.
 
     Args:
         root: The folder.
@@ -31,12 +31,13 @@ class FolderLayout:
 
     Attributes:
         names: Paths of all images, relative to *root*, forward slashes, sorted.
-        folders: The splits that have a folder of their own.
+        folders: The splits that have their own folder.
         classes: Class names in alphabetical order; empty without class folders.
 
     Raises:
-        NoImagesError: If *root* is no folder or has no image.
-        ValueError: If images lie beside the split folders, or the fractions do not fit.
+        NoImagesError: If *root* is not a folder or has no image.
+        ValueError: If there are images beside the split folders, or the fractions do
+            not fit.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class FolderLayout:
         self.folders = sorted(set(tops) & set(SPLITS))
         self._check(tops)
         self._parts = self._draw(self._below('train') if self.folders else self.names)
-        # Images to predict may have folders of their own that are no classes.
+        # Folders of images to predict are not classes.
         known = [split for split in SPLITS[:3] if self.members(split)] or ['predict']
         names = [self._class_names(split) for split in known]
         self.classes = sorted({name for split in names for name in split or ()})
@@ -73,7 +74,7 @@ class FolderLayout:
             raise ValueError(
                 f'{self.root} has split folders {self.folders} and other images, such '
                 f'as {strays[0]}: move all images into the split folders, or rename a '
-                f'class folder that is called like a split'
+                f'class folder that has the name of a split'
             )
         for split, fraction in self.fractions.items():
             if not 0 <= fraction < 1:
@@ -123,14 +124,14 @@ class FolderLayout:
         return [order[name] for name in names]
 
     def _class_names(self, split: str) -> list[str] | None:
-        """Return the class folder of each image, None if some lie outside of any."""
+        """Return the class folder of each image, None if some are not in one."""
         depth = 1 if self.folders else 0
         parts = [name.split('/')[depth:] for name in self.members(split)]
         flat = sum(len(part) == 1 for part in parts)
         if 0 < flat < len(parts):
             warnings.warn(
                 f'{flat} of the {len(parts)} images of split {split!r} in {self.root} '
-                f'lie outside of any class folder: the split has no labels',
+                f'are not in a class folder: the split has no labels',
                 stacklevel=4,
             )
         return None if flat else [part[0] for part in parts]
@@ -140,7 +141,7 @@ class FolderLayout:
         if split == 'train':
             return (
                 f'no training image found in {self.root}: put them in a folder train, '
-                f'or take less for *val_fraction* and *test_fraction*'
+                f'or lower *val_fraction* and *test_fraction*'
             )
         return (
             f'no image found for split {split!r} in {self.root}: put them in a folder '
@@ -150,7 +151,7 @@ class FolderLayout:
 
 def _list_images(root: str) -> list[str]:
     if not os.path.isdir(root):
-        raise NoImagesError(f'*root* is {root}, which is no folder: give a folder')
+        raise NoImagesError(f'*root* is {root}, which is not a folder')
     found, folders = [], ['']
     while folders:
         folder = folders.pop()

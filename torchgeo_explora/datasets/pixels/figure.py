@@ -1,4 +1,4 @@
-"""One way to plot a sample."""
+"""How samples are plotted."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 from torchgeo.datasets import RGBBandsMissingError
 
-# Names of red, green and blue, in the ways that files have them.
+# Names that files have for red, green and blue.
 _TRUE_COLOUR = (('red', 'green', 'blue'), ('B04', 'B03', 'B02'), ('B4', 'B3', 'B2'))
 
 
@@ -19,7 +19,7 @@ def colour_indices(bands: Sequence[str], channels: int) -> list[int]:
 
     Args:
         bands: Names of the bands; none if they are not known.
-        channels: How many there are; where fewer than three, the last one is repeated.
+        channels: Number of bands; if fewer than three, the last one is repeated.
     """
     for names in _TRUE_COLOUR:
         if set(names) <= set(bands):
@@ -43,7 +43,7 @@ def true_colour(unit: Tensor, bands: Sequence[str]) -> Tensor:
 
 
 def pick_bands(image: Tensor, bands: Sequence[str], wanted: Sequence[str]) -> Tensor:
-    """Return some bands of an image, in the order in which they are wanted.
+    """Return some bands of an image, in the given order.
 
     Args:
         image: (..., C, H, W).
@@ -69,8 +69,8 @@ def plot_image(
 
     Args:
         unit: True colour in [0, 1], (3, H, W) or (T, 3, H, W), or one band of gray.
-        sample: ``label`` and ``prediction`` become a title where they are single
-            classes, ``bbox_xyxy`` (N, 4) rectangles.
+        sample: `label` and `prediction` become a title where they are single
+            classes, `bbox_xyxy` (N, 4) rectangles.
         classes: Class names.
         show_titles: Whether to write the classes.
         suptitle: Title of the figure.

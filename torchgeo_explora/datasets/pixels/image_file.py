@@ -19,13 +19,13 @@ from torch import Tensor
 #: Suffixes that are read, in lower case.
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.tif', '.tiff')
 
-# What Pillow hands out for a mode: (mode to convert to, data type, band names).
+# What Pillow gives for a mode: (mode to convert to, data type, band names).
 _RGB = ('RGB', 'uint8', ('red', 'green', 'blue'))
 _GRAY = ('L', 'uint8', ('gray',))
 _DEEP = ('', 'uint16', ('gray',))
 _MODES = {'1': _GRAY, 'L': _GRAY, 'LA': _GRAY, 'I': _DEEP, 'I;16': _DEEP}
 
-# Everything that Pillow and GDAL were seen to raise on damaged bytes.
+# What Pillow and GDAL raise on damaged bytes.
 _DAMAGE = (
     OSError,
     RasterioError,
@@ -39,18 +39,18 @@ _DAMAGE = (
 
 
 class UnreadableImageError(RuntimeError):
-    """A file that is missing, truncated, or no image at all.
+    """A file that is missing, truncated, or not an image.
 
-    Takes one string, so that a data loader's worker can hand it on.
+    It takes one string, so that a data loader's worker can pass it on.
     """
 
 
 @contextmanager
 def naming(path: str) -> Iterator[None]:
-    """Name the file in whatever goes wrong with its bytes.
+    """Name the file in whatever goes wrong while it is read.
 
     Raises:
-        UnreadableImageError: If something does.
+        UnreadableImageError: If something goes wrong.
     """
     try:
         yield
@@ -58,7 +58,7 @@ def naming(path: str) -> Iterator[None]:
         reason = ' '.join(str(error).split()) or type(error).__name__
         raise UnreadableImageError(
             f'cannot read image {path}: {reason}. Replace the file, or pass'
-            f" on_error='skip' to go on without it"
+            f" on_error='skip' to continue without it"
         ) from error
 
 
@@ -69,7 +69,7 @@ class ImageFile:
     PNG through Pillow, where a palette becomes RGB and an alpha channel is dropped.
 
     Args:
-        path: File to open, with one of ``SUFFIXES``.
+        path: File to open, with one of `SUFFIXES`.
         names: Names of the bands, instead of what the file says.
 
     Attributes:
@@ -78,12 +78,12 @@ class ImageFile:
         described: Whether the names are the file's own descriptions.
         dtype: NumPy's name of the stored type, such as 'uint8'.
         size: (H, W) in pixels.
-        no_data: What `read` returns where there is no data, None if the file declares
-            no such pixels.
+        no_data: What `read` returns for pixels without data, None if the file does not
+            declare any.
 
     Raises:
         UnreadableImageError: If the file cannot be opened as an image.
-        ValueError: If there are not as many names as bands.
+        ValueError: If the number of names is not that of the bands.
     """
 
     bands: tuple[str, ...]
@@ -159,7 +159,7 @@ class ImageFile:
         self._image = image
 
     def find(self, bands: Iterable[int | str]) -> list[int]:
-        """Return where bands lie in the file, from 0.
+        """Return the positions of bands in the file, from 0.
 
         Args:
             bands: Numbers from 1, or names.

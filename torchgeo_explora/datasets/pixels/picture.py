@@ -22,7 +22,7 @@ def open_picture(path: str) -> Iterator[Image.Image]:
     """Open a picture; its pixels are decoded when they are needed.
 
     Raises:
-        UnreadableImageError: If the file is missing, truncated, or no picture.
+        UnreadableImageError: If the file is missing, truncated, or not a picture.
     """
     with naming(path), Image.open(path) as image:
         yield image
@@ -33,12 +33,12 @@ def cut(
 ) -> Tensor:
     """Return a region of a picture, resized.
 
-    A JPEG much larger than needed is decoded at 1/2, 1/4 or 1/8 of its size, still at
-    least twice of what is wanted, so that the resizing that follows sees no aliases.
+    A JPEG much larger than needed is decoded at 1/2, 1/4 or 1/8 of its size, but still
+    at twice the wanted size or more, so that resizing causes no aliasing.
 
     Args:
         image: An open picture of any mode.
-        region: What to cut out; whole pixels if it is not resized.
+        region: What to cut out; in whole pixels if it is not resized.
         size: (H, W) of the result; None keeps the pixels.
 
     Returns:
@@ -55,7 +55,7 @@ def cut(
     image.draft(None, (int(width * scale[0]) + 1, int(height * scale[1]) + 1))
     across, down = image.width / width, image.height / height
     left, right, top, bottom = left * across, right * across, top * down, bottom * down
-    # Whole pixels first: what lies outside of the region must not bleed into it.
+    # Whole pixels first: what is outside the region must not bleed into it.
     x, y = math.floor(left), math.floor(top)
     part = image.convert('RGB').crop((x, y, math.ceil(right), math.ceil(bottom)))
     rest = (left - x, top - y, right - x, bottom - y)
@@ -77,7 +77,7 @@ def middle_square(width: int, height: int) -> Region:
 
 
 def move_boxes(boxes: Tensor, region: Region, size: tuple[int, int]) -> Tensor:
-    """Return boxes in the pixels of a region that was cut out and resized.
+    """Return boxes in pixels of a region that was cut out and resized.
 
     Args:
         boxes: (N, 4) float32, x and y of both corners, in pixels of the whole picture.
@@ -85,7 +85,7 @@ def move_boxes(boxes: Tensor, region: Region, size: tuple[int, int]) -> Tensor:
         size: (H, W) it was resized to.
 
     Returns:
-        (M, 4) float32, clipped to the region; boxes outside of it are left out.
+        (M, 4) float32, clipped to the region; boxes outside it are left out.
     """
     left, top, right, bottom = region
     scale = torch.tensor([size[1] / (right - left), size[0] / (bottom - top)] * 2)
@@ -95,7 +95,7 @@ def move_boxes(boxes: Tensor, region: Region, size: tuple[int, int]) -> Tensor:
     return moved[(moved[:, 2:] > moved[:, :2]).all(1)]
 
 
-# Share of a pixel without data that makes a resized one so, too.
+# A resized pixel has no data if at least this share of it comes from such pixels.
 _TOUCHED = 1e-4
 
 
@@ -107,8 +107,8 @@ def fit_square(image: Tensor, size: int, no_data: float | None = None) -> Tensor
     Args:
         image: (C, H, W).
         size: Side of the result in pixels.
-        no_data: Value of pixels without data, in all bands. A pixel of the result that
-            such a one has a part in has it, too.
+        no_data: Value of pixels without data, in all bands. Pixels of the result that
+            such pixels contribute to have this value too.
 
     Returns:
         (C, size, size).

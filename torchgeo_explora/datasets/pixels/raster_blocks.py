@@ -1,4 +1,4 @@
-"""A raster of any size, read in blocks with what surrounds them."""
+"""A raster of any size, read in blocks with their surroundings."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -21,23 +21,23 @@ CACHE = 64
 class RasterBlocks(NonGeoDataset):
     """Blocks of a raster file for a model that sees overlapping windows.
 
-    Windows start at multiples of a stride in the whole raster. A block is a square of
-    *block* pixels with as much around it as the windows need that touch it. Windows
-    that touch two blocks are seen with both, so that a block's result depends neither
-    on the others nor on where the raster is cut.
+    Windows start at multiples of a stride. A block is a square of *block* pixels, read
+    with the surroundings that the windows touching it need. Windows that touch two
+    blocks are seen with both, so the result of a block depends neither on the others
+    nor on where the raster is cut.
 
     Args:
         path: A file that GDAL reads.
         size: Side of a window in pixels.
-        stride: From one window to the next.
+        stride: Pixels from one window to the next.
         block: Side of a block, a multiple of *stride*.
-        skip: Tells which blocks are not to be read, by number.
+        skip: Returns the numbers of the blocks that need not be read.
         channels: Numbers of the bands that are read, from 1; all if None.
 
     Attributes:
-        height: Of the raster, in pixels.
-        width: Likewise.
-        bands: Descriptions of the bands that are read, () where they have none.
+        height: Height of the raster in pixels.
+        width: Width of the raster in pixels.
+        bands: Descriptions of the bands that are read, () if they have none.
         dtype: Type of the values.
 
     Raises:
@@ -80,7 +80,7 @@ class RasterBlocks(NonGeoDataset):
         done = skip()
         self.numbers = [i for i in range(self.blocks) if i not in done]
         if not self.numbers:
-            # Nothing is predicted, and nothing put together, without any block.
+            # Without a block there is no prediction, and so no result is written.
             self.numbers = [self.blocks - 1]
 
     @property
@@ -122,7 +122,7 @@ class RasterBlocks(NonGeoDataset):
         }
 
     def _span(self, first: int, length: int) -> tuple[int, int]:
-        """Return from where to where the windows reach that touch a block."""
+        """Return the range that the windows touching a block cover."""
         last = min(first + self.block, length)
         starts = window_starts(length, self.size, self.stride)
         touching = [i for i in starts if i < last and i + self.size > first]

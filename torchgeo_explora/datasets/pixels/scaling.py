@@ -1,4 +1,4 @@
-"""The range of sensor values that maps to [0, 1]."""
+"""From sensor values to [0, 1]: the range of a data set."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,8 +10,8 @@ from torch.utils.data import Dataset
 #: (low, high) of the sensor values: one number each, or one for each band.
 type ValueRange = tuple[float, float] | tuple[tuple[float, ...], tuple[float, ...]]
 
-#: Usual (low, high) by NumPy's name of the stored type. 16 bits are taken for surface
-#: reflectance times 10,000, as in Sentinel-2 and Landsat products.
+#: Usual (low, high) by NumPy's name of the stored type. Values of 16 bits are taken to
+#: be surface reflectance times 10,000, as in Sentinel-2 and Landsat products.
 RANGES: dict[str, tuple[float, float]] = {
     'uint8': (0.0, 255.0),
     'uint16': (0.0, 10000.0),
@@ -25,7 +25,7 @@ def check_range(value_range: Sequence[Any], bands: Sequence[str]) -> ValueRange:
     """Return a range in plain numbers: two floats, or two tuples of floats.
 
     Args:
-        value_range: (low, high), each one number or a number a band.
+        value_range: (low, high), each one number, or one per band.
         bands: Names of the bands.
 
     Raises:
@@ -60,18 +60,18 @@ def to_unit(image: Tensor, value_range: ValueRange) -> Tensor:
 def measure_range(
     dataset: Dataset[dict[str, Any]], images: int = 256, deviations: float = 2.0
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Measure a range that uses the contrast of the images.
+    """Measure a range that makes good use of [0, 1].
 
-    SatMAE's rule for Sentinel-2: mean -+ 2 standard deviations of each band. The low
-    end does not go below the lowest value met.
+    SatMAE's rule for Sentinel-2: mean +- 2 standard deviations of each band. The low
+    end is not below the lowest value found.
 
     Args:
-        dataset: Data set of ``image`` (C, H, W).
+        dataset: Data set of `image` (C, H, W).
         images: How many images to read, evenly spaced.
         deviations: Standard deviations on either side of the mean.
 
     Returns:
-        (low, high), a number a band: the *value_range* of a data module.
+        (low, high), each with one number per band: the *value_range* of a data module.
     """
     size = len(dataset)  # type: ignore[arg-type]
     chosen = torch.linspace(0, size - 1, min(images, size)).long().tolist()
@@ -79,7 +79,7 @@ def measure_range(
     for index in chosen:
         # (C, H, W) -> (C, H * W)
         pixels = dataset[index]['image'].flatten(1).double()
-        # Images of one size weigh the same, so that the mean of means is the mean.
+        # All images have the same weight: for one size, the mean of means is the mean.
         rows.append(
             torch.stack([pixels.mean(1), pixels.square().mean(1), pixels.amin(1)])
         )

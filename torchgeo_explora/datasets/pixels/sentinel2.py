@@ -38,15 +38,15 @@ STD = dict(zip(BANDS, (std for _, std in _STATISTICS), strict=True))
 def reflectance_range(
     bands: Sequence[str],
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return SatMAE's (low, high) of Level-1C values: mean -+ 2 standard deviations.
+    """Return SatMAE's (low, high) of Level-1C values: mean +- 2 standard deviations.
 
-    Level-2A values differ, above all in B01 and B09, and B10 is missing there.
+    Level-2A values differ, especially in B01 and B09, and have no B10.
 
     Args:
         bands: Band names such as 'B8A', in any order.
 
     Raises:
-        ValueError: If a name is no Sentinel-2 band.
+        ValueError: If a name is not a Sentinel-2 band.
     """
     unknown = [band for band in bands if band not in MEAN]
     if unknown:
@@ -58,10 +58,10 @@ def reflectance_range(
 
 
 def tells_sentinel2(names: Iterable[str]) -> bool:
-    """Return whether one of some bands' names can only be of Sentinel-2.
+    """Return whether at least one band name can only be of Sentinel-2.
 
-    Landsat has a B2 of other values too: two digits ('B02'), the sensor ('S2_B2') or a
-    band that Landsat does not have (B8A, B12) tell them apart.
+    Landsat has a B2 too, with other values. Two digits ('B02'), the sensor ('S2_B2') or
+    a band that Landsat lacks (B8A, B12) identify Sentinel-2.
     """
     own = re.compile(r'S2[_-]|B0', re.IGNORECASE)
     return any(spell_band(n) in ('B8A', 'B12') or own.match(n) for n in names)

@@ -1,4 +1,4 @@
-"""A prepared data set, by number."""
+"""A prepared data set, read by number."""
 
 import os
 from typing import Any, Literal
@@ -26,23 +26,23 @@ from torchgeo_explora.datasets.tables.dataset import (
 
 
 class Prepared(TableDataset):
-    """What :func:`prepare` wrote: the samples of the data set it was made from.
+    """The output of `prepare`: the samples of the data set it was made from.
 
     Every sample is compared with its checksum when it is read.
 
     Args:
-        root: The folder, or the one above.
+        root: The folder, or the folder above it.
         split: Folder in *root*; None if *root* is the folder itself.
-        check: 'size' compares the length of every shard at the start, 'sha256' every
-            byte, which takes as long as reading all.
-        on_error: 'raise' stops at a damaged sample, 'skip' takes the next one.
+        check: 'size' compares the length of every shard at the start; 'sha256' compares
+            every byte, which takes as long as reading all of them.
+        on_error: 'raise' stops at a damaged sample, 'skip' uses the next one.
         transforms: Applied to each sample.
 
     Attributes:
         classes: Class names of the data set it was made from.
-        bands: Names of its bands; likewise ``value_range``, ``range_known`` and
-            ``no_data``, as far as it had them.
-        manifest: All that is known of it.
+        bands: Names of its bands. This and `value_range`, `range_known` and `no_data`
+            exist if that data set had them.
+        manifest: The contents of the manifest.
 
     Raises:
         NotPreparedError: If the folder is not ready, or a shard is cut short.
@@ -64,8 +64,8 @@ class Prepared(TableDataset):
         wrong = verify(self.folder) if check == 'sha256' else self._wrong_sizes()
         if wrong:
             raise NotPreparedError(
-                f'{wrong[0]} ({len(wrong)} such files): fetch it again, or remove'
-                f' manifest.json and the file and prepare again'
+                f'{wrong[0]} ({len(wrong)} such files): fetch it again, or remove the'
+                f' file and manifest.json and prepare again'
             )
         self.classes = self.manifest['classes'] or ()
         attributes = dict(self.manifest['attributes'])
@@ -108,7 +108,7 @@ class Prepared(TableDataset):
         return self.table['place'].to_pylist()
 
     def read(self, index: int) -> dict[str, Any]:
-        """Return a sample with the keys it had before, but ``index``.
+        """Return a sample with the keys it had before, without `index`.
 
         Raises:
             UnreadableImageError: If its bytes are not those that were written.
@@ -140,7 +140,7 @@ class Prepared(TableDataset):
         return self._open[shard].fileno()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave open files and the mapped table out."""
+        """Leave out open files and the mapped table."""
         return {**self.__dict__, '_open': {}, '_table': None}
 
     def true_colour(self, image: Tensor) -> Tensor:

@@ -25,13 +25,13 @@ def choose_encoding(
 ) -> Encoding:
     """Return 'jpeg' for true colour of 8 bits, else 'integer' or 'exact'.
 
-    Values of 8 bits are told by their range; larger ones are digital numbers, whose
-    fractions come from resampling; small fractions are reflectances and the like.
+    Values of 8 bits are recognised by their range. Larger values are digital numbers,
+    whose fractions come from resampling; small ones are reflectances and the like.
 
     Args:
-        sample: One with ``image``.
-        value_range: (low, high) of the data set, if it knows: a dark image of 16 bits,
-            or a black one of 8, does not look like what it is.
+        sample: One with `image`.
+        value_range: (low, high) of the data set, if known. Without it, a dark image of
+            16 bits or a black one of 8 bits is not recognised.
     """
     image = sample['image']
     low, high = float(image.min()), float(image.max())
@@ -45,17 +45,16 @@ def choose_encoding(
 def encode_sample(
     sample: Mapping[str, Any], encoding: Encoding, quality: int
 ) -> dict[str, bytes]:
-    """Return the files of a sample by their suffix.
+    """Return the files of a sample, by suffix.
 
     Args:
-        sample: ``image`` (C, H, W) or (T, C, H, W), and anything that is a tensor, a
-            number, a text or None.
-        encoding: 'jpeg' (8 bits, lossy), 'integer' (rounded to whole numbers, without
-            loss otherwise) or 'exact' (float32 bit by bit).
-        quality: Of JPEG, 1 to 100.
+        sample: `image` (C, H, W) or (T, C, H, W), and tensors, numbers, texts or None.
+        encoding: 'jpeg' (8 bits, lossy), 'integer' (rounded to whole numbers, otherwise
+            lossless) or 'exact' (float32, bit for bit).
+        quality: JPEG quality, 1 to 100.
 
     Raises:
-        ValueError: If a value is none of these, or an image does not fit the encoding.
+        ValueError: If a value has another type, or an image does not fit the encoding.
     """
     image = sample['image']
     series = image.ndim == 4
@@ -78,7 +77,7 @@ def decode_sample(files: Mapping[str, bytes]) -> dict[str, Any]:
     """Return the sample of some files.
 
     Raises:
-        ValueError: If they are not those of a sample.
+        ValueError: If they are not the files of a sample.
     """
     try:
         rest = json.loads(files['json'])
@@ -96,13 +95,14 @@ def decode_sample(files: Mapping[str, bytes]) -> dict[str, Any]:
 def _encode_jpeg(pixels: NDArray[np.float32], quality: int) -> bytes:
     if len(pixels) != 3 or pixels.min() < 0 or pixels.max() > 255:
         raise ValueError(
-            f'an image of {len(pixels)} bands from {pixels.min()} to {pixels.max()} is'
-            f" no JPEG, which takes 3 bands from 0 to 255: pass encoding='integer'"
+            f'an image of {len(pixels)} bands from {pixels.min()} to {pixels.max()}'
+            f' cannot become a JPEG, which has 3 bands from 0 to 255: pass'
+            f" encoding='integer'"
         )
     whole = np.rint(pixels).astype(np.uint8).transpose(1, 2, 0)
     file = io.BytesIO()
-    # Colour at half resolution: of two files with the same error, the one of higher
-    # quality decodes faster than the one with colour at full resolution.
+    # Colour at half resolution: of two files with the same error, this one with higher
+    # quality decodes faster than one with colour at full resolution.
     Image.fromarray(whole).save(file, 'jpeg', quality=quality, subsampling='4:2:0')
     return file.getvalue()
 
@@ -121,8 +121,8 @@ def _encode_tiff(pixels: NDArray[np.float32], encoding: Encoding) -> bytes:
         )
         if kind is None:
             raise ValueError(
-                f'values from {pixels.min()} to {pixels.max()} are no integers of 32'
-                f" bits: pass encoding='exact'"
+                f'values from {pixels.min()} to {pixels.max()} do not fit integers of'
+                f" 32 bits: pass encoding='exact'"
             )
     else:
         kind = 'float32'
@@ -148,7 +148,7 @@ def _decode(name: str, data: bytes) -> Tensor:
     if name.endswith('.jpg'):
         raw = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         pixels = decode_jpeg(raw, ImageReadMode.RGB)
-        # They come row by row with the colours of a pixel together.
+        # The decoder keeps the colours of a pixel together.
         return pixels.to(torch.float32, memory_format=torch.contiguous_format)
     with warnings.catch_warnings(), MemoryFile(data) as memory:
         warnings.simplefilter('ignore', NotGeoreferencedWarning)
@@ -157,7 +157,7 @@ def _decode(name: str, data: bytes) -> Tensor:
 
 
 def _plain(key: str, value: Any) -> Any:
-    """Return a value as JSON knows it; a tensor with its type and shape."""
+    """Return a value for JSON; a tensor with its type and shape."""
     if isinstance(value, Tensor):
         return {
             'dtype': str(value.dtype).removeprefix('torch.'),

@@ -1,4 +1,4 @@
-"""What lies in a prepared folder: shards, their sums, and where each sample is."""
+"""The contents of a prepared folder: shards, checksums, and where samples are."""
 
 import hashlib
 import json
@@ -14,11 +14,11 @@ import pyarrow as pa
 from torchgeo_explora.datasets.pixels.image_file import UnreadableImageError
 from torchgeo_explora.writing import replacing
 
-#: File that is written last: without it a folder is not ready.
+#: File that is written last: without it, a folder is not ready.
 MANIFEST = 'manifest.json'
 #: Table of the samples.
 INDEX = 'index.arrow'
-#: Folder of what is known of finished shards, until all are.
+#: Folder of notes on finished shards, until all are finished.
 PARTS = '.parts'
 
 SCHEMA = pa.schema(
@@ -35,7 +35,7 @@ SCHEMA = pa.schema(
 
 
 class NotPreparedError(FileNotFoundError):
-    """A folder that `prepare` has not finished, or was damaged since."""
+    """A folder that `prepare` has not finished, or that is damaged."""
 
 
 def shard_name(number: int) -> str:
@@ -44,7 +44,7 @@ def shard_name(number: int) -> str:
 
 
 def read_note(path: str) -> dict[str, Any]:
-    """Return what a JSON file of a prepared folder holds.
+    """Return the contents of a JSON file of a prepared folder.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -98,11 +98,11 @@ def compare(
     Args:
         files: What was read, by name.
         sums: CRC-32 of what was written, by name.
-        key: Of the sample.
+        key: Key of the sample.
         shard: Its file or address.
 
     Raises:
-        UnreadableImageError: If one differs, or is not there.
+        UnreadableImageError: If a file differs or is missing.
     """
     for name, expected in sums.items():
         if name not in files or zlib.crc32(files[name]) != expected:
@@ -113,13 +113,13 @@ def compare(
 
 
 def verify(folder: str | os.PathLike[str]) -> list[str]:
-    """Compare every byte of a prepared folder with what was written.
+    """Compare every byte of a prepared folder with the checksums.
 
     Args:
         folder: The folder.
 
     Returns:
-        What is wrong, one sentence a file; empty if all is well.
+        One sentence for each file that is wrong; empty if all is well.
 
     Raises:
         NotPreparedError: If the folder is not ready.
@@ -143,13 +143,13 @@ def verify(folder: str | os.PathLike[str]) -> list[str]:
     return wrong
 
 
-# Seconds: workers of a process that was killed end a little later than it.
+# Seconds: workers of a process that was killed end a little after it.
 _PATIENCE = 5.0
 
 
 @contextmanager
-def alone_in(folder: str) -> Iterator[None]:
-    """Keep others from preparing into a folder, which is made.
+def locked(folder: str) -> Iterator[None]:
+    """Keep other processes from preparing into a folder, which is created.
 
     The lock ends with the processes that hold it, however they end.
 
@@ -157,16 +157,16 @@ def alone_in(folder: str) -> Iterator[None]:
         folder: The folder.
 
     Raises:
-        RuntimeError: If another process, or a worker of it, is at work there.
+        RuntimeError: If another process, or one of its workers, is writing there.
     """
-    # Only Unix has it.
+    # Only Unix has this module.
     import fcntl
 
     parts = os.path.join(folder, PARTS)
     os.makedirs(parts, exist_ok=True)
     with open(os.path.join(parts, 'lock'), 'w') as file:
         deadline = time.monotonic() + _PATIENCE
-        # File systems without locks have errors of their own: nothing is known there.
+        # File systems without locks raise other errors; then there is no protection.
         with suppress(OSError):
             while True:
                 try:
@@ -176,7 +176,7 @@ def alone_in(folder: str) -> Iterator[None]:
                     if time.monotonic() > deadline:
                         raise RuntimeError(
                             f'another process prepares into {folder}: wait until it'
-                            f' ends, or give another *output*'
+                            f' ends, or pass another *output*'
                         ) from error
                     time.sleep(0.05)
         yield

@@ -1,4 +1,4 @@
-"""A prepared data set, as a stream from disk or object storage."""
+"""A prepared data set, streamed from disk or object storage."""
 
 import hashlib
 import itertools
@@ -28,30 +28,30 @@ from torchgeo_explora.datasets.tables.dataset import OnError, check_choice
 class PreparedStream(IterableDataset[dict[str, Any]]):
     """The samples of a prepared folder in the order of their bytes.
 
-    For data that is not on a local disk: whole shards are read from end to end, by the
-    webdataset library. Each process of each node, and each of its workers, has shards
-    of its own, so there must be at least as many; one with fewer than others repeats
-    them sooner. Every sample is compared with its checksum.
+    For data that is not on a local disk: the webdataset library reads whole shards from
+    start to end. Each process and each of its workers has its own shards, so there must
+    be at least as many shards as workers; a worker with fewer shards repeats them
+    sooner. Every sample is compared with its checksum.
 
     Args:
-        root: Folder or address: a path, or what webdataset opens, such as
-            ``https://host/fmow``, ``gs://bucket/fmow`` or ``s3://bucket/fmow`` (by the
-            command ``aws``).
+        root: A path, or an address that webdataset opens, such as
+            `https://host/fmow`, `gs://bucket/fmow` or `s3://bucket/fmow` (by the
+            command `aws`).
         split: Folder in *root*; None if *root* is the folder itself.
-        buffer: Samples that are mixed: with 1 or more, shards come in a random order
-            and without end, and each sample is drawn from a buffer of this size; with
-            0, every sample comes once and in order.
-        seed: Of the order.
+        buffer: Size of the buffer in which samples are mixed. With 1 or more, shards
+            come in random order and without end; with 0, every sample comes once and
+            in order.
+        seed: Seed of the order.
         on_error: 'raise' stops at a damaged sample, 'skip' warns and leaves it out.
 
     Attributes:
         classes: Class names of the data set it was made from.
-        attributes: ``bands``, ``value_range`` and ``range_known``, as far as it had
+        attributes: `bands`, `value_range` and `range_known`, if that data set had
             them.
         samples: Number of samples.
 
     Raises:
-        NotPreparedError: If there is no manifest or no index, or it was damaged.
+        NotPreparedError: If the manifest or the index is missing or damaged.
     """
 
     def __init__(
@@ -89,8 +89,8 @@ class PreparedStream(IterableDataset[dict[str, Any]]):
                 return file.read()
         except OSError as error:
             raise NotPreparedError(
-                f'{self.folder} has no {name} that can be read: give the folder or'
-                f' the address of what `explora prepare` wrote'
+                f'{self.folder} has no {name} that can be read: pass the folder or the'
+                f' address of what `explora prepare` wrote'
             ) from error
 
     def _read_manifest(self) -> dict[str, Any]:
@@ -127,7 +127,7 @@ class PreparedStream(IterableDataset[dict[str, Any]]):
             ValueError: If there are more processes and workers than shards.
             NotPreparedError: If a shard has fewer samples than were written.
             UnreadableImageError: If a sample's bytes are not those that were written,
-                and *on_error* is 'raise', or if that holds for all.
+                and *on_error* is 'raise' or no sample is intact.
         """
         import webdataset as wds
 
@@ -145,7 +145,7 @@ class PreparedStream(IterableDataset[dict[str, Any]]):
         ).compose(self._whole_shards)
         if mixed:
             shuffle = wds.detshuffle(self.buffer, self.buffer, self.seed)
-            # Without end: processes with unlike shards must not wait for each other.
+            # Endless, so that processes with unequal shards never wait for each other.
             stream = stream.compose(shuffle).repeat()
         for files in stream:
             sample = decode_sample(
@@ -157,12 +157,12 @@ class PreparedStream(IterableDataset[dict[str, Any]]):
         if processes * workers > len(self.urls):
             raise ValueError(
                 f'{self.folder} has {len(self.urls)} shards for {processes} processes'
-                f' with {workers} workers each, which need one apiece: use fewer'
+                f' with {workers} workers each: every worker needs a shard. Use fewer'
                 f' workers, or prepare with a smaller *samples_per_shard*'
             )
 
     def _whole_shards(self, samples: Iterable[Any]) -> Iterator[Any]:
-        """Pass on what is as it was written, and raise where a shard was cut short."""
+        """Pass on intact samples, and raise if a shard was cut short."""
         shards = zip(self.urls, self.manifest['shards'], strict=True)
         expected = {url: shard['samples'] for url, shard in shards}
         intact = damaged = 0
@@ -191,7 +191,7 @@ class PreparedStream(IterableDataset[dict[str, Any]]):
             raise UnreadableImageError(f'no sample of {self.folder} can be read')
 
     def _readable(self, samples: Iterable[Any]) -> Iterator[Any]:
-        """Pass on samples, and say which shard ends in the middle of one."""
+        """Pass on samples, and name a shard that ends in the middle of one."""
         try:
             yield from samples
         except tarfile.ReadError as error:

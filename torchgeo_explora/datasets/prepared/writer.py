@@ -1,9 +1,11 @@
-"""Any data set in a compact form: shards of re-encoded samples."""
+"""Write any data set in a compact form: shards of re-encoded samples."""
 
 import errno
 import io
+import itertools
 import json
 import os
+import sys
 import tarfile
 import traceback
 import warnings
@@ -28,16 +30,16 @@ from torchgeo_explora.datasets.prepared.manifest import (
     MANIFEST,
     PARTS,
     SCHEMA,
-    alone_in,
     checksum,
+    locked,
     read_note,
     shard_name,
     write_file,
 )
 
-# Attributes of a data set that its prepared form keeps.
+# Attributes of a data set that are stored in the manifest.
 _KEPT = ('split', 'bands', 'value_range', 'range_known', 'no_data')
-# Samples that are looked at twice, to see whether they are drawn at random.
+# Number of samples that are read twice, to detect random ones.
 _LOOKS = 5
 
 
@@ -54,33 +56,32 @@ def prepare(
     """Write a data set in a compact form that is read many times faster.
 
     The samples are those that *dataset* returns, cropped and resized by its own
-    arguments, with the same keys. They lie in tar files that the webdataset library
-    can stream; :class:`~torchgeo_explora.datasets.Prepared` reads them by number.
+    arguments, with the same keys. They are stored in tar files that the webdataset
+    library can stream; `Prepared` reads them by number.
 
-    Stopped half-way, the same call goes on where it was, and the bytes are those of a
-    run that was never stopped.
+    If it is interrupted, the same call continues, and the result has the same bytes as
+    that of an uninterrupted run.
 
     Args:
-        dataset: Gives ``image`` and tensors, numbers and texts by number; ours,
-            TorchGeo's, or any other with a length.
+        dataset: Any data set with a length whose samples have `image` and tensors,
+            numbers or texts; ours, TorchGeo's, or another.
         output: Folder to write; one for each split.
         encoding: 'jpeg' (8 bits, lossy), 'integer' (rounded to whole numbers), 'exact'
-            (float32 bit by bit), or 'auto': JPEG for true colour of 8 bits, integers
+            (float32, bit for bit), or 'auto': JPEG for true colour of 8 bits, integers
             for larger values, exact for small ones.
-        quality: Of JPEG, 1 to 100.
+        quality: JPEG quality, 1 to 100.
         samples_per_shard: Samples in a shard.
-        workers: Processes that encode; 0 for this one alone.
-        progress: Whether to show a bar.
+        workers: Worker processes that encode; 0 for none.
+        progress: Whether to show a progress bar.
         drop: Keys of the samples to leave out, such as those of other types.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: If *output* holds the shards of another data set or other
-            arguments, if samples are drawn at random or cannot be encoded, or if an
-            argument is wrong.
-        RuntimeError: If another process prepares into *output*.
+        ValueError: If *output* has shards of another data set or of other arguments, if
+            samples are random or cannot be encoded, or if an argument is wrong.
+        RuntimeError: If another process is preparing into *output*.
         OSError: If the disk is full.
         NotPreparedError: If the manifest in *output* is damaged.
     """
@@ -103,22 +104,22 @@ def prepare(
     probes = [_look(dataset, number, form) for number in _spread(length)]
     settings = {
         'version': 1,
-        'dataset': f'{type(dataset).__module__}.{type(dataset).__qualname__}',
+        'dataset': _public_name(type(dataset)),
         'samples': length,
         'encoding': chosen,
         'quality': quality,
         'samples_per_shard': samples_per_shard,
-        # Another crop, size or order shows in the first and the last sample.
+        # Another crop, size or order changes the first and the last sample.
         'probes': [probes[0], probes[-1]],
     }
     _check_settings(folder, settings)
     if os.path.isfile(os.path.join(folder, MANIFEST)):
         return folder
-    with alone_in(folder):
-        # Another process may have begun, and ended, since.
+    with locked(folder):
+        # Another process may have started, and finished, in the meantime.
         _check_settings(folder, settings)
         for name in os.listdir(folder):
-            # What a process left that was killed.
+            # Left by a process that was killed.
             if name.endswith('.part'):
                 os.remove(os.path.join(folder, name))
         write_file(os.path.join(parts, 'settings.json'), _dump(settings))
@@ -130,7 +131,7 @@ def prepare(
 
 @dataclass(frozen=True)
 class _Form:
-    """How a sample becomes files."""
+    """How a sample is encoded."""
 
     encoding: Encoding
     quality: int
@@ -141,13 +142,29 @@ class _Form:
         return encode_sample(kept, self.encoding, self.quality)
 
 
+def _public_name(kind: type) -> str:
+    """Return the shortest path from which a class can be imported."""
+    modules = list(itertools.accumulate(kind.__module__.split('.'), '{}.{}'.format))
+    home = next(
+        (name for name in modules if hasattr(sys.modules.get(name), kind.__qualname__)),
+        kind.__module__,
+    )
+    return f'{home}.{kind.__qualname__}'
+
+
+def _same_class(name: str, other: str) -> bool:
+    """Return whether two names are of one class, wherever its package has it."""
+    first, second = name.split('.'), other.split('.')
+    return (first[0], first[-1]) == (second[0], second[-1])
+
+
 def _spread(length: int) -> list[int]:
-    """Return the numbers of a few samples, the first and the last among them."""
+    """Return the numbers of a few samples, including the first and the last."""
     return sorted({number * (length - 1) // (_LOOKS - 1) for number in range(_LOOKS)})
 
 
 def _look(dataset: NonGeoDataset, number: int, form: _Form) -> list[int]:
-    """Return the checksums of a sample, the same at every visit.
+    """Return the checksums of a sample, which must be the same at every visit.
 
     Raises:
         ValueError: If they are not.
@@ -158,9 +175,9 @@ def _look(dataset: NonGeoDataset, number: int, form: _Form) -> list[int]:
     )
     if found != again:
         raise ValueError(
-            f'sample {number} of *dataset* differs from one visit to the next: what it'
-            f' draws at random would be drawn once for all. Give it a *seed*, or train'
-            f' on it as it is'
+            f'sample {number} of *dataset* differs from one visit to the next: its'
+            f' random draws would be fixed for good. Give it a *seed*, or train without'
+            f' preparing it'
         )
     return found
 
@@ -169,7 +186,7 @@ def _write_shards(jobs: '_Jobs', workers: int, progress: bool) -> None:
     """Write the shards that are missing.
 
     Raises:
-        OSError: If one cannot be written, or a sample not be read.
+        OSError: If one cannot be written, or a sample cannot be read.
         ValueError: If a sample cannot be encoded.
     """
     missing = [n for n in range(jobs.count) if not _is_done(jobs.folder, n)]
@@ -191,7 +208,7 @@ def _write_shards(jobs: '_Jobs', workers: int, progress: bool) -> None:
 
 
 class _Jobs(Dataset[Any]):
-    """One job a shard, done in a worker of a loader."""
+    """One job per shard, done in a worker of a data loader."""
 
     def __init__(
         self,
@@ -207,16 +224,16 @@ class _Jobs(Dataset[Any]):
         self.numbers: list[int] = []
 
     def samples(self, numbers: list[int]) -> int:
-        """Return how many samples some shards have."""
+        """Return the number of samples in some shards."""
         return sum(min(self.size, self.length - n * self.size) for n in numbers)
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def __getitem__(self, index: int) -> int | Exception:
-        """Write a shard, then what is in it; return its number, or what went wrong.
+        """Write a shard and its note; return its number, or the error.
 
-        A loader would raise what a worker raises with another text: its traceback.
+        A loader would replace the message of a worker's error by a traceback.
         """
         try:
             self._write(self.numbers[index])
@@ -249,7 +266,7 @@ class _Jobs(Dataset[Any]):
             raise OSError(
                 error.errno,
                 f'no room to write {path} ({error.strerror}): make room and run the'
-                f' same command again, which keeps the shards that are there',
+                f' same command again, which keeps the finished shards',
             ) from error
         finally:
             part.unlink(missing_ok=True)
@@ -259,7 +276,7 @@ class _Jobs(Dataset[Any]):
 
 
 def _is_done(folder: str, number: int) -> bool:
-    """Return whether a shard is there as it was written."""
+    """Return whether a shard is complete."""
     name = shard_name(number)
     try:
         known = read_note(os.path.join(folder, PARTS, f'{name}.json'))
@@ -269,15 +286,15 @@ def _is_done(folder: str, number: int) -> bool:
 
 
 def _tar_writer(file: io.BufferedWriter) -> Any:
-    """Return a writer whose bytes depend on the samples alone."""
-    # The library loads much that reading by number does not need.
+    """Return a writer whose bytes depend only on the samples."""
+    # Imported late: reading by number does not need this large library.
     from webdataset import TarWriter
 
     return TarWriter(file, encoder=False, mtime=0.0, user='root', group='root')
 
 
 def _rows(path: Path, number: int) -> list[dict[str, Any]]:
-    """Return the rows of the index for the samples of a shard."""
+    """Return the index rows of the samples in a shard."""
     rows: dict[str, dict[str, Any]] = {}
     with tarfile.open(path) as tar:
         for member in tar:
@@ -299,7 +316,7 @@ def _rows(path: Path, number: int) -> list[dict[str, Any]]:
 
 
 def _check_settings(folder: str, settings: dict[str, Any]) -> None:
-    """Raise if a folder was begun with other settings."""
+    """Raise if a folder was started with other settings."""
     for path, name in (
         (os.path.join(folder, MANIFEST), 'settings'),
         (os.path.join(folder, PARTS, 'settings.json'), None),
@@ -308,18 +325,21 @@ def _check_settings(folder: str, settings: dict[str, Any]) -> None:
             continue
         found = read_note(path)
         found = found if name is None else found[name]
+        if _same_class(found['dataset'], settings['dataset']):
+            # Earlier versions wrote the module that the class was defined in.
+            found = found | {'dataset': settings['dataset']}
         if found != settings:
             other = [key for key in settings if settings[key] != found.get(key)]
             raise ValueError(
                 f'{folder} was prepared from another data set or with other arguments'
-                f' ({", ".join(other)} differ): give another *output*, or remove it'
+                f' ({", ".join(other)} differ): pass another *output*, or remove it'
             )
 
 
 def _finish(
     dataset: NonGeoDataset, folder: str, settings: dict[str, Any], count: int
 ) -> None:
-    """Write the index and the manifest, and clear up."""
+    """Write the index and the manifest, and remove the notes."""
     parts = os.path.join(folder, PARTS)
     places = list(getattr(dataset, 'places', ()))
     shards, tables, skipped = [], [], []

@@ -1,4 +1,4 @@
-"""Several rasters as the bands of one."""
+"""Several rasters combined as the bands of one."""
 
 from collections.abc import Mapping
 from xml.etree import ElementTree
@@ -23,15 +23,15 @@ def stack_bands(files: Mapping[str, str]) -> str:
     """Return a GDAL virtual raster, as XML, that stacks the bands of files.
 
     The grid is that of the file with the smallest pixels; the others are resampled to
-    it, bilinearly. A band is called as its file is here, with a number added where the
-    file has several bands.
+    it bilinearly. A band has the name of its file, with a number appended if the file
+    has several bands.
 
     Args:
-        files: Path of each raster by name, in the order of the bands.
+        files: Path of each raster, by name and in the order of the bands.
 
     Raises:
         RasterioIOError: If a file cannot be opened.
-        ValueError: If the files lie in different coordinate systems.
+        ValueError: If the files have different coordinate systems.
     """
     with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN='TRUE'):
         sources = {name: rasterio.open(path) for name, path in files.items()}
@@ -39,7 +39,7 @@ def stack_bands(files: Mapping[str, str]) -> str:
         systems = {str(source.crs) for source in sources.values()}
         if len(systems) > 1:
             raise ValueError(
-                f'{", ".join(files)} lie in {", ".join(sorted(systems))}: stack files'
+                f'{", ".join(files)} are in {", ".join(sorted(systems))}: stack files'
                 f' of one coordinate system'
             )
         best = min(sources.values(), key=lambda source: source.transform.a)

@@ -1,4 +1,4 @@
-"""Where a scene has data and no clouds, and where a window fits in."""
+"""Where a scene has data and no clouds, and where a window fits."""
 
 import math
 from collections.abc import Sequence
@@ -30,16 +30,16 @@ def visible_shares(
 ) -> Shares:
     """Return the share of each cell of a scene that has data and no clouds.
 
-    Every pixel counts, or every pixel of the overview that fits, if the file has some.
+    Every pixel counts, or every pixel of a suitable overview if the file has one.
 
     Args:
         handle: The open scene.
-        band: Number of the band whose missing data counts, from 1.
+        band: Number of the band whose missing data count, from 1.
         step: Side of a cell in pixels of a window.
         scale: Side of a window's pixel in pixels of the scene.
-        mask: Raster of any resolution and coordinate system that says where nothing can
-            be seen; its first band counts.
-        cloud_values: Values of it that hide the ground; all but 0 if None.
+        mask: Raster of any resolution and coordinate system whose first band marks what
+            cannot be seen.
+        cloud_values: Its values that hide the ground; all except 0 if None.
 
     Returns:
         (h, w) in [0, 1], for all whole cells.
@@ -48,7 +48,7 @@ def visible_shares(
         RasterioIOError: If the scene or the mask cannot be read.
     """
     cell = step * scale
-    # The last bits of a ratio of sizes must not cost a cell.
+    # Rounding errors of a ratio of sizes must not cost a cell.
     height, width = (
         math.floor(side / cell + 1e-6) for side in (handle.height, handle.width)
     )
@@ -118,5 +118,5 @@ def positions(visible: Shares, cells: int, max_invalid: float) -> Bits:
         - sums[cells:, :-cells]
         + sums[:-cells, :-cells]
     )
-    # Less than the share of any pixel, more than the errors of the sums.
+    # The tolerance is below the share of a pixel and above the rounding errors.
     return inside / cells**2 >= 1 - max_invalid - 1e-7

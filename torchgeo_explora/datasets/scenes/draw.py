@@ -1,4 +1,4 @@
-"""Windows of scenes, drawn so that every place is as likely as any other."""
+"""Random windows of scenes, in which every place is equally likely."""
 
 import numpy as np
 import shapely  # type: ignore[import-untyped]
@@ -11,16 +11,16 @@ _GROUP = 64
 
 
 def draw_windows(ground: Ground, length: int, seed: int) -> NDArray[np.int64]:
-    """Draw windows that are usable.
+    """Draw usable windows.
 
-    First a place, every spot on the ground being equally likely, then one of the scenes
-    that can be used there, all alike. So what counts is the ground, not how often, or
-    how finely, it was photographed.
+    First a place is drawn, every spot on the ground being equally likely, then one of
+    the scenes that can be used there, each with the same probability. So what counts is
+    the ground, not how often or at what resolution it was recorded.
 
     Args:
         ground: The scenes, whose index has owners.
         length: N, number of windows.
-        seed: They depend on it, and on the scenes, alone.
+        seed: The windows depend only on it and on the scenes.
 
     Returns:
         (N, 3): scene, and row and column of the upper left corner in steps.
@@ -46,7 +46,7 @@ def draw_windows(ground: Ground, length: int, seed: int) -> NDArray[np.int64]:
 def _groups(
     ground: Ground, owners: Integers, rows: Integers, columns: Integers
 ) -> Integers:
-    """Return a number for the part of its owner that each place lies in, from 0."""
+    """Return for each place the number, from 0, of the part of its owner it is in."""
     counts = np.bincount(owners)[owners]
     parts = np.ceil(np.sqrt(counts / _GROUP)).astype(np.int64)
     shapes = ground.shapes[owners]
@@ -65,8 +65,8 @@ def _choose(
 ) -> Integers:
     """Draw one of the scenes that can be used at each place.
 
-    Scenes near a place are tried at random until one can be used there. In a stack that
-    is the first or second try, however deep it is.
+    Scenes near a place are tried at random until one can be used there. In a deep stack
+    of scenes that takes one or two tries.
     """
     order = np.argsort(groups, kind='stable')
     first = np.unique(groups[order], return_index=True)[1]
@@ -78,7 +78,7 @@ def _choose(
         np.maximum.reduceat(north, first),
     )
     near, scenes = ground.tree.query(boxes)
-    # The owner can be used at its places, and is in the list once.
+    # The owner can be used at its own places; it must be in the list once.
     owner = owners[order][first]
     others = scenes != owner[near]
     near = np.concatenate([near[others], np.arange(len(first))])
@@ -98,7 +98,7 @@ def _choose(
 
 
 def fair_length(ground: Ground) -> int:
-    """Return how many windows side by side cover what can be used of each scene."""
+    """Return how many windows, side by side, cover the usable part of all scenes."""
     counts = ground.table['windows'].to_numpy()
     side = ground.size // ground.step
     return max(1, int(counts.sum() // side**2))

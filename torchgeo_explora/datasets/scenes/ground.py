@@ -17,9 +17,9 @@ type Integers = NDArray[np.int64]
 
 
 class Ground:
-    """The places that scenes cover, each looked up by longitude and latitude.
+    """The places that scenes cover, looked up by longitude and latitude.
 
-    Scenes, rows and columns are given by one number, or by an array for as many places.
+    Scenes, rows and columns are single numbers, or arrays for several places.
 
     Args:
         table: Index of the scenes.
@@ -28,7 +28,7 @@ class Ground:
     """
 
     def __init__(self, table: pa.Table, size: int, step: int) -> None:
-        """Note the extent of every scene."""
+        """Compute the extent of every scene."""
         self.table, self.size, self.step = table, size, step
         self.systems, codes = np.unique(table['crs'].to_numpy(), return_inverse=True)
         self.codes: Integers = codes.astype(np.int64)
@@ -57,7 +57,7 @@ class Ground:
         )
 
     def bits(self, scene: int, name: str = 'usable') -> Bits:
-        """Return which positions of a scene are usable, or owned, (h, w)."""
+        """Return which positions of a scene are usable (or owned), (h, w)."""
         offsets, data = _packed(self.table, name)
         packed = data[offsets[scene] : offsets[scene + 1]]
         rows, columns = self.shapes[scene]
@@ -73,7 +73,7 @@ class Ground:
         return x, origins[..., 1] - down * pixels[..., 1]
 
     def nearest(self, scenes: Any, x: Any, y: Any) -> tuple[Integers, Integers]:
-        """Return rows and columns of the windows nearest to places; -1 is outside."""
+        """Return rows and columns of the windows nearest to places, -1 if outside."""
         origins, pixels, limits = (
             values[scenes] for values in (self.origins, self.pixels, self.shapes)
         )
@@ -95,7 +95,7 @@ class Ground:
     def position(
         self, scenes: Any, longitudes: Floats, latitudes: Floats
     ) -> tuple[Integers, Integers, Bits]:
-        """Return rows and columns of the windows nearest to places, and if usable."""
+        """Return rows and columns of the nearest windows, and whether usable."""
         x, y = self._transform(scenes, longitudes, latitudes, 'INVERSE')
         rows, columns = self.nearest(scenes, x, y)
         inside = (rows >= 0) & (columns >= 0)
@@ -107,7 +107,7 @@ class Ground:
     def _transform(
         self, scenes: Any, x: Any, y: Any, direction: Any
     ) -> tuple[Floats, Floats]:
-        """Transform places from the scenes' systems, or to them."""
+        """Transform places from the scenes' coordinate systems, or to them."""
         x, y = np.asarray(x, float), np.asarray(y, float)
         codes = np.broadcast_to(self.codes[scenes], x.shape)
         first, second = np.empty_like(x), np.empty_like(y)
@@ -119,7 +119,7 @@ class Ground:
         return first, second
 
     def areas(self) -> Floats:
-        """Return how much ground one position of each scene stands for."""
+        """Return the area that one position of each scene represents."""
         scenes = np.arange(len(self.shapes))
         rows, columns = (self.shapes - 1).T / 2
         east, north = self.centres(scenes, rows, columns)
@@ -131,7 +131,7 @@ class Ground:
     def scenes_at(
         self, longitudes: Floats, latitudes: Floats
     ) -> tuple[Integers, Integers]:
-        """Return all pairs of a place (its number here) and a scene usable there."""
+        """Return all pairs of a place (its index) and a scene usable there."""
         points = shapely.points(longitudes, latitudes)
         places, scenes = self.tree.query(points, predicate='intersects')
         usable = self.position(scenes, longitudes[places], latitudes[places])[2]
@@ -149,7 +149,7 @@ def _pairs(table: pa.Table, name: str) -> Floats:
 
 
 def _packed(table: pa.Table, name: str) -> tuple[Integers, NDArray[np.uint8]]:
-    """Return where the bits of each scene start, and those of all, unread."""
+    """Return where the bits of each scene start, and all bits, without a copy."""
     column = table[name]
     array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     _, offsets, data = array.buffers()

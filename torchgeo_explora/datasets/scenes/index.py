@@ -1,4 +1,4 @@
-"""The index of scenes: what is in them, and where a window can be cut out."""
+"""The index of scenes: their contents, and where a window can be cut out."""
 
 import os
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ NO_MASK = 'scenes without a cloud mask that fits'
 OTHER_BANDS = 'scenes without the bands of the first one'
 OTHER_TYPE = 'scenes of another data type than the first one'
 EMPTY = 'scenes without a usable window'
-#: Problems that are a fault of the data, not of the weather.
+#: Problems of the data, as opposed to clouds.
 FAULTS = (UNREADABLE, NO_PLACE, NO_MASK, OTHER_BANDS, OTHER_TYPE)
 
 SCHEMA = pa.schema(
@@ -55,10 +55,11 @@ class Cutting:
     """How windows are cut out of scenes.
 
     `crs` is the coordinate system that scenes are warped to, their own if None; `res`
-    the side of a pixel in its units, the scene's if None; `bands` names or numbers of
-    the bands, all if None. `cloud_values` are the values of the mask that cannot be
-    used, all but 0 if None; `max_invalid` is the largest share of a window without data
-    or under clouds; `step` the distance in pixels between places where that is known.
+    is the side of a pixel in its units, the scene's if None; `bands` are names or
+    numbers of the bands, all if None. `cloud_values` are the values of the mask that
+    cannot be used, all except 0 if None; `max_invalid` is the largest share of a window
+    without data or under clouds; `step` is the distance in pixels between the positions
+    that are examined.
     """
 
     size: int
@@ -71,12 +72,12 @@ class Cutting:
     step: int
 
 
-# Metres taken for degrees, or the other way, are a factor of 100,000.
+# Mistaking metres for degrees, or the reverse, is a factor of 100,000.
 _FINEST = 1e-3
 
 
 class _Unfit(Exception):
-    """A scene that cannot be used, and why."""
+    """A scene cannot be used; the message says why."""
 
 
 def open_scene_index(
@@ -90,18 +91,18 @@ def open_scene_index(
 
     Args:
         scenes: The scenes.
-        problems: (name, problem) of others that were listed.
+        problems: (name, problem) of other scenes that were listed.
         cutting: How windows are cut out.
         path: File of the index.
         any_type: Whether scenes may differ in their data type.
 
     Returns:
-        A table with ``SCHEMA`` and owners, one row a scene, and the notes ``bands``
-        (names), ``dtype``, ``listed``, ``counts``, ``examples`` and ``report``.
-        ``usable`` are packed bits, ``shape`` of them, of the positions a window can
-        have, ``step`` pixels apart; ``origin`` is the upper left corner on the scene's
-        grid and ``pixel`` the size of a window's pixel, in units of ``crs``; it is
-        ``scale`` times the scene's, whose extent is ``bounds``.
+        A table with `SCHEMA` and owners, one row per scene, with the notes `bands`
+        (names) and `dtype` and those of `with_notes`. `usable` are packed bits for the
+        `shape` positions that a window can have, `step` pixels apart. `origin` is the
+        upper left corner on the scene's grid and `pixel` the size of a window's pixel,
+        both in units of `crs`; the pixel is `scale` times that of the scene, whose
+        extent is `bounds`.
     """
     source = {
         'scenes': [
@@ -128,7 +129,7 @@ def _build(
 ) -> pa.Table:
     listed = len(scenes) + len(problems)
     first: dict[str, Any] = {}
-    # The first scene that can be opened says what the others must have.
+    # The first scene that can be opened decides what the others must have.
     for scene in scenes:
         try:
             with naming(scene.name), rasterio.open(scene.path) as file:
@@ -224,7 +225,7 @@ def _scale(handle: DatasetReader | WarpedVRT, cutting: Cutting) -> float:
     """Return how many pixels of the file a pixel of the window is.
 
     Raises:
-        ValueError: If windows are so fine that *res* must be meant in other units.
+        ValueError: If *res* is so small that it must be in other units.
     """
     if cutting.res is None:
         return 1.0
@@ -232,13 +233,13 @@ def _scale(handle: DatasetReader | WarpedVRT, cutting: Cutting) -> float:
     if scale < _FINEST:
         raise ValueError(
             f'*res* is {cutting.res} units of {handle.crs.to_string()}, where a pixel'
-            f' of the scene has {handle.res[0]}: give it in these units'
+            f' of the scene has {handle.res[0]}: pass it in these units'
         )
     return scale
 
 
 def _names(file: DatasetReader) -> tuple[str, ...]:
-    """Return a name for each band: its description, else its colour, else a number."""
+    """Return the name of each band: its description, its colour or its number."""
     colours = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
     return tuple(
         description or (colour.name if colour in colours else str(number))

@@ -16,7 +16,7 @@ SUFFIXES = ('.tif', '.tiff', '.vrt', '.jp2')
 NO_ASSET = 'STAC items without the assets'
 NO_STACK = 'STAC items whose assets cannot be stacked'
 
-# A day, and perhaps a time: 20200131, 2020-01-31, 20200131T102030.
+# A date, perhaps with a time: 20200131, 2020-01-31, 20200131T102030.
 _DATE = re.compile(
     r'(?<!\d)((?:19|20)\d\d)[-_]?(0[1-9]|1[0-2])[-_]?(0[1-9]|[12]\d|3[01])'
     r'(?:T([01]\d|2[0-3]):?([0-5]\d)?:?([0-5]\d)?)?(?!\d)'
@@ -27,7 +27,7 @@ class Scene(NamedTuple):
     """One scene.
 
     `path` is a file or the XML of a virtual raster, `time` is in ISO format or empty,
-    `mask` the file of its cloud mask.
+    and `mask` is the file of its cloud mask.
     """
 
     name: str
@@ -40,15 +40,15 @@ def file_scene(path: str, mask: str | None = None) -> Scene:
     """Return a file as a scene.
 
     Args:
-        path: The file, whose name may hold a day.
-        mask: What stands in place of its suffix in the name of its cloud mask.
+        path: The file, whose name may contain a date.
+        mask: What replaces its suffix in the name of its cloud mask.
     """
     stem = os.path.splitext(path)[0]
     return Scene(path, path, find_time(os.path.basename(path)), mask and stem + mask)
 
 
 def find_time(name: str) -> str:
-    """Return the first day (and time) in a file's name in ISO format, '' if none."""
+    """Return the first date (and time) in a file name in ISO format, '' if none."""
     match = _DATE.search(name)
     if match is None:
         return ''
@@ -64,18 +64,19 @@ def list_scenes(
     """List scenes.
 
     Args:
-        paths: Folders (with all below), patterns such as ``s2/**/*.tif``, rasters that
-            GDAL reads (a VRT too, and /vsi paths), ``.json`` files of STAC items.
-        assets: Keys of the assets of a STAC item to take, in the order of the bands.
-        mask: Where cloud masks are: what stands in place of the suffix of a scene's
-            file, such as ``_cloud.tif``, and the key of a STAC item's asset.
+        paths: Folders (with their sub-folders), patterns such as `s2/**/*.tif`, rasters
+            that GDAL reads (VRTs and /vsi paths too), `.json` files of STAC items.
+        assets: Keys of the assets of a STAC item to use, in the order of the bands.
+        mask: Where cloud masks are: what replaces the suffix of a scene's file, such as
+            `_cloud.tif`, or the key of a STAC item's asset.
 
     Returns:
-        Scenes, sorted, each once; and (name, problem) of those that cannot be used.
+        Scenes, sorted and without duplicates, and (name, problem) of those that cannot
+        be used.
 
     Raises:
-        FileNotFoundError: If a path leads to nothing, or all of them to no scene.
-        ValueError: If a STAC file is none.
+        FileNotFoundError: If a path does not exist, or there is no scene.
+        ValueError: If a STAC file is not one.
     """
     given = [paths] if isinstance(paths, str | os.PathLike) else paths
     scenes: dict[str, Scene] = {}
@@ -93,7 +94,7 @@ def list_scenes(
         names = ', '.join(os.fspath(place) for place in given)
         raise FileNotFoundError(
             f'no scene found in {names or "no *paths*"}: a'
-            f' STAC file needs items, and files that end with *mask* are no scenes'
+            f' STAC file needs items, and files that end with *mask* are not scenes'
         )
     return sorted(scenes.values()), problems
 
@@ -120,15 +121,15 @@ def stac_scenes(
 
     Args:
         path: An item, an item collection, or a list of items or of their paths.
-        assets: Keys of the assets to stack, in the order of the bands; one that has
-            several bands brings them all.
+        assets: Keys of the assets to stack, in the order of the bands; all bands of an
+            asset are used.
         mask: Key of the asset with the cloud mask.
 
     Returns:
         The scenes, and (name, problem) of items that cannot be used.
 
     Raises:
-        ValueError: If no asset is chosen, or the file is no STAC file.
+        ValueError: If no asset is chosen, or the file is not a STAC file.
     """
     scenes: list[Scene] = []
     problems: list[tuple[str, str]] = []
@@ -137,8 +138,8 @@ def stac_scenes(
         have = item.get('assets') or {}
         if not assets:
             raise ValueError(
-                f'*assets* says which assets of the STAC items to take, in the order'
-                f' of the bands: item {name} of {path} has {", ".join(have) or "none"}'
+                f'*assets* must name the assets of the STAC items, in the order of the'
+                f' bands: item {name} of {path} has {", ".join(have) or "none"}'
             )
         wanted = [*assets, *([mask] if mask else [])]
         if not set(wanted) <= set(have):
@@ -161,16 +162,16 @@ def stac_scenes(
 
 
 def _items(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the items of a file, each with the folder that its links start at."""
+    """Yield the items of a file with the folder that their links start at."""
     with open(path, encoding='utf-8') as file:
         content = json.load(file)
     base = os.path.dirname(os.path.abspath(path))
     if isinstance(content, dict):
-        alone = content.get('type') == 'Feature'
-        content = [content] if alone else content.get('features')
+        single = content.get('type') == 'Feature'
+        content = [content] if single else content.get('features')
     if not isinstance(content, list):
         raise ValueError(
-            f'{path} is no STAC item, no item collection and no list of items'
+            f'{path} is not a STAC item, an item collection or a list of items'
         )
     for item in content:
         if isinstance(item, str):
@@ -180,7 +181,7 @@ def _items(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _link(base: str, href: str) -> str:
-    """Return what GDAL opens for a link."""
+    """Return a link in the form that GDAL opens."""
     if href.startswith('s3://'):
         return f'/vsis3/{href[5:]}'
     if href.startswith('file://'):

@@ -1,4 +1,4 @@
-"""Which scene stands for which ground, so that no place counts twice."""
+"""Which scene represents which ground, so that no place counts twice."""
 
 import numpy as np
 import pyarrow as pa
@@ -10,16 +10,16 @@ from torchgeo_explora.datasets.scenes.ground import Ground
 
 type Bits = NDArray[np.bool_]
 
-#: What every index of scenes has more for this: packed bits, and how many are set.
+#: Columns added to an index: packed bits, and how many are set.
 COLUMNS = {'owned': pa.large_binary(), 'places': pa.int64()}
 
 
 def add_owners(table: pa.Table, size: int, step: int) -> pa.Table:
-    """Note for each scene which of its usable positions no scene before it shows.
+    """Mark for each scene the usable positions that no earlier scene shows.
 
-    Such positions lie side by side: drawn from, each place is met as often as any
-    other, however many scenes show it. To find them takes a look at every position of
-    every scene, which is why it is done once, for the index.
+    Together these positions cover every place once, so a draw from them meets each
+    place as often as any other, however many scenes show it. Finding them means
+    examining every position of every scene, so it is done once, for the index.
 
     Args:
         table: Index of the scenes.
@@ -27,7 +27,7 @@ def add_owners(table: pa.Table, size: int, step: int) -> pa.Table:
         step: Distance between two positions of a window in pixels.
 
     Returns:
-        The table with ``COLUMNS``.
+        The table with `COLUMNS`.
     """
     ground = Ground(table, size, step)
     owned: list[bytes] = []
@@ -35,7 +35,7 @@ def add_owners(table: pa.Table, size: int, step: int) -> pa.Table:
     for scene in tqdm(range(table.num_rows), 'ground', unit=' scenes', disable=None):
         mine = ground.bits(scene)
         near = ground.tree.query(ground.tree.geometries[scene])
-        # One that owns nothing shows nothing that another one does not.
+        # A scene that owns nothing shows only what others show.
         for other in np.sort(near[(near < scene) & (places[near] > 0)]):
             _leave(mine, ground, scene, int(other))
             if not mine.any():
@@ -48,9 +48,9 @@ def add_owners(table: pa.Table, size: int, step: int) -> pa.Table:
 
 
 def _leave(mine: Bits, ground: Ground, scene: int, other: int) -> None:
-    """Clear the positions of a scene at which another one can be used."""
+    """Clear the positions of a scene where another one can be used."""
     if ground.codes[scene] == ground.codes[other]:
-        # On one map, a row of one scene is a row of the other.
+        # In one coordinate system, rows of one scene are rows of the other.
         x, _ = ground.on_map(scene, 0, np.arange(mine.shape[1]))
         _, y = ground.on_map(scene, np.arange(mine.shape[0]), 0)
         rows, _ = ground.nearest(other, 0, y)
@@ -59,10 +59,10 @@ def _leave(mine: Bits, ground: Ground, scene: int, other: int) -> None:
         there = np.ix_(rows[rows >= 0], columns[columns >= 0])
         mine[here] &= ~ground.bits(other)[there]
         return
-    # A look at a place of another system is slow: only where they may meet.
+    # Transforming places is slow, so only those that may be shared are examined.
     system = ground.system(scene)
     bounds = transform_bounds('EPSG:4326', system, *ground.boxes[other])
-    # Where the box has no bounds in this system, all is looked at.
+    # If the box has no bounds in this coordinate system, all places are examined.
     whole = np.array([-np.inf, -np.inf, np.inf, np.inf])
     left, bottom, right, top = np.where(np.isfinite(bounds), bounds, whole)
     x, y = ground.on_map(scene, np.array([0, 1]), np.array([0, 1]))

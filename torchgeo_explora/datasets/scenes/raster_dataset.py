@@ -1,4 +1,4 @@
-"""Scenes on disk as one TorchGeo data set, and their pixels by window."""
+"""Scenes on disk as one TorchGeo data set, read by window."""
 
 import os
 import weakref
@@ -22,20 +22,20 @@ from torchgeo.datasets import RasterDataset
 from torchgeo_explora.datasets.pixels.image_file import naming
 from torchgeo_explora.datasets.scenes.listing import Scene
 
-# Open files a process keeps.
+# Number of files that a process keeps open.
 _HANDLES = 64
 
 
 class Header(NamedTuple):
-    """What the index of a TorchGeo data set asks of an open scene."""
+    """What the index of a TorchGeo data set needs from an open scene."""
 
     crs: RasterCRS
     bounds: tuple[float, float, float, float]
     res: tuple[float, float]
 
     def colormap(self, band: int) -> dict[int, Any]:
-        """Say that there is none, as an open file does."""
-        raise ValueError(f'band {band} has no colours of its own')
+        """Raise, as an open file without a colour map does."""
+        raise ValueError(f'band {band} has no colour map')
 
     def close(self) -> None:
         """Do nothing."""
@@ -44,17 +44,17 @@ class Header(NamedTuple):
 class Scenes(RasterDataset):
     """Scenes of one coordinate system, or reprojected to it.
 
-    A TorchGeo raster data set: it can be indexed by place and time, joined and sampled
-    as any other. What differs from its base class: scenes may be virtual rasters
-    without a file; reprojection is bilinear, not nearest; what it leaves empty is known
-    to be so; and every process has open files of its own, so that workers made by a
-    fork cannot disturb each other.
+    A TorchGeo raster data set, which can be indexed by place and time, joined and
+    sampled like any other. It differs from its base class: scenes may be virtual
+    rasters without a file; reprojection is bilinear instead of nearest; pixels that
+    reprojection leaves empty count as missing; and every process has its own open
+    files, so that forked workers do not disturb each other.
 
     Args:
         scenes: The scenes.
         crs: Coordinate system to warp to; that of the first scene by default.
         nodata: Value of pixels without data, where the files do not say.
-        headers: What is known of scenes by path: they are not opened at the start.
+        headers: Known headers by path: these scenes are not opened at the start.
 
     Raises:
         DatasetNotFoundError: If no scene can be opened.
@@ -67,12 +67,12 @@ class Scenes(RasterDataset):
         nodata: float | None = None,
         headers: Mapping[str, Header] | None = None,
     ) -> None:
-        """Open every scene once that is not known."""
+        """Open every scene whose header is not known."""
         self.times = {scene.path: scene.time for scene in scenes}
         self.nodata = nodata
         self._handles: dict[str, DatasetReader | WarpedVRT] = {}
         self._process = os.getpid()
-        # GDAL complains about files that are still open when the interpreter ends.
+        # GDAL complains about files that are open when the interpreter ends.
         weakref.finalize(self, self._handles.clear)
         self._headers = dict(headers or {})
         super().__init__([scene.path for scene in scenes], crs=crs, cache=False)
@@ -93,7 +93,7 @@ class Scenes(RasterDataset):
     def _load_warp_file(
         self, filepath: Any, crs: CRS | None = None
     ) -> DatasetReader | WarpedVRT | Header:
-        """Open a scene on a grid that is north-up and in one coordinate system."""
+        """Open a scene on a north-up grid in the common coordinate system."""
         if filepath in self._headers:
             return self._headers[filepath]
         source = rasterio.open(filepath)
@@ -127,11 +127,11 @@ class Scenes(RasterDataset):
             )
 
     def handle(self, path: str) -> DatasetReader | WarpedVRT:
-        """Return an open scene, of this process alone."""
+        """Return an open scene that belongs to this process."""
         if self._process != os.getpid():
             self._handles, self._process = {}, os.getpid()
         if path in self._handles:
-            # The last one used is the last to go.
+            # The most recently used one is closed last.
             self._handles[path] = self._handles.pop(path)
         else:
             if len(self._handles) >= _HANDLES:
@@ -160,7 +160,7 @@ class Scenes(RasterDataset):
         Raises:
             UnreadableImageError: If the scene cannot be read.
         """
-        # GDAL's path for resampling costs a little even where it changes nothing.
+        # Resampling takes time even if it changes nothing.
         same = window.width == window.height == size
         with naming(shorten(path)):
             handle = self.handle(path)
@@ -180,7 +180,7 @@ class Scenes(RasterDataset):
         pixel: tuple[float, float],
         size: int,
     ) -> NDArray[Any]:
-        """Read a place from any scene, warped to this data set's coordinate system.
+        """Read a place of any scene, warped to this data set's coordinate system.
 
         Args:
             path: The scene, which need not be one of these.
@@ -212,13 +212,13 @@ class Scenes(RasterDataset):
             return without_nodata(warped.read(list(bands)), warped.nodata)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave open files out."""
+        """Leave out open files."""
         return {**self.__dict__, '_handles': {}}
 
 
 def without_nodata(values: NDArray[Any], nodata: float | None) -> NDArray[Any]:
     """Return values with 0 where there is no data, in place."""
-    # Where it is 0, as it often is, a pass over all values would change nothing.
+    # If it is 0, as it often is, there is nothing to change.
     if nodata and not np.isnan(nodata):
         values[values == nodata] = 0
     if values.dtype.kind == 'f':

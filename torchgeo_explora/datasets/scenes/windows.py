@@ -37,53 +37,53 @@ from torchgeo_explora.datasets.tables.index_file import parse_time
 class SceneWindows(TableDataset):
     """Square windows of georeferenced scenes, as unlabelled images or series.
 
-    The windows are drawn once, from the seed, so that a run can be resumed: every place
-    on the ground is as likely as any other, however many scenes show it, each of these
-    as likely as the others, and windows with too much no-data or cloud are never drawn.
-    The first start looks at all scenes and makes an index; later ones open it. Only the
+    The windows are drawn once, from the seed, so that a run can be resumed. Every place
+    on the ground is equally likely, however many scenes show it, and so is each of
+    these scenes. Windows with too much missing data or cloud are never drawn. The first
+    start examines all scenes and writes an index, which later ones open. Only the
     pixels of a window are read.
 
-    Each scene stays in its own coordinate system unless *crs* is given; then those of
-    others are reprojected through TorchGeo's ``RasterDataset``.
+    Each scene stays in its own coordinate system unless *crs* is given. Then scenes in
+    other systems are reprojected through TorchGeo's `RasterDataset`.
 
     Args:
-        paths: Folders (with all below), patterns, rasters, VRTs or ``.json`` files of
-            STAC items; one of them or several.
+        paths: Folders (with their sub-folders), patterns, rasters, VRTs or `.json`
+            files of STAC items; one of them or several.
         size: Side of the windows in pixels.
-        length: N, number of windows; enough to cover each scene about once if None.
-            More cost nothing: give as many as a run has images.
+        length: N, number of windows; if None, enough to cover each scene about once.
+            More cost nothing: pass the number of images that a run uses.
         bands: Bands to return and their order: names as in the band descriptions, or
-            numbers from 1; all by default. Found by name in every scene that has names.
+            numbers from 1; all by default. Scenes with band names are matched by name.
         assets: Keys of a STAC item's assets, in the order of the bands.
         crs: Coordinate system to warp all scenes to, such as 'EPSG:3857'.
         res: Size of a pixel in units of the coordinate system; the scene's by default.
-        nodata: Value of pixels without data, where the files do not say.
-        mask: What stands in place of a scene's suffix in the name of its cloud mask,
-            such as ``_cloud.tif``; for STAC the key of an asset, such as 'SCL'.
+        nodata: Value of pixels without data, if the files do not declare it.
+        mask: What replaces a scene's suffix in the name of its cloud mask, such as
+            `_cloud.tif`; for STAC, the key of an asset, such as 'SCL'.
         cloud_values: Values of the mask that hide the ground, such as 3, 8, 9 and 10
-            of Sentinel-2's SCL; all but 0 by default.
+            of Sentinel-2's SCL; all except 0 by default.
         max_invalid: Largest share of a window without data or under clouds.
         times: T; with 2 or more, a sample is a series of up to T scenes of one place,
-            sorted by time and resampled to the grid of the first one drawn. Places with
-            too few repeat the last one drawn.
-        seed: Of the windows and the series.
-        value_range: (low, high) of the values, each one number or a number a band. By
+            sorted by time and resampled to the grid of the first one drawn. If a place
+            has too few, the last one drawn is repeated.
+        seed: Seed of the windows and the series.
+        value_range: (low, high) of the values, each one number, or one per band. The
             default follows the type: uint8 (0, 255), 16 bits (0, 10000), float (0, 1).
         index_dir: Folder of the index file; that of the first path by default.
-        max_missing: Largest share of scenes that may be at fault, in [0, 1].
-        on_error: 'raise' stops at an unreadable window, 'skip' takes the next one.
+        max_missing: Largest share of scenes that may be unusable, in [0, 1].
+        on_error: 'raise' stops at an unreadable window, 'skip' uses the next one.
         transforms: Applied to each sample.
 
     Attributes:
         windows: (N, 3), scene, row and column in steps of the index.
         bands: Names of the bands.
         value_range: (low, high).
-        range_known: Whether the range was given or is all that the type can mean.
+        range_known: Whether the range is certain: given, or not of 16 bits.
         no_data: Value of pixels without data, in all bands.
 
     Raises:
         NoSamplesError: If no scene has a usable window; a DatasetNotFoundError.
-        FileNotFoundError: If a path leads to nothing, or too many scenes are at fault.
+        FileNotFoundError: If a path does not exist, or too many scenes are unusable.
         ValueError: If an argument is wrong.
     """
 
@@ -172,7 +172,7 @@ class SceneWindows(TableDataset):
             row = self.index.table['time'].to_pylist().index('')
             raise ValueError(
                 f'*times* is {self.times} but scene'
-                f' {self.index.table["name"][row].as_py()} has no day in its name: a'
+                f' {self.index.table["name"][row].as_py()} has no date in its name: a'
                 f' series needs one, such as 20200131'
             )
 
@@ -212,8 +212,8 @@ class SceneWindows(TableDataset):
     def read(self, index: int) -> dict[str, Any]:
         """Return a window.
 
-        ``image`` is (C, H, W), or (T, C, H, W) for series, in stored values, 0 where
-        there is no data; ``path`` is the scene's; series have ``timestamps`` (T, 3):
+        `image` is (C, H, W), or (T, C, H, W) for series, in stored values, 0 where
+        there is no data; `path` is that of the scene; series have `timestamps` (T, 3):
         year - 2002, month - 1, hour.
         """
         scene, row, column = (int(value) for value in self.windows[index])
@@ -257,7 +257,7 @@ class SceneWindows(TableDataset):
         return sorted(members, key=lambda other: self._field('time', other))
 
     def _read_other(self, index: int, other: int) -> Tensor:
-        """Read the place of a window from another scene, on the window's grid."""
+        """Read the place of a window in another scene, on the window's grid."""
         scene, row, column = (int(value) for value in self.windows[index])
         (left, top), (width, height) = (
             self._field('origin', scene),
@@ -275,12 +275,12 @@ class SceneWindows(TableDataset):
         return torch.from_numpy(pixels.astype(np.float32))
 
     def true_colour(self, image: Tensor) -> Tensor:
-        """Return the bands in [0, 1] that are named so, else the first three."""
+        """Return red, green and blue where bands are named so, else the first three."""
         return true_colour(to_unit(image, self.value_range), self.bands)
 
 
 def _folder(path: str | os.PathLike[str]) -> str:
-    """Return the folder that a path, a pattern or a file lies in."""
+    """Return the folder of a path, a pattern or a file."""
     name = os.fspath(path)
     while name and not os.path.isdir(name):
         name = os.path.dirname(name)

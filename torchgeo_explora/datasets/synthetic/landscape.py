@@ -1,7 +1,7 @@
-"""Procedural land cover: reflectance of scenes, ten classes.
+"""Procedural land cover: reflectance of scenes of ten classes.
 
 Lengths are in pixels of 10 m, before the domain's scale. Letters: n scenes, C bands,
-S pixels a side.
+S pixels per side.
 """
 
 from collections.abc import Callable
@@ -35,11 +35,11 @@ class Canvas:
     Args:
         count: n.
         size: S.
-        bands: Positions of the bands drawn, in B01 to B12.
+        bands: Positions, in B01 to B12, of the bands to draw.
         scale: Magnification of all structures.
         angle: Mean direction of fields and streets, in radians.
-        season: Added to the share of dry vegetation, which is around 0.
-        generator: Source of all randomness.
+        season: Shift towards dry vegetation; 0 for none.
+        generator: Source of all random numbers.
     """
 
     def __init__(
@@ -58,8 +58,8 @@ class Canvas:
         self.season = season + self.normal(0.5)
         axis = (torch.arange(size) - (size - 1) / 2) / scale
         self.y, self.x = axis.view(1, size, 1), axis.view(1, 1, size)
-        # Materials vary from scene to scene about as much as they differ, so that a
-        # colour alone does not tell them.
+        # Materials vary between scenes about as much as they differ from each other, so
+        # that colour is not enough to tell them apart.
         spectra = torch.tensor(list(_SPECTRA.values()))[:, bands] / 100
         shape = (count, len(_SPECTRA), 1)
         tilt = torch.linspace(-1, 1, 13)[bands] * self._randn(shape) * 0.2
@@ -68,25 +68,25 @@ class Canvas:
     def _randn(self, shape: tuple[int, ...]) -> Tensor:
         return torch.randn(shape, generator=self.generator)
 
-    def normal(self, deviation: float) -> Tensor:
-        """Draw a number a scene, (n, 1, 1)."""
-        return self._randn((self.count, 1, 1)) * deviation
+    def normal(self, std: float) -> Tensor:
+        """Draw one number per scene, (n, 1, 1)."""
+        return self._randn((self.count, 1, 1)) * std
 
     def uniform(self, low: float, high: float) -> Tensor:
-        """Draw a number a scene, (n, 1, 1), in [low, high)."""
+        """Draw one number per scene, (n, 1, 1), in [low, high)."""
         draw = torch.rand((self.count, 1, 1), generator=self.generator)
         return low + (high - low) * draw
 
     def chance(self, probability: float) -> Tensor:
-        """Draw 1 with the probability, else 0: (n, 1, 1)."""
+        """Draw 1 with the given probability, else 0: (n, 1, 1)."""
         return (self.uniform(0, 1) < probability).float()
 
     def noise(self, length: float) -> Tensor:
-        """Draw smooth noise of about unit deviation: (n, S, S)."""
+        """Draw smooth noise with a standard deviation of about 1: (n, S, S)."""
         length = max(length * self.scale, 1.0)
         place = (torch.arange(self.size) + 0.5) / length
         cell, t = place.long(), place.frac()
-        # Cubic B-spline, rows then columns: two small products instead of a resize.
+        # Cubic B-spline, rows then columns: two small matrix products, not a resize.
         weights = torch.stack(
             [
                 (1 - t) ** 3,
@@ -100,7 +100,7 @@ class Canvas:
         spline = torch.zeros(self.size, cells)
         spline.scatter_(1, cell[:, None] + torch.arange(4), weights / 6)
         grid = self._randn((self.count, cells, cells))
-        # The spline takes away about half of the deviation.
+        # The spline about halves the standard deviation.
         return spline @ grid @ spline.mT * 2
 
     def fractal(self, length: float, octaves: int = 3) -> Tensor:
@@ -109,7 +109,7 @@ class Canvas:
         return torch.stack(layers).sum(0) / 1.25
 
     def turned(self, angle: Tensor) -> tuple[Tensor, Tensor]:
-        """Return coordinates in turned axes, (n, S, S) each."""
+        """Return coordinates along rotated axes, (n, S, S) each."""
         cosine, sine = angle.cos(), angle.sin()
         return cosine * self.x + sine * self.y, cosine * self.y - sine * self.x
 
@@ -118,7 +118,7 @@ class Canvas:
         return self.angle + self.normal(0.25)
 
     def table(self, ident: Tensor) -> Tensor:
-        """Give each number of a map its own draw in [0, 1): (n, S, S)."""
+        """Draw a value in [0, 1) for each number of a map: (n, S, S)."""
         table = torch.rand((self.count, 509), generator=self.generator)
         return table.gather(1, ident.long().remainder(509).flatten(1)).view_as(ident)
 
@@ -128,12 +128,12 @@ class Canvas:
         return colour.expand(-1, -1, self.size, self.size)
 
     def paint(self, image: Tensor, material: str, opacity: Tensor) -> Tensor:
-        """Lay a material over scenes; opacity (n, S, S) in [0, 1]."""
+        """Paint a material over scenes; opacity (n, S, S) in [0, 1]."""
         return torch.lerp(image, self.plain(material), opacity[:, None])
 
 
 def _soft(distance: Tensor, width: float = 0.5) -> Tensor:
-    """Return 1 inside (positive distance), 0 outside, with an edge."""
+    """Return 1 inside (positive distance) and 0 outside, with a soft edge."""
     return (distance / (2 * width) + 0.5).clamp(0, 1)
 
 
@@ -144,9 +144,9 @@ def _shade(image: Tensor, factor: Tensor) -> Tensor:
 def _parcels(
     canvas: Canvas, u: Tensor, v: Tensor, width: Tensor, height: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Divide the plane: number of the parcel, distance to its border, place in it.
+    """Divide the plane into parcels: number, distance to the border, position inside.
 
-    The place is (-1 to 1) along u and v. All are (n, S, S).
+    The position is from -1 to 1 along u and v. All are (n, S, S).
     """
     column = (u / width).floor()
     shifted = v + canvas.table(column) * height
@@ -203,7 +203,7 @@ def forest(canvas: Canvas) -> Tensor:
 
 
 def highway(canvas: Canvas) -> Tensor:
-    """Draw a dual carriageway through a landscape, at times with a junction."""
+    """Draw a dual carriageway through a landscape, sometimes with a junction."""
     image = background(canvas)
     u, v = canvas.turned(canvas.uniform(0, 3.14))
     v = v + u.square() * canvas.normal(0.006) + canvas.normal(6)
@@ -331,7 +331,7 @@ def river(canvas: Canvas) -> Tensor:
 
 
 def water(canvas: Canvas) -> Tensor:
-    """Draw a lake or sea, at times with its shore."""
+    """Draw a lake or sea, sometimes with its shore."""
     image = _open_water(canvas)
     u, _ = canvas.turned(canvas.uniform(0, 6.28))
     shore = u + canvas.fractal(18) * 2.5 - canvas.uniform(8, 24) / canvas.scale

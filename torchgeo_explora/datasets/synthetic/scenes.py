@@ -19,7 +19,8 @@ from torchgeo_explora.datasets.tables.dataset import (
     check_choice,
 )
 
-# Scenes of each class that are drawn together: an image does not depend on the length.
+# Scenes of each class that are drawn together, so that a scene does not depend on the
+# length of the data set.
 _TOGETHER = 10
 
 # Light scattered by clear air and by haze, in percent reflectance, B01 to B12.
@@ -31,20 +32,21 @@ _VAPOUR = (1, 1, 1, 1, 1, 1, 1, 1, 1, 0.33, 0.0, 1, 1)
 
 @dataclass(frozen=True)
 class Domain:
-    """How a sensor over a region sees the land.
+    """How a sensor sees the land of a region.
 
     Args:
         scale: Magnification of all structures.
         angle: Mean direction of fields and streets, in radians.
         season: Shift towards dry vegetation.
-        haze: Least and most haze, 1 being dense.
-        blur: Deviation of the point spread, in pixels.
-        tint: Gain of red, green and blue; other bands take that of red.
-        exposure: Deviation of the logarithm of a scene's gain.
-        balance: Deviation of the logarithm of a band's gain in a scene.
+        haze: Least and most haze, where 1 is dense.
+        blur: Standard deviation of the point spread function in pixels.
+        tint: Gain of red, green and blue; bands beyond red have the gain of red.
+        exposure: Standard deviation of the logarithm of a scene's gain.
+        balance: Standard deviation of the logarithm of a band's gain in a scene.
         gamma: Exponent of the tone curve of 8-bit images.
-        noise: Deviation of the noise, in parts of the full range.
-        stripes: Deviation of the columns' offsets, in parts of the full range.
+        noise: Standard deviation of the noise, as a fraction of the full range.
+        stripes: Standard deviation of the columns' offsets, as a fraction of the full
+            range.
     """
 
     scale: float
@@ -91,17 +93,16 @@ DOMAINS = {
 
 
 class SyntheticScenes(TableDataset):
-    """Seeded scenes like Sentinel-2's, 10 m a pixel, ten balanced land-cover classes.
+    """Random Sentinel-2-like scenes of ten balanced land-cover classes, 10 m per pixel.
 
-    Made for quick starts and tests: nothing is downloaded. Classes share their
-    materials, so mean colour alone tells few of them apart. The 'target' domain has
-    another sensor look (haze, tint, blur, noise, stripes, and an exposure and white
-    balance that change from scene to scene) and other fields (larger, turned, drier)
-    than the 'source' domain.
+    For quick starts and tests: nothing is downloaded. Classes share materials, so the
+    mean colour separates few of them. The 'target' domain differs from the 'source'
+    domain in sensor (haze, tint, blur, noise, stripes, and an exposure and white
+    balance that vary between scenes) and in fields (larger, rotated, drier).
 
     All scenes are drawn at construction and kept in memory (12 kB each in RGB, 104 kB
-    with all bands at 64 pixels). Scene i depends on the seed, domain, split and i
-    alone, and its 'rgb' and 's2' versions show the same land.
+    with all bands at 64 pixels). Scene i depends only on the seed, domain, split and i.
+    Its 'rgb' and 's2' versions show the same land.
 
     Args:
         domain: 'source' or 'target'.
@@ -110,17 +111,17 @@ class SyntheticScenes(TableDataset):
             10,000).
         size: Side in pixels; a larger scene shows more land.
         length: Number of scenes.
-        seed: Seed of everything.
+        seed: Seed of all random numbers.
         transforms: Applied to each sample.
 
     Attributes:
         bands: Names of the bands.
         classes: Names of the classes; the label of scene i is i modulo their number.
-        value_range: (low, high) of the values; for 's2' mean -+ 2 standard deviations
-            of fMoW-Sentinel, by band.
+        value_range: (low, high) of the values; for 's2', mean +- 2 standard deviations
+            of each band in fMoW-Sentinel.
 
     Raises:
-        ValueError: If an argument is none of those above.
+        ValueError: If an argument is wrong.
     """
 
     classes = list(CLASSES)
@@ -171,8 +172,8 @@ class SyntheticScenes(TableDataset):
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    # The tensors are so small that threads wait for one another: on two busy cores
-    # two threads were 40 times slower than one.
+    # The tensors are so small that threads mostly wait for each other: on two busy
+    # cores, two threads were 40 times slower than one.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -211,7 +212,7 @@ def _sense(
     picture: bool,
     generator: torch.Generator,
 ) -> Tensor:
-    """Turn reflectance at the ground into the sensor's numbers."""
+    """Turn reflectance on the ground into sensor values."""
     count, channels, _, size = reflectance.shape
 
     def per_scene(low: float, high: float) -> Tensor:
@@ -238,7 +239,7 @@ def _sense(
         # Reflectance of 0.3 is white, as in the usual true-colour products.
         value = (value / 0.3).clamp(0, 1) ** domain.gamma
         return ((value + noise) * 255).round().clamp(0, 255).to(torch.uint8)
-    # B10 holds little more than nothing: its noise is as small.
+    # B10 is close to zero, so its noise is too.
     value = value + noise * 0.3 * of_band(
         tuple(0.02 if i == 10 else 1 for i in range(13))
     )
@@ -246,9 +247,9 @@ def _sense(
     return (value * 10000).round().clamp(0, 32767).to(torch.int16)
 
 
-def _blur(image: Tensor, deviation: float) -> Tensor:
-    """Convolve with a Gaussian, rows then columns, as two products."""
+def _blur(image: Tensor, std: float) -> Tensor:
+    """Convolve with a Gaussian, rows then columns, as two matrix products."""
     place = torch.arange(image.shape[-1])
-    spread = (-((place[:, None] - place).square()) / (2 * deviation**2)).exp()
+    spread = (-((place[:, None] - place).square()) / (2 * std**2)).exp()
     spread = spread / spread.sum(1, keepdim=True)
     return spread @ image @ spread.mT

@@ -87,7 +87,7 @@ class CSVDataset(TableDataset):
         bands: Bands to return and their order: numbers from 1, or names as in the band
             descriptions ('red', 'green', 'blue' in JPEG and PNG). All by default.
         value_range: (low, high) of the sensor values, each one number or a number a
-            band. By default follows the stored type, as for :class:`ImageFolder`.
+            band. By default follows the stored type, as for `ImageFolder`.
         band_names: Names of the bands in every file, in their order, where the files do
             not say.
         index_dir: Folder of the index file; that of the CSV file by default.

@@ -1,4 +1,4 @@
-"""What the data sets of listed files share: rows, and files that cannot be read."""
+"""The base of data sets of files: samples by number, and unreadable files."""
 
 import warnings
 from abc import abstractmethod
@@ -18,15 +18,15 @@ type Transform = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class NoSamplesError(DatasetNotFoundError):
-    """A data set, or a split of it, without a single sample."""
+    """A data set, or a split of it, without samples."""
 
     def __init__(self, message: str) -> None:
-        """Say what was looked for, and where."""
+        """Say what was expected, and where."""
         FileNotFoundError.__init__(self, message)
 
 
 def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
-    """Raise if an argument is none of its choices.
+    """Raise if an argument is not one of its choices.
 
     Raises:
         ValueError: If *value* is not among *choices*.
@@ -36,7 +36,7 @@ def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
 
 
 def check_side(size: int | None) -> None:
-    """Raise if the side of images is no positive number of pixels, nor None.
+    """Raise if the side of images is neither a positive number of pixels nor None.
 
     Raises:
         ValueError: If *size* is below 1.
@@ -46,16 +46,16 @@ def check_side(size: int | None) -> None:
 
 
 class TableDataset(NonGeoDataset):
-    """Samples by number, one file or one group of files each.
+    """Samples by number, each of one file or of a group of files.
 
-    A subclass reads a sample in ``read`` and raises ``UnreadableImageError`` where it
+    A subclass reads a sample in `read` and raises `UnreadableImageError` where it
     cannot.
 
     Args:
         size: Number of samples.
         what: The data set in words, for errors.
-        on_error: 'raise' stops at an unreadable file; 'skip' warns once, counts it in
-            ``skipped`` and returns the next readable sample in its place.
+        on_error: 'raise' stops at an unreadable file; 'skip' warns once, adds it to
+            `skipped` and returns the next readable sample instead.
         transforms: Applied to each sample.
     """
 
@@ -65,14 +65,14 @@ class TableDataset(NonGeoDataset):
     def __init__(
         self, size: int, what: str, on_error: OnError, transforms: Transform | None
     ) -> None:
-        """Prepare the list of unreadable samples."""
+        """Start without unreadable samples."""
         check_choice('on_error', on_error, ('raise', 'skip'))
         if not size:
             raise NoSamplesError(f'{what} has no sample')
         self.on_error = on_error
         self.transforms = transforms
         self._what = what
-        # In shared memory: what a worker finds unreadable, all know.
+        # In shared memory, so that all workers know what one finds unreadable.
         self._unreadable = torch.zeros(size, dtype=torch.bool)
         self._unreadable.share_memory_()
 
@@ -83,7 +83,7 @@ class TableDataset(NonGeoDataset):
 
     @abstractmethod
     def read(self, index: int) -> dict[str, Any]:
-        """Return a sample, without ``index``."""
+        """Return a sample, without `index`."""
 
     def __len__(self) -> int:
         """Return the number of samples, unreadable ones included."""
@@ -96,8 +96,7 @@ class TableDataset(NonGeoDataset):
             index: From 0, or from the end if negative.
 
         Returns:
-            What the data set lists, and ``index`` (0-d long): that of the sample
-            returned.
+            The keys of `read`, and `index` (0-d long), that of the sample returned.
 
         Raises:
             IndexError: If *index* is out of range.
@@ -157,7 +156,7 @@ class TableDataset(NonGeoDataset):
 
     @property
     def skipped(self) -> list[int]:
-        """Indices of the samples found unreadable so far, by any worker."""
+        """Indices of the samples that a worker has found unreadable so far."""
         return self._unreadable.nonzero().flatten().tolist()
 
     def true_colour(self, image: Tensor) -> Tensor:
@@ -167,7 +166,7 @@ class TableDataset(NonGeoDataset):
             image: That of a sample, (C, H, W) or (T, C, H, W).
 
         Raises:
-            RGBBandsMissingError: If its bands lack one of them.
+            RGBBandsMissingError: If a band is missing.
         """
         return image / 255
 
@@ -188,7 +187,7 @@ class TableDataset(NonGeoDataset):
             The figure.
 
         Raises:
-            RGBBandsMissingError: If the bands have no true colour.
+            RGBBandsMissingError: If a band of true colour is missing.
         """
         unit = self.true_colour(sample['image'])
         return plot_image(unit, sample, self.classes, show_titles, suptitle)

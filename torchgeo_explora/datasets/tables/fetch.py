@@ -1,4 +1,4 @@
-"""Data sets fetched from where they are published: whole, or not at all."""
+"""Downloads of published data sets, which are complete or absent."""
 
 import gzip
 import os
@@ -11,13 +11,13 @@ from urllib.error import URLError
 
 from torchgeo.datasets.utils import download_url, extract_archive, which
 
-#: Share of the published size that an archive has at least. Publishers round, and some
-#: servers pack a folder anew for each download.
+#: Smallest share of the published size that an archive may have. Publishers round, and
+#: some servers pack a folder again for each download.
 LEAST = 0.95
 
 
 class Archive(NamedTuple):
-    """A published .tar.gz: the folder it becomes, its address, its size in bytes."""
+    """A published .tar.gz: folder that it contains, address, size in bytes."""
 
     folder: str
     url: str
@@ -27,19 +27,19 @@ class Archive(NamedTuple):
 def fetch_archive(archive: Archive, root: str) -> str:
     """Download an archive and unpack it.
 
-    An archive that lies in *root* already, as ``<folder>.tar.gz``, is not downloaded;
-    it is removed once it is unpacked. Its size is compared with the published one.
+    An archive that is in *root* already, as `<folder>.tar.gz`, is not downloaded again.
+    Its size is compared with the published one. It is removed once it is unpacked.
 
     Args:
         archive: What to fetch.
-        root: Where its folder goes.
+        root: Parent of the new folder.
 
     Returns:
-        The folder, which appears when it is complete.
+        The folder, which exists only when it is complete.
 
     Raises:
         RuntimeError: If the server does not answer, the archive is cut short or
-            damaged, or something else lies where the folder goes.
+            damaged, or the folder exists already.
     """
     folder = os.path.join(root, archive.folder)
     path, part = f'{folder}.tar.gz', f'{folder}.part'
@@ -48,28 +48,28 @@ def fetch_archive(archive: Archive, root: str) -> str:
             f'{folder} is incomplete: move it away, so that *download* can replace it'
         )
     try:
-        # A relative path would not be one to TorchGeo if it started with ~.
+        # TorchGeo would expand a relative path that starts with ~.
         download_url(archive.url, os.path.abspath(root), os.path.basename(path))
     except URLError as error:
         raise RuntimeError(
             f'{archive.url} does not answer ({error}): try again later, or put the'
-            f' archive at {path} by other means'
+            f' archive at {path} yourself'
         ) from error
     found = os.path.getsize(path)
     if found < LEAST * archive.size:
         raise RuntimeError(
             f'{path} has {found} bytes, expected about {archive.size}: it was cut'
-            f' short. Remove it and start again'
+            f' short. Remove it and try again'
         )
     shutil.rmtree(part, ignore_errors=True)
     try:
         extract_archive(path, part)
-        # Some archives hold the folder, others what is in it.
+        # Some archives contain the folder, others only its contents.
         inner = os.path.join(part, archive.folder)
         os.rename(inner if os.path.isdir(inner) else part, folder)
     except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise RuntimeError(
-            f'{path} is damaged ({error}). Remove it and start again'
+            f'{path} is damaged ({error}). Remove it and try again'
         ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -78,17 +78,17 @@ def fetch_archive(archive: Archive, root: str) -> str:
 
 
 def fetch_bucket(url: str, folder: str, patterns: Sequence[str]) -> None:
-    """Download what lies under an address of Amazon S3, by its command ``aws``.
+    """Download a folder from Amazon S3 with the command `aws`.
 
-    Stopped half-way, it goes on where it was.
+    An interrupted download is continued.
 
     Args:
-        url: The address, ``s3://bucket/folder``.
-        folder: Where the files go; it appears when it is complete.
+        url: The address, `s3://bucket/folder`.
+        folder: Where the files go; it exists only when it is complete.
         patterns: Names of the files, such as '*.jpg'.
 
     Raises:
-        DependencyNotFoundError: If there is no such command.
+        DependencyNotFoundError: If the command is not installed.
         CalledProcessError: If it fails.
     """
     aws = which('aws')

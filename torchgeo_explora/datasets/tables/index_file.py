@@ -1,4 +1,4 @@
-"""A table of samples that is built once and read from disk afterwards."""
+"""Tables of samples: CSV files, and an index that is built once and then reopened."""
 
 import contextlib
 import hashlib
@@ -77,7 +77,7 @@ def parse_time(timestamp: str) -> tuple[int, int, int] | None:
             seconds with or without fractions.
 
     Returns:
-        The code, or None if the text is no time.
+        The code, or None if the text is not a time.
     """
     try:
         time = datetime.fromisoformat(timestamp)
@@ -95,7 +95,7 @@ def look_up(base: str, paths: pd.Series) -> tuple[pd.Series, pd.Series]:
     """
     if not len(paths):
         return pd.Series(dtype=bool), pd.Series(dtype=bool)
-    # A folder is listed once: far less than a question for each of its files.
+    # Listing a folder once is much faster than asking for each of its files.
     pieces = paths.str.rpartition('/')
     folders = {
         folder: names_in(os.path.join(base, folder)) for folder in set(pieces[0])
@@ -115,7 +115,7 @@ def names_in(folder: str) -> set[str]:
 
 
 def file_stamp(path: str) -> list[int]:
-    """Return size and date of a file, which change with it; [] if there is none."""
+    """Return size and time of a file, which change with it; [] if there is none."""
     if not os.path.isfile(path):
         return []
     status = os.stat(path)
@@ -123,13 +123,13 @@ def file_stamp(path: str) -> list[int]:
 
 
 def index_path(folder: str, name: str, index_dir: str | None) -> str:
-    """Return where the index of a data set goes.
+    """Return the path of the index of a data set.
 
     Args:
         folder: Folder of the data set.
-        name: What tells its indices apart.
-        index_dir: Another folder, None for the data set's own. Since several data sets
-            can share it, the file's name then depends on *folder*.
+        name: Name of the index.
+        index_dir: Another folder for the index. Because several data sets can share it,
+            the name of the file then depends on *folder*.
     """
     if index_dir is None:
         return os.path.join(folder, f'.{name}.arrow')
@@ -141,16 +141,15 @@ def index_path(folder: str, name: str, index_dir: str | None) -> str:
 class TableFile:
     """An Arrow table in a file, memory-mapped.
 
-    A million rows open in milliseconds, and the processes of a machine share their
-    memory. The file is written under a temporary name and then renamed, so a table cut
-    short is never read; one that is damaged or was made from other sources is built
-    again.
+    A million rows open in milliseconds, and the processes of a machine share the
+    memory. The file appears only when it is complete. A table that is damaged, or was
+    built from other sources, is built again.
 
     Args:
-        path: The file. Where it cannot be written, the table stays in memory.
-        source: What the table depends on, such as names, sizes and dates of its
+        path: The file. If it cannot be written, the table stays in memory.
+        source: What the table depends on, such as names, sizes and times of its
             sources, in values that JSON knows.
-        build: Makes the table.
+        build: Builds the table.
 
     Attributes:
         path: The file, None if it could not be written.
@@ -178,7 +177,7 @@ class TableFile:
         except OSError as error:
             warnings.warn(
                 f'cannot keep the index in {path} ({error}), so every start builds it'
-                f' again: pass *index_dir*, a folder that can be written',
+                f' again: pass *index_dir*, a folder that is writable',
                 stacklevel=2,
             )
             self.path, self._table = None, built
@@ -192,16 +191,16 @@ class TableFile:
         return self._table
 
     def note(self, name: str) -> Any:
-        """Return a value that was stored beside the table, None if there is none."""
+        """Return a value that is stored with the table, None if there is none."""
         raw = (self.table.schema.metadata or {}).get(name.encode())
         return None if raw is None else json.loads(raw)
 
     @contextlib.contextmanager
     def kept_if_accepted(self) -> Iterator[None]:
-        """Remove the file if the block refuses it: the next start looks at all again.
+        """Remove the file if the block refuses it, so that the next start rebuilds it.
 
         Raises:
-            FileNotFoundError: What the block raises.
+            FileNotFoundError: If the block raises it.
         """
         try:
             yield
@@ -214,15 +213,15 @@ class TableFile:
     def check_missing(
         self, max_missing: float, what: str, losing: Iterable[str] | None = None
     ) -> None:
-        """Warn of the samples that were lost, or refuse the data set.
+        """Warn of missing samples, or refuse the data set.
 
         Args:
-            max_missing: Largest share of the samples that may be lost, in [0, 1].
+            max_missing: Largest share of the samples that may be missing, in [0, 1].
             what: The data set in words.
-            losing: Problems that lose a sample; all if None.
+            losing: Problems because of which a sample is missing; all if None.
 
         Raises:
-            FileNotFoundError: If more is lost.
+            FileNotFoundError: If more are missing.
         """
         counts, examples = self.note('counts'), self.note('examples')
         lost = {n: counts[n] for n in losing or counts if n in counts}
@@ -232,7 +231,7 @@ class TableFile:
             check_missing(lost, listed, max_missing, what, example, report)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the mapped table out: a spawned worker opens the file itself."""
+        """Leave out the mapped table: a spawned worker opens the file itself."""
         return {**self.__dict__, '_table': None if self.path else self._table}
 
 

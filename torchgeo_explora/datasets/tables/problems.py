@@ -1,4 +1,4 @@
-"""Faults in a data set's files: counted, listed in a report, refused if too many."""
+"""Problems in the files of a data set: counted, reported, refused if too many."""
 
 import csv
 import json
@@ -17,10 +17,10 @@ ABSENT = 'absent images'
 
 
 def write_report(problems: Sequence[tuple[str, str]], path: str) -> str | None:
-    """List problems in a CSV file with the columns path and problem.
+    """Write a CSV file of problems with the columns path and problem.
 
     Args:
-        problems: (path, problem) pairs; without any, an old report is removed.
+        problems: (path, problem) pairs; if there are none, an old report is removed.
         path: The file to write.
 
     Returns:
@@ -44,7 +44,7 @@ def write_report(problems: Sequence[tuple[str, str]], path: str) -> str | None:
 
 
 def tally(problems: Sequence[tuple[str, str]]) -> dict[str, int]:
-    """Return how often each problem occurs."""
+    """Count each problem."""
     return dict(Counter(problem for _, problem in problems))
 
 
@@ -55,7 +55,7 @@ def with_notes(
     path: str,
     **others: Any,
 ) -> pa.Table:
-    """Return a table that knows what is wrong with its sources, and write a report.
+    """Return a table with notes on the problems of its sources, and write a report.
 
     Args:
         table: The samples that can be used.
@@ -88,19 +88,19 @@ def check_missing(
     example: str | None = None,
     report: str | None = None,
 ) -> None:
-    """Warn of lost samples, or refuse a data set that lost too many.
+    """Warn of missing samples, or refuse a data set that lacks too many.
 
     Args:
-        counts: Lost samples by problem.
-        total: Samples that the data set lists.
-        max_missing: Largest share of lost samples that is allowed, in [0, 1].
+        counts: Number of missing samples by problem.
+        total: Number of samples that the data set lists.
+        max_missing: Largest share that may be missing, in [0, 1].
         what: The data set in words.
         example: One of the files.
-        report: File that lists them all.
+        report: File that lists all of them.
 
     Raises:
-        ValueError: If *max_missing* is no share.
-        FileNotFoundError: If more is lost.
+        ValueError: If *max_missing* is not in [0, 1].
+        FileNotFoundError: If more are missing.
     """
     if not 0 <= max_missing <= 1:
         raise ValueError(f'*max_missing* must be in [0, 1], not {max_missing}')
@@ -112,7 +112,7 @@ def check_missing(
     if example:
         text += f', such as {example}'
     if report:
-        text += f'; all are named in {report}'
+        text += f'; all are listed in {report}'
     if lost > max_missing * total:
         raise FileNotFoundError(
             f'{text}. More than max_missing={max_missing} of them: complete the data,'
@@ -122,10 +122,10 @@ def check_missing(
 
 
 def warn_of_shared_places(places: dict[str, Iterable[str]], what: str) -> int:
-    """Warn if splits share places: what is learnt in one is then tested in the other.
+    """Warn if splits share places: a test then measures places seen in training.
 
     Args:
-        places: A name for the place of each sample, '' if unknown, by split.
+        places: Name of the place of each sample, '' if unknown, by split.
         what: The data set in words.
 
     Returns:
@@ -143,7 +143,7 @@ def warn_of_shared_places(places: dict[str, Iterable[str]], what: str) -> int:
     if shared:
         warnings.warn(
             f'{what} has the same places in several splits ({"; ".join(pairs)}), such'
-            f' as {min(shared)}: scores there are not those of new places',
+            f' as {min(shared)}: scores on them say nothing about new places',
             stacklevel=2,
         )
     return len(shared)

@@ -1,4 +1,4 @@
-"""The figures that the WILDS leaderboards report."""
+"""The metrics of the WILDS leaderboards, and means by domain."""
 
 import math
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ from torchvision.ops import box_iou
 def over_runs(values: Sequence[float]) -> tuple[float, float]:
     """Return mean and standard deviation over runs with different seeds.
 
-    The leaderboards ask for three runs at least (ten on Camelyon17); the deviation is
-    that of a sample, NaN for a single run.
+    The leaderboards ask for at least three runs (ten on Camelyon17). This is the sample
+    standard deviation, NaN for a single run.
     """
     mean = sum(values) / len(values)
     if len(values) == 1:
@@ -22,7 +22,7 @@ def over_runs(values: Sequence[float]) -> tuple[float, float]:
 
 
 def accuracy(predictions: Tensor, labels: Tensor) -> float:
-    """Return the share of right predictions, all samples alike (Camelyon17).
+    """Return the share of correct predictions over all samples (Camelyon17).
 
     Args:
         predictions: Classes, (N,) long.
@@ -55,12 +55,12 @@ def detection_accuracy(
 ) -> float:
     """Return TP / (TP + FP + FN) of one image (GlobalWheat).
 
-    Each predicted box is matched with the true box it overlaps most, if enough. A true
-    box counts once, however many predictions match it.
+    Each predicted box is matched with the true box that it overlaps most, if the
+    overlap is large enough. A true box counts once, however many predictions match it.
 
     Args:
         boxes: Predictions, (N, 4), both corners.
-        scores: Their confidence, (N,); those at or below the threshold are left out.
+        scores: Their confidence, (N,); boxes at or below the threshold are ignored.
         truth: True boxes, (M, 4).
         iou_threshold: Least intersection over union of a match.
         score_threshold: Confidence above which a box is predicted.
@@ -80,7 +80,7 @@ def by_domain(values: Tensor, domains: Tensor) -> dict[int, float]:
     """Return the mean of each domain, such as its accuracy.
 
     Args:
-        values: A figure of each sample, (N,), such as whether it was classified right.
+        values: A value for each sample, (N,), such as whether its class is correct.
         domains: Domain of each sample, (N,) long.
     """
     return {
@@ -93,7 +93,7 @@ def average_over_domains(values: Tensor, domains: Tensor) -> float:
     """Return the mean over domains of the mean within each (GlobalWheat).
 
     Args:
-        values: A figure of each sample, (N,).
+        values: A value for each sample, (N,).
         domains: Domain of each sample, (N,) long.
     """
     means = by_domain(values, domains).values()

@@ -74,7 +74,7 @@ class Camelyon17(CSVDataset):
         size: Side in pixels of the images; None for the 96 of the files.
         download: Whether to fetch the archive of the split if it is not there. Its size
             is compared with the published one; no checksum is published.
-        **table: Arguments of :class:`CSVDataset` such as *on_error*.
+        **table: Arguments of `CSVDataset` such as *on_error*.
 
     Raises:
         RuntimeError: If the archive cannot be fetched.
@@ -165,7 +165,7 @@ class IWildCam(CSVDataset):
             leaves them as they are.
         download: Whether to fetch the archive of the split if it is not there. Its size
             is compared with the published one; no checksum is published.
-        **table: Arguments of :class:`CSVDataset` such as *on_error*.
+        **table: Arguments of `CSVDataset` such as *on_error*.
 
     Raises:
         RuntimeError: If the archive cannot be fetched.
@@ -271,7 +271,7 @@ class GlobalWheat(CSVDataset):
         size: Side in pixels of the images; None for the 1024 of the files.
         download: Whether to fetch the archive of the split if it is not there. Its size
             is compared with the published one; no checksum is published.
-        **table: Arguments of :class:`CSVDataset` such as *on_error*.
+        **table: Arguments of `CSVDataset` such as *on_error*.
 
     Raises:
         RuntimeError: If the archive cannot be fetched.
