@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 import yaml
+from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningCLI
 from torchgeo.datamodules import BaseDataModule
 from torchgeo.tasks import BaseTask
@@ -17,7 +18,8 @@ from torchgeo_explora.tasks import ExploraDinoTask, ExploraMAETask
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / 'configs').rglob('*.yaml'))
-PRETRAINING = [p for p in CONFIGS if p.parent.name not in ('finetune', 'probe')]
+DOWNSTREAM = [p for p in CONFIGS if p.parent.name in ('finetune', 'probe')]
+PRETRAINING = [p for p in CONFIGS if p not in DOWNSTREAM]
 
 
 class Parser(LightningCLI):
@@ -79,10 +81,14 @@ def test_output_goes_to_a_folder_of_the_configurations_own(path):
     assert folder.startswith('outputs/')
     others = [yaml.safe_load(p.read_text())['trainer'] for p in CONFIGS if p != path]
     assert folder not in [other['default_root_dir'] for other in others]
+    for callback in trainer.get('callbacks', []):
+        if callback['class_path'].endswith('.ModelCheckpoint'):
+            assert callback['init_args'].get('dirpath', folder) == folder
 
 
 def _dinov2(path):
-    return '_dinov2.' in yaml.safe_load(path.read_text())['model']['init_args']['model']
+    arguments = yaml.safe_load(path.read_text())['model']['init_args']
+    return '_dinov2.' in str(arguments.get('model'))
 
 
 @pytest.mark.cli
@@ -104,10 +110,22 @@ def test_task_of_a_configuration_can_be_built(path):
     assert 0.02 < trained / base < 0.2
 
 
+@pytest.mark.parametrize('path', DOWNSTREAM, ids=lambda p: p.stem)
+def test_arguments_say_more_than_the_defaults(path):
+    model = yaml.safe_load(path.read_text())['model']
+    parser = ArgumentParser()
+    parser.add_class_arguments(getattr(tasks, model['class_path'].split('.')[-1]))
+    defaults = parser.get_defaults()
+    repeated = {
+        name: value
+        for name, value in model['init_args'].items()
+        if value == defaults[name]
+    }
+    assert not repeated
+
+
 @pytest.mark.cli
-@pytest.mark.parametrize(
-    'path', [p for p in CONFIGS if p not in PRETRAINING], ids=lambda p: p.stem
-)
+@pytest.mark.parametrize('path', DOWNSTREAM, ids=lambda p: p.stem)
 def test_downstream_task_of_a_configuration_can_be_built(path, monkeypatch):
     """On the meta device, without the weights and the delta that it starts from."""
     # These metrics read values when they are made.
@@ -116,7 +134,7 @@ def test_downstream_task_of_a_configuration_can_be_built(path, monkeypatch):
     )
     model = yaml.safe_load(path.read_text())['model']
     arguments = model['init_args'] | {'weights': None, 'delta': None}
-    backbone = arguments['model']
+    backbone = arguments.get('model')
     with torch.device('meta'):
         if isinstance(backbone, dict):
             kind = getattr(models, backbone['class_path'].rpartition('.')[2])
@@ -138,7 +156,7 @@ def _mae(path):
 )
 def test_masked_autoencoder_of_a_configuration_can_be_built(path):
     arguments = yaml.safe_load(path.read_text())['model']['init_args']
-    model = arguments['model']
+    model = arguments.get('model')
     with torch.device('meta'):
         if isinstance(model, dict):
             module, _, kind = model['class_path'].rpartition('.')

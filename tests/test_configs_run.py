@@ -81,7 +81,7 @@ SMALL = {
 def shrink(model):
     """Make a tiny model of a configuration's own kind, in place."""
     arguments = model['init_args']
-    backbone = arguments['model']
+    backbone = arguments.get('model')
     if isinstance(backbone, dict):
         kind = backbone['class_path'].rpartition('.')[2]
         backbone.setdefault('init_args', {}).update(SIZES | CODES[kind])

@@ -174,8 +174,8 @@ def test_channels_that_are_not_rgb_keep_their_colour_apart():
         (13, 0.0, 'no change of values'),
     ],
 )
-def test_the_description_names_what_is_done(channels, strength, words):
-    line = MultiCrop(96, 48, 6, strength=strength).describe(channels)
+def test_the_summary_names_what_is_done(channels, strength, words):
+    line = MultiCrop(96, 48, 6, strength=strength).summary(channels)
     assert line.startswith('2 global views of 96 px, 6 local views of 48 px')
     assert words in line
     assert '\n' not in line
@@ -293,8 +293,8 @@ def test_single_crop_of_nothing_is_nothing():
     assert SingleCrop(16)(torch.full((1, 3, 24, 24), torch.nan)).isnan().all()
 
 
-def test_single_crop_describes_itself():
-    line = SingleCrop(64, (0.5, 1.0)).describe(10)
+def test_single_crop_sums_itself_up():
+    line = SingleCrop(64, (0.5, 1.0)).summary(10)
     assert line.startswith('1 view of 64 px, 0.5 to 1 of the area')
 
 

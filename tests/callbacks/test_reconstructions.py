@@ -153,7 +153,7 @@ def test_bands_without_names_are_indices():
     assert shown_channels(backbone, None) == [0, 1, 2]
     with pytest.raises(ValueError, match='ViT has no names for its channels'):
         shown_channels(backbone, ['red', 1, 2])
-    with pytest.raises(ValueError, match='B11, which the images have not'):
+    with pytest.raises(ValueError, match='B11, which the images do not have'):
         shown_channels(Module('groups').backbone, ['B11', 1, 2])
     with pytest.raises(ValueError, match='three of the 3 channels'):
         shown_channels(backbone, [3, 2, 1])

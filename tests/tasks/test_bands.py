@@ -188,7 +188,7 @@ def test_a_backbone_of_other_bands_gets_its_own(first):
 def test_a_missing_band_is_named_in_a_sentence(first, make, missing):
     data, _ = first(make)
     wanted = BANDS if missing == 'B10' else SATMAE_BANDS
-    with pytest.raises(ValueError, match=f'takes {missing}.* the images have not'):
+    with pytest.raises(ValueError, match=f'takes {missing}.* the images do not have'):
         select_bands(data, wanted)
 
 

@@ -6,11 +6,11 @@ from torchgeo_explora.augment.bands import (
     band_indices,
     spell_band,
 )
-from torchgeo_explora.augment.centre import CentreCrop
 from torchgeo_explora.augment.ranges import UnitRange, value_range
 from torchgeo_explora.augment.views import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    CentreCrop,
     MultiCrop,
     MultiCropOptions,
     Preprocess,

@@ -1,4 +1,4 @@
-"""Bands by name, and values as 8 bits hold them."""
+"""Bands by name, and values rounded to 8 bits."""
 
 import re
 from collections.abc import Sequence
@@ -13,23 +13,23 @@ _SENTINEL2 = re.compile(r'(?:S2[_-])?B0*(\d{1,2}A?)(?![0-9A-Z]).*', re.IGNORECAS
 def spell_band(name: str) -> str:
     """Return a band's name in the spelling of Sentinel-2's products, such as 'B02'.
 
-    Names that are not of this kind stay as they are.
+    Other names are returned unchanged.
     """
     match = _SENTINEL2.fullmatch(name)
     return f'B{match[1].upper().zfill(2)}' if match else name
 
 
 def band_indices(available: Sequence[str], wanted: Sequence[str]) -> tuple[int, ...]:
-    """Return where the wanted bands are among those of an image, from 0.
+    """Return the indices of the wanted bands among those of an image.
 
-    Spellings of Sentinel-2 bands ('B2', 'B02') are the same band.
+    Different spellings of a Sentinel-2 band ('B2', 'B02') are the same band.
 
     Args:
         available: Names of an image's channels, in their order.
         wanted: Names of the bands to find.
 
     Raises:
-        ValueError: If a band is missing, or there twice; all of them are named.
+        ValueError: If bands are missing or occur twice; the error names them all.
     """
     have = [spell_band(name) for name in available]
     need = [spell_band(name) for name in wanted]
@@ -39,7 +39,7 @@ def band_indices(available: Sequence[str], wanted: Sequence[str]) -> tuple[int, 
             ' name it once among its *bands*'
         )
     counts = [have.count(name) for name in need]
-    for number, what in ((0, 'not'), (2, 'more than once')):
+    for number, fault in ((0, 'do not have'), (2, 'have more than once')):
         wrong = [
             given
             for given, count in zip(wanted, counts, strict=True)
@@ -47,7 +47,7 @@ def band_indices(available: Sequence[str], wanted: Sequence[str]) -> tuple[int, 
         ]
         if wrong:
             raise ValueError(
-                f'the backbone takes {", ".join(wrong)}, which the images have {what}:'
+                f'the backbone takes {", ".join(wrong)}, which the images {fault}:'
                 f' their bands are {", ".join(available)}; choose other *bands* and'
                 ' *groups*, or other images'
             )
@@ -55,14 +55,14 @@ def band_indices(available: Sequence[str], wanted: Sequence[str]) -> tuple[int, 
 
 
 class SelectBands(nn.Module):
-    """Pick the bands that a backbone takes out of an image, by name.
+    """Select the bands of an image that a backbone takes, by name.
 
     Args:
         available: Names of the image's channels, in their order.
         wanted: Names of the bands to return, in their order.
 
     Raises:
-        ValueError: If a band is missing, or there twice; the error names it.
+        ValueError: If a band is missing or occurs twice; the error names it.
     """
 
     def __init__(self, available: Sequence[str], wanted: Sequence[str]) -> None:
@@ -93,7 +93,7 @@ class SelectBands(nn.Module):
 
 
 class Quantize(nn.Module):
-    """Cut values in [0, 1] down to those that 8 bits can hold, as SatMAE does.
+    """Round values in [0, 1] down to those that 8 bits can hold, as SatMAE does.
 
     Its loader stores the clipped image in 8 bits, which truncates: floor(255 x) / 255.
     """

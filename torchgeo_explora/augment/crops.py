@@ -1,4 +1,4 @@
-"""Random boxes, and crops of them resized in one antialiased bicubic pass."""
+"""Random crops: resized in one antialiased bicubic pass, or with their masks."""
 
 import math
 
@@ -27,17 +27,52 @@ def random_crops(
     return resized_crops(image, boxes.view(views, images, 4), mirrored, size)
 
 
+def random_patches(
+    image: Tensor, mask: Tensor, size: int, fill: int
+) -> tuple[Tensor, Tensor]:
+    """Cut a random patch out of each image and its mask, rotated and mirrored.
+
+    Smaller images are padded with zeros. Random numbers come from torch's CPU
+    generator.
+
+    Args:
+        image: (B, C, H, W).
+        mask: (B, H, W).
+        size: Side of the patches in pixels.
+        fill: Value of the mask where the image is padded.
+
+    Returns:
+        (B, C, size, size) and (B, size, size).
+    """
+    height, width = image.shape[-2:]
+    right, below = max(0, size - width), max(0, size - height)
+    image = F.pad(image, (0, right, 0, below))
+    mask = F.pad(mask, (0, right, 0, below), value=fill)
+    images: list[Tensor] = []
+    masks: list[Tensor] = []
+    for of_image, of_mask in zip(image, mask, strict=True):
+        top = int(torch.randint(image.shape[-2] - size + 1, ()))
+        left = int(torch.randint(image.shape[-1] - size + 1, ()))
+        turns, mirrored = int(torch.randint(4, ())), bool(torch.rand(()) < 0.5)
+        for whole, parts in ((of_image, images), (of_mask, masks)):
+            part = whole[..., top : top + size, left : left + size]
+            part = torch.rot90(part, turns, (-2, -1))
+            parts.append(part.flip(-1) if mirrored else part)
+    return torch.stack(images), torch.stack(masks)
+
+
 def crop_boxes(
     count: int,
     image_size: tuple[int, int],
     scale: tuple[float, float],
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Tensor:
-    """Draw boxes with the law of torchvision's `RandomResizedCrop`.
+    """Draw boxes from the distribution of torchvision's `RandomResizedCrop`.
 
-    Of ten candidates, area uniform and log aspect uniform, the first that fits is
-    placed uniformly; if none fits, the box is the largest one with an allowed aspect,
-    in the centre. Draws come from torch's CPU generator.
+    Ten candidates have a uniform area and a uniform logarithm of the aspect ratio. The
+    first one that fits is placed uniformly; if none fits, the box is the largest one
+    with an allowed aspect ratio, in the centre. Random numbers come from torch's CPU
+    generator.
 
     Args:
         count: N, number of boxes.
@@ -78,14 +113,14 @@ def resized_crops(image: Tensor, boxes: Tensor, mirrored: Tensor, size: int) -> 
     Equal to cropping, then resizing as PIL does: bicubic (a = -0.5), with the kernel
     widened when it shrinks. Bicubic overshoot is clamped to [0, 1].
 
-    An accelerator gets two matrix products per view, since separate boxes would mean a
-    kernel each. A CPU gets one resize per box, which reads four pixels per output
-    where a product reads the row: measured to be four times as fast.
+    An accelerator computes two matrix products per view, since separate boxes would
+    need a kernel each. A CPU resizes each box, which reads four pixels per output where
+    a product reads the whole row: four times as fast, as measured.
 
     Args:
         image: (B, C, H, W), float32 in [0, 1].
         boxes: (V, B, 4), top, left, height, width: V boxes of each image.
-        mirrored: (V, B) bool, True where left and right change places.
+        mirrored: (V, B) bool, True where left and right are swapped.
         size: S, side of the result in pixels.
 
     Returns:
@@ -130,7 +165,7 @@ def _resampling(
     """Return the bicubic weights of the pixels for each sample, (B, S, extent)."""
     step = length.double() / size
     centre = start[:, None] + (torch.arange(size) + 0.5) * step[:, None]  # in pixels
-    # Whole part and rest apart: float32 then keeps small distances exact.
+    # Integer and fraction separately: float32 then keeps small distances exact.
     whole = centre.floor()
     rest = (0.5 - (centre - whole)).float().to(device)
     pixel = torch.arange(extent, device=device)

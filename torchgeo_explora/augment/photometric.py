@@ -1,4 +1,4 @@
-"""Kornia operations with the laws that DINOv2 draws from, on images in [0, 1]."""
+"""Kornia operations with DINOv2's random parameters, on images in [0, 1]."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,11 +13,11 @@ from torch import Tensor
 
 
 class DrawnOnly(IntensityAugmentationBase2D):
-    """Kornia operation that works on the drawn samples alone, in place.
+    """Kornia operation that works only on the samples drawn, in place.
 
-    Kornia's base runs an operation on the whole batch, then blends: most of that work
-    is for nothing where the probability is small. Parameters are drawn on the CPU
-    whatever the device, so that one seed gives the same views everywhere.
+    Kornia's base class runs an operation on the whole batch and then blends, which is
+    mostly wasted work if the probability is small. Parameters are drawn on the CPU on
+    every device, so that one seed gives the same views everywhere.
 
     A subclass writes `change`, and `generate_parameters` if it draws anything.
 
@@ -34,8 +34,8 @@ class DrawnOnly(IntensityAugmentationBase2D):
 
     def forward_parameters(self, batch_shape: tuple[int, ...]) -> dict[str, Tensor]:
         """Draw which samples change, and the parameters of all, one row each."""
-        # The draw is ours, since Kornia's follows the module's device, and versions
-        # differ in whether a sample that is not drawn gets parameters.
+        # Not Kornia's draw: it follows the module's device, and versions differ in
+        # whether a sample that is not drawn gets parameters.
         return {
             'batch_prob': (torch.rand(batch_shape[0]) < self.p).float(),
             'forward_input_shape': torch.tensor(batch_shape),
@@ -68,15 +68,15 @@ class DrawnOnly(IntensityAugmentationBase2D):
 
 
 class ColorJitter(DrawnOnly):
-    """torchvision's colour jitter: four changes in an order of each sample's own.
+    """torchvision's colour jitter: four changes, in a random order per sample.
 
-    Kornia's `ColorJitter` has the same steps, but one order for the whole batch, and a
-    hue step by way of HSV that costs four times as much.
+    Kornia's `ColorJitter` has the same steps, but one order for the whole batch, and
+    its hue step converts to HSV, which costs four times as much.
 
     Args:
         brightness: The factor is drawn from [1 - brightness, 1 + brightness].
-        contrast: Likewise.
-        saturation: Likewise.
+        contrast: As *brightness*, for the contrast.
+        saturation: As *brightness*, for the saturation.
         hue: The shift is drawn from [-hue, hue], in turns.
         p: Probability that a sample is drawn.
     """
@@ -118,7 +118,7 @@ class Grayscale(DrawnOnly):
     """Luma (0.299, 0.587, 0.114) on all three channels, as PIL does it."""
 
     def change(self, image: Tensor, rows: Tensor, *params: Tensor) -> None:
-        """Take the colour from rows of (B, 3, H, W)."""
+        """Make rows of (B, 3, H, W) grey."""
         _replace(image, rows, lambda x: rgb_to_grayscale(x).expand_as(x))
 
 
@@ -134,9 +134,9 @@ class GaussianBlur(DrawnOnly):
     def change(self, image: Tensor, rows: Tensor, *params: Tensor) -> None:
         """Blur rows of (B, C, H, W), each with its sigma."""
         (sigma,) = params
-        # In parts that stay in a CPU's cache: the 18 taps each pass over them.
-        for some, deviation in zip(rows.split(16), sigma.split(16), strict=True):
-            pair = deviation[:, None].expand(-1, 2)
+        # In parts that fit into a CPU's cache, since each of the 18 taps reads them.
+        for some, width in zip(rows.split(16), sigma.split(16), strict=True):
+            pair = width[:, None].expand(-1, 2)
             blur = partial(gaussian_blur2d, kernel_size=(9, 9), sigma=pair)
             _replace(image, some, blur)
 
@@ -150,9 +150,9 @@ class Solarize(DrawnOnly):
 
 
 class BandJitter(DrawnOnly):
-    """Gain and noise for images without RGB, where colour has no meaning.
+    """Gain and noise for images other than RGB, where colour has no meaning.
 
-    Every band of every sample gets a gain of its own, uniform in [1 - gain, 1 + gain];
+    Every band of every sample gets its own gain, uniform in [1 - gain, 1 + gain];
     every sample gets Gaussian noise with a standard deviation uniform in [0, noise].
 
     Args:
@@ -209,10 +209,10 @@ def adjust_saturation(image: Tensor, factor: Tensor) -> Tensor:
 
 
 def adjust_hue(image: Tensor, factor: Tensor) -> Tensor:
-    """Turn the hue of HSV; (B, 3, H, W) in [0, 1], (B, 1, 1, 1) in turns.
+    """Rotate the hue of HSV; (B, 3, H, W) in [0, 1], (B, 1, 1, 1) in turns.
 
-    The largest and the smallest channel of a pixel stay what they are, so each channel
-    is their mixture, by a trapezoid of the new hue.
+    The largest and the smallest value of a pixel stay the same, so each channel is a
+    mixture of them, weighted by a trapezoid of the new hue.
     """
     red, green, blue = image.unbind(1)  # (B, H, W) each
     high = torch.maximum(torch.maximum(red, green), blue)
@@ -239,7 +239,7 @@ def adjust_hue(image: Tensor, factor: Tensor) -> Tensor:
 def colour_chain(
     blur: float, solarize: float = 0.0, strength: float = 1.0
 ) -> ImageSequential:
-    """Return DINOv2's chain for RGB: it changes (B, 3, H, W) in [0, 1] in place.
+    """Return DINOv2's chain for RGB, which changes (B, 3, H, W) in [0, 1] in place.
 
     Args:
         blur: Probability of the blur.
@@ -259,7 +259,7 @@ def colour_chain(
 
 
 def band_chain(blur: float, strength: float = 1.0) -> ImageSequential:
-    """Return the chain for other images: it changes (B, C, H, W) in place.
+    """Return the chain for other images, which changes (B, C, H, W) in place.
 
     Args:
         blur: Probability of the blur.
@@ -272,7 +272,7 @@ def band_chain(blur: float, strength: float = 1.0) -> ImageSequential:
 
 
 def _chain(*operations: DrawnOnly) -> ImageSequential:
-    # Without Kornia's conveniences, which keep the last output alive.
+    # Without Kornia's extras, which keep the last output in memory.
     return ImageSequential(
         *(operation for operation in operations if operation.p > 0),
         disable_sequential_features=True,

@@ -16,7 +16,7 @@ class UnitRange(nn.Module):
 
     Args:
         low: Value that becomes 0; one for all channels, or one per channel.
-        high: Value that becomes 1; likewise.
+        high: Value that becomes 1; one for all channels, or one per channel.
 
     Raises:
         ValueError: If *low* is not below *high*, or their lengths differ.
@@ -57,10 +57,10 @@ class UnitRange(nn.Module):
             image: Raw values, (..., C, H, W), of any type.
 
         Returns:
-            (..., C, H, W), float32 (float64 stays).
+            (..., C, H, W), float32, or float64 if *image* is.
 
         Raises:
-            ValueError: If the number of channels is not that of the range.
+            ValueError: If the image has another number of channels.
         """
         self._require_channels(image)
         unit = (image - self.low) / (self.high - self.low)
@@ -69,7 +69,7 @@ class UnitRange(nn.Module):
     def check(self, image: Tensor) -> None:
         """Refuse a batch that this range cannot be meant for.
 
-        Data modules of TorchGeo that set no statistics have the default of 0 to 255
+        TorchGeo's data modules without statistics of their own default to 0 to 255,
         even if their files hold reflectance, which would all be clipped to white.
 
         Args:
@@ -102,20 +102,22 @@ class UnitRange(nn.Module):
 
 
 def value_range(datamodule: Any) -> tuple[list[float], list[float]]:
-    """Find the sensor values that a TorchGeo data module's images lie between.
+    """Return the range of the sensor values of a TorchGeo data module's images.
 
     The first rule that fits:
 
-    1. it has a `value_range`, (low, high): that;
-    2. its `mean` is 0, or it keeps minima (`min` or `mins`), so that it divides by a
-       span: from `mean` to `mean + std`, in either direction;
-    3. its means are below 256 and its deviations above 1: 0 to 255, 8-bit images;
-    4. else, reflectance and the like: mean +- 2 standard deviations of each band, as
-       SatMAE clips Sentinel-2 (Cong et al., https://arxiv.org/abs/2207.08051).
+    1. The data module has a `value_range`, (low, high): that one.
+    2. Its `mean` is 0, or it keeps minima (`min` or `mins`), so that it divides by a
+       span: from `mean` to `mean + std`, in either direction.
+    3. Its means are below 256 and its standard deviations above 1: 0 to 255, for 8-bit
+       images.
+    4. Otherwise, for reflectance and similar values: mean +- 2 standard deviations of
+       each band, as SatMAE clips Sentinel-2 (Cong et al.,
+       https://arxiv.org/abs/2207.08051).
 
-    A rule reads statistics, not data: `UnitRange.check` compares them with a batch.
-    Radar in linear units has no useful range here, nor has a single band with a small
-    mean (EuroSAT's B10); both need a range of the user's.
+    The rules read statistics, not data; `UnitRange.check` compares the range with a
+    batch. They find no useful range for radar in linear units, or for a single band
+    with a small mean (EuroSAT's B10): there the user has to give one.
 
     Args:
         datamodule: Data module with `mean` and `std` of raw values.
@@ -124,7 +126,7 @@ def value_range(datamodule: Any) -> tuple[list[float], list[float]]:
         low and high, each with one value for all channels or one per channel.
 
     Raises:
-        ValueError: If the data module says nothing of its values.
+        ValueError: If the data module has no statistics.
     """
     given = getattr(datamodule, 'value_range', None)
     if given is not None:

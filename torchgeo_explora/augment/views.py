@@ -1,4 +1,4 @@
-"""Views of images in [0, 1]: multi-crop for training, one whole view for evaluation."""
+"""Views of images in [0, 1]: random crops for training, one view for evaluation."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,8 @@ from torchgeo_explora.checks import require_positive, require_range
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# Of pixels that are not missing, and the change of it that makes a resized one missing.
+# Mark of pixels that are not missing, and how much it changes in a resized pixel that
+# counts as missing.
 _MARK = 0.25
 _TOUCHED = 1e-4
 
@@ -32,10 +33,10 @@ class Normalize(nn.Module):
 
     Args:
         mean: Mean of values in [0, 1], one per channel or one for all.
-        std: Standard deviation, likewise.
+        std: Standard deviation of values in [0, 1], one per channel or one for all.
 
     Raises:
-        ValueError: If a deviation is not positive, or a statistic not finite.
+        ValueError: If a standard deviation is not positive, or a value is not finite.
     """
 
     mean: Tensor
@@ -46,8 +47,9 @@ class Normalize(nn.Module):
         super().__init__()
         # Arguments, not state: they stay out of checkpoints.
         for name, values in (('mean', mean), ('std', std)):
-            # What these made infinite or NaN would pass for missing, and cost nothing.
-            # On a CPU wherever the module is built: the meta device has no values.
+            # Pixels that become infinite or NaN would be taken for missing ones, which do
+            # not count in the loss.
+            # On the CPU wherever the module is built: the meta device has no values.
             numbers = [float(value) for value in values]
             known = torch.tensor(numbers, device='cpu')
             least = torch.finfo(known.dtype).tiny
@@ -55,7 +57,7 @@ class Normalize(nn.Module):
             if wrong or (name == 'std' and not (known >= least).all()):
                 raise ValueError(
                     f'*{name}* is {tuple(values)}: give finite values of images in'
-                    ' [0, 1], for *std* above 0'
+                    ' [0, 1], above 0 for *std*'
                 )
             buffer = torch.tensor(numbers)[:, None, None]
             self.register_buffer(name, buffer, persistent=False)
@@ -64,7 +66,7 @@ class Normalize(nn.Module):
         """Return (..., C, H, W), normalised.
 
         Raises:
-            ValueError: If the number of channels is not that of the statistics.
+            ValueError: If the image has another number of channels.
         """
         for name, values in (('mean', self.mean), ('std', self.std)):
             if len(values) not in (1, image.shape[-3]):
@@ -144,16 +146,17 @@ class MultiCrop(nn.Module):
     """Two global and V local views of each image, as DINOv2 draws them.
 
     Oquab et al., *DINOv2* (https://arxiv.org/abs/2304.07193), with the reference
-    implementation's laws and its effective blur probabilities of 0, 0.9 and 0.5
-    (global 1, global 2, local). Every view of every image draws for itself. What
-    differs: it works on a whole batch, on its device, in float32 instead of 8 bits.
+    implementation's distributions and its effective blur probabilities of 0, 0.9 and
+    0.5 (global 1, global 2, local). Every view of every image is drawn independently.
+    What differs: it works on a whole batch, on its device, in float32 instead of 8
+    bits.
 
     An image that does not have three channels has no colour to jitter: its bands get
-    gain and noise, and blur; `describe` says so in one line.
+    gain, noise and blur; `summary` says so in one line.
 
-    Randomness is torch's global generators: fork and seed them around the call. All
-    but the noise on bands is drawn on the CPU, so that a seed means the same views on
-    every device.
+    Random numbers come from torch's global generators: fork and seed them around the
+    call. All but the noise on bands is drawn on the CPU, so that a seed gives the same
+    views on every device.
 
     Args:
         global_size: S, side of a global view in pixels.
@@ -228,8 +231,8 @@ class MultiCrop(nn.Module):
                         chain(part)  # in place
             return Views(self.normalize(global_), self.normalize(local))
 
-    def describe(self, channels: int) -> str:
-        """Return one line on what is done to images of that many channels."""
+    def summary(self, channels: int) -> str:
+        """Return one line on what is done to images with that many channels."""
         if not self.strength:
             changes = 'no change of values'
         elif channels == 3:
@@ -254,14 +257,14 @@ class SingleCrop(nn.Module):
     """One random view of each image, as MAE trains on.
 
     He et al., *MAE* (https://arxiv.org/abs/2111.06377): a random resized crop, bicubic,
-    mirrored half of the time, normalised; no change of values. Randomness is torch's
-    CPU generator.
+    mirrored half of the time, normalised; no change of values. Random numbers come from
+    torch's CPU generator.
 
     Args:
         image_size: S, side of the view in pixels.
         scale: Range of the view's share of the image's area.
         mean: Mean of the normalisation, of values in [0, 1].
-        std: Standard deviation, likewise.
+        std: Standard deviation of the normalisation, of values in [0, 1].
     """
 
     def __init__(
@@ -282,12 +285,12 @@ class SingleCrop(nn.Module):
         """Draw the views.
 
         Args:
-            image: (B, C, H, W), or a series (B, T, C, H, W), all times of which get the
-                same box; floating, in [0, 1], NaN where there is no data.
+            image: (B, C, H, W), or a series (B, T, C, H, W) with the same box for all
+                times; floating, in [0, 1], NaN where there is no data.
 
         Returns:
             (B, C, S, S) or (B, T, C, S, S), float32, normalised; NaN where a pixel
-            without data had a part in it.
+            without data contributed.
 
         Raises:
             ValueError: If *image* has another shape or type.
@@ -300,8 +303,8 @@ class SingleCrop(nn.Module):
             )
             return self.normalize(view.unflatten(1, image.shape[1:-2]))
 
-    def describe(self, channels: int) -> str:
-        """Return one line on what is done to images of that many channels."""
+    def summary(self, channels: int) -> str:
+        """Return one line on what is done to images with that many channels."""
         low, high = self.scale
         return (
             f'1 view of {self.image_size} px, {low:g} to {high:g} of the area of an'
@@ -312,12 +315,12 @@ class SingleCrop(nn.Module):
 class Preprocess(nn.Module):
     """One view of the whole image, for evaluation: resized and normalised.
 
-    The aspect is not kept: no part of a scene is cut off. Bicubic, antialiased.
+    Bicubic, antialiased. Nothing is cut off; the aspect ratio is not kept.
 
     Args:
         image_size: Side of the view in pixels, or (height, width).
         mean: Mean of the normalisation, of values in [0, 1].
-        std: Standard deviation, likewise.
+        std: Standard deviation of the normalisation, of values in [0, 1].
     """
 
     def __init__(
@@ -340,7 +343,7 @@ class Preprocess(nn.Module):
 
         Args:
             image: (B, C, H, W) or (B, T, C, H, W), floating, in [0, 1], NaN where there
-                is no data: so is the view, where such a pixel had a part in it.
+                is no data. The view is NaN where such a pixel contributed.
 
         Raises:
             ValueError: If *image* has another shape or type.
@@ -356,13 +359,54 @@ class Preprocess(nn.Module):
         return self.normalize(view.unflatten(1, image.shape[1:-2]))
 
 
+class CentreCrop(Preprocess):
+    """The middle of each image: resized, cropped and normalised.
+
+    A fraction of 0.875 is the usual evaluation at 224 pixels: the image is resized to
+    256, and the middle 224 are cropped. The aspect ratio is not kept.
+
+    Args:
+        image_size: Side of the view in pixels.
+        fraction: Share of each side that is seen, in (0, 1]; 1 is the whole image.
+        mean: Mean of the normalisation, of values in [0, 1].
+        std: Standard deviation of the normalisation, of values in [0, 1].
+
+    Raises:
+        ValueError: If the fraction is out of range.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        fraction: float = 1.0,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
+        """Choose the size that the image is resized to."""
+        if not 0 < fraction <= 1:
+            raise ValueError(f'*fraction* is {fraction}: choose above 0 and up to 1')
+        super().__init__(int(image_size / fraction), mean, std)
+        self.crop_size = image_size
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the view, (..., C, S, S), float32, normalised.
+
+        Args:
+            image: (B, C, H, W) or (B, T, C, H, W), floating, in [0, 1].
+        """
+        view = super().forward(image)
+        top, left = (round((side - self.crop_size) / 2) for side in view.shape[-2:])
+        size = self.crop_size
+        return view[..., top : top + size, left : left + size]
+
+
 def _resampled(bands: Tensor, resample: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return what *resample* makes of bands, (B, C, H, W), some of which may be NaN."""
+    """Return bands (B, C, H, W), which may hold NaN, as *resample* resizes them."""
     missing = bands.isnan()
     if not missing.any():
         return resample(bands)
-    # One NaN would spread over a row: what is missing goes along apart, in the middle
-    # of the range, where no weight below 0 is clamped.
+    # One NaN would spread over a row: what is missing is resized separately, as a value
+    # in the middle of the range, where negative weights are not clamped.
     marks = _MARK + missing / 2
     view, marks = resample(torch.cat([bands.nan_to_num(0), marks], dim=1)).chunk(2, 1)
     return view.masked_fill((marks - _MARK).abs() > _TOUCHED, torch.nan)

@@ -9,7 +9,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 from torchmetrics.wrappers import ClasswiseWrapper
 
-from torchgeo_explora.augment.labelled import random_patches
+from torchgeo_explora.augment.crops import random_patches
 from torchgeo_explora.callbacks.figures import panels, save_figure, shown_channels
 from torchgeo_explora.callbacks.parquet import MaskWriter
 from torchgeo_explora.functional.windows import slide

@@ -257,8 +257,8 @@ class PretrainingTask(ResumableTask):
 
     def describe_views(self) -> str:
         """Return one line on the views of an image."""
-        describe = getattr(self.objective.augment, 'describe', None)
-        return describe(self.backbone.in_channels) if describe else 'own augmentations'
+        summary = getattr(self.objective.augment, 'summary', None)
+        return summary(self.backbone.in_channels) if summary else 'own augmentations'
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return AdamW's groups of what trains, as `optimizer_plan` takes them."""
