@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
-# Importing TorchGeo takes seconds, of which the garbage collector would add a sixth.
+# Importing TorchGeo takes seconds. The garbage collector would add a sixth to them, and
+# two seconds at the end for the same objects, which are never garbage.
 gc.disable()
 import torchgeo.main  # noqa: E402
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI  # noqa: E402
@@ -17,6 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI  # noqa:
 import torchgeo_explora  # noqa: E402
 from torchgeo_explora import callbacks, datamodules, tasks  # noqa: E402
 
+gc.freeze()
 gc.enable()
 
 _HELP = """
