@@ -48,7 +48,7 @@ def test_backbone_of_another_package_is_not_built_by_name(tmp_path):
     path = tmp_path / 'delta.safetensors'
     save_delta(adapt(Own(), Adaptation(adapter=None)), path)
     with pytest.raises(
-        ValueError, match=r'Own, no backbone of this name is defined.* load_delta'
+        ValueError, match=r'Own, and no backbone of this name is defined.* load_delta'
     ):
         rebuild(path)
 

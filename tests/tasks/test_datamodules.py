@@ -349,5 +349,5 @@ def test_another_number_of_bands_says_what_to_set(fit, eurosat):
 
 def test_batch_that_is_larger_than_the_training_set_is_refused(fit, eurosat):
     data = EuroSATDataModule(root=eurosat, batch_size=64, bands=RGB)
-    with pytest.raises(ValueError, match='no whole batch of 64'):
+    with pytest.raises(ValueError, match='no full batch of 64'):
         fit(data)
