@@ -16,17 +16,17 @@ from torchgeo_explora.augment import IMAGENET_MEAN, IMAGENET_STD
 from torchgeo_explora.datasets.pixels.scaling import ValueRange
 from torchgeo_explora.datasets.tables.problems import warn_of_shared_places
 
-#: Data sets that a stage of the trainer opens.
-OPENED = {
+# Data sets that a stage of the trainer opens.
+_OPENED = {
     'fit': ('train', 'val'),
     'validate': ('val',),
     'test': ('test',),
     'predict': ('predict',),
 }
-RGB = ('red', 'green', 'blue')
+_RGB = ('red', 'green', 'blue')
 
 
-class NormalizeBatch(nn.Module):
+class _NormalizeBatch(nn.Module):
     """Map `image` of a batch to (image - mean) / std, and keep the other keys.
 
     Unlike Kornia's containers, it accepts series (B, T, C, H, W).
@@ -95,7 +95,7 @@ class SplitDataModule(NonGeoDataModule):
         std: Standard deviation that it divides by.
     """
 
-    bands: Sequence[str] = RGB
+    bands: Sequence[str] = _RGB
     value_range: ValueRange | None = (0.0, 255.0)
     range_known = True
     mean = torch.tensor([255 * mean for mean in IMAGENET_MEAN])
@@ -133,9 +133,9 @@ class SplitDataModule(NonGeoDataModule):
         self.collate_fn = self.collate
         self.aug = self._own_aug = self._normalize()
 
-    def _normalize(self) -> NormalizeBatch:
+    def _normalize(self) -> _NormalizeBatch:
         limits = self.value_range if self.clip else None
-        return NormalizeBatch(self.mean, self.std, limits)
+        return _NormalizeBatch(self.mean, self.std, limits)
 
     @property
     def has_val(self) -> bool:
@@ -188,7 +188,7 @@ class SplitDataModule(NonGeoDataModule):
         """Download what the trainer's stage needs, in one process."""
         if self.kwargs.get('download', False):
             stage = self.trainer.state.fn if self.trainer else None
-            for part in OPENED[stage] if stage else self.split_of:
+            for part in _OPENED[stage] if stage else self.split_of:
                 self._open(part)
 
     def setup(self, stage: str) -> None:
@@ -200,7 +200,7 @@ class SplitDataModule(NonGeoDataModule):
         Raises:
             NoSamplesError: If a split has no sample.
         """
-        for part in OPENED[stage]:
+        for part in _OPENED[stage]:
             if part != 'val' or self.has_val:
                 setattr(self, f'{part}_dataset', self._open(part))
         if stage == 'fit' and self.has_val:

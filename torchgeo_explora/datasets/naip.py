@@ -25,9 +25,9 @@ from torchgeo_explora.datasets.tables.problems import check_missing, write_repor
 MEAN = (0.47996818, 0.47633689, 0.42402868)
 STD = (0.17774512, 0.13703743, 0.11909943)
 BANDS = ('red', 'green', 'blue', 'nir')
-#: Codes in the file of splits.
-SPLITS = {'train': (0,), 'val': (1,), 'test': (2,), 'val+test': (1, 2)}
-ABSENT = 'absent tiles'
+# Codes in the file of splits.
+_SPLITS = {'train': (0,), 'val': (1,), 'test': (2,), 'val+test': (1, 2)}
+_ABSENT = 'absent tiles'
 
 
 class NAIPLandCover(TableDataset):
@@ -79,7 +79,7 @@ class NAIPLandCover(TableDataset):
         transforms: Transform | None = None,
     ) -> None:
         """Read the two arrays and list the tiles."""
-        check_choice('split', split, tuple(SPLITS))
+        check_choice('split', split, tuple(_SPLITS))
         check_side(size)
         self.bands = tuple(bands)
         if not self.bands:
@@ -97,7 +97,7 @@ class NAIPLandCover(TableDataset):
             )
         values, classes = np.unique(codes, return_inverse=True)
         self.classes = tuple(str(value) for value in values)
-        listed = np.flatnonzero(np.isin(parts, SPLITS[split]))
+        listed = np.flatnonzero(np.isin(parts, _SPLITS[split]))
         here = set(os.listdir(self.folder)) if os.path.isdir(self.folder) else set()
         present = np.array([f'{i}tile.npy' in here for i in listed], dtype=bool)
         what = f'split {split!r} of NAIP in {self.root}'
@@ -111,12 +111,12 @@ class NAIPLandCover(TableDataset):
             f'.naip_{split}.report.csv',
         )
         check_missing(
-            {ABSENT: len(absent)} if absent else {},
+            {_ABSENT: len(absent)} if absent else {},
             len(listed),
             max_missing,
             what,
             absent[0] if absent else None,
-            write_report([(name, ABSENT) for name in absent], report),
+            write_report([(name, _ABSENT) for name in absent], report),
         )
         self.tiles = listed[present]
         self.labels = torch.from_numpy(classes[self.tiles].astype(np.int64))

@@ -30,12 +30,12 @@ from torchgeo_explora.datasets.tables.problems import with_notes
 
 NO_METADATA = 'images without readable metadata'
 NO_BOX = 'images without a box'
-OTHER_TIME = 'times that disagree between the CSV file and the metadata'
+_OTHER_TIME = 'times that disagree between the CSV file and the metadata'
 NO_TIME = 'images without a time'
-#: Problems that are reported although no sample is lost.
-NOTED = (RELABELLED, OTHER_TIME)
+# Problems that are reported although no sample is lost.
+_NOTED = (RELABELLED, _OTHER_TIME)
 
-SCHEMA = pa.schema(
+_SCHEMA = pa.schema(
     {
         'path': pa.string(),
         'label': pa.int16(),
@@ -66,7 +66,7 @@ def open_index(
         index_dir: Folder of the index; that of the data if None.
 
     Returns:
-        The table with `SCHEMA` and the notes of `with_notes`, and the folder that its
+        The table with `_SCHEMA` and the notes of `with_notes`, and the folder that its
         paths start at.
 
     Raises:
@@ -115,10 +115,10 @@ def _build(listing: Listing, path: str) -> pa.Table:
             problems.append((name, NO_BOX))
         elif labels and max(labels) < 0:
             problems.append((name, UNKNOWN))
-    columns: dict[str, Any] = {name: frame[name] for name in SCHEMA.names[:5]}
+    columns: dict[str, Any] = {name: frame[name] for name in _SCHEMA.names[:5]}
     columns['boxes'] = [[box.xywh for box in items] for items in boxes]
     columns['box_labels'] = box_labels
-    table = pa.table(columns, schema=SCHEMA)
+    table = pa.table(columns, schema=_SCHEMA)
     return with_notes(table, problems, listing.listed, path)
 
 
@@ -162,7 +162,7 @@ def _times(
         if not times[-1]:
             problems.append((name, NO_TIME))
         elif own and listed and parse_time(own) != parse_time(listed):
-            problems.append((name, OTHER_TIME))
+            problems.append((name, _OTHER_TIME))
     return times
 
 
@@ -189,7 +189,7 @@ def check_index(
     """
     counts, examples = index.note('counts'), index.note('examples')
     report = index.note('report')
-    for problem in set(NOTED) & counts.keys():
+    for problem in set(_NOTED) & counts.keys():
         warnings.warn(
             f'{what} has {counts[problem]} {problem}, such as {examples[problem]}: the'
             f' folder and the metadata win. All are named in {report}',

@@ -12,8 +12,8 @@ from torchgeo_explora.datasets.tables.dataset import NoSamplesError
 from torchgeo_explora.datasets.tables.index_file import look_up, names_in, read_csv
 from torchgeo_explora.datasets.tables.problems import ABSENT
 
-#: Folder names of a split, the first that exists.
-FOLDERS = {'train': ('train',), 'val': ('val',), 'test': ('test_gt', 'test')}
+# Folder names of a split, the first that exists.
+_FOLDERS = {'train': ('train',), 'val': ('val',), 'test': ('test_gt', 'test')}
 
 RELABELLED = 'labels that disagree with their folder'
 UNKNOWN = 'files of an unknown class'
@@ -34,7 +34,7 @@ class Listing(NamedTuple):
 
 def split_folder(root: str, split: str) -> str:
     """Return the folder of a split, which may not exist."""
-    names = [os.path.join(root, name) for name in FOLDERS[split]]
+    names = [os.path.join(root, name) for name in _FOLDERS[split]]
     return next((name for name in names if os.path.isdir(name)), names[-1])
 
 

@@ -3,8 +3,8 @@
 import json
 from typing import Any, NamedTuple
 
-#: Boxes with a side of this many pixels or fewer show nothing: the baseline skips them.
-SMALLEST_SIDE = 2
+# Boxes with a side of this many pixels or fewer show nothing: the baseline skips them.
+_SMALLEST_SIDE = 2
 
 
 class Box(NamedTuple):
@@ -52,7 +52,7 @@ def read_sidecar(path: str) -> Metadata:
         if xywh is None:
             continue
         place = place or centre(item.get('raw_location'))
-        if min(xywh[2:]) > SMALLEST_SIDE:
+        if min(xywh[2:]) > _SMALLEST_SIDE:
             category = item.get('category')
             boxes.append(Box(None if category is None else str(category), xywh))
     return Metadata(tuple(boxes), str(content.get('timestamp') or ''), place)

@@ -27,8 +27,8 @@ from torchgeo_explora.datasets.tables.dataset import (
 )
 from torchgeo_explora.datasets.tables.fetch import Archive, fetch_archive
 
-#: Names of the splits in files and folders.
-SPLITS = {'train': 'train', 'val': 'val', 'test': 'test_gt'}
+# Names of the splits in files and folders.
+_SPLITS = {'train': 'train', 'val': 'val', 'test': 'test_gt'}
 
 
 class FMoWSentinel(TableDataset):
@@ -92,7 +92,7 @@ class FMoWSentinel(TableDataset):
         download: bool = False,
     ) -> None:
         """Open the index, or build it."""
-        check_choice('split', split, tuple(SPLITS))
+        check_choice('split', split, tuple(_SPLITS))
         check_side(size)
         self.root, self.split, self.size = os.fspath(root), split, size
         if len(years) != 2 or years[0] > years[1]:
@@ -107,7 +107,7 @@ class FMoWSentinel(TableDataset):
             self._download(csv is None)
         self.index = open_sentinel_index(
             self.root,
-            SPLITS[split],
+            _SPLITS[split],
             None if csv is None else os.fspath(csv),
             None if index_dir is None else os.fspath(index_dir),
         )
@@ -123,7 +123,7 @@ class FMoWSentinel(TableDataset):
 
     def _download(self, csv: bool) -> None:
         """Fetch the CSV file, if wanted, and the images, unless they are there."""
-        name = SPLITS[self.split]
+        name = _SPLITS[self.split]
         if csv:
             download_url(f'{self.url}{name}.csv', self.root, f'{name}.csv')
         places = (self.root, os.path.join(self.root, self.archive.folder))

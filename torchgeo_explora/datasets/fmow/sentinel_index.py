@@ -19,7 +19,7 @@ from torchgeo_explora.datasets.tables.index_file import (
 )
 from torchgeo_explora.datasets.tables.problems import ABSENT, with_notes
 
-NO_TIME = 'rows without a time'
+_NO_TIME = 'rows without a time'
 _COLUMNS = ('category', 'location_id', 'image_id', 'timestamp')
 _SCHEMA = pa.schema(
     {'path': pa.string(), 'label': pa.int16(), 'year': pa.int16(), 'place': pa.string()}
@@ -76,7 +76,7 @@ def _build(file: str, root: str, split: str, path: str) -> pa.Table:
     problems: list[tuple[str, str]] = []
     for what, wrong in (
         (UNKNOWN, labels.isna()),
-        (NO_TIME, labels.notna() & (years < 0)),
+        (_NO_TIME, labels.notna() & (years < 0)),
         (ABSENT, labels.notna() & (years >= 0) & ~exists),
     ):
         problems += [(name, what) for name in frame['path'][wrong]]

@@ -49,7 +49,7 @@ def cut(
         pixels = image.convert('RGB').crop(
             (int(left), int(top), int(right), int(bottom))
         )
-        return to_tensor(np.asarray(pixels))
+        return _to_tensor(np.asarray(pixels))
     width, height = image.size
     scale = (2 * size[1] / (right - left), 2 * size[0] / (bottom - top))
     image.draft(None, (int(width * scale[0]) + 1, int(height * scale[1]) + 1))
@@ -60,10 +60,10 @@ def cut(
     part = image.convert('RGB').crop((x, y, math.ceil(right), math.ceil(bottom)))
     rest = (left - x, top - y, right - x, bottom - y)
     pixels = part.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=rest)
-    return to_tensor(np.asarray(pixels))
+    return _to_tensor(np.asarray(pixels))
 
 
-def to_tensor(pixels: NDArray[np.uint8]) -> Tensor:
+def _to_tensor(pixels: NDArray[np.uint8]) -> Tensor:
     """Return (H, W, C) bytes as (C, H, W) float32, 0 to 255."""
     # All in NumPy: threads of PyTorch gain nothing here and fight in workers.
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1), np.float32))

@@ -13,8 +13,8 @@ from rasterio.io import DatasetReader
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
-type Bits = NDArray[np.bool_]
-type Shares = NDArray[np.floating[Any]]
+type _Bits = NDArray[np.bool_]
+type _Shares = NDArray[np.floating[Any]]
 
 # Rows of cells that are read at a time: a strip of a large scene takes some MB.
 _ROWS = 64
@@ -27,7 +27,7 @@ def visible_shares(
     scale: float = 1.0,
     mask: str | None = None,
     cloud_values: Sequence[int] | None = None,
-) -> Shares:
+) -> _Shares:
     """Return the share of each cell of a scene that has data and no clouds.
 
     Every pixel counts, or every pixel of a suitable overview if the file has one.
@@ -95,7 +95,7 @@ def _aligned(path: str, handle: DatasetReader | WarpedVRT) -> WarpedVRT:
         )
 
 
-def positions(visible: Shares, cells: int, max_invalid: float) -> Bits:
+def positions(visible: _Shares, cells: int, max_invalid: float) -> _Bits:
     """Return where the upper left cell of a usable window can be.
 
     Args:

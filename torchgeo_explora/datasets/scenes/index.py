@@ -23,16 +23,16 @@ from torchgeo_explora.datasets.scenes.raster_dataset import Scenes
 from torchgeo_explora.datasets.tables.index_file import TableFile, file_stamp
 from torchgeo_explora.datasets.tables.problems import with_notes
 
-UNREADABLE = 'unreadable scenes'
-NO_PLACE = 'scenes without georeference'
-NO_MASK = 'scenes without a cloud mask that fits'
-OTHER_BANDS = 'scenes without the bands of the first one'
-OTHER_TYPE = 'scenes of another data type than the first one'
+_UNREADABLE = 'unreadable scenes'
+_NO_PLACE = 'scenes without georeference'
+_NO_MASK = 'scenes without a cloud mask that fits'
+_OTHER_BANDS = 'scenes without the bands of the first one'
+_OTHER_TYPE = 'scenes of another data type than the first one'
 EMPTY = 'scenes without a usable window'
 #: Problems of the data, as opposed to clouds.
-FAULTS = (UNREADABLE, NO_PLACE, NO_MASK, OTHER_BANDS, OTHER_TYPE)
+FAULTS = (_UNREADABLE, _NO_PLACE, _NO_MASK, _OTHER_BANDS, _OTHER_TYPE)
 
-SCHEMA = pa.schema(
+_SCHEMA = pa.schema(
     {
         'name': pa.string(),
         'path': pa.string(),
@@ -97,7 +97,7 @@ def open_scene_index(
         any_type: Whether scenes may differ in their data type.
 
     Returns:
-        A table with `SCHEMA` and owners, one row per scene, with the notes `bands`
+        A table with `_SCHEMA` and owners, one row per scene, with the notes `bands`
         (names) and `dtype` and those of `with_notes`. `usable` are packed bits for the
         `shape` positions that a window can have, `step` pixels apart. `origin` is the
         upper left corner on the scene's grid and `pixel` the size of a window's pixel,
@@ -157,7 +157,7 @@ def _build(
                 problems.append((scene.name, EMPTY))
             else:
                 rows.append(row)
-    table = add_owners(pa.Table.from_pylist(rows, SCHEMA), cutting.size, cutting.step)
+    table = add_owners(pa.Table.from_pylist(rows, _SCHEMA), cutting.size, cutting.step)
     known = {'bands': list(wanted), 'dtype': first.get('dtype')}
     return with_notes(table, problems, listed, path, **known)
 
@@ -175,21 +175,21 @@ def _describe(
             names, kind = _names(file), file.dtypes[0]
             described = all(file.descriptions)
     except UnreadableImageError as error:
-        raise _Unfit(UNREADABLE) from error
+        raise _Unfit(_UNREADABLE) from error
     if kind != first['dtype'] and not any_type:
-        raise _Unfit(OTHER_TYPE)
+        raise _Unfit(_OTHER_TYPE)
     if described and set(wanted) <= set(names):
         bands = [names.index(name) + 1 for name in wanted]
     elif len(names) == len(first['bands']):
         bands = [first['bands'].index(name) + 1 for name in wanted]
     else:
-        raise _Unfit(OTHER_BANDS)
+        raise _Unfit(_OTHER_BANDS)
     crs = None if cutting.crs is None else CRS.from_user_input(cutting.crs)
     try:
         grid = Scenes([scene], crs, cutting.nodata)
         handle = grid.handle(scene.path)
     except (ValueError, OSError) as error:
-        raise _Unfit(NO_PLACE) from error
+        raise _Unfit(_NO_PLACE) from error
     scale = _scale(handle, cutting)
     try:
         with naming(scene.name):
@@ -202,7 +202,7 @@ def _describe(
                 cutting.cloud_values,
             )
     except UnreadableImageError as error:
-        unfit = NO_MASK if scene.mask is not None else UNREADABLE
+        unfit = _NO_MASK if scene.mask is not None else _UNREADABLE
         raise _Unfit(unfit) from error
     usable = positions(shares, cutting.size // cutting.step, cutting.max_invalid)
     return {

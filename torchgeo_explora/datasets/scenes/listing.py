@@ -11,8 +11,8 @@ from rasterio.errors import RasterioError
 
 from torchgeo_explora.datasets.scenes.band_stack import stack_bands
 
-#: Suffixes of scenes in a folder, in lower case.
-SUFFIXES = ('.tif', '.tiff', '.vrt', '.jp2')
+# Suffixes of scenes in a folder, in lower case.
+_SUFFIXES = ('.tif', '.tiff', '.vrt', '.jp2')
 NO_ASSET = 'STAC items without the assets'
 NO_STACK = 'STAC items whose assets cannot be stacked'
 
@@ -36,7 +36,7 @@ class Scene(NamedTuple):
     mask: str | None = None
 
 
-def file_scene(path: str, mask: str | None = None) -> Scene:
+def _file_scene(path: str, mask: str | None = None) -> Scene:
     """Return a file as a scene.
 
     Args:
@@ -88,7 +88,7 @@ def list_scenes(
             problems += faults
         else:
             files = [f for f in _files(path) if mask is None or not f.endswith(mask)]
-            found = [file_scene(file, mask) for file in files]
+            found = [_file_scene(file, mask) for file in files]
         scenes |= {scene.path: scene for scene in found}
     if not scenes and not problems:
         names = ', '.join(os.fspath(place) for place in given)
@@ -105,11 +105,11 @@ def _files(path: str) -> list[str]:
     pattern = os.path.join(glob.escape(path), '**') if os.path.isdir(path) else path
     files = [f for f in glob.glob(pattern, recursive=True) if os.path.isfile(f)]
     if os.path.isdir(path):
-        files = [f for f in files if f.lower().endswith(SUFFIXES)]
+        files = [f for f in files if f.lower().endswith(_SUFFIXES)]
     if not files:
         raise FileNotFoundError(
             f'no scene found in {path}: *paths* takes folders with'
-            f' {", ".join(SUFFIXES)} files, patterns, files and STAC items (.json)'
+            f' {", ".join(_SUFFIXES)} files, patterns, files and STAC items (.json)'
         )
     return files
 

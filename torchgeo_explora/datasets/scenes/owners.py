@@ -8,10 +8,10 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from torchgeo_explora.datasets.scenes.ground import Ground
 
-type Bits = NDArray[np.bool_]
+type _Bits = NDArray[np.bool_]
 
-#: Columns added to an index: packed bits, and how many are set.
-COLUMNS = {'owned': pa.large_binary(), 'places': pa.int64()}
+# Columns added to an index: packed bits, and how many are set.
+_COLUMNS = {'owned': pa.large_binary(), 'places': pa.int64()}
 
 
 def add_owners(table: pa.Table, size: int, step: int) -> pa.Table:
@@ -27,7 +27,7 @@ def add_owners(table: pa.Table, size: int, step: int) -> pa.Table:
         step: Distance between two positions of a window in pixels.
 
     Returns:
-        The table with `COLUMNS`.
+        The table with `_COLUMNS`.
     """
     ground = Ground(table, size, step)
     owned: list[bytes] = []
@@ -43,11 +43,11 @@ def add_owners(table: pa.Table, size: int, step: int) -> pa.Table:
         places[scene] = mine.sum()
         owned.append(np.packbits(mine).tobytes())
     for name, values in (('owned', owned), ('places', places)):
-        table = table.append_column(name, pa.array(values, COLUMNS[name]))
+        table = table.append_column(name, pa.array(values, _COLUMNS[name]))
     return table
 
 
-def _leave(mine: Bits, ground: Ground, scene: int, other: int) -> None:
+def _leave(mine: _Bits, ground: Ground, scene: int, other: int) -> None:
     """Clear the positions of a scene where another one can be used."""
     if ground.codes[scene] == ground.codes[other]:
         # In one coordinate system, rows of one scene are rows of the other.

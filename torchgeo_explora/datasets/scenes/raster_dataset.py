@@ -162,7 +162,7 @@ class Scenes(RasterDataset):
         """
         # Resampling takes time even if it changes nothing.
         same = window.width == window.height == size
-        with naming(shorten(path)):
+        with naming(_shorten(path)):
             handle = self.handle(path)
             values = handle.read(
                 list(bands),
@@ -170,7 +170,7 @@ class Scenes(RasterDataset):
                 out_shape=(len(bands), size, size),
                 resampling=Resampling.nearest if same else Resampling.bilinear,
             )
-        return without_nodata(values, handle.nodata)
+        return _without_nodata(values, handle.nodata)
 
     def read_place(
         self,
@@ -197,7 +197,7 @@ class Scenes(RasterDataset):
         """
         grid = Affine(pixel[0], 0, corner[0], 0, -pixel[1], corner[1])
         with (
-            naming(shorten(path)),
+            naming(_shorten(path)),
             rasterio.open(path) as source,
             WarpedVRT(
                 source,
@@ -209,14 +209,14 @@ class Scenes(RasterDataset):
                 resampling=Resampling.bilinear,
             ) as warped,
         ):
-            return without_nodata(warped.read(list(bands)), warped.nodata)
+            return _without_nodata(warped.read(list(bands)), warped.nodata)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out open files."""
         return {**self.__dict__, '_handles': {}}
 
 
-def without_nodata(values: NDArray[Any], nodata: float | None) -> NDArray[Any]:
+def _without_nodata(values: NDArray[Any], nodata: float | None) -> NDArray[Any]:
     """Return values with 0 where there is no data, in place."""
     # If it is 0, as it often is, there is nothing to change.
     if nodata and not np.isnan(nodata):
@@ -226,6 +226,6 @@ def without_nodata(values: NDArray[Any], nodata: float | None) -> NDArray[Any]:
     return values
 
 
-def shorten(path: str) -> str:
+def _shorten(path: str) -> str:
     """Return a path, or the start of a virtual raster's XML, for an error."""
     return f'{path[:60]}...' if path.startswith('<') else path

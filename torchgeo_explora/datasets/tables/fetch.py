@@ -11,9 +11,9 @@ from urllib.error import URLError
 
 from torchgeo.datasets.utils import download_url, extract_archive, which
 
-#: Smallest share of the published size that an archive may have. Publishers round, and
-#: some servers pack a folder again for each download.
-LEAST = 0.95
+# Smallest share of the published size that an archive may have. Publishers round, and
+# some servers pack a folder again for each download.
+_LEAST = 0.95
 
 
 class Archive(NamedTuple):
@@ -56,7 +56,7 @@ def fetch_archive(archive: Archive, root: str) -> str:
             f' archive at {path} yourself'
         ) from error
     found = os.path.getsize(path)
-    if found < LEAST * archive.size:
+    if found < _LEAST * archive.size:
         raise RuntimeError(
             f'{path} has {found} bytes, expected about {archive.size}: it was cut'
             f' short. Remove it and try again'
