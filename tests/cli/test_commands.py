@@ -239,7 +239,7 @@ def test_what_cannot_be_prepared_can_be_left_out(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (['prepare', 'Nothing', 'x'], r'\*dataset\* is Nothing, which is no class'),
+        (['prepare', 'Nothing', 'x'], r'\*dataset\* Nothing is not a class'),
         (['prepare', 'FMoWRGB', 'x', '--options.sze=3'], 'FMoWRGB: .*options.sze'),
         (
             ['prepare', 'FMoWRGB', 'x', '--options.root=no', '--options.size=null'],
@@ -250,7 +250,10 @@ def test_what_cannot_be_prepared_can_be_left_out(tmp_path, monkeypatch, capsys):
         (['info', 'nothing.safetensors'], 'explora info: .*does not exist'),
         (['merge', '1.safetensors', 'x', '--weights', '2.safetensors'], 'not a whole'),
         (['export', 'base.safetensors', 'x'], 'does not say what backbone it is of'),
-        (['export', 'run.ckpt', 'x'], 'no checkpoint of an ExploraClassificationTask'),
+        (
+            ['export', 'run.ckpt', 'x'],
+            'not a checkpoint of an ExploraClassif',
+        ),
         (['average', '1.safetensors', '--output', 'x', '--shares', '[2]'], 'sum to 1'),
     ],
 )

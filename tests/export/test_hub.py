@@ -183,7 +183,7 @@ def test_non_commercial_base_makes_the_delta_so(name, trained, tmp_path):
     push_to_hub(path, 'user/x', base, 'data', api=recorder)
     card = ModelCard.load(recorder.folder / 'README.md')
     assert card.data.license == 'cc-by-nc-4.0'
-    assert 'Non-commercial: so are models' in card.text
+    assert 'Non-commercial, as are models' in card.text
     assert 'Not measured.' in card.text
 
 

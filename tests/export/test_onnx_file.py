@@ -104,5 +104,5 @@ def test_weights_above_the_limit_of_the_format_are_refused(make, tmp_path, monke
     backbone = make('dinov2')
     huge = np.int64(2**31)
     monkeypatch.setattr(torch.Tensor, 'element_size', lambda _: huge)
-    with pytest.raises(ValueError, match='an ONNX file holds 2: use export_timm'):
+    with pytest.raises(ValueError, match='an ONNX file holds at most 2: use exp'):
         export_onnx(backbone, tmp_path / 'backbone.onnx')

@@ -81,7 +81,7 @@ def test_module_that_trains_whole_besides_is_carried(make, trained, picture, tmp
 def test_layer_that_the_model_does_not_have_is_named(trained, tmp_path):
     adapter = peft.LoraConfig(r=4, target_modules=['fc1'])
     backbone = trained('gated', adapter=adapter, **NO_TOKEN)
-    with pytest.raises(ValueError, match=r'no layer of its own for blocks.0.mlp.fc1'):
+    with pytest.raises(ValueError, match=r'no separate layer for blocks.0.mlp.fc1'):
         export_peft_transformers(backbone, tmp_path)
 
 

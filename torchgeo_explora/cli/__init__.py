@@ -31,15 +31,15 @@ def parser() -> ArgumentParser:
         version=__version__,
     )
     commands = top.add_subcommands(dest='command')
-    for function, unnamed in COMMANDS.items():
+    for function, positional in COMMANDS.items():
         documentation = docstring_parser.parse(function.__doc__ or '')
         help_of = {each.arg_name: each.description for each in documentation.params}
         summary = documentation.short_description
         command = ArgumentParser(description=summary)
-        for name in unnamed:
+        for name in positional:
             several: dict[str, Any] = {'nargs': '+'} if name.endswith('s') else {}
             command.add_argument(name, type=str, help=help_of[name], **several)
-        command.add_function_arguments(function, as_group=False, skip={*unnamed})
+        command.add_function_arguments(function, as_group=False, skip={*positional})
         commands.add_subcommand(function.__name__, command, help=summary)
     for name, summary in TRAINING.items():
         text = f"TorchGeo's `{name}`. {summary}"
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command.
 
     Args:
-        arguments: Those of the process if None.
+        arguments: The arguments; those of the process if None.
 
     Raises:
         SystemExit: With what went wrong in one sentence, or with a code.

@@ -23,30 +23,30 @@ Encoding = Literal['auto', 'jpeg', 'integer', 'exact']
 
 
 def info(files: list[str]) -> None:
-    """Print what files of deltas or weights say of themselves.
+    """Summarize files of deltas, checkpoints or weights.
 
     Args:
-        files: Files, or folders, of which every safetensors file is described.
+        files: Files, or folders whose safetensors files are all summarized.
     """
-    from torchgeo_explora.export.info import describe
+    from torchgeo_explora.export.info import summarize_file
 
     for path in map(Path, files):
         found = sorted(path.glob('**/*.safetensors')) if path.is_dir() else [path]
         if not found:
             raise ValueError(f'the folder {path} has no safetensors file: name files')
         for file in found:
-            print(describe(file))
+            print(summarize_file(file))
 
 
 def merge(delta: str, output: str, weights: str | None = None) -> None:
-    """Fold a delta into its base: plain safetensors in timm's names.
+    """Merge a delta into its base, and write safetensors in timm's names.
 
     Args:
-        delta: The delta's file, or the checkpoint of a fine-tuned classifier.
+        delta: The file of a delta, or the checkpoint of a fine-tuned classifier.
         output: The file to write.
-        weights: The base's weights: a file, or the name of published weights such as
-            ExploraWeights.FMOW_RGB. If not given, timm's own for a delta, and those
-            that a checkpoint was trained with.
+        weights: Weights of the base: a file, or the name of published weights such as
+            ExploraWeights.FMOW_RGB. The default is timm's own weights for a delta, and
+            the weights that a checkpoint was trained with.
     """
     export(delta, output, 'timm', weights)
 
@@ -61,23 +61,22 @@ def export(
     """Write a backbone for another library.
 
     Args:
-        file: A delta's file, the output of `explora merge`, or the checkpoint of a
-            fine-tuned classifier (ExploraClassificationTask).
+        file: The file of a delta, the output of `explora merge`, or the checkpoint of
+            a fine-tuned classifier (ExploraClassificationTask).
         output: The file to write; a folder for transformers and peft.
-        format: What to write. A peft folder holds the delta alone; of a fine-tuned
-            classifier, torchgeo has the head too.
-        weights: The base's weights: a file, or the name of published weights such as
-            ExploraWeights.FMOW_RGB. If not given, timm's own for a delta, and those
-            that a checkpoint was trained with.
-        model: For torchgeo: the name by which timm builds the model, if it cannot be
-            found.
+        format: What to write. A peft folder holds only the delta. The torchgeo format
+            includes the head of a fine-tuned classifier.
+        weights: Weights of the base: a file, or the name of published weights such as
+            ExploraWeights.FMOW_RGB. The default is timm's own weights for a delta, and
+            the weights that a checkpoint was trained with.
+        model: For torchgeo, the timm name of the model, where it is not found by
+            itself.
     """
     from torchgeo_explora import export as exports
-    from torchgeo_explora.export.finetuned import reload
 
     head: dict[str, Any] = {}
     if Path(file).suffix == '.ckpt':
-        task = reload(file, weights)
+        task = _finetuned(file, weights)
         backbone = task.backbone
         head = {'head': task.head.linear, 'task': task.hparams['task']}
     else:
@@ -102,7 +101,30 @@ def export(
     print(f'wrote {output}')
 
 
+def _finetuned(file: str, weights: str | None) -> Any:
+    """Return the `ExploraClassificationTask` of a checkpoint, with base and delta."""
+    from torchgeo_explora.models.formats.files import read_file
+
+    content = read_file(Path(file))
+    path = content.get('hyper_parameters', {}).get('_class_path', '')
+    tensors = content.get('state_dict', {})
+    known = path.rpartition('.')[2] in ('', 'ExploraClassificationTask')
+    if not known or 'head.linear.weight' not in tensors:
+        raise ValueError(
+            f'{file} is not a checkpoint of an ExploraClassificationTask: after'
+            ' pre-training, give the delta beside it (.safetensors); for another task,'
+            ' load the task in Python and export its backbone'
+        )
+    from torchgeo_explora.tasks import ExploraClassificationTask
+
+    given: Any = {} if weights is None else {'weights': weights}
+    return ExploraClassificationTask.load_from_checkpoint(
+        Path(file), map_location='cpu', **given
+    ).eval()
+
+
 def _backbone(file: str, weights: str | None) -> Any:
+    """Return the backbone of a delta, or of a file that `export_timm` wrote."""
     from torchgeo_explora.export.info import is_delta
     from torchgeo_explora.export.rebuild import rebuild, reopen
 
@@ -112,17 +134,17 @@ def _backbone(file: str, weights: str | None) -> Any:
 
 
 def diff(first: str, second: str) -> int:
-    """Print in what two deltas or files of weights differ.
+    """Print how two deltas or files of weights differ.
 
-    Returns 1 if they differ, as `diff` does.
+    The exit code is 1 if they differ, as for `diff`.
 
     Args:
         first: A file.
-        second: Another.
+        second: The file to compare it with.
     """
-    from torchgeo_explora.export.info import differences
+    from torchgeo_explora.export.info import compare_files
 
-    lines = differences(first, second)
+    lines = compare_files(first, second)
     print('\n'.join(lines) or 'no difference')
     return 1 if lines else 0
 
@@ -131,9 +153,9 @@ def average(deltas: list[str], output: str, shares: list[float] | None = None) -
     """Write the mean of several deltas of one base as a delta.
 
     Args:
-        deltas: Their files.
+        deltas: Files of the deltas.
         output: The file to write.
-        shares: Share of each, sum 1; equal if not given.
+        shares: Share of each delta in the mean, adding up to 1; equal by default.
     """
     from torchgeo_explora.adapt import average_deltas
 
@@ -153,13 +175,14 @@ def push(
     """Upload a delta to the Hugging Face Hub, with a card.
 
     Args:
-        delta: The delta's file.
-        repo: Name of the repository, user/name; it is made.
-        base: Where the base's weights come from, for the card.
-        data: What it was trained on, for the card.
-        scores: What was measured, by name, for the card.
-        licence: Identifier of the Hub, such as cc-by-nc-4.0; the base's if not given.
-        public: Whether a repository that is made can be seen by all.
+        delta: The file of the delta.
+        repo: Name of the repository, user/name; it is created if needed.
+        base: Where the weights of the base come from, for the card.
+        data: What the delta was trained on, for the card.
+        scores: Measured scores by name, for the card.
+        licence: Licence in the Hub's spelling, such as cc-by-nc-4.0; the default is
+            the licence of the base.
+        public: Whether a new repository is public.
     """
     from torchgeo_explora.export import push_to_hub
 
@@ -172,7 +195,7 @@ def pull(repo: str, output: str, revision: str | None = None) -> None:
     Args:
         repo: Name of the repository, user/name.
         output: The file to write.
-        revision: Commit, branch or tag; the newest if not given.
+        revision: Commit, branch or tag; the latest by default.
     """
     import shutil
 
@@ -195,23 +218,23 @@ def prepare(
     workers: int = 0,
     drop: list[str] | None = None,
 ) -> None:
-    """Write a data set in a compact form that is read many times faster.
+    """Write a data set in a compact form that can be read many times faster.
 
-    Stopped half-way, the same command goes on where it was.
+    If it is interrupted, the same command continues where it stopped.
 
     Args:
         dataset: Class of the data set: one of this package, such as FMoWRGB, or a full
             path, such as torchgeo.datasets.RESISC45.
-        output: Folder to write, one for each split.
+        output: The folder to write; each split needs its own.
         options: Arguments of the data set, each as --options.NAME VALUE: root, split,
             size and so on.
         encoding: jpeg (8 bits, lossy), integer (rounded to whole numbers), exact
-            (float32 bit by bit), or auto: jpeg for true colour of 8 bits, integer for
+            (float32, bit for bit), or auto: jpeg for true colour of 8 bits, integer for
             larger values, exact for small ones.
-        quality: Of JPEG, 1 to 100.
-        samples_per_shard: Samples in a shard. A stream needs at least as many shards as
-            there are processes times workers.
-        workers: Processes that encode; 0 for one.
+        quality: JPEG quality, 1 to 100.
+        samples_per_shard: Samples in a shard. A stream needs at least one shard for
+            each worker of each process.
+        workers: Extra processes that encode; with 0 the main process does.
         drop: Keys of the samples to leave out, each as --drop+=KEY.
     """
     from torchgeo_explora import datasets
@@ -234,8 +257,8 @@ def _dataset(name: str, options: dict[str, str | list[Any] | None]) -> Any:
     found = getattr(import_module(module or 'torchgeo_explora.datasets'), kind, None)
     if found is None:
         raise ValueError(
-            f'*dataset* is {name}, which is no class: give one of this package, such'
-            f' as FMoWRGB, or a full path'
+            f'*dataset* {name} is not a class: give one of this package, such as'
+            ' FMoWRGB, or a full path'
         )
     given = ArgumentParser(exit_on_error=False)
     given.add_class_arguments(found, 'options')
@@ -249,28 +272,28 @@ def _dataset(name: str, options: dict[str, str | list[Any] | None]) -> Any:
 
 
 def verify(folders: list[str]) -> int:
-    """Compare every byte of prepared folders with what was written.
+    """Check prepared folders against the checksums of what was written.
 
-    Returns 1 if one was damaged.
+    The exit code is 1 if a file is damaged.
 
     Args:
-        folders: The folders.
+        folders: Folders that `explora prepare` wrote.
     """
-    from torchgeo_explora.datasets import verify as damage
+    from torchgeo_explora.datasets import verify as damages
 
-    lines = [line for folder in folders for line in damage(folder)]
+    lines = [line for folder in folders for line in damages(folder)]
     print('\n'.join(lines) or 'every byte is as it was written')
     return 1 if lines else 0
 
 
 def completion() -> None:
-    """Print a script that lets bash complete the words of this command."""
+    """Print a bash script that completes the words of this command."""
     from torchgeo_explora.cli.completion import bash_script
 
     print(bash_script())
 
 
-#: Each command, and which of its arguments need no name.
+#: Each command, with its positional arguments.
 COMMANDS: dict[Callable[..., int | None], tuple[str, ...]] = {
     info: ('files',),
     merge: ('delta', 'output'),

@@ -1,4 +1,4 @@
-"""A backbone, delta folded in, for other libraries."""
+"""Backbones with their delta merged, written for other libraries."""
 
 from torchgeo_explora.export.hub import from_hub, push_to_hub
 from torchgeo_explora.export.onnx_file import export_onnx

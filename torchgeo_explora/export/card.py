@@ -1,4 +1,4 @@
-"""What a user of a published delta has to know."""
+"""The model card of a published delta."""
 
 import os
 import re
@@ -13,9 +13,9 @@ from torchgeo_explora.adapt import Adaptation, read_delta
 from torchgeo_explora.export.rebuild import outline
 from torchgeo_explora.models.zoo.weights import ExploraWeights
 
-# What the task that wrote a delta says of its making, in this order.
+# Metadata of training that the card shows, in this order.
 _RECIPE = ('objective', 'steps', 'effective_batch', 'mean', 'std', 'mean_of', 'shares')
-# MAE, SatMAE and what is named after them; nothing else that has these letters.
+# Names that contain MAE, SatMAE or ScaleMAE as a word.
 _MAE = re.compile(r'(?i)(?<![a-z])(?:sat|scale)?-?mae(?![a-z])')
 _DINOV2 = re.compile(r'facebook/dinov2-[\w-]+')
 _TEMPLATE = """---
@@ -24,9 +24,9 @@ _TEMPLATE = """---
 
 # {name}
 
-A delta of [torchgeo-explora](https://arxiv.org/abs/2406.10973): the {adaptation} that
-changed when the base below was adapted to new imagery without labels. It is no whole
-model: it needs its base.
+A delta of [torchgeo-explora](https://arxiv.org/abs/2406.10973): the weights that
+changed when the base below was adapted to new imagery without labels ({adaptation}).
+It is not a whole model: it needs its base.
 
 | | |
 |---|---|
@@ -57,11 +57,11 @@ backbone = merged(rebuild(from_hub('{repo}'), weights={weights}))
 
 
 def base_licence(base: str) -> str | None:
-    """Return the licence of a base's weights, None where it is not known here.
+    """Return the licence of a base's weights, or None if it is not known here.
 
     Args:
-        base: Where they come from: a repository of the Hub, a member of
-            `ExploraWeights`, or words.
+        base: Where the weights come from: a repository on the Hub, a member of
+            `ExploraWeights`, or a description.
     """
     published = {str(each): each.meta['license'] for each in list(ExploraWeights)}
     if _MAE.search(base) or 'CC-BY-NC' in published.get(base, ''):
@@ -86,31 +86,33 @@ def model_card(
     Args:
         path: A file of `save_delta`.
         repo: Name of the repository, 'user/name'.
-        base: Where the base's weights come from.
-        data: What it was trained on.
-        scores: What was measured, by name; the card says so where nothing was.
-        licence: Identifier of the Hub, such as 'cc-by-nc-4.0'; the base's if None.
+        base: Where the weights of the base come from.
+        data: What the delta was trained on.
+        scores: Measured scores by name. Without scores, the card says that none were
+            measured.
+        licence: Licence in the Hub's spelling, such as 'cc-by-nc-4.0'; that of the base
+            if None.
 
     Raises:
-        ValueError: If the file is damaged, the licence is not known, or it allows what
-            the base's does not.
+        ValueError: If the file is damaged, the licence is not known, or it allows more
+            than the licence of the base.
     """
     metadata, _ = read_delta(path)
     model = metadata['arguments'].get('model')
     of_base = base_licence(base)
-    # The name of a timm model ends in that of its weights.
+    # The name of a timm model ends with the name of its weights.
     if _MAE.search(model or ''):
         of_base = 'cc-by-nc-4.0'
     licence = licence or of_base
     if licence is None:
         raise ValueError(
-            f'the licence of the base {base} is not known here: give the one that this'
-            ' delta may have, such as cc-by-4.0'
+            f'the licence of the base {base} is not known here: name a licence that'
+            ' this delta may have, such as cc-by-4.0'
         )
     if of_base and '-nc' in of_base and '-nc' not in licence:
         raise ValueError(
-            f'the base is non-commercial ({of_base}), and so is what is derived from'
-            f' it: {licence!r} would allow more'
+            f'the base is non-commercial ({of_base}), and so is everything derived'
+            f' from it: {licence!r} would allow more'
         )
     backbone = outline(path)
     blocks: nn.Module = backbone.get_submodule('blocks')
@@ -144,16 +146,16 @@ def model_card(
 
 def _chain(base: str, of_base: str | None, licence: str) -> str:
     lines = [
-        f'1. Base ({base}): {of_base or "see there"}.',
+        f'1. Base ({base}): {of_base or "see its source"}.',
         f'2. This delta, derived from it: {licence}.',
     ]
     if '-nc' in licence:
-        lines.append('\nNon-commercial: so are models that this delta is folded into.')
+        lines.append('\nNon-commercial, as are models that this delta is merged into.')
     return '\n'.join(lines)
 
 
 def _weights(model: str | None, base: str) -> str:
-    """Return what a user gives as *weights* to get the base, as code."""
+    """Return the code for the *weights* that a user passes to get the base."""
     if base in map(str, list(ExploraWeights)):
         return repr(base)
     if model and timm.is_model(model):

@@ -33,23 +33,25 @@ def push_to_hub(
 ) -> str:
     """Upload a delta with its card, and return its address.
 
-    The card names base, data, recipe and scores, and the chain of licences; one that
-    would allow more than the base's is refused before anything is sent.
+    The card names base, data, recipe and scores, and the chain of licences. A licence
+    that allows more than the base's is refused before anything is sent.
 
     Args:
         path: A file of `save_delta`.
-        repo: Name of the repository, 'user/name'; it is made.
-        base: Where the base's weights come from, such as
+        repo: Name of the repository, 'user/name'; it is created if needed.
+        base: Where the weights of the base come from, such as
             'timm/vit_large_patch14_dinov2.lvd142m'.
-        data: What it was trained on.
-        scores: What was measured, by name.
-        licence: Identifier of the Hub, such as 'cc-by-nc-4.0'; the base's if None.
-        private: Whether a repository that is made is private.
-        api: Client with another address or token; the user's own login if None.
+        data: What the delta was trained on.
+        scores: Measured scores by name.
+        licence: Licence in the Hub's spelling, such as 'cc-by-nc-4.0'; that of the base
+            if None.
+        private: Whether a new repository is private.
+        api: A client with another address or token; the user's own login if None.
 
     Raises:
         ConnectionError: If the Hub refuses or cannot be reached.
-        ValueError: If the file is no delta, or its licence is unknown or too wide.
+        ValueError: If the file is not a delta, or its licence is unknown or allows too
+            much.
     """
     api = api or HfApi()
     card = model_card(path, repo, base, data, scores, licence)
@@ -63,8 +65,8 @@ def push_to_hub(
             )
         except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
             raise ConnectionError(
-                f'could not upload to {repo} ({error}): log in by `hf auth login` with'
-                ' a token that may write there'
+                f'could not upload to {repo} ({error}): log in with `hf auth login`'
+                ' and a token that may write there'
             ) from error
     return str(getattr(commit, 'repo_url', None) or f'{api.endpoint}/{repo}')
 
@@ -75,18 +77,18 @@ def from_hub(
     filename: str = _NAME,
     api: HfApi | None = None,
 ) -> Path:
-    """Return the place of a published delta in the Hub's cache, fetching it first.
+    """Return the path of a published delta in the Hub's cache, downloading it first.
 
     Args:
         repo: Name of the repository, 'user/name'.
-        revision: Commit, branch or tag; the newest if None.
-        filename: Which file of it.
-        api: Client with another address or token; the user's own login if None.
+        revision: Commit, branch or tag; the latest if None.
+        filename: Name of the file in the repository.
+        api: A client with another address or token; the user's own login if None.
 
     Raises:
-        FileNotFoundError: If there is no such repository, revision or file, or no
-            network and nothing in the cache.
-        ValueError: If *repo* is no name of a repository.
+        FileNotFoundError: If the repository, revision or file does not exist, or if it
+            is not in the cache and there is no network.
+        ValueError: If *repo* is not the name of a repository.
     """
     api = api or HfApi()
     try:
@@ -105,5 +107,5 @@ def from_hub(
     except RepositoryNotFoundError as error:
         raise FileNotFoundError(
             f'there is no repository {repo} on {api.endpoint}, or you may not see it:'
-            ' check the name, or log in by `hf auth login`'
+            ' check the name, or log in with `hf auth login`'
         ) from error

@@ -1,4 +1,4 @@
-"""What is in a file of weights, and in what two differ, in words."""
+"""Summaries and comparisons of files of weights, in words."""
 
 import os
 from collections.abc import Mapping
@@ -15,12 +15,12 @@ from torchgeo_explora.models.checkpoints import from_any
 from torchgeo_explora.models.formats.files import read_file, read_metadata
 
 
-def describe(path: str | os.PathLike[str]) -> str:
-    """Return what a delta, a checkpoint or a file of weights says of itself.
+def summarize_file(path: str | os.PathLike[str]) -> str:
+    """Return a summary of a delta, a checkpoint or a file of weights.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is damaged, or holds other objects than data.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If it is damaged, or holds objects other than plain data.
     """
     path = Path(path)
     if is_delta(path):
@@ -52,24 +52,24 @@ def describe(path: str | os.PathLike[str]) -> str:
     return '\n'.join(lines)
 
 
-def differences(
+def compare_files(
     first: str | os.PathLike[str], second: str | os.PathLike[str]
 ) -> list[str]:
-    """Return in what two files differ, one line each; none if they hold the same.
+    """Return the differences of two files, one line each; none if they are equal.
 
     Tensors are compared by the relative distance |b - a| / |a|. LoRA factors are
-    compared as their product, since other factors can make the same update.
+    compared by their product, since different factors can make the same update.
 
     Raises:
-        FileNotFoundError: If a file is missing.
-        ValueError: If one is damaged, or holds other objects than data, or only one of
-            them is a delta.
+        FileNotFoundError: If a file does not exist.
+        ValueError: If one is damaged, holds objects other than plain data, or only one
+            of them is a delta.
     """
     kinds = [is_delta(Path(path)) for path in (first, second)]
     if kinds[0] != kinds[1]:
         raise ValueError(
-            f'{first if kinds[0] else second} is a delta and the other file is none:'
-            ' fold it into its base by `explora merge` first'
+            f'{first if kinds[0] else second} is a delta and the other file is not:'
+            ' merge it into its base with `explora merge` first'
         )
     lines = []
     notes = [read_metadata(Path(path)) for path in (first, second)]
@@ -93,12 +93,12 @@ def differences(
 
 
 def is_delta(path: Path) -> bool:
-    """Tell whether a file is one of `save_delta`, by what it says of itself."""
+    """Return whether `save_delta` wrote a file, by its metadata."""
     return 'delta' in read_metadata(path)
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors to compare, with each LoRA product in place of its factors."""
+    """Return the tensors to compare, with LoRA products in place of their factors."""
     if not is_delta(path):
         return from_any(read_file(path))[0]
     metadata, state = read_delta(path)
@@ -112,7 +112,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _of_training(content: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Return what a checkpoint of a task here is, and what it needs."""
+    """Return a title for a checkpoint of a task, and what loading it needs."""
     hyper = content.get('hyper_parameters', {})
     task = hyper.get('_class_path', 'a task').rpartition('.')[2]
     title = f'checkpoint of {task} after {content.get("global_step")} optimizer steps'

@@ -1,6 +1,7 @@
-"""Whole backbones as ONNX."""
+"""Whole backbones as ONNX files."""
 
 import copy
+import importlib.util
 import os
 from typing import Any
 
@@ -9,7 +10,6 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from torchgeo_explora.adapt import merged
-from torchgeo_explora.export.extras import require
 from torchgeo_explora.models import Backbone, TemporalViT
 from torchgeo_explora.writing import replacing
 
@@ -17,9 +17,10 @@ from torchgeo_explora.writing import replacing
 def export_onnx(backbone: Backbone, path: str | os.PathLike[str]) -> None:
     """Write the backbone as ONNX: `image` to `cls` (B, D) and `patch` (B, N, D).
 
-    The batch may have any size. So may the image, in multiples of the patch, by the
-    same rule as here; with registers it has the backbone's own. The file is compared
-    with the backbone by onnxruntime before it is kept.
+    The batch may have any size, and the image any multiple of the patch size; positions
+    are resized by the backbone's own rule. With registers, the image must have the
+    backbone's size. Before the file is kept, its features are compared with those of
+    the backbone by onnxruntime.
 
     Args:
         backbone: Adapted or plain.
@@ -27,33 +28,37 @@ def export_onnx(backbone: Backbone, path: str | os.PathLike[str]) -> None:
 
     Raises:
         ModuleNotFoundError: If onnx, onnxscript or onnxruntime is not installed.
-        OSError: If it cannot be written; a file that was there stays.
-        ValueError: If the backbone takes more than an image or is above the 2 GiB of an
-            ONNX file, or if onnxruntime gives other features.
+        OSError: If the file cannot be written; an old file stays as it was.
+        ValueError: If the backbone takes more than an image, is larger than the 2 GiB
+            of an ONNX file, or if onnxruntime gives other features.
     """
-    require('onnx', 'onnxscript', 'onnxruntime')
+    for name in ('onnx', 'onnxscript', 'onnxruntime'):
+        if importlib.util.find_spec(name) is None:
+            raise ModuleNotFoundError(
+                f"this export needs {name}: pip install 'torchgeo-explora[export]'"
+            )
     if isinstance(backbone, TemporalViT):
         raise ValueError(
-            'a TemporalViT takes timestamps beside the image, whose values it checks:'
-            ' ONNX cannot say that, use export_timm'
+            'a TemporalViT takes timestamps beside the image and checks their values,'
+            ' which ONNX cannot express: use export_timm'
         )
     plain = merged(backbone).cpu().eval()
     size = sum(p.numel() * p.element_size() for p in plain.parameters())
     if size >= 2**31:
         raise ValueError(
-            f'the backbone has {size / 2**30:.1f} GiB of weights, an ONNX file holds 2:'
-            ' use export_timm'
+            f'the backbone has {size / 2**30:.1f} GiB of weights, and an ONNX file'
+            ' holds at most 2: use export_timm'
         )
     model = _Exported(copy.deepcopy(plain))
     height, width = backbone.image_size
-    # Not square, and not 1: sizes that are equal would be taken for the same number.
+    # Neither square nor 1: torch.export takes equal sizes for the same number.
     image = torch.randn(2, backbone.in_channels, height, width)
     shapes: dict[int, Any] = {0: Dim('batch')}
     if model.any_size:
         patch = backbone.patch_size
         image = torch.randn(2, backbone.in_channels, height + patch, width + 2 * patch)
         shapes |= {2: patch * Dim('rows'), 3: patch * Dim('columns')}
-    # Dynamo, since plain tracing takes the number of images for a constant.
+    # Dynamo, since plain tracing makes the number of images a constant.
     program = torch.export.export(
         model, (image,), dynamic_shapes={'image': shapes}, strict=True
     )
@@ -72,13 +77,13 @@ def export_onnx(backbone: Backbone, path: str | os.PathLike[str]) -> None:
 
 
 class _Exported(nn.Module):
-    """A plain backbone whose positions ONNX can compute for any size."""
+    """A plain backbone whose positions ONNX can compute for any image size."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         host: Any = backbone
         self.backbone = host
-        # Registers have another rule, with antialias.
+        # Models with registers resize by another rule, with antialiasing.
         self.any_size = getattr(host, 'reg_token', None) is None
         if self.any_size:
             host.position = self.position
@@ -90,7 +95,7 @@ class _Exported(nn.Module):
         table = table.unflatten(1, (rows, columns))
         sizes = [torch.scalar_tensor(size) for size in grid]
         same = (sizes[0] == rows) & (sizes[1] == columns)
-        # DINOv2's rule; the table itself where it fits.
+        # DINOv2's rule, or the table itself if it fits.
         down, across = (
             _cubic(n, m, torch.where(same, 1.0, m / (size + 0.1)))
             for n, m, size in zip(grid, (rows, columns), sizes, strict=True)
@@ -105,13 +110,13 @@ class _Exported(nn.Module):
 def _cubic(size: int, source: int, step: Tensor) -> Tensor:
     """Return the weights (size, source) of bicubic interpolation along one axis.
 
-    They are those of `torch.nn.functional.interpolate` (a = -0.75, edges repeated),
-    whose own export needs sizes that are known.
+    They equal those of `torch.nn.functional.interpolate` (a = -0.75, edges repeated),
+    which can only be exported for a known size.
 
     Args:
-        size: Number of places wanted.
-        source: Number of values there are.
-        step: Distance between places, in units of the source.
+        size: Number of interpolated values.
+        source: Number of given values.
+        step: Distance between interpolated values, in units of the source.
     """
     place = (torch.arange(size) + 0.5) * step - 0.5
     near = place.floor()[:, None] + torch.arange(-1, 3)  # (size, 4)
@@ -124,7 +129,11 @@ def _cubic(size: int, source: int, step: Tensor) -> Tensor:
 
 
 def _compare(path: os.PathLike[str], backbone: Backbone) -> None:
-    """Raise ValueError unless onnxruntime gives the backbone's features."""
+    """Check that onnxruntime gives the backbone's features.
+
+    Raises:
+        ValueError: If it does not.
+    """
     import onnxruntime
 
     session = onnxruntime.InferenceSession(

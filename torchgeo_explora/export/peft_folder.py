@@ -18,7 +18,7 @@ from torchgeo_explora.models import Backbone
 from torchgeo_explora.models.formats.transformers import timm_name
 from torchgeo_explora.writing import filling
 
-# What PEFT's files put before the names of a model's modules.
+# PEFT's files put this before the names of a model's modules.
 _PREFIX = 'base_model.model.'
 
 
@@ -27,8 +27,8 @@ def export_peft(
 ) -> None:
     """Write the delta for `peft.PeftModel.from_pretrained(plain, folder)`.
 
-    *plain* is a backbone here with the base's weights. Adapters stay adapters; blocks
-    and norms that train whole become `modules_to_save`.
+    *plain* is the same backbone with the weights of the base. Adapters stay adapters;
+    blocks and norms that were trained in full become `modules_to_save`.
 
     Args:
         backbone: An adapted backbone.
@@ -37,8 +37,8 @@ def export_peft(
 
     Raises:
         OSError: If the files cannot be written.
-        ValueError: If the backbone is not adapted, or the delta has a tensor that is no
-            module's own weight, such as the class token: PEFT could not carry it.
+        ValueError: If the backbone is not adapted, or the delta has a tensor that does
+            not belong to a module, such as the class token: PEFT cannot store it.
     """
     host = merged(backbone)
     _export(backbone, folder, base, host, {name: name for name in host.state_dict()})
@@ -49,9 +49,8 @@ def export_peft_transformers(
 ) -> None:
     """Write the delta for `peft.PeftModel.from_pretrained(model, folder)`.
 
-    *model* is the one of transformers that `export_transformers` would write, with the
-    base's weights: a Dinov2Model, for instance. Names are those of the installed
-    version of transformers.
+    *model* is what `export_transformers` writes, with the weights of the base: a
+    Dinov2Model, for instance. Names follow the installed version of transformers.
 
     Args:
         backbone: An adapted backbone.
@@ -75,26 +74,26 @@ def _export(
     host: nn.Module,
     names: Mapping[str, str],
 ) -> None:
-    """Write the delta in the names of *host*, which has it folded in.
+    """Write the delta under the names of *host*.
 
     Args:
         backbone: An adapted backbone.
         folder: Where the files go.
         base: Name of the base's weights.
-        host: The merged model that the adapter is for.
+        host: The model that the adapter is for, with the delta merged.
         names: The host's name of each tensor of the merged backbone.
     """
     change = adapted(backbone)
     if change is None:
-        raise ValueError('this backbone has no delta: use export_timm for a whole one')
+        raise ValueError('this backbone has no delta: use export_timm')
     layers = [
         n for n, module in backbone.named_modules() if hasattr(module, 'base_layer')
     ]
     adaptation = change.adaptation
     if not layers:
         raise ValueError(
-            f'the delta {adaptation.name(len(backbone.blocks))} has no adapter, without'
-            ' which PEFT has no folder: use export_timm'
+            f'the delta {adaptation.name(len(backbone.blocks))} has no adapter, and'
+            ' PEFT stores no delta without one: use export_timm'
         )
     under = tuple(f'{name}.' for name in layers)
     trained = [key for key in delta_state_dict(backbone) if not key.startswith(under)]
@@ -105,7 +104,7 @@ def _export(
     state: Mapping[str, Tensor] = host.state_dict()
     tensors: dict[str, Tensor] = {}
     for name in whole:
-        # PEFT replaces a module with all its tensors, whether they trained or not.
+        # PEFT replaces whole modules, so tensors that did not train go in, too.
         start = f'{place[name]}.'
         tensors |= {key: value for key, value in state.items() if key.startswith(start)}
     for key, value in get_peft_model_state_dict(backbone).items():
@@ -127,10 +126,10 @@ def _export(
 
 
 def _modules(keys: Iterable[str], blocks: Iterable[str]) -> list[str]:
-    """Return the modules that hold the tensors *keys*, blocks as one module each.
+    """Return the modules that hold the tensors *keys*, each block as one module.
 
     Raises:
-        ValueError: If a tensor is in none: all such are listed.
+        ValueError: If tensors belong to no module; all of these are listed.
     """
     found: dict[str, None] = {}
     lost = []
@@ -143,24 +142,22 @@ def _modules(keys: Iterable[str], blocks: Iterable[str]) -> list[str]:
             lost.append(key)
     if lost:
         raise ValueError(
-            f'PEFT saves modules, and cannot carry the trained {", ".join(lost)}: use'
+            f'PEFT saves modules, and cannot store the trained {", ".join(lost)}: use'
             ' export_timm, or train with cls_token=False and without such *modules*'
         )
     return [*found]
 
 
 def _host_module(name: str, names: Mapping[str, str]) -> str:
-    """Return what the host calls one of our modules.
+    """Return the host's name of one of our modules.
 
     Raises:
         ValueError: If the host has no such module.
     """
     inside = [hosts for ours, hosts in names.items() if ours.startswith(f'{name}.')]
     if not inside:
-        raise ValueError(
-            f'the model has no layer of its own for {name}: use export_timm'
-        )
-    # What comes before a tensor's own name, as far as all agree.
+        raise ValueError(f'the model has no separate layer for {name}: use export_timm')
+    # The part of the path that all tensors of the module share.
     paths = zip(*(host.split('.')[:-1] for host in inside), strict=False)
     shared = itertools.takewhile(lambda parts: len(set(parts)) == 1, paths)
     return '.'.join(parts[0] for parts in shared)

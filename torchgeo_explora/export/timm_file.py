@@ -23,15 +23,15 @@ from torchgeo_explora.writing import replacing
 
 
 def plain_state(backbone: Backbone) -> State:
-    """Return all weights in timm's names, float32 on the CPU, delta folded in.
+    """Return all weights under timm's names, float32 on the CPU, delta merged.
 
     Raises:
-        ValueError: If the final norm is gone, or a block has prompts in front of it.
+        ValueError: If the backbone has visual prompts or has lost its final norm.
     """
     blocks: Any = backbone.blocks
     if any(block._forward_pre_hooks for block in blocks):
         raise ValueError(
-            'the backbone has visual prompts, which other libraries have no place for:'
+            'the backbone has visual prompts, which other libraries cannot hold:'
             ' fine-tune with prompts=0'
         )
     state = {
@@ -40,7 +40,7 @@ def plain_state(backbone: Backbone) -> State:
     }
     if 'norm.weight' not in state:
         raise ValueError(
-            'the backbone has lost its final norm to a head on mean tokens, and stock'
+            'the final norm was replaced by that of a head on mean tokens, and stock'
             " models read the class token: fine-tune with pooling='cls'"
         )
     return state
@@ -51,21 +51,21 @@ def export_timm(
     path: str | os.PathLike[str],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write the backbone as plain safetensors in timm's names.
+    """Write the backbone as safetensors under timm's names.
 
     `timm.create_model(name, checkpoint_path=path, num_classes=0, img_size=...)` reads
-    it where timm has the architecture, and `weights=path` of a backbone here always.
-    The metadata name the backbone, its arguments, mean and standard deviation, and what
-    the weights were folded from.
+    the file if timm has the architecture. A backbone of this package always reads it as
+    `weights=path`. The metadata hold the kind of backbone, its arguments, mean and
+    standard deviation, and which deltas were merged.
 
     Args:
         backbone: Adapted or plain.
         path: The file, `*.safetensors`.
-        metadata: Strings to keep in the file.
+        metadata: Further strings for the metadata.
 
     Raises:
-        OSError: If it cannot be written; a file that was there stays.
-        ValueError: If the backbone is no plain one any more.
+        OSError: If the file cannot be written; an old file stays as it was.
+        ValueError: If the backbone has visual prompts or has lost its final norm.
     """
     state = plain_state(backbone)
     header = {
@@ -86,20 +86,20 @@ def export_timm(
 
 
 def export_dinov2(backbone: Backbone, path: str | os.PathLike[str]) -> None:
-    """Write the backbone as a file of DINOv2 (facebookresearch/dinov2).
+    """Write the backbone as DINOv2 (facebookresearch/dinov2) releases its own.
 
-    The names are those of the released backbones: `model.load_state_dict` of a model
-    from DINOv2's hub takes the file, and so does `--pretrained-weights` of its
-    evaluations. Give the model the backbone's image size. The mask token, which only
-    pre-training uses, is zero.
+    `load_state_dict` of a model from DINOv2's hub takes the file, and so does
+    `--pretrained-weights` of its evaluations. Build the model with the backbone's image
+    size. The mask token, which only pre-training uses, is zero.
 
     Args:
         backbone: Adapted or plain, with DINOv2's LayerScale.
         path: The file, `*.pth`.
 
     Raises:
-        OSError: If it cannot be written; a file that was there stays.
-        ValueError: If DINOv2 has no such model, or the final norm is gone.
+        OSError: If the file cannot be written; an old file stays as it was.
+        ValueError: If DINOv2 has no such model, or the backbone has visual prompts or
+            has lost its final norm.
     """
     mask_token = torch.zeros(1, backbone.embed_dim)
     state = to_dinov2(plain_state(backbone), {'mask_token': mask_token})
@@ -116,22 +116,22 @@ def export_torchgeo(
 ) -> str:
     """Write a checkpoint for `torchgeo.tasks.Classification(model, weights=path)`.
 
-    Regression takes it too. It loads with `weights_only=True`. With a head it is a
-    whole task besides: `torchgeo test --ckpt_path`, `Classification.
-    load_from_checkpoint`.
+    Regression takes it, too. It loads with `weights_only=True`. With a head, it is also
+    a whole task for `torchgeo test --ckpt_path` and
+    `Classification.load_from_checkpoint`.
 
     Args:
         backbone: Adapted or plain.
         path: The file, `*.ckpt`.
         model: Name of the timm model that the task will build; found if None.
         head: A linear classifier of the class token after the final norm.
-        task: What the head's outputs mean, as TorchGeo's *task*.
+        task: Meaning of the head's outputs, as TorchGeo's *task*.
 
     Returns:
-        The name of the model, to be given to the task.
+        The name of the model, which the task needs.
 
     Raises:
-        OSError: If it cannot be written; a file that was there stays.
+        OSError: If the file cannot be written; an old file stays as it was.
         ValueError: If the task could not build the backbone by that name.
     """
     state = plain_state(backbone)
@@ -140,7 +140,7 @@ def export_torchgeo(
     if head is not None:
         state['head.weight'] = head.weight.detach().cpu().float().contiguous()
         state['head.bias'] = head.bias.detach().cpu().float().contiguous()
-        # Where `--ckpt_path` is given, Lightning's command asks the file for its task.
+        # With `--ckpt_path`, Lightning's command reads the task from the file.
         outputs = {'_class_path': 'torchgeo.tasks.Classification', 'task': task}
         if task != 'binary':
             count = 'num_classes' if task == 'multiclass' else 'num_labels'
@@ -154,7 +154,7 @@ def export_torchgeo_segmentation(
 ) -> str:
     """Write a checkpoint for `torchgeo.tasks.SemanticSegmentation(weights=path)`.
 
-    That task can use a ViT only with *model* 'dpt', a patch of 16 pixels and the
+    That task can use a ViT only with *model* 'dpt', patches of 16 pixels and the
     model's own image size.
 
     Args:
@@ -163,19 +163,19 @@ def export_torchgeo_segmentation(
         model: Name of the timm model that the task will build; found if None.
 
     Returns:
-        The name to be given to the task as *backbone*: 'tu-' and that of the model.
+        The *backbone* that the task needs: 'tu-' and the name of the model.
 
     Raises:
-        OSError: If it cannot be written; a file that was there stays.
+        OSError: If the file cannot be written; an old file stays as it was.
         ValueError: If the task could not build the backbone by that name.
     """
     state = plain_state(backbone)
     name = stock_model(backbone, state, model)
-    # The decoder's encoder has timm's unused classifier, and is loaded strictly.
+    # The encoder keeps timm's unused classifier, and is loaded strictly.
     for key, shape in _shapes(name, backbone.in_channels).items():
         if key.startswith('head.'):
             state[key] = torch.zeros(shape)
-    # TorchGeo deletes every 'model.' from a key, and the encoder wants one.
+    # TorchGeo removes every 'model.' from a key, and the encoder needs one.
     named = to_torchgeo(state, prefix='modelmodel..')
     _write(path, name, backbone.in_channels, named, {})
     return f'tu-{name}'
@@ -186,8 +186,9 @@ def stock_model(backbone: Backbone, state: State, model: str | None = None) -> s
 
     Args:
         backbone: The backbone.
-        state: Its weights in timm's names.
-        model: The only name to try; the backbone's own and ours if None.
+        state: Its weights under timm's names.
+        model: The only name to try; if None, the backbone's own and those of this
+            package.
 
     Raises:
         ValueError: If no model has these names and shapes.
@@ -200,21 +201,21 @@ def stock_model(backbone: Backbone, state: State, model: str | None = None) -> s
     for name in candidates:
         try:
             expected = _shapes(name, channels)
-        except ValueError:  # ours with a fixed number of channels
+        except ValueError:  # a model of this package with a fixed number of channels
             continue
         if found == {k: v for k, v in expected.items() if not k.startswith('head.')}:
             return name
     height, width = backbone.image_size
     raise ValueError(
         f'no model that timm builds by name ({", ".join(candidates) or names}) has'
-        f' these weights at {height} x {width} pixels: build the backbone at the own'
-        ' size of its model, or register its architecture with timm and give the name'
-        ' as *model*'
+        f' these weights at {height} x {width} pixels: build the backbone at the'
+        " model's default size, or register its architecture with timm and pass the"
+        ' name as *model*'
     )
 
 
 def _shapes(model: str, channels: int) -> dict[str, Size]:
-    """Return names and shapes of a timm model as a task builds it, head included."""
+    """Return names and shapes of a timm model as a task builds it, with its head."""
     with torch.device('meta'):
         built: Any = timm.create_model(model, in_chans=channels)
     names = getattr(built, 'canonical_state_dict', built.state_dict)
@@ -229,10 +230,10 @@ def _write(
     outputs: Mapping[str, Any],
 ) -> None:
     checkpoint = {
-        # Plain values alone, so that it loads safely.
+        # Only plain values, so that it loads with `weights_only=True`.
         'hyper_parameters': {'model': model, 'in_channels': channels, **outputs},
         'state_dict': state,
-        # Lightning asks for these where it takes the file for one of its own.
+        # Lightning expects these in a checkpoint.
         'pytorch-lightning_version': lightning.__version__,
         'epoch': 0,
         'global_step': 0,

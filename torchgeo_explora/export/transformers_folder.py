@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from torchgeo_explora.adapt import merged
-from torchgeo_explora.export.extras import require
 from torchgeo_explora.models import Backbone, ViT
 from torchgeo_explora.models.formats.transformers import to_transformers
 from torchgeo_explora.writing import filling
@@ -16,10 +15,10 @@ from torchgeo_explora.writing import filling
 def export_transformers(backbone: Backbone, folder: str | os.PathLike[str]) -> None:
     """Write a folder that `transformers.AutoModel.from_pretrained` loads.
 
-    It is a Dinov2Model where the backbone has LayerScale (with registers,
-    Dinov2WithRegistersModel), a ViTModel otherwise. An image processor with the base's
-    mean and standard deviation is beside it. Features are the same at the backbone's
-    image size; other sizes are resized by the rule of transformers.
+    It holds a Dinov2Model if the backbone has LayerScale (a Dinov2WithRegistersModel
+    with registers), otherwise a ViTModel, and an image processor with the base's mean
+    and standard deviation. Features are the same at the backbone's image size; for
+    other sizes transformers resizes positions by its own rule.
 
     Args:
         backbone: Adapted or plain.
@@ -48,14 +47,18 @@ def export_transformers(backbone: Backbone, folder: str | os.PathLike[str]) -> N
 
 
 def transformers_model(backbone: Backbone) -> Any:
-    """Return the backbone as a model of transformers, delta folded in.
+    """Return the backbone as a model of transformers, delta merged.
 
     Raises:
         ModuleNotFoundError: If transformers is not installed.
         ValueError: If transformers has no such model.
     """
-    require('transformers')
-    import transformers
+    try:
+        import transformers
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "this export needs transformers: pip install 'torchgeo-explora[export]'"
+        ) from error
 
     if not isinstance(backbone, ViT):
         raise ValueError(
@@ -64,13 +67,13 @@ def transformers_model(backbone: Backbone) -> Any:
         )
     if backbone.image_size[0] != backbone.image_size[1]:
         raise ValueError(
-            f'transformers takes square position tables only, this one is for'
-            f' {backbone.image_size}: build the backbone with another image_size'
+            f'transformers takes square position tables only, and this one is for'
+            f' {backbone.image_size}: build the backbone with a square image_size'
         )
     plain: Any = merged(backbone).cpu().eval()
     state = plain.canonical_state_dict()
     kind, options = _kind(state)
-    # These have no default that fits every timm model.
+    # None of these has a default that fits every timm model.
     options |= {
         'hidden_size': plain.embed_dim,
         'num_hidden_layers': len(plain.blocks),
@@ -81,7 +84,7 @@ def transformers_model(backbone: Backbone) -> Any:
         'layer_norm_eps': plain.norm.eps,
         'qkv_bias': 'blocks.0.attn.qkv.bias' in state,
     }
-    # Its register models always have a mask token, used in training alone.
+    # Models with registers always have a mask token, which only training uses.
     rest = (
         {'mask_token': torch.zeros(1, plain.embed_dim)} if 'reg_token' in state else {}
     )
@@ -100,7 +103,7 @@ def transformers_model(backbone: Backbone) -> Any:
 
 
 def _kind(state: dict[str, Tensor]) -> tuple[str, dict[str, Any]]:
-    """Return the kind of model, and what its configuration needs for it."""
+    """Return the kind of model and the options of its configuration."""
     fc1, fc2 = (state[f'blocks.0.mlp.{name}.weight'] for name in ('fc1', 'fc2'))
     width, hidden = fc2.shape
     if 'blocks.0.ls1.gamma' not in state:
@@ -113,18 +116,18 @@ def _kind(state: dict[str, Tensor]) -> tuple[str, dict[str, Any]]:
     if 'reg_token' in state:
         options['num_register_tokens'] = state['reg_token'].shape[1]
         return 'Dinov2WithRegisters', options
-    # The backbone has no mask token: transformers would add a random one.
+    # The backbone has no mask token, and transformers would add a random one.
     return 'Dinov2', options | {'use_mask_token': False}
 
 
 def _mlp_ratio(width: int, hidden: int, gated: bool) -> int:
-    """Return the whole number from which transformers gets the hidden width."""
+    """Return the integer ratio from which transformers gets the hidden width."""
     for ratio in range(1, 17):
-        # For SwiGLU it takes two thirds, to the next multiple of 8.
+        # For SwiGLU it takes two thirds, rounded up to a multiple of 8.
         rounded = (int(width * ratio * 2 / 3) + 7) // 8 * 8
         if hidden == (rounded if gated else width * ratio):
             return ratio
     raise ValueError(
-        f'transformers has no whole mlp_ratio that makes {hidden} of width {width}: its'
-        ' models cannot hold this backbone, use export_timm'
+        f'transformers has no whole mlp_ratio that makes {hidden} of width {width}, so'
+        ' it cannot hold this backbone: use export_timm'
     )

@@ -1,8 +1,8 @@
-"""Published weight files <-> the names and shapes of our backbones, dict -> dict.
+"""Published weights, converted to the names of our backbones.
 
-Each format has `from_*`, from the content of a file to (backbone, rest), and `to_*`,
-from these back to the tensors of the file. None resizes anything: that is the work of
-the backbone.
+Each format has a function `from_*`, from the content of a file to (backbone, rest).
+Formats that are also exported have a function `to_*`, from these to the tensors of a
+file. They only rename and join tensors; resizing is left to the backbone.
 """
 
 from collections.abc import Mapping
@@ -67,21 +67,21 @@ __all__ = [
 
 
 def from_any(state: Mapping[str, Any]) -> tuple[State, State]:
-    """Convert a file of any of these formats, whichever it is.
+    """Convert the content of a file of any of these formats.
 
     Args:
-        state: The file's content.
+        state: Content of the file.
 
     Returns:
-        The backbone's tensors in timm names, and the rest: decoder, heads, and what
-        else was in the file, under the names that the format's own converter gives.
+        The backbone's tensors in timm's names, and the rest: decoder, heads and
+        everything else in the file, named as by the converter of the format.
     """
     inner, outer = unwrapped_backbone(unwrapped(state))
     if is_transformers(inner):
         backbone, rest = from_transformers(inner)
     else:
-        # ExPLoRA's names include DINOv2's, and those MAE's and timm's: a rule leaves
-        # alone what it does not know, so one call serves all without a guess.
+        # ExPLoRA's names include DINOv2's, which include MAE's and timm's. A rule does
+        # not touch what it does not know, so one call serves all without guessing.
         backbone, rest = from_explora(inner)
     return fold_class_code(backbone), rest | outer
 
@@ -91,23 +91,24 @@ def read_state(
     model: str,
     in_channels: int = 3,
 ) -> tuple[State, State]:
-    """Read published weights in the names of timm.
+    """Read published weights under timm's names.
 
     Args:
-        weights: True for timm's own weights of `model` at their native size; a path to
-            a .safetensors, .pth, .pt, .bin or .ckpt file of any format here; the name
-            of a timm model for its own; a torchvision weights enum, or the name of one
-            that `torchgeo.models.get_weight` knows.
-        model: Name of the timm model, used where `weights` is True.
-        in_channels: Channels wanted. Weights of 3 channels are repeated and rescaled
-            to another number, or summed to 1, by timm's rule.
+        weights: True for timm's own weights of *model* at their native size; the path
+            of a .safetensors, .pth, .pt, .bin or .ckpt file in one of these formats;
+            the name of another timm model, for its weights; a torchvision weights enum,
+            or the name of one that `torchgeo.models.get_weight` knows.
+        model: Name of the timm model, used if *weights* is True.
+        in_channels: Number of channels wanted. Weights for 3 channels are repeated and
+            rescaled, or summed to 1 channel, by timm's rule.
 
     Returns:
         The backbone's tensors, and the rest: mask token, decoder and heads.
 
     Raises:
-        FileNotFoundError: If the weights are not at hand and cannot be downloaded.
-        ValueError: If `weights` names nothing known, or the file holds more than data.
+        FileNotFoundError: If the weights are not on this machine and cannot be
+            downloaded.
+        ValueError: If *weights* is unknown, or the file holds more than plain data.
     """
     if weights is True:
         state = _from_timm(model)
@@ -130,12 +131,12 @@ def read_state(
 
 
 def _refuse_delta(state: Mapping[str, Any], path: object) -> None:
-    """Raise where a user gives what pre-training wrote as weights of a base."""
+    """Refuse a file of pre-training, which does not hold a whole backbone."""
     if 'explora' in state or any('.lora_A.' in key for key in state):
         raise ValueError(
-            f'{path} holds a delta, not a whole backbone: build the backbone on its'
-            ' base, then call load_delta with the .safetensors file; or merge it by'
-            ' `explora merge`'
+            f'{path} holds a delta, not a whole backbone: build the backbone with the'
+            ' weights of its base and call load_delta with the .safetensors file, or'
+            ' merge the delta into its base with `explora merge`'
         )
 
 
@@ -162,7 +163,7 @@ def _from_enum(weights: WeightsEnum) -> Mapping[str, Any]:
     try:
         return weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
     except FileNotFoundError:
-        # Says where to put the file already.
+        # The message already says where to put the file.
         raise
     except OSError as error:
         folder = Path(torch.hub.get_dir()) / 'checkpoints'
@@ -173,7 +174,7 @@ def _from_enum(weights: WeightsEnum) -> Mapping[str, Any]:
 
 
 def _named(name: str) -> WeightsEnum:
-    # Slow to import, and needed for names only.
+    # Slow to import, and needed only for names.
     from torchgeo.models import get_weight
 
     from torchgeo_explora.models.zoo.weights import register_with_torchgeo

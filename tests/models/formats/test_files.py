@@ -60,7 +60,7 @@ def test_damaged_files_are_refused(tmp_path, suffix, size):
 def test_what_is_no_checkpoint_is_refused(tmp_path):
     path = tmp_path / 'page.pth'
     path.write_text('<html>404</html>')
-    with pytest.raises(ValueError, match=r'no checkpoint.*: remove it'):
+    with pytest.raises(ValueError, match=r'not a checkpoint.*: remove it'):
         read_file(path)
     for content in (b'abc', b'root:x:0:0\n'):
         path.write_bytes(content)

@@ -1,4 +1,4 @@
-"""Weight files of others: read without running code, fetched and checked."""
+"""Weight files from elsewhere: downloaded, checked and read without running code."""
 
 import argparse
 import hashlib
@@ -14,12 +14,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-#: What the names of weight files end in.
+#: Suffixes of weight files.
 SUFFIXES = ('.safetensors', '.pth', '.pt', '.bin', '.ckpt')
 
-# What the standard library raises where there is no way to a server.
+# What the standard library raises when a server cannot be reached.
 _NO_NETWORK = (urllib.error.URLError, http.client.HTTPException, ConnectionError)
-# How torch names what it did not unpickle.
+# How torch names an object that it refused to unpickle.
 _OBJECT = re.compile(r'Unsupported (?:global: GLOBAL|class) (\S+)')
 _DAMAGED = (
     'weights file {} is cut short or damaged ({}): remove it, and copy or download it'
@@ -28,19 +28,19 @@ _DAMAGED = (
 
 
 def read_file(path: Path) -> Mapping[str, Any]:
-    """Return what a weight file holds: tensors, possibly wrapped, on the CPU.
+    """Return the content of a weight file: tensors, possibly wrapped, on the CPU.
 
-    Files of pickled objects are refused, since unpickling can run code. The exception
-    is `argparse.Namespace`, plain data that MAE and SatMAE keep beside the tensors.
+    Pickled objects are refused, since unpickling can run code. The exception is
+    `argparse.Namespace`, plain data that MAE and SatMAE store beside the tensors.
 
     Args:
-        path: A safetensors file, or one of `torch.save`.
+        path: A safetensors file, or a file of `torch.save`.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is cut short, or holds other objects than data.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If it is cut short, or holds objects other than plain data.
     """
-    _require(path)
+    _check_exists(path)
     try:
         if path.suffix == '.safetensors':
             return load_file(path)
@@ -53,11 +53,11 @@ def read_file(path: Path) -> Mapping[str, Any]:
             raise ValueError(
                 f'weights file {path} holds Python objects ({found[1]}) beside tensors,'
                 ' which are not loaded because they can run code: if you trust the'
-                ' file, open it with torch.load(path, weights_only=False) and save its'
-                ' state dict alone'
+                ' file, open it with torch.load(path, weights_only=False) and save only'
+                ' its state dict'
             ) from error
-        raise ValueError(_DAMAGED.format(path, 'no checkpoint')) from error
-    # Of what is no checkpoint at all, torch's reader can make any error.
+        raise ValueError(_DAMAGED.format(path, 'not a checkpoint')) from error
+    # If the file is not a checkpoint at all, torch's reader can raise anything.
     except Exception as error:
         raise ValueError(_DAMAGED.format(path, error or 'empty')) from error
     if not isinstance(state, Mapping):
@@ -69,16 +69,16 @@ def read_file(path: Path) -> Mapping[str, Any]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Return what a safetensors file says of itself; nothing for one of `torch.save`.
+    """Return the metadata of a safetensors file; none for a file of `torch.save`.
 
     Args:
         path: The file.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If the file does not exist.
         ValueError: If it is cut short.
     """
-    _require(path)
+    _check_exists(path)
     if path.suffix != '.safetensors':
         return {}
     try:
@@ -88,7 +88,7 @@ def read_metadata(path: Path) -> dict[str, str]:
         raise ValueError(_DAMAGED.format(path, error)) from error
 
 
-def _require(path: Path) -> None:
+def _check_exists(path: Path) -> None:
     if not path.is_file():
         raise FileNotFoundError(
             f'weights file {path} does not exist: give the path of a downloaded'
@@ -97,24 +97,24 @@ def _require(path: Path) -> None:
 
 
 def fetch(url: str, sha256: str | None = None, progress: bool = True) -> Path:
-    """Return the place of a published file in torch.hub's cache, fetching it first.
+    """Return the path of a published file in torch.hub's cache, downloading it first.
 
     Args:
-        url: Where it is published; its last part is the name in the cache.
-        sha256: What its SHA-256 must be, None where that is not known.
+        url: Where the file is published; the last part is its name in the cache.
+        sha256: Its expected SHA-256; None if that is not known.
         progress: Whether to show a progress bar.
 
     Raises:
-        FileNotFoundError: If it is neither in the cache nor to be had.
+        FileNotFoundError: If it is not in the cache and cannot be downloaded.
         OSError: If the cache cannot be written.
-        ValueError: If its SHA-256 is another; a download is then not kept.
+        ValueError: If its SHA-256 differs; a download is then not kept.
     """
     folder = Path(torch.hub.get_dir()) / 'checkpoints'
     path = folder / url.rpartition('/')[2]
     if not path.is_file():
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            # Goes to a temporary file, which is renamed when it is whole.
+            # torch downloads to a temporary file, and renames it when it is complete.
             torch.hub.download_url_to_file(url, str(path), sha256, progress)
         except (*_NO_NETWORK, TimeoutError) as error:
             raise FileNotFoundError(
@@ -130,7 +130,7 @@ def fetch(url: str, sha256: str | None = None, progress: bool = True) -> Path:
         except RuntimeError as error:
             raise ValueError(
                 f'what {url} sends is not the published file ({error}): try again, and'
-                ' do not use the file if it stays so'
+                ' do not use the file if the error stays'
             ) from error
     elif sha256 is not None and (found := _sha256(path)) != sha256:
         raise ValueError(

@@ -11,9 +11,9 @@ from torch import Tensor
 def fingerprint(state: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 of tensors and their names, 64 hexadecimal digits.
 
-    The hash runs over the names in sorted order, each followed by its shape and its
-    values as little-endian float32: neither order, device nor a storage type that
-    holds the same values changes it.
+    The hash covers the names in sorted order, each followed by the tensor's shape and
+    its values as little-endian float32. It does not depend on the order of the state,
+    the device, or a storage type that holds the same values.
     """
     digest = hashlib.sha256()
     for name in sorted(state):

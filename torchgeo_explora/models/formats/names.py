@@ -1,4 +1,4 @@
-"""Names of a ViT's tensors: timm's, with fused or split attention."""
+"""timm's names of a ViT's tensors, with fused or split attention."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -19,18 +19,18 @@ BLOCK = tuple(
     for layer in ('norm1', 'attn.qkv', 'attn.proj', 'norm2', 'mlp.fc1', 'mlp.fc2')
     for kind in ('weight', 'bias')
 )
-#: What a block of DINOv2 has besides.
+#: Further tensors of a block of DINOv2.
 LAYER_SCALE = ('ls1.gamma', 'ls2.gamma')
 
 _FUSED = re.compile(r'(.*\battn\.)qkv\.(weight|bias)')
 _QUERY = re.compile(r'(.*\battn\.)q\.(weight|bias)')
 _BLOCK = re.compile(r'blocks\.(\d+)\.(.+)')
-# Parts that a file may hold beside the backbone: they go to `rest`, nothing else does.
+# Parts of a file that do not belong to the backbone. Only these go to `rest`.
 _REST = ('mask_token', 'decoder_', 'dino_head.', 'ibot_head.', 'head.', 'fc_norm.')
 
 
 def is_rest(name: str) -> bool:
-    """Tell whether a tensor belongs to a decoder or a head, not to the backbone."""
+    """Return whether a tensor belongs to a decoder or a head, not to the backbone."""
     return name.startswith(_REST)
 
 
@@ -47,7 +47,7 @@ def fuse_qkv(state: Mapping[str, Tensor]) -> State:
     fused: State = dict(state)
     for match in filter(None, map(_QUERY.fullmatch, state)):
         parts = [f'{match[1]}{name}.{match[2]}' for name in 'qkv']
-        # Under an adapter q or v has another name: such a layer stays as it is.
+        # Under an adapter, q or v has another name: such a layer stays split.
         if all(part in state for part in parts):
             tensors = [fused.pop(part) for part in parts]
             fused[f'{match[1]}qkv.{match[2]}'] = torch.cat(tensors)
@@ -55,7 +55,7 @@ def fuse_qkv(state: Mapping[str, Tensor]) -> State:
 
 
 def split_qkv(state: Mapping[str, Tensor]) -> State:
-    """Return the state with every fused `attn.qkv` as our `attn.{q,k,v}` (views)."""
+    """Return the state with every `attn.qkv` split into views `attn.{q,k,v}`."""
     split: State = {}
     for key, value in state.items():
         match = _FUSED.fullmatch(key)
@@ -71,7 +71,7 @@ def split_qkv(state: Mapping[str, Tensor]) -> State:
 def check_names(
     state: Mapping[str, Any], format: str, outer: Sequence[str], block: Sequence[str]
 ) -> None:
-    """Raise unless the state has exactly the tensors that a format has names for.
+    """Check that a state has exactly the tensors that a format has names for.
 
     Args:
         state: Tensors in timm's names.
@@ -80,7 +80,7 @@ def check_names(
         block: Names in each block.
 
     Raises:
-        ValueError: If not; every missing and every other key is listed.
+        ValueError: If it does not; all missing and all surplus names are listed.
     """
     indices = {int(match[1]) for match in map(_BLOCK.fullmatch, state) if match}
     depth = max(indices, default=-1) + 1
@@ -88,7 +88,7 @@ def check_names(
     missing, surplus = expected - state.keys(), state.keys() - expected
     if missing or surplus:
         raise ValueError(
-            f'these weights are not what {format} holds:'
+            f'these weights do not fit {format}:'
             f' missing {", ".join(sorted(missing)) or "nothing"};'
-            f' without a name there {", ".join(sorted(surplus)) or "nothing"}'
+            f' not part of it {", ".join(sorted(surplus)) or "nothing"}'
         )

@@ -1,4 +1,4 @@
-"""Names of MAE, DINOv2, ExPLoRA and timm <-> those of our backbones, dict -> dict."""
+"""Checkpoints of MAE, DINOv2, ExPLoRA and timm, converted to and from timm's names."""
 
 import re
 from collections.abc import Mapping
@@ -25,10 +25,11 @@ def from_mae(state: Mapping[str, Any]) -> tuple[State, State]:
     """Convert a checkpoint of MAE (facebookresearch/mae), encoder only or full.
 
     Args:
-        state: The file's content: the tensors, or a dict with them under 'model'.
+        state: Content of the file: the tensors, or a dict with the tensors under
+            'model'.
 
     Returns:
-        The backbone's tensors in timm names, and the rest under their own names:
+        The backbone's tensors in timm's names, and the rest under its own names:
         `mask_token`, `decoder_*` and a classifier, if any.
     """
     flat = unwrapped(state)
@@ -56,12 +57,12 @@ def to_timm(
         rest: A classifier in timm's names (`head.*`, `fc_norm.*`).
 
     Raises:
-        ValueError: If the rest has parts that timm's models do not have.
+        ValueError: If the rest has parts that timm's models lack.
     """
     rest = rest or {}
     if unknown := [key for key in rest if not key.startswith(('head.', 'fc_norm.'))]:
         raise ValueError(
-            f'timm has no names for {", ".join(sorted(unknown))}: leave them out'
+            f'timm has no name for {", ".join(sorted(unknown))}: leave it out'
         )
     return {**fuse_qkv(backbone), **rest}
 
@@ -69,17 +70,18 @@ def to_timm(
 def from_dinov2(state: Mapping[str, Any]) -> tuple[State, State]:
     """Convert a checkpoint of DINOv2 (facebookresearch/dinov2).
 
-    Takes released files, teacher files (`{'teacher': {'backbone. ...'}}`) and training
-    states with chunked blocks. SwiGLU's w12, w3 become timm's fc1, fc2. With registers,
-    the class token absorbs its position row: timm's register models have no such row.
+    Released files, teacher files (`{'teacher': {'backbone. ...'}}`) and training states
+    with chunked blocks are recognized. SwiGLU's w12 and w3 become timm's fc1 and fc2.
+    With registers, the position of the class token is added to the token, since timm's
+    register models have no position for it.
 
     Args:
-        state: The file's content: the tensors, or a dict with them under 'teacher',
-            'model' or 'state_dict'.
+        state: Content of the file: the tensors, or a dict with the tensors under
+            'teacher', 'model' or 'state_dict'.
 
     Returns:
-        The backbone's tensors in timm names, and the rest under their own names:
-        `mask_token`, `dino_head.*`, `ibot_head.*`, and a student beside its teacher.
+        The backbone's tensors in timm's names, and the rest under its own names:
+        `mask_token`, `dino_head.*`, `ibot_head.*`, and the student beside a teacher.
     """
     flat = unwrapped(state)
     prefixes = ('teacher.backbone.', 'student.backbone.', 'backbone.')
@@ -108,21 +110,23 @@ def from_dinov2(state: Mapping[str, Any]) -> tuple[State, State]:
 def to_dinov2(
     backbone: Mapping[str, Tensor], rest: Mapping[str, Tensor] | None = None
 ) -> State:
-    """Return the tensors of a released DINOv2 file, undoing `from_dinov2`.
+    """Return the tensors under the names of a released DINOv2 file.
 
-    With registers, the class token keeps its position inside and its row is zero: the
-    same model, but not the bits of a published file.
+    It undoes `from_dinov2`. With registers, the position of the class token stays in
+    the token, and its row in the table is zero: the model is the same, but not the bits
+    of a published file.
 
     Args:
-        backbone: The backbone's tensors in timm names.
-        rest: What else `from_dinov2` found.
+        backbone: The backbone's tensors in timm's names.
+        rest: The rest that `from_dinov2` returned.
 
     Raises:
-        ValueError: If a tensor is missing or has no name in DINOv2; all are listed.
+        ValueError: If a tensor is missing or DINOv2 has none of its name; all are
+            listed.
     """
     state = fuse_qkv(backbone)
     registers = ('reg_token',) if 'reg_token' in state else ()
-    check_names(state, 'a checkpoint of DINOv2', OUTER + registers, BLOCK + LAYER_SCALE)
+    check_names(state, 'a DINOv2 checkpoint', OUTER + registers, BLOCK + LAYER_SCALE)
     if registers:
         table = state['pos_embed']
         state['register_tokens'] = state.pop('reg_token')
@@ -141,14 +145,14 @@ def to_dinov2(
 def from_explora(state: Mapping[str, Any]) -> tuple[State, State]:
     """Convert a checkpoint of the ExPLoRA authors (LoRA already merged).
 
-    Full files hold each query, key and value projection twice, fused and as `q_proj`,
-    `k_proj`, `v_proj`: the fused one is used, the duplicates are in the rest.
+    Full files hold the query, key and value projections twice, fused and as `q_proj`,
+    `k_proj`, `v_proj`. The fused ones are used; the duplicates go to the rest.
 
     Args:
-        state: The file's content, with the tensors under 'teacher' or 'model'.
+        state: Content of the file, with the tensors under 'teacher' or 'model'.
 
     Returns:
-        The backbone's tensors in timm names, and the rest as in `from_dinov2`.
+        The backbone's tensors in timm's names, and the rest as in `from_dinov2`.
     """
     flat = unwrapped(state)
     single: State = {}

@@ -1,4 +1,4 @@
-"""Names of SatMAE's group-channel and temporal models -> ours, dict -> dict."""
+"""Checkpoints of SatMAE's group-channel and temporal models, converted to our names."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,19 +16,20 @@ def from_satmae_group(state: Mapping[str, Any]) -> tuple[State, State]:
     The classifier's `channel_cls_embed` is added to the class token.
 
     Args:
-        state: The file's content: the tensors, or a dict with them under 'model'.
+        state: Content of the file: the tensors, or a dict with the tensors under
+            'model'.
 
     Returns:
-        The tensors of a `GroupChannelViT`, and the rest under their own names:
+        The tensors of a `GroupChannelViT`, and the rest under its own names:
         `mask_token`, `decoder_*`, `head.*`, `fc_norm.*`.
 
     Raises:
-        ValueError: If it is a checkpoint of another kind.
+        ValueError: If it is a checkpoint of another model.
     """
     backbone, rest = from_mae(state)
     if 'channel_embed' not in backbone:
         raise ValueError(
-            "this checkpoint has no channel_embed, so it is not of SatMAE's"
+            "this checkpoint has no channel_embed, so it is not from SatMAE's"
             ' group-channel model: use from_satmae_temporal or from_mae'
         )
     return fold_class_code(backbone), rest
@@ -37,7 +38,7 @@ def from_satmae_group(state: Mapping[str, Any]) -> tuple[State, State]:
 def fold_class_code(state: Mapping[str, Tensor]) -> State:
     """Return the state with `channel_cls_embed`, if any, added to the class token.
 
-    The code is added to the last channels of the class token and to nothing else.
+    The code is added to the last channels of the token only.
     """
     folded: State = dict(state)
     code = folded.pop('channel_cls_embed', None)
@@ -52,20 +53,21 @@ def from_satmae_temporal(state: Mapping[str, Any]) -> tuple[State, State]:
     """Convert a checkpoint of SatMAE's temporal model, MAE or classifier.
 
     Args:
-        state: The file's content: the tensors, or a dict with them under 'model'.
+        state: Content of the file: the tensors, or a dict with the tensors under
+            'model'.
 
     Returns:
-        The tensors of a `TemporalViT`, and the rest under their own names:
+        The tensors of a `TemporalViT`, and the rest under its own names:
         `mask_token`, `decoder_*`, `head.*`, `fc_norm.*`.
 
     Raises:
-        ValueError: If it is a checkpoint of another kind.
+        ValueError: If it is a checkpoint of another model.
     """
     backbone, rest = from_mae(state)
     narrow = backbone['pos_embed'].shape[-1] < backbone['cls_token'].shape[-1]
     if not narrow or 'channel_embed' in backbone:
         raise ValueError(
-            'this checkpoint has no position table beside a time code, so it is not of'
-            " SatMAE's temporal model: use from_satmae_group or from_mae"
+            'the position table of this checkpoint leaves no room for a time code, so'
+            " it is not from SatMAE's temporal model: use from_satmae_group or from_mae"
         )
     return backbone, rest

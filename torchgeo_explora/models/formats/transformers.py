@@ -1,4 +1,4 @@
-"""Names of Hugging Face transformers' ViTs <-> those of our backbones, dict -> dict."""
+"""ViTs of Hugging Face transformers, converted to and from timm's names."""
 
 import re
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from torchgeo_explora.models.formats.names import (
     unwrapped,
 )
 
-# timm's name of a layer: what the files of transformers call it.
+# From timm's name of a layer to its name in files of transformers.
 _EMBEDDINGS = {
     'cls_token': 'embeddings.cls_token',
     'pos_embed': 'embeddings.position_embeddings',
@@ -47,7 +47,7 @@ _VIT = {
     'mlp.fc1': 'intermediate.dense',
     'mlp.fc2': 'output.dense',
 }
-# What version 5 calls layers in memory; its files keep the names above.
+# Names of layers in memory in version 5, whose files keep the names above.
 _IN_MEMORY = {
     'attention.q_proj': 'attn.q',
     'attention.k_proj': 'attn.k',
@@ -66,31 +66,32 @@ _MARK = 'embeddings.patch_embeddings.projection.weight'
 
 
 def is_transformers(state: Mapping[str, Any]) -> bool:
-    """Tell whether a flat state has the names of transformers' ViTs."""
+    """Return whether a flat state has the names of transformers' ViTs."""
     return any(key.endswith(_MARK) for key in state)
 
 
 def from_transformers(state: Mapping[str, Any]) -> tuple[State, State]:
     """Convert a state dict of Hugging Face transformers.
 
-    Takes Dinov2Model, also with registers or SwiGLU, ViTMAEModel, ViTModel, and models
-    with a head that contain one of them, in the names of files or of version 5.
+    It can be of a Dinov2Model (with registers or SwiGLU, too), a ViTMAEModel, a
+    ViTModel, or a model with a head around one of them, in the names of files or those
+    of version 5 in memory.
 
     Args:
         state: The tensors.
 
     Returns:
-        The backbone's tensors in timm names, and the rest: mask token and MAE's decoder
+        The backbone's tensors in timm's names, and the rest: mask token and decoder
         in MAE's names, pooler and classifiers under their own.
 
     Raises:
-        ValueError: If no ViT is found.
+        ValueError: If there is no ViT in it.
     """
     flat = unwrapped(state)
     mark = next((key for key in flat if key.endswith(_MARK)), None)
     if mark is None:
         raise ValueError(
-            f'no ViT of transformers was found: expected a key {_MARK}, found'
+            f'no ViT of transformers was found: expected the key {_MARK}, found'
             f' {[*flat][:3]}'
         )
     prefix = mark.removesuffix(_MARK)
@@ -111,7 +112,7 @@ def from_transformers(state: Mapping[str, Any]) -> tuple[State, State]:
         joined = torch.cat([backbone.pop(gate), backbone.pop(up)])
         backbone[f'{match[1]}fc1.{match[2]}'] = joined
     if 'reg_token' in backbone:
-        # As in `from_dinov2`: timm's register models have no row for the class token.
+        # As in `from_dinov2`: timm's register models have no position for this token.
         table = backbone['pos_embed']
         backbone['cls_token'] = backbone['cls_token'] + table[:, :1]
         backbone['pos_embed'] = table[:, 1:]
@@ -123,27 +124,29 @@ def to_transformers(
     rest: Mapping[str, Tensor] | None = None,
     prefix: str = '',
 ) -> State:
-    """Return tensors in the names that files of transformers have.
+    """Return the tensors under the names in files of transformers.
 
-    They are Dinov2Model's where the backbone has LayerScale (Dinov2WithRegistersModel's
-    with registers), and those of ViTModel and ViTMAEModel otherwise. With registers,
-    the class token keeps its position inside and its row is zero: the same model.
+    These are the names of a Dinov2Model if the backbone has LayerScale (of a
+    Dinov2WithRegistersModel with registers), and those of a ViTModel or ViTMAEModel
+    otherwise. With registers, the position of the class token stays in the token, and
+    its row in the table is zero: the model is the same.
 
     Args:
-        backbone: The backbone's tensors in timm names.
-        rest: What else `from_transformers` found.
-        prefix: Where a model with a head keeps the backbone, such as 'vit.' in
+        backbone: The backbone's tensors in timm's names.
+        rest: The rest that `from_transformers` returned.
+        prefix: Where a model with a head keeps the backbone, such as 'vit.' in a
             ViTMAEForPreTraining.
 
     Raises:
-        ValueError: If a tensor is missing or has no name there; all are listed.
+        ValueError: If a tensor is missing or transformers has none of its name; all
+            are listed.
     """
     state, rest = fuse_qkv(backbone), rest or {}
     scaled = any(key.endswith('ls1.gamma') for key in state)
     registers = ('reg_token',) if 'reg_token' in state else ()
     block = BLOCK + LAYER_SCALE if scaled else BLOCK
     kind = 'Dinov2Model' if scaled else 'ViTModel'
-    check_names(state, f"transformers' {kind}", OUTER + registers, block)
+    check_names(state, f'a {kind} of transformers', OUTER + registers, block)
     if registers:
         table = state['pos_embed']
         state['pos_embed'] = torch.cat([torch.zeros_like(table[:, :1]), table], dim=1)
@@ -163,14 +166,14 @@ def to_transformers(
         elif key == 'mask_token' or key.startswith('decoder_'):
             named[f'decoder.{key}'] = value
         elif key.startswith(('head.', 'fc_norm.')):
-            raise ValueError(f'{kind} of transformers has no name for {key}')
+            raise ValueError(f'a {kind} of transformers has no {key}: leave it out')
         else:
             named[key] = value
     return named
 
 
 def _layer(name: str) -> tuple[str, str]:
-    """Return a tensor's layer and its kind, with a dot: 'norm' and '.weight'."""
+    """Split a tensor's name into layer and kind, such as 'norm' and '.weight'."""
     for kind in ('.weight', '.bias'):
         if name.endswith(kind):
             return name.removesuffix(kind), kind
@@ -178,9 +181,9 @@ def _layer(name: str) -> tuple[str, str]:
 
 
 def timm_name(key: str) -> str:
-    """Return timm's name of a tensor of Dinov2Model or ViTModel.
+    """Return timm's name of a tensor of a Dinov2Model or ViTModel.
 
-    A name that no rule knows stays, and loading will list it.
+    An unknown name is kept, and loading will list it.
     """
     if match := _LAYER.fullmatch(key):
         layer, kind = _layer(match[2])
@@ -190,7 +193,7 @@ def timm_name(key: str) -> str:
 
 
 def _decoder_name(key: str) -> str:
-    """Return MAE's name of a tensor of its decoder."""
+    """Return MAE's name of a tensor of the decoder."""
     if match := _DECODER.fullmatch(key):
         layer, kind = _layer(match[2])
         return f'decoder_blocks.{match[1]}.{_TIMM.get(layer, layer)}{kind}'
@@ -198,7 +201,7 @@ def _decoder_name(key: str) -> str:
 
 
 def _file_name(key: str, blocks: str, layers: str, table: Mapping[str, str]) -> str:
-    """Return the name in files of a tensor inside or outside of blocks."""
+    """Return the name in files of a tensor, inside or outside the blocks."""
     match = re.fullmatch(rf'{blocks}\.(\d+)\.(.+)', key)
     layer, kind = _layer(match[2] if match else key)
     if match:

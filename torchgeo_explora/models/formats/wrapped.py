@@ -1,4 +1,4 @@
-"""Backbones inside the checkpoints of TorchGeo and lightly-train <-> bare ones."""
+"""Backbones inside the checkpoints of TorchGeo and lightly-train."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor
 from torchgeo_explora.models.formats.names import State, is_rest, unwrapped
 from torchgeo_explora.models.formats.published import from_dinov2, from_timm, to_timm
 
-# Where tasks keep the backbone; the longer name first where one contains the other.
+# Where tasks keep the backbone; a longer prefix stands before one that it contains.
 _TORCHGEO = (
     'model.backbone.model.',  # BYOL: the online network
     'model.encoder.model.',  # SemanticSegmentation with a timm encoder
@@ -30,18 +30,18 @@ _LIGHTLY = (
 def from_torchgeo(state: Mapping[str, Any]) -> tuple[State, State]:
     """Convert a checkpoint of a TorchGeo task whose model is a timm ViT.
 
-    Takes Classification, Regression, SemanticSegmentation, BYOL (online network), MoCo
-    and SimCLR (query network) and MAE.
+    The task can be Classification, Regression, SemanticSegmentation, BYOL (online
+    network), MoCo and SimCLR (query network) or MAE.
 
     Args:
-        state: The file's content, with the tensors under 'state_dict'.
+        state: Content of the file, with the tensors under 'state_dict'.
 
     Returns:
-        The backbone's tensors in timm names, and the rest: a classifier or mask token
+        The backbone's tensors in timm's names, and the rest: a classifier or mask token
         under its own name, everything else under its full name.
 
     Raises:
-        ValueError: If no backbone is found.
+        ValueError: If there is no backbone in it.
     """
     inner, outer = _inside(state, _TORCHGEO, 'a TorchGeo task')
     backbone, rest = from_timm(inner)
@@ -53,11 +53,11 @@ def to_torchgeo(
     rest: Mapping[str, Tensor] | None = None,
     prefix: str = 'model.',
 ) -> State:
-    """Return the 'state_dict' of a TorchGeo task, undoing `from_torchgeo`.
+    """Return the 'state_dict' of a TorchGeo task; it undoes `from_torchgeo`.
 
     Args:
-        backbone: The backbone's tensors in timm names.
-        rest: What else `from_torchgeo` found.
+        backbone: The backbone's tensors in timm's names.
+        rest: The rest that `from_torchgeo` returned.
         prefix: Where the task keeps its backbone, such as 'model.' (Classification),
             'backbone.' (MoCo, SimCLR) or 'model.backbone.model.' (BYOL).
     """
@@ -70,18 +70,18 @@ def to_torchgeo(
 def from_lightly_train(state: Mapping[str, Any]) -> tuple[State, State]:
     """Convert a state dict of lightly-train with a timm or DINOv2 ViT.
 
-    Its exported models are bare and need no converter of their own; training states
-    and exported embedding models keep the backbone inside. The teacher is preferred.
+    Training states and exported embedding models wrap the backbone; other exported
+    models are plain and do not need this function. A teacher is preferred to a student.
 
     Args:
-        state: The tensors, or a dict with them under 'state_dict'.
+        state: The tensors, or a dict with the tensors under 'state_dict'.
 
     Returns:
-        The backbone's tensors in timm names, and the rest: mask token and heads of
+        The backbone's tensors in timm's names, and the rest: mask token and heads of
         the model under their own names, everything else under its full name.
 
     Raises:
-        ValueError: If no backbone is found.
+        ValueError: If there is no backbone in it.
     """
     inner, outer = _inside(state, _LIGHTLY, 'lightly-train')
     backbone, rest = from_dinov2(inner)
@@ -89,9 +89,9 @@ def from_lightly_train(state: Mapping[str, Any]) -> tuple[State, State]:
 
 
 def unwrapped_backbone(state: Mapping[str, Any]) -> tuple[State, State]:
-    """Return the backbone of whichever library wrapped it, and everything else.
+    """Return a backbone that one of the libraries wrapped, and everything else.
 
-    A state without a wrapped backbone is returned as it is.
+    A state without a wrapped backbone is returned unchanged.
     """
     if _prefix(state, _LIGHTLY + _TORCHGEO) is None:
         return dict(state), {}
@@ -100,7 +100,7 @@ def unwrapped_backbone(state: Mapping[str, Any]) -> tuple[State, State]:
 
 def _prefix(state: Mapping[str, Any], prefixes: Sequence[str]) -> str | None:
     for prefix in prefixes:
-        # Every ViT embeds patches; what a prefix merely also fits does not.
+        # A prefix may fit other modules, too, but only a ViT embeds patches.
         if any(key.startswith(f'{prefix}patch_embed.') for key in state):
             return prefix
     return None
