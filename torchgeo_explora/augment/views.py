@@ -47,8 +47,8 @@ class Normalize(nn.Module):
         super().__init__()
         # Arguments, not state: they stay out of checkpoints.
         for name, values in (('mean', mean), ('std', std)):
-            # Pixels that become infinite or NaN would be taken for missing ones, which do
-            # not count in the loss.
+            # Infinite or NaN pixels would be taken for missing ones, which do not count
+            # in the loss.
             # On the CPU wherever the module is built: the meta device has no values.
             numbers = [float(value) for value in values]
             known = torch.tensor(numbers, device='cpu')
