@@ -116,7 +116,7 @@ def test_bands_of_a_scene_are_chosen(scene, tmp_path):
 def test_more_classes_than_8_bits_hold_are_refused(scene, tmp_path):
     torch.manual_seed(0)
     task = ExploraSegmentationTask(**{**SEGMENT, 'num_classes': 256})
-    with pytest.raises(ValueError, match='up to 255 classes beside no data'):
+    with pytest.raises(ValueError, match='up to 255 classes, and the task has'):
         predict(task, scene, tmp_path / 'out.tif')
 
 
@@ -157,7 +157,7 @@ def test_one_of_two_classes_is_mapped(bias, scene, tmp_path):
 
 def test_objects_are_no_map(scene, tmp_path):
     task = ExploraDetectionTask(num_classes=2, pyramid_channels=32, **VIT)
-    with pytest.raises(ValueError, match='objects are no map'):
+    with pytest.raises(ValueError, match='objects do not make a map'):
         predict(task, scene, tmp_path / 'out.tif')
 
 

@@ -1,4 +1,4 @@
-"""Embeddings of a prediction run, as one Parquet file."""
+"""Predictions of a run, as one Parquet file."""
 
 import os
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ from torch import Tensor
 class EmbeddingWriter(BasePredictionWriter):
     """Write (index, path, label, bounds, embedding) rows in the order of the input.
 
-    `path`, `label` and `bounds` are columns where the batches have them; `bounds` are
+    `path`, `label` and `bounds` are columns if the batches have them. `bounds` are
     those of TorchGeo's geospatial data sets, (xmin, xmax, ymin, ymax) in the units of
-    their coordinate system. An image that stands twice, as a sampler or a skipped file
-    has it, is written once. Several processes write a part each; the first one joins
-    the parts.
+    their coordinate system. An image that occurs twice, because of a sampler or a
+    skipped file, is written once. Several processes write one part each, and the first
+    one joins the parts.
 
     Args:
         path: File to write; `embeddings.parquet` in the trainer's root folder if None.
@@ -31,7 +31,7 @@ class EmbeddingWriter(BasePredictionWriter):
 
     #: Name of the column of values.
     column = 'embedding'
-    #: Name of the file where none is given.
+    #: Name of the file if no path is given.
     file = 'embeddings.parquet'
 
     def __init__(self, path: str | Path | None = None) -> None:
@@ -42,12 +42,12 @@ class EmbeddingWriter(BasePredictionWriter):
         self._written: set[int] = set()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find the place of the file."""
+        """Choose the path, and remove what an interrupted run left."""
         target = self.path or Path(trainer.default_root_dir) / self.file
         target.parent.mkdir(parents=True, exist_ok=True)
         self._target = target
         self._part = self._part_of(trainer.global_rank)
-        self._part.unlink(missing_ok=True)  # of a run that was interrupted
+        self._part.unlink(missing_ok=True)
         self._written = set()
 
     def _part_of(self, rank: int) -> Path:
@@ -96,7 +96,7 @@ class EmbeddingWriter(BasePredictionWriter):
         self._writer.write_table(table)
 
     def columns(self, prediction: Any) -> dict[str, pa.Array]:
-        """Return what is written of a batch's prediction, here (B, D), by column."""
+        """Return the columns of a batch's prediction, here (B, D)."""
         return {self.column: _rows(prediction.float())}
 
     def _numbers(
@@ -106,7 +106,7 @@ class EmbeddingWriter(BasePredictionWriter):
         batch_indices: Sequence[int] | None,
         batch: dict[str, Any],
     ) -> list[int]:
-        """Return the place of each image in the input."""
+        """Return the position of each image in the input."""
         given = batch.get('index')
         if isinstance(given, Tensor) and given.ndim == 1:
             return given.tolist()
@@ -124,7 +124,7 @@ class EmbeddingWriter(BasePredictionWriter):
         trainer.strategy.barrier('embeddings')
         if not trainer.is_global_zero:
             return
-        # A process that got no image wrote none.
+        # A process without images wrote no part.
         ranks = range(trainer.world_size)
         parts = [part for rank in ranks if (part := self._part_of(rank)).exists()]
         if not parts:
@@ -144,7 +144,7 @@ class EmbeddingWriter(BasePredictionWriter):
 
 
 def _rows(values: Tensor) -> pa.Array:
-    """Return a matrix as one list a row."""
+    """Return a matrix as one list per row."""
     array = values.cpu().contiguous().numpy()
     return pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)), len(array[0]))
 
@@ -152,7 +152,7 @@ def _rows(values: Tensor) -> pa.Array:
 class DetectionWriter(EmbeddingWriter):
     """Write (index, path, boxes, labels, scores) rows, as `EmbeddingWriter`.
 
-    The last three are lists, an entry for each object; boxes are (xmin, ymin, xmax,
+    The last three are lists with one entry per object; boxes are (xmin, ymin, xmax,
     ymax) in pixels.
     """
 
@@ -174,15 +174,15 @@ class DetectionWriter(EmbeddingWriter):
 class MaskWriter(EmbeddingWriter):
     """Write (index, path, bounds, mask) rows, as `EmbeddingWriter`.
 
-    `mask` holds the bytes of a PNG image whose 8-bit values are the classes. A scene
-    has a writer of its own, `RasterWriter`.
+    `mask` holds the bytes of a PNG image whose 8-bit values are the classes. For a
+    scene, see `RasterWriter`.
     """
 
     column = 'mask'
     file = 'masks.parquet'
 
     def columns(self, prediction: Sequence[Tensor]) -> dict[str, pa.Array]:
-        """Return the images of classes, (H, W) each."""
+        """Return the masks as PNG images, from (H, W) each."""
         masks = [mask.cpu().numpy().astype(np.uint8) for mask in prediction]
         return {self.column: pa.array([_png(mask) for mask in masks], pa.binary())}
 

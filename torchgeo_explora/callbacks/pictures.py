@@ -1,4 +1,4 @@
-"""Pictures of what the model sees and of what it makes of it."""
+"""Pictures of augmented images and of patch features."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,19 +16,19 @@ from torchgeo_explora.objectives.objective import batch_metadata
 class Pictures(Callback):
     """Crops of a batch, and patch features coloured by their principal components.
 
-    The crops show what augmentation does to the images. In the feature picture,
-    patches of one colour are alike for the model; before and after share their axes
-    of colour only within a row. Of a series the first image is shown, and the mean of
-    the features over time. Both go to TensorBoard, where it is the logger, and to
-    *folder*.
+    The crops show what augmentation does to the images. In the picture of the features,
+    patches of the same colour are alike for the model; colours can be compared within a
+    row, not between before and after. Of a series, the first image is shown, and the
+    mean of the features over time. Both pictures go to *folder*, and to the loggers
+    that take figures.
 
     Args:
         folder: Where to write `crops.png` and `pca.png`; the trainer's root folder if
             None.
-        images: Images shown.
-        bands: Three channels shown as red, green and blue: indices, or names where the
-            backbone has names. If None, the true colours among Sentinel-2's bands,
-            else the first three; the first one in grey where there are fewer.
+        images: Number of images shown.
+        bands: Three channels shown as red, green and blue: indices, or names if the
+            backbone has names. If None, the true colours among Sentinel-2's bands, else
+            the first three channels, or the first one in grey if there are fewer.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Pictures(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Draw the features before and after."""
-        # A resumed run has the images on all ranks; one of them draws.
+        # In a resumed run all ranks have the images; only the first one draws.
         if self._before is None or not trainer.is_global_zero:
             return
         image = self._colours(pl_module, self._batch['image'])
@@ -90,18 +90,18 @@ class Pictures(Callback):
     def _components(self, pl_module: Any, batch: dict[str, Tensor]) -> Tensor:
         """Return the first three components of the patch features, (B, 3, h, w)."""
         backbone = pl_module.backbone
-        # A resumed run has its images from a checkpoint, on the CPU.
+        # The images of a resumed run come from a checkpoint, on the CPU.
         batch = {name: value.to(pl_module.device) for name, value in batch.items()}
         view = pl_module.view(batch['image'])
         features = backbone(view, **batch_metadata(batch)).patch.float()  # (B, N, D)
         height, width = (side // backbone.patch_size for side in view.shape[-2:])
-        # Spectral groups share a place, and so do the times of a series.
+        # Tokens of all spectral groups, or times, of a place are averaged.
         features = features.unflatten(1, (-1, height * width)).mean(1)
         flat = features.flatten(0, 1)
         flat = flat - flat.mean(0)
         _, _, axes = torch.linalg.svd(flat, full_matrices=False)
         axes = axes[:3]
-        # The sign of a component is arbitrary: the same one every time.
+        # The sign of a component is arbitrary: make it the same every time.
         axes = torch.where(axes.sum(-1, keepdim=True) < 0, -axes, axes)
         points = flat @ axes.T  # (B * N, 3)
         low, high = points.quantile(0.02, 0), points.quantile(0.98, 0)
@@ -111,7 +111,7 @@ class Pictures(Callback):
     def _write(
         self, trainer: Trainer, name: str, rows: list[Tensor], titles: list[str]
     ) -> None:
-        """Draw a row of pictures a step, to the folder and to TensorBoard."""
+        """Draw rows of pictures, each with its title."""
         figure, grid = panels(len(rows), len(rows[0]))
         for line, row, title in zip(grid, rows, titles, strict=True):
             for axes, image in zip(line, row, strict=True):
@@ -120,10 +120,10 @@ class Pictures(Callback):
         save_figure(figure, name, trainer, self.folder)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the images and their first features, for the picture at the end."""
+        """Return the images and their features before the first step."""
         return {'batch': dict(self._batch), 'before': self._before}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore them."""
+        """Restore the images and their features."""
         self._batch = dict(state_dict['batch'])
         self._before = state_dict['before']

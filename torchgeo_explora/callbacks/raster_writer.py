@@ -19,22 +19,23 @@ from torch import Tensor
 
 from torchgeo_explora.adapt import base_fingerprint, delta_state_dict, fingerprint
 from torchgeo_explora.datasets.pixels.raster_blocks import CACHE
+from torchgeo_explora.writing import replacing
 
-#: No data among classes of 8 bits.
+#: Value of 8-bit classes where there is no data.
 _NO_CLASS = 255
 
 
 class RasterWriter(BasePredictionWriter):
-    """Write what a task says of a `RasterSceneDataModule` as a GeoTIFF.
+    """Write a task's map of a `RasterSceneDataModule` as a GeoTIFF.
 
-    Coordinate system and transform are those of the scene. Classes are 8 bits, 255
-    where there is no data; embeddings are float32, a band for each value, NaN where
+    Coordinate system and transform are those of the scene. Classes have 8 bits, 255
+    where there is no data; embeddings are float32 with one band per value, NaN where
     there is no data.
 
-    Every block is a file of its own first, in a folder beside the result; the result is
-    put together at the end, in one order. So a run that was killed goes on where it
-    stopped and gives the same file, and several processes share the work. Blocks of
-    another model, scene or setting are thrown away. `Trainer.predict` returns nothing.
+    Every block is first written to its own file, in a folder beside the result; at the
+    end the blocks are joined in a fixed order. So a run that was killed continues where
+    it stopped and gives the same file, and several processes can share the work. Blocks
+    of another model, scene or setting are deleted. `Trainer.predict` returns nothing.
 
     Args:
         path: The file; `scene.tif` in the trainer's root folder if None.
@@ -46,17 +47,17 @@ class RasterWriter(BasePredictionWriter):
         self.path = Path(path) if path is not None else None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Let the data module leave out what is done."""
+        """Let the data module skip finished blocks."""
         self._target = self.path or Path(trainer.default_root_dir) / 'scene.tif'
         self._parts = self._target.with_name(f'.{self._target.name}.parts')
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        # Asked when the loader is made: the checkpoint is in the model by then.
+        # Called when the loader is made: the model has its checkpoint by then.
         datamodule.finished = lambda: self._finished(trainer, pl_module)
         # Lightning would keep every block until the end, and a scene may not fit.
         trainer.predict_loop.return_predictions = False
 
     def _finished(self, trainer: Trainer, pl_module: Any) -> set[int]:
-        """Return the numbers of the blocks that are there; throw others away."""
+        """Return the numbers of the finished blocks; delete those of another run."""
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         if trainer.is_global_zero:
             state = json.dumps(
@@ -79,10 +80,10 @@ class RasterWriter(BasePredictionWriter):
                 note.write_text(identity)
         trainer.strategy.barrier('blocks cleared')
         done = {int(path.stem) for path in self._parts.glob('*.npy')}
-        # Nobody writes before everybody has looked.
+        # No process writes before all have looked.
         trainer.strategy.barrier('blocks listed')
         if done:
-            rank_zero_info(f'{self._target}: {len(done)} blocks are done already')
+            rank_zero_info(f'{self._target}: {len(done)} blocks are already done')
         return done
 
     def write_on_batch_end(
@@ -95,15 +96,13 @@ class RasterWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Keep a block, whole or not at all."""
-        number = int(batch['block'])
-        part = self._parts / f'.{number}.{os.getpid()}.part'
-        with part.open('wb') as file:
+        """Write a block to its file."""
+        path = self._parts / f'{int(batch["block"])}.npy'
+        with replacing(path) as part, part.open('wb') as file:
             np.save(file, prediction.cpu().numpy())
-        os.replace(part, self._parts / f'{number}.npy')
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the blocks together."""
+        """Join the blocks."""
         trainer.strategy.barrier('blocks written')
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         if trainer.is_global_zero:
@@ -114,15 +113,16 @@ class RasterWriter(BasePredictionWriter):
     def _join(self, datamodule: Any, pl_module: Any) -> None:
         dataset, cell = datamodule.predict_dataset, pl_module.cell
         first = np.load(self._parts / '0.npy', mmap_mode='r')
-        whole = first.dtype == np.uint8
         with rasterio.open(datamodule.path) as scene:
             crs, transform = scene.crs, scene.transform
         if crs is None:
             rank_zero_warn(
-                f'{datamodule.path} has no coordinate system, nor has {self._target}'
+                f'{datamodule.path} has no coordinate system, so {self._target} will'
+                ' have none'
             )
-        part = self._target.with_name(f'.{self._target.name}.part')
+        classes = first.dtype == np.uint8
         with (
+            replacing(self._target) as part,
             rasterio.Env(GDAL_CACHEMAX=CACHE),
             rasterio.open(
                 part,
@@ -134,7 +134,7 @@ class RasterWriter(BasePredictionWriter):
                 dtype=first.dtype,
                 crs=crs,
                 transform=transform @ Affine.scale(cell),
-                nodata=_NO_CLASS if whole else np.nan,
+                nodata=_NO_CLASS if classes else np.nan,
                 compress='deflate',
                 tiled=True,
                 blockxsize=256,
@@ -147,11 +147,10 @@ class RasterWriter(BasePredictionWriter):
                 values = np.load(self._parts / f'{number}.npy')
                 height, width = values.shape[1:]
                 file.write(values, window=Window(left, top, width, height))
-        os.replace(part, self._target)
 
 
 def _file_state(path: str) -> list[Any]:
-    """Return what changes when a local file does."""
+    """Return values that change when a local file does."""
     if not os.path.exists(path):
         return [path]
     state = os.stat(path)

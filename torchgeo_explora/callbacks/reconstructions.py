@@ -1,4 +1,4 @@
-"""Pictures of what a masked autoencoder makes of hidden patches."""
+"""Pictures of what a masked autoencoder reconstructs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,22 +17,22 @@ _GREY = 0.5
 class Reconstructions(Callback):
     """Input, masked input, reconstruction and error of a few images.
 
-    The images, and what is hidden of them, stay the same through the run. With
-    `norm_pix` a patch is predicted up to its mean and deviation: those of the image
-    are put back. Visible patches are shown as they are. A series takes one column per
-    time. Written as `reconstructions.png`, over again each time, and to TensorBoard,
-    where it is the logger.
+    The images and their masks stay the same through the run. With `norm_pix`, a patch
+    is predicted up to its mean and standard deviation, and those of the image are used.
+    Visible patches are shown as they are. A series takes one column per time. The
+    picture `reconstructions.png` is overwritten each time; the loggers that take
+    figures get each one.
 
     Args:
         folder: Where to write; the trainer's root folder if None.
-        every_n_steps: Optimizer steps between two pictures; only the last one if None.
-        images: Images, or series, shown.
-        bands: Three channels shown as red, green and blue: indices, or names where the
-            backbone has names. If None, the true colours among Sentinel-2's bands,
-            else the first three; the first one in grey where there are fewer. Of more
-            than three channels the middle 96 % of the values shown are stretched over
-            the range.
-        seed: Of the mask.
+        every_n_steps: Optimizer steps between two pictures; None for only the last one.
+        images: Number of images, or series, shown.
+        bands: Three channels shown as red, green and blue: indices, or names if the
+            backbone has names. If None, the true colours among Sentinel-2's bands, else
+            the first three channels, or the first one in grey if there are fewer. With
+            more than three channels, the middle 96 % of the values shown are stretched
+            over the range.
+        seed: Seed of the mask.
     """
 
     def __init__(
@@ -56,12 +56,11 @@ class Reconstructions(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Take the images, and what is made of them before the first step."""
+        """Take the images, and reconstruct them before the first step."""
         if self._batch or not trainer.is_global_zero:
             return
-        shown_channels(
-            pl_module.backbone, self.bands
-        )  # wrong bands show before the first step
+        # Wrong bands raise before the first step.
+        shown_channels(pl_module.backbone, self.bands)
         few = {k: v[: self.images] for k, v in batch_metadata(batch).items()}
         few['image'] = batch['image'][: self.images]
         self._batch = {**few, 'image': pl_module.view(pl_module.known_image(few))}
@@ -77,7 +76,7 @@ class Reconstructions(Callback):
     ) -> None:
         """Draw when it is due."""
         step, every = trainer.global_step, self.every_n_steps
-        # Micro-batches that follow a step share its number.
+        # The micro-batches after a step have its number, too.
         if every and step % every == 0 and step != self._drawn:
             self._draw(trainer, pl_module)
 
@@ -87,7 +86,7 @@ class Reconstructions(Callback):
             self._draw(trainer, pl_module)
 
     def _paint(self, pl_module: Any) -> tuple[Tensor, Tensor]:
-        """Return where pixels are hidden, and what is predicted, as `MAE.paint`."""
+        """Return hidden pixels and the prediction, as `MAE.paint` does."""
         objective, mode = pl_module.objective, pl_module.training
         metadata = batch_metadata(self._batch)
         image = self._batch['image'] = self._batch['image'].to(pl_module.device)
@@ -96,14 +95,14 @@ class Reconstructions(Callback):
             torch.manual_seed(self.seed)
             grid = objective.student.embed(image, **metadata).grid
             mask = objective.draw_mask(len(image), grid)
-            # A data module's own mask of pixels is none of tokens.
+            # A data module's mask is one of pixels, not of tokens.
             metadata.pop('mask', None)
             painted: tuple[Tensor, Tensor] = objective.paint(image, mask, **metadata)
         pl_module.train(mode)
         return painted
 
     def _draw(self, trainer: Trainer, pl_module: Any) -> None:
-        # A resumed run has the images on all ranks; one of them draws.
+        # In a resumed run all ranks have the images; only the first one draws.
         if self._first is None or not trainer.is_global_zero:
             return
         self._drawn = trainer.global_step
@@ -118,7 +117,7 @@ class Reconstructions(Callback):
             (row.to(now.device) * std + mean)[..., channels, :, :].flatten(0, -4)
             for row in (self._batch['image'], self._first, now)
         )
-        # Black where there is no data, and no error.
+        # Where there is no data, the image is black and there is no error.
         hidden = hidden[..., channels, :, :].flatten(0, -4) & ~image.isnan()
         image = image.nan_to_num(0)
         error = ((now - image).abs() * hidden).mean(1)
@@ -147,10 +146,10 @@ class Reconstructions(Callback):
         save_figure(figure, 'reconstructions', trainer, self.folder)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the images, and what was made of them at the start."""
+        """Return the images, and their first reconstruction."""
         return {'batch': dict(self._batch), 'first': self._first}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore them."""
+        """Restore the images, and their first reconstruction."""
         self._batch = dict(state_dict['batch'])
         self._first = state_dict['first']

@@ -230,7 +230,7 @@ def test_images_of_mixed_sizes_are_explained(tmp_path):
     [
         ({'num_classes': None}, r'\*num_classes\* is needed'),
         ({'task': 'multilabel'}, r'\*num_labels\* is needed'),
-        ({'task': 'binary', 'loss': 'ce'}, r"'ce' needs one label an image"),
+        ({'task': 'binary', 'loss': 'ce'}, r"'ce' needs one label per image"),
         ({'base_lr': 0}, r'\*base_lr\* must be positive'),
         ({'labels': ['field']}, r'\*labels\* has 1 entries, expected .* the 2'),
         ({'class_weights': [1.0] * 3}, r'\*class_weights\* has 3 entries'),

@@ -91,7 +91,7 @@ def test_unknown_values_of_masks_are_named():
 
 def test_masks_between_classes_are_named():
     batch = {'image': torch.rand(1, 3, 4, 4), 'mask': torch.full((1, 4, 4), 0.5)}
-    with pytest.raises(ValueError, match=r'masks hold \[0.5, .*whole numbers'):
+    with pytest.raises(ValueError, match=r'masks hold \[0.5, .*expected integers'):
         make()._targets(batch)
 
 

@@ -1,4 +1,4 @@
-"""What all tasks on labelled images share: the backbone, its images, checkpoints."""
+"""What tasks on labelled images share: the backbone, maps and checkpoints."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -36,11 +36,10 @@ FROZEN = Adaptation((), norms=False, cls_token=False, adapter=None)
 
 
 class DownstreamTask(ResumableTask):
-    """A backbone with its delta folded in, under something that reads labels.
+    """A backbone with its delta folded in, and something on it that learns from labels.
 
-    The data module's own normalisation and augmentation are taken over: the task gets
-    raw sensor values, maps them to [0, 1] and normalises as the base was trained.
-    Checkpoints hold what trains; the frozen base is left out, and known by its hash.
+    Checkpoints hold what trains; the frozen base is left out, and identified by its
+    hash.
 
     A subclass declares its own arguments, and takes `**downstream` or `**finetuning`
     for those of `DownstreamOptions` or `FinetuningOptions`. What it builds on the
@@ -59,7 +58,7 @@ class DownstreamTask(ResumableTask):
     prompts: Prompts | None
     #: Writes what `predict_batch` returns.
     writer: type[Callback] = EmbeddingWriter
-    #: Whether `dense` gives class probabilities, and a map shows the likeliest class.
+    #: Whether `dense` gives class probabilities, so that a map shows the likeliest one.
     labels_cells = False
 
     def __init__(self, options: DownstreamOptions) -> None:
@@ -121,13 +120,13 @@ class DownstreamTask(ResumableTask):
         return features
 
     def dense(self, image: Tensor) -> Tensor:
-        """Return what a map of a scene shows: here the patch tokens as they are.
+        """Return the values that a map of a scene shows: here the patch tokens.
 
         Args:
             image: In [0, 1], (B, C, S, S), S a multiple of the patch.
 
         Returns:
-            (B, K, h, w), `cell` pixels of the image for each value.
+            (B, K, h, w); one value stands for `cell` x `cell` pixels.
         """
         view = self.view.normalize(image.clone())
         side = image.shape[-1] // self.cell
@@ -135,28 +134,28 @@ class DownstreamTask(ResumableTask):
 
     @property
     def cell(self) -> int:
-        """Pixels along each side of a value of `dense`."""
+        """Side of the square of pixels that a value of `dense` stands for."""
         return self.backbone.patch_size
 
     def predict_step(
         self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0
     ) -> Any:
-        """Return what `predict_batch` says of images, or the map of a scene's block."""
+        """Return the predictions for images, or the map of a block of a scene."""
         return self.map_block(batch) if 'block' in batch else self.predict_batch(batch)
 
     @abstractmethod
     def predict_batch(self, batch: dict[str, Any]) -> Any:
-        """Return predictions for a raw batch, an entry for each image."""
+        """Return predictions for a raw batch, one for each image."""
 
     def map_block(self, batch: dict[str, Any]) -> Tensor:
         """Return the map of a block of `RasterBlocks`.
 
         Returns:
             Classes (1, h, w) uint8, 255 where there is no data; or tokens (D, h, w),
-            NaN where there is none. A cell has data if one of its pixels has.
+            NaN where there is no data. A cell has data if one of its pixels has.
 
         Raises:
-            ValueError: If there are more classes than 8 bits hold.
+            ValueError: If there are more classes than fit into 8 bits.
         """
         scene: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         valid, (top, left) = (
@@ -187,8 +186,8 @@ class DownstreamTask(ResumableTask):
         classes = torch.full_like(known, 255, dtype=torch.uint8)
         if len(scores) > 255:
             raise ValueError(
-                f'a map holds up to 255 classes beside no data, the task has'
-                f' {len(scores)}: write embeddings with ExploraKNNTask instead'
+                f'a map holds up to 255 classes, and the task has {len(scores)}: write'
+                ' embeddings with ExploraKNNTask instead'
             )
         if len(scores):
             winners = scores[:, *inside].argmax(0, keepdim=True).to(torch.uint8)
@@ -228,7 +227,7 @@ class DownstreamTask(ResumableTask):
         super().backward(loss, *args, **kwargs)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step, then let fine-tuning move what has no gradient."""
+        """Step, then let fine-tuning change what has no gradient."""
         super().optimizer_step(*args, **kwargs)
         if self.tuning is not None:
             # Lightning counts this step after the hook.
@@ -261,7 +260,7 @@ class DownstreamTask(ResumableTask):
     # What is kept -------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave the frozen base out."""
+        """Leave out the frozen base."""
         checkpoint['state_dict'] = delta_state_dict(self)
         checkpoint['explora'] = {
             **identity(self.backbone),
@@ -271,7 +270,7 @@ class DownstreamTask(ResumableTask):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check the base and the keys before a weight is touched.
+        """Check the base and the keys before any weight is loaded.
 
         Raises:
             ValueError: If the checkpoint belongs to another base or architecture.

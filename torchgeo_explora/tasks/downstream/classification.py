@@ -49,19 +49,21 @@ class ExploraClassificationTask(ClassificationMixin, DownstreamTask):
         augmentations: nn.Module | None = None,
         **finetuning: Any,
     ) -> None:
-        """Build backbone, adapter and classifier.
+        """Build the backbone, the adapter and the classifier.
 
         Args:
-            task: One label of several, one of two, or several at once.
+            task: 'binary' for two classes, 'multiclass' for several, 'multilabel' for
+                several labels per image.
             num_classes: Number of classes, for 'multiclass'.
             num_labels: Number of labels, for 'multilabel'.
             labels: Names of the classes, for metrics and pictures.
-            loss: As TorchGeo's; 'ce' for 'multiclass' and 'bce' otherwise if None.
+            loss: One of TorchGeo's; if None, 'ce' for 'multiclass' and 'bce' otherwise.
             class_weights: Weight of each class in 'ce'.
             pos_weight: Weight of positive examples in 'bce'.
             ignore_index: Label that does not count.
-            label_smoothing: Of 'ce'. The authors' code leaves MAE's 0.1 on.
-            pooling: 'mean' of the patch tokens, as MAE fine-tunes, or 'cls' token.
+            label_smoothing: Label smoothing of 'ce'. The authors' code keeps MAE's 0.1.
+            pooling: 'mean' for the mean patch token, as MAE fine-tunes, or 'cls' for
+                the class token.
             crop_scale: Range of a training view's share of the image's area.
             augmentations: Module from (B, C, H, W) in [0, 1] to normalised views,
                 instead of random crops and flips.
@@ -69,8 +71,8 @@ class ExploraClassificationTask(ClassificationMixin, DownstreamTask):
                 and so on.
 
         Raises:
-            ValueError: If the number of outputs is not told, *labels* or
-                *class_weights* are not as many, or the adapter is given twice.
+            ValueError: If the number of outputs is missing, *labels* or *class_weights*
+                have another length, or the adapter is given twice.
         """
         needed = {'multiclass': 'num_classes', 'multilabel': 'num_labels'}.get(task)
         outputs = {'num_classes': num_classes, 'num_labels': num_labels}
@@ -105,8 +107,8 @@ class ExploraClassificationTask(ClassificationMixin, DownstreamTask):
         hparams['loss'] = hparams['loss'] or ('ce' if self._one_of_many else 'bce')
         if hparams['loss'] == 'ce' and not self._one_of_many:
             raise ValueError(
-                f"*loss* 'ce' needs one label an image, not *task* {hparams['task']!r}:"
-                " take 'bce'"
+                f"*loss* 'ce' needs one label per image, not *task*"
+                f" {hparams['task']!r}: use 'bce'"
             )
         if hparams['loss'] == 'bce':
             weight = hparams['pos_weight']
@@ -206,7 +208,7 @@ class ExploraClassificationTask(ClassificationMixin, DownstreamTask):
     def dense(self, image: Tensor) -> Tensor:
         """Return the probabilities of each image at all of its patches.
 
-        Of 'binary' they are those of the classes 0 and 1.
+        For 'binary', one value for class 0 and one for class 1.
         """
         view = self.view.normalize(image.clone())
         logits = self.head(self.backbone(view)).float()

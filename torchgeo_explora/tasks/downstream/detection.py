@@ -1,4 +1,4 @@
-"""Fine-tuning a backbone to find objects."""
+"""Fine-tuning a backbone to detect objects."""
 
 from typing import Any, Literal
 
@@ -27,8 +27,8 @@ class ExploraDetectionTask(DownstreamTask):
     block, as the base was trained.
 
     Batches are TorchGeo's: `image` (B, C, H, W), `bbox_xyxy` and `label` as lists with
-    an entry for each image; label 0 is the background. Images keep their size, and are
-    padded where it is mixed. Boxes without area are left out of training.
+    one entry per image; label 0 is the background. Images keep their size; those of
+    mixed sizes are padded. Boxes without area are left out.
 
     Metrics are COCO's: `val_map`, `val_map_50`, ...
     """
@@ -45,13 +45,14 @@ class ExploraDetectionTask(DownstreamTask):
         pyramid_channels: int = 256,
         **finetuning: Any,
     ) -> None:
-        """Build backbone, adapter, pyramid and detector.
+        """Build the backbone, the adapter, the pyramid and the detector.
 
         Args:
-            num_classes: Number of classes, the background counted.
-            detector: Two stages, or one without anchors.
-            anchors: Sides of the anchors of five levels, in pixels; 2 to 32 patches if
-                None.
+            num_classes: Number of classes, including the background.
+            detector: 'faster-rcnn', with two stages, or 'fcos', with one and without
+                anchors.
+            anchors: Sides of the anchors of the five levels, in pixels; 2 to 32 patches
+                if None.
             pyramid_channels: Channels of each level.
             **finetuning: See `FinetuningOptions`: model, weights, delta, adapter, rates
                 and so on.
@@ -85,7 +86,7 @@ class ExploraDetectionTask(DownstreamTask):
         self.test_metrics = MeanAveragePrecision()
 
     def setup(self, stage: str) -> None:
-        """Prepare the images, of mixed sizes too."""
+        """Prepare the images, including those of mixed sizes."""
         datamodule = getattr(self.trainer, 'datamodule', None)
         wrap_collate(datamodule, lambda collate: PadSizes(collate, {'image': 0.0}))
         super().setup(stage)
@@ -93,14 +94,14 @@ class ExploraDetectionTask(DownstreamTask):
     def forward(
         self, image: Tensor, targets: list[dict[str, Tensor]] | None = None
     ) -> Any:
-        """Return losses in training, boxes otherwise, for images in [0, 1]."""
+        """Return losses in training and boxes otherwise, for images in [0, 1]."""
         return self.detector(self.view.normalize(image.clone()), targets)
 
     def _targets(self, batch: dict[str, Any]) -> list[dict[str, Tensor]]:
-        """Return boxes and labels of each image, those without area left out.
+        """Return boxes and labels of each image, without boxes that have no area.
 
         Raises:
-            ValueError: If a label has no output, or is the background's.
+            ValueError: If a label has no output, or is that of the background.
         """
         targets = []
         for boxes, labels in zip(batch['bbox_xyxy'], batch['label'], strict=True):
@@ -108,8 +109,8 @@ class ExploraDetectionTask(DownstreamTask):
             check_labels(labels, self.hparams['num_classes'])
             if (labels == 0).any():
                 raise ValueError(
-                    'boxes have label 0, which is the background: number the kinds of'
-                    ' objects from 1, and count the background in *num_classes*'
+                    'boxes have label 0, which is the background: number the classes of'
+                    ' objects from 1, and include the background in *num_classes*'
                 )
             real = (boxes[:, 2:] > boxes[:, :2]).all(1)
             if not self._warned and not real.all():
@@ -137,13 +138,13 @@ class ExploraDetectionTask(DownstreamTask):
     def validation_step(
         self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Compare the boxes that are found with the true ones."""
+        """Compare the detected boxes with the true ones."""
         self.val_metrics.update(self(self.unit_image(batch)), self._targets(batch))
 
     def test_step(
         self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Compare the boxes that are found with the true ones."""
+        """Compare the detected boxes with the true ones."""
         self.test_metrics.update(self(self.unit_image(batch)), self._targets(batch))
 
     def on_validation_epoch_end(self) -> None:
@@ -168,8 +169,8 @@ class ExploraDetectionTask(DownstreamTask):
             ValueError: Always.
         """
         raise ValueError(
-            'objects are no map: cut the scene into images, or take another task for'
-            ' RasterSceneDataModule'
+            'detected objects do not make a map: cut the scene into images, or use'
+            ' another task with RasterSceneDataModule'
         )
 
     def predict_batch(self, batch: dict[str, Any]) -> list[dict[str, Tensor]]:
@@ -181,7 +182,7 @@ class ExploraDetectionTask(DownstreamTask):
 def _mirrored(
     image: Tensor, targets: list[dict[str, Tensor]]
 ) -> tuple[Tensor, list[dict[str, Tensor]]]:
-    """Mirror a batch half of the time along each axis, its boxes too."""
+    """Mirror a batch and its boxes, half of the time along each axis."""
     for axis, (first, last) in ((-1, (0, 2)), (-2, (1, 3))):
         if torch.rand(()) < 0.5:
             image, mirrored = image.flip(axis), []

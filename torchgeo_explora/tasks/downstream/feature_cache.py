@@ -1,7 +1,6 @@
-"""Features of a frozen backbone on disk, computed once."""
+"""Features of a frozen backbone, computed once and kept on disk."""
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,17 @@ from numpy.lib.format import open_memmap
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from torchgeo_explora.writing import replacing
+
 #: Features (B, ...) of a raw batch.
 type Compute = Callable[[dict[str, Any]], Tensor]
 
 
 class CachedFeatures(Dataset[dict[str, Tensor]]):
-    """Samples of ``features`` and ``label`` instead of images.
+    """Samples of `features` and `label` instead of images.
 
     Args:
-        path: The array of features, (N, ...) float32; the labels are beside it.
+        path: The array of features, (N, ...) float32; the labels are next to it.
         source: The data set of the images.
     """
 
@@ -125,12 +126,11 @@ def _fill(
     compute: Compute,
 ) -> None:
     """Write features and labels; an interruption leaves no partial file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'.{path.name}.{os.getpid()}.part')
     array: Any = None
     labels = np.zeros(size, np.int64)
     first = 0
-    try:
+    # The array is put in its place last.
+    with replacing(path) as part, replacing(_labels_of(path)) as labels_part:
         for batch in loader:
             features = compute(batch).float().cpu().numpy()
             if array is None:
@@ -141,13 +141,8 @@ def _fill(
             labels[first:last] = batch['label'].cpu().numpy()
             first = last
         array.flush()
-        labels_part = part.with_suffix('.labels')
         with labels_part.open('wb') as file:
             np.save(file, labels)
-        os.replace(labels_part, _labels_of(path))
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _labels_of(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Nearest neighbours as a test of a frozen backbone."""
+"""Nearest neighbours, to evaluate a frozen backbone."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,11 +20,11 @@ class ExploraKNNTask(DownstreamTask):
     """Weighted nearest neighbours in a frozen backbone's features, by `torchgeo test`.
 
     DINOv2's evaluation (`eval/knn.py`): class tokens after the final norm, cosine
-    similarity, a softmax with temperature over the neighbours. The bank is the data
-    module's training set, the queries are its test set (`test`) or its validation set
+    similarity, and a softmax with temperature over the neighbours. The bank is the data
+    module's training set; the queries are its test set (`test`) or its validation set
     (`validate`). Several processes fill the bank together. `predict` gives embeddings.
 
-    Nothing trains: there is no `fit`.
+    Nothing trains, so there is no `fit`.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class ExploraKNNTask(DownstreamTask):
         Args:
             k: Numbers of neighbours that vote; those above the size of the bank are
                 reduced to it.
-            temperature: Of the softmax over cosine similarities.
+            temperature: Temperature of the softmax over cosine similarities.
             **downstream: See `DownstreamOptions`. DINOv2's evaluation has a
                 *crop_fraction* of 0.875.
 
@@ -54,10 +54,10 @@ class ExploraKNNTask(DownstreamTask):
         self.adapt_backbone()
 
     def configure_callbacks(self) -> list[Callback]:
-        """Write embeddings; refuse to fit, before Lightning does without a reason.
+        """Write embeddings; refuse to fit, with a better message than Lightning's.
 
         Raises:
-            ValueError: If it is to fit.
+            ValueError: If the trainer is to fit.
         """
         if self.trainer.state.fn == 'fit':
             raise ValueError(
@@ -66,7 +66,7 @@ class ExploraKNNTask(DownstreamTask):
         return super().configure_callbacks()
 
     def setup(self, stage: str) -> None:
-        """Prepare the images, those of the bank too.
+        """Prepare the images, including those of the bank.
 
         Raises:
             ValueError: If there is no training set for the bank.
@@ -85,7 +85,7 @@ class ExploraKNNTask(DownstreamTask):
     def forward(self, batch: Mapping[str, Any]) -> Tensor:
         """Return L2-normalised embeddings of a raw batch, (B, D), float32.
 
-        In steps, and for the bank, products have the trainer's precision.
+        In steps and for the bank, matrix products have the trainer's precision.
         """
         view = self.view(self.unit_image(batch))
         return normalize(self.features(view, batch).cls.float(), dim=-1)
@@ -94,11 +94,11 @@ class ExploraKNNTask(DownstreamTask):
 
     @torch.no_grad()
     def _fill_bank(self) -> None:
-        """Embed the training set, each process its share."""
+        """Embed the training set; each process does its share."""
         datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         dataset = datamodule.train_dataset
         size, world = len(dataset), self.trainer.world_size
-        # All shares have one size: the first images stand in for what is missing.
+        # All shares have the same size: the first images fill up the last ones.
         share = range(self.global_rank, -(-size // world) * world, world)
         loader: DataLoader[Any] = DataLoader(
             Subset(dataset, [i % size for i in share]),
@@ -113,7 +113,7 @@ class ExploraKNNTask(DownstreamTask):
                 for name, value in batch.items()
                 if isinstance(value, Tensor)
             }
-            # Lightning enters the run's precision for its steps alone.
+            # Lightning enters the run's precision only for its steps.
             with self.trainer.precision_plugin.forward_context():
                 features.append(self(tensors))
             labels.append(tensors['label'])
@@ -130,7 +130,7 @@ class ExploraKNNTask(DownstreamTask):
         missing = self.classes - len(self.bank_labels.unique())
         rank_zero_info(
             f'kNN bank: {size} images of {self.classes - missing} classes'
-            + (f'; {missing} classes have none' if missing else '')
+            + (f'; {missing} classes have no images' if missing else '')
         )
 
     def _gathered(self, values: Tensor) -> Tensor:

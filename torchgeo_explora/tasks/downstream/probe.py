@@ -1,4 +1,4 @@
-"""Linear probing: all classifiers of a grid in one pass."""
+"""Linear probing: all classifiers of a grid in one run."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -47,17 +47,17 @@ class ExploraLinearProbeTask(DownstreamTask):
 
     The recipe is DINOv2's evaluation, as the authors of ExPLoRA use it: the class
     tokens of the last 1 or 4 blocks, with or without the mean patch token, for every
-    learning rate; SGD with momentum and a cosine to 0.
+    learning rate; SGD with momentum and a cosine schedule to 0.
 
-    Two protocols are reported by `test`. *paper* is the best classifier on the split
-    that is reported: what DINOv2 and the paper print, and optimistic. *held_out* is the
-    classifier that was best in validation, on the reported split. In `fit`, `val_paper`
-    is the best of all classifiers and evaluations so far, for data sets whose
-    validation split is the reported one. `probe.csv` has a row for each classifier.
+    `test` reports two protocols. *paper* is the best classifier on the reported split,
+    as DINOv2 and the paper report it, and optimistic. *held_out* is the classifier that
+    was best in validation, evaluated on the reported split. In `fit`, `val_paper` is
+    the best of all classifiers and validations so far, for data sets whose validation
+    split is the reported one. `probe.csv` has a row for each classifier.
 
-    Linear probing of a frozen backbone looks at every image of an epoch through it.
-    With *cache* it does so once: the features of the whole images are kept on disk, and
-    training takes no random crops, which the published figures do.
+    Without *cache*, every image passes through the frozen backbone in every epoch. With
+    it, an image does so once: the features of whole images are kept on disk. Training
+    then has no random crops, unlike in the published figures.
     """
 
     monitor = 'val_accuracy'
@@ -87,7 +87,7 @@ class ExploraLinearProbeTask(DownstreamTask):
             averages: Whether the last block's mean patch token is read.
             crop_scale: Range of a training view's share of the image's area.
             cache: Folder for features; None to compute them in every epoch.
-            momentum: SGD's.
+            momentum: Momentum of SGD.
             augmentations: Module from (B, C, H, W) in [0, 1] to normalised views,
                 instead of random crops and flips.
             **downstream: See `DownstreamOptions`.
@@ -97,7 +97,9 @@ class ExploraLinearProbeTask(DownstreamTask):
                 for cached features.
         """
         if cache is not None and augmentations is not None:
-            raise ValueError('*cache* keeps whole images: leave out *augmentations*')
+            raise ValueError(
+                '*cache* keeps features of whole images: leave out *augmentations*'
+            )
         super().__init__(DownstreamOptions(**downstream))
         self.augmentations = augmentations or SingleCrop(
             self.image_size, crop_scale, self.mean, self.std
@@ -117,14 +119,14 @@ class ExploraLinearProbeTask(DownstreamTask):
         )
 
     def configure_metrics(self) -> None:
-        """Count for each classifier."""
+        """Count correct predictions of each classifier."""
         count = len(self.heads.settings)
         self.val_accuracy = AccuracyOfEach(count)
         self.test_accuracy = AccuracyOfEach(count)
         self.selection = Selection()
 
     def train(self, mode: bool = True) -> 'ExploraLinearProbeTask':
-        """Set the mode of all but the backbone, which stays in evaluation."""
+        """Set the mode of all but the backbone, which stays in evaluation mode."""
         super().train(mode)
         self.backbone.eval()
         return self
@@ -132,14 +134,14 @@ class ExploraLinearProbeTask(DownstreamTask):
     # Features -----------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Prepare the images, or the cached features in their place."""
+        """Prepare the images, or cached features instead."""
         super().setup(stage)
         if self.hparams['cache'] is None or stage == 'predict':
             return
         device = self.trainer.strategy.root_device
         for module in (self.backbone, self.raw_images, self.view):
             module.to(device)
-        # Backbones that read the same weights may read other bands with them.
+        # Backbones with the same weights may still read different bands.
         kept = ('model', 'model_args', 'image_size', 'crop_fraction', 'value_range')
         identity = str(
             [
@@ -158,12 +160,12 @@ class ExploraLinearProbeTask(DownstreamTask):
     def _cacheable(self, batch: dict[str, Any]) -> Tensor:
         """Return class tokens and the last mean patch token, (B, depth + 1, D).
 
-        In the trainer's precision, as within a step; the file holds them as float32.
+        They have the trainer's precision, as in a step; the file holds them as float32.
         """
         device = self.trainer.strategy.root_device
         batch = {k: v.to(device) for k, v in batch.items() if isinstance(v, Tensor)}
         self.backbone.eval()
-        # Lightning enters the run's precision for its steps alone.
+        # Lightning enters the run's precision only for its steps.
         with self.trainer.precision_plugin.forward_context():
             features = self.read(self.view(self.unit_image(batch)), batch)
             tokens = [*(f.cls for f in features), features[-1].patch.mean(1)]
@@ -189,7 +191,7 @@ class ExploraLinearProbeTask(DownstreamTask):
     # Training -----------------------------------------------------------------------
 
     def configure_optimizers(self) -> Any:
-        """Give each classifier its rate; cosine to 0 by optimizer step."""
+        """Give each classifier its rate; cosine schedule to 0 by optimizer step."""
         steps, self.effective_batch = plan(self.trainer)
         optimizer = SGD(
             self.heads.parameter_groups(self.effective_batch),
@@ -223,13 +225,13 @@ class ExploraLinearProbeTask(DownstreamTask):
     def validation_step(
         self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Count what each classifier gets right."""
+        """Count the correct predictions of each classifier."""
         self._count(batch, self.val_accuracy)
 
     def test_step(
         self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Count what each classifier gets right."""
+        """Count the correct predictions of each classifier."""
         self._count(batch, self.test_accuracy)
 
     def _count(self, batch: dict[str, Any], metric: AccuracyOfEach) -> None:
@@ -237,7 +239,7 @@ class ExploraLinearProbeTask(DownstreamTask):
         metric.update(self(batch).argmax(-1), batch['label'])
 
     def on_validation_epoch_end(self) -> None:
-        """Log the best classifier now, and the best there was."""
+        """Log the accuracy of the best classifier now and so far."""
         accuracy = self.val_accuracy.compute().view(-1).tolist()
         self.val_accuracy.reset()
         if not self.trainer.sanity_checking:

@@ -1,4 +1,4 @@
-"""Fine-tuning a backbone to label every pixel."""
+"""Fine-tuning a backbone to classify every pixel."""
 
 from typing import Any, Literal
 
@@ -25,7 +25,7 @@ from torchgeo_explora.tasks.downstream.batches import (
 )
 from torchgeo_explora.tasks.downstream.options import FinetuningOptions
 
-# What does not count, whatever the data set calls it.
+# Class of pixels that do not count, whatever value the data set uses.
 _IGNORED = -1
 _PICTURES = 4
 
@@ -64,14 +64,15 @@ class ExploraSegmentationTask(DownstreamTask):
         overlap: float = 0.25,
         **finetuning: Any,
     ) -> None:
-        """Build backbone, adapter and decoder.
+        """Build the backbone, the adapter and the decoder.
 
         Args:
-            num_classes: Number of classes, an ignored one counted if it is among them.
+            num_classes: Number of classes, including an ignored one if it is in [0,
+                num_classes).
             labels: Names of the classes.
             ignore_index: Value of the mask that does not count.
-            no_data: Sensor value that means no data where all bands have it; such
-                pixels do not count. NaN means so everywhere.
+            no_data: Sensor value that means no data if all bands have it; such pixels
+                do not count. NaN always means no data.
             decoder: 'upernet', 'dpt' or 'linear'.
             decoder_channels: Width of UPerNet and DPT.
             class_weights: Weight of each class in the loss.
@@ -80,8 +81,8 @@ class ExploraSegmentationTask(DownstreamTask):
                 and so on.
 
         Raises:
-            ValueError: If *labels* or *class_weights* are not one for each class, or
-                the overlap leaves no stride.
+            ValueError: If *labels* or *class_weights* do not have one entry per class,
+                or the overlap is out of range.
         """
         check_lengths(num_classes, labels=labels, class_weights=class_weights)
         if not 0 <= overlap < 1:
@@ -93,7 +94,10 @@ class ExploraSegmentationTask(DownstreamTask):
         hparams = self.hparams
         depth = len(self.backbone.blocks)
         if depth < 4:
-            raise ValueError(f'the decoder reads 4 blocks, the backbone has {depth}')
+            raise ValueError(
+                f'the decoder reads 4 blocks, the backbone has {depth}: choose a deeper'
+                ' *model*'
+            )
         self.taps = [(i + 1) * depth // 4 - 1 for i in range(4)]
         self.head = SegmentationHead(
             self.backbone.embed_dim,
@@ -131,16 +135,16 @@ class ExploraSegmentationTask(DownstreamTask):
         self.test_metrics = metrics.clone(prefix='test_')
 
     def setup(self, stage: str) -> None:
-        """Prepare images and masks, of mixed sizes too."""
+        """Prepare images and masks, including those of mixed sizes."""
         ignored = self.hparams['ignore_index']
-        # A value that no mask has: `_targets` knows it.
+        # A value that no class has: `_targets` ignores it.
         fill = {'image': torch.nan, 'mask': _IGNORED if ignored is None else ignored}
         datamodule = getattr(self.trainer, 'datamodule', None)
         wrap_collate(datamodule, lambda collate: PadSizes(collate, fill))
         super().setup(stage)
 
     def _targets(self, batch: dict[str, Any]) -> Tensor:
-        """Return the masks of a batch, (B, H, W), -1 where nothing counts.
+        """Return the masks of a batch, (B, H, W), -1 where pixels do not count.
 
         Raises:
             ValueError: If a mask holds an unknown value.
@@ -149,7 +153,7 @@ class ExploraSegmentationTask(DownstreamTask):
         if mask.is_floating_point() and (mask != mask.round()).any():
             raise ValueError(
                 f'the masks hold {mask[mask != mask.round()][:4].tolist()}, expected'
-                ' whole numbers of classes'
+                ' integers: the numbers of classes'
             )
         mask = mask.long()
         if mask.ndim == 4:
@@ -180,7 +184,7 @@ class ExploraSegmentationTask(DownstreamTask):
         return logits.float()
 
     def dense(self, image: Tensor) -> Tensor:
-        """Return the probabilities of the classes at each pixel, 0 for an ignored one.
+        """Return the class probabilities of each pixel, 0 for an ignored class.
 
         Args:
             image: In [0, 1], (B, C, S, S).
@@ -193,7 +197,7 @@ class ExploraSegmentationTask(DownstreamTask):
 
     @property
     def cell(self) -> int:
-        """Every pixel has a value."""
+        """Every pixel has a value of its own."""
         return 1
 
     def training_step(
@@ -214,7 +218,7 @@ class ExploraSegmentationTask(DownstreamTask):
     def validation_step(
         self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Count whole images, and draw some of the first batch."""
+        """Evaluate whole images, and draw some of the first batch."""
         image, targets, predicted = self._evaluate(batch, 'val')
         if batch_idx == 0 and self.trainer.is_global_zero:
             self._draw(image, targets, predicted)
@@ -222,7 +226,7 @@ class ExploraSegmentationTask(DownstreamTask):
     def test_step(
         self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Count whole images."""
+        """Evaluate whole images."""
         self._evaluate(batch, 'test')
 
     def _evaluate(
@@ -260,7 +264,7 @@ class ExploraSegmentationTask(DownstreamTask):
         metrics.reset()
 
     def _draw(self, image: Tensor, targets: Tensor, predicted: Tensor) -> None:
-        """Draw images, truth and prediction side by side."""
+        """Draw images, truth and predictions side by side."""
         if self.trainer.sanity_checking:
             return
         count = min(_PICTURES, len(image))
@@ -279,7 +283,7 @@ class ExploraSegmentationTask(DownstreamTask):
         save_figure(figure, 'segmentation', self.trainer)
 
     def predict_batch(self, batch: dict[str, Any]) -> list[Tensor]:
-        """Return the class of each pixel, (H, W) int64 in each image's own size."""
+        """Return the class of each pixel, (H, W) int64 in the size of each image."""
         classes = self.sliding(self.unit_image(batch)).argmax(1)
         sizes = batch.get('size', torch.tensor([classes.shape[1:]] * len(classes)))
         return [
