@@ -65,11 +65,15 @@ def test_folder_is_filled_beside_what_is_there(tmp_path):
     (folder / 'config.json').write_text('old')
     with filling(folder) as part:
         (part / 'config.json').write_text('new')
+        (part / 'config.json').chmod(0o600)
         assert (folder / 'config.json').read_text() == 'old'
     assert {file.name: file.read_text() for file in folder.iterdir()} == {
         'notes.txt': 'mine',
         'config.json': 'new',
     }
+    mask = os.umask(0)
+    os.umask(mask)
+    assert stat.S_IMODE((folder / 'config.json').stat().st_mode) == 0o666 & ~mask
     assert [*tmp_path.iterdir()] == [folder]
 
 

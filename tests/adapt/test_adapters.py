@@ -9,6 +9,7 @@ import torch
 from torchgeo_explora.adapt import (
     Adaptation,
     adapt,
+    count,
     delta_state_dict,
     ema_update_,
     load_delta,
@@ -157,6 +158,16 @@ def test_delta_comes_back_from_its_file(
     torch.testing.assert_close(base(images), tiny_backbone(images), rtol=0, atol=0)
 
 
+def test_count_is_that_of_parameters(tiny_backbone):
+    """RandLoRA's delta holds its random bases too, which do not train."""
+    adapt(tiny_backbone, Adaptation(adapter=CONFIGS['RandLoRA']))
+    trained = [p.numel() for p in tiny_backbone.parameters() if p.requires_grad]
+    assert count(tiny_backbone)[0] == sum(trained)
+    assert sum(p.numel() for p in delta_state_dict(tiny_backbone).values()) > sum(
+        trained
+    )
+
+
 def test_adaptation_survives_plain_values(adaptation):
     plain = adaptation.to_dict()
     again = Adaptation.from_dict(plain)
@@ -212,6 +223,32 @@ def test_adapter_that_a_file_could_not_restore_is_refused(tiny_backbone):
     adapter.mask_fn = random_mask
     with pytest.raises(ValueError, match='could not restore it'):
         adapt(tiny_backbone, Adaptation(adapter=adapter))
+
+
+def test_adapter_that_does_not_fold_into_the_base_is_refused(
+    tiny_backbone, monkeypatch
+):
+    """As one whose effect is more than a change of the weights."""
+    names = [*tiny_backbone.state_dict()]
+    monkeypatch.setattr('peft.tuners.lora.Linear.merge', lambda self, *_: None)
+    with pytest.raises(ValueError, match='LORA does not fold into the base'):
+        adapt(tiny_backbone, Adaptation())
+    assert [*tiny_backbone.state_dict()] == names
+
+
+def test_adapter_that_rewrites_the_base_by_other_means_is_refused(tiny_backbone):
+    def double(base_layer, r, **_):
+        base_layer.weight.data.mul_(2)
+        mask = torch.zeros(base_layer.weight.numel())
+        mask[: r * sum(base_layer.weight.shape)] = 1
+        return mask.view_as(base_layer.weight)
+
+    adapter = peft.ShiraConfig(r=2, target_modules=TARGETS)
+    adapter.mask_fn = double
+    before = copy.deepcopy(tiny_backbone.state_dict())
+    with pytest.raises(ValueError, match='SHIRA rewrites frozen weights'):
+        adapt(tiny_backbone, Adaptation(adapter=adapter))
+    torch.testing.assert_close(tiny_backbone.state_dict(), before, rtol=0, atol=0)
 
 
 def test_adapter_leaves_out_what_trains_whole(tiny_backbone):

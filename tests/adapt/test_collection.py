@@ -52,6 +52,23 @@ def test_each_is_the_backbone_that_was_saved(deltas, trained, images):
     assert deltas.metadata['a']['adaptation']['adapter']['r'] == 4
 
 
+@pytest.mark.parametrize('mode', [False, True])
+def test_each_has_the_mode_of_the_base(tiny_backbone, tmp_path, mode):
+    """The modules of an adapter as well, whose dropout would be on otherwise."""
+    plain = copy.deepcopy(tiny_backbone).train(mode)
+    save_delta(adapt(tiny_backbone, ADAPTATIONS['a']), tmp_path / 'a.safetensors')
+    backbone = Deltas(plain).add('a', tmp_path / 'a.safetensors')
+    assert {module.training for module in backbone.modules()} == {mode}
+
+
+def test_what_is_frozen_in_the_base_is_frozen_in_a_merged_copy(tiny_backbone, tmp_path):
+    plain = copy.deepcopy(tiny_backbone).requires_grad_(False)
+    save_delta(adapt(tiny_backbone, ADAPTATIONS['a']), tmp_path / 'a.safetensors')
+    backbone = Deltas(plain).add('a', tmp_path / 'a.safetensors')
+    assert any(p.requires_grad for p in backbone.parameters())
+    assert not any(p.requires_grad for p in merged(backbone).parameters())
+
+
 def test_the_base_is_shared_and_stays(deltas, tiny_backbone, images):
     before = copy.deepcopy(tiny_backbone.state_dict())
     base = {p.data_ptr() for p in tiny_backbone.parameters()}

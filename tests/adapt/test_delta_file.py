@@ -61,6 +61,12 @@ def test_file_holds_the_delta_and_its_origin(trained, path):
         assert ViT(**metadata['arguments']).embed_dim == trained.embed_dim
 
 
+@pytest.mark.parametrize('kind', [torch.float64, torch.bfloat16])
+def test_file_is_float32_whatever_the_backbone_is(trained, path, kind):
+    save_delta(trained.to(kind), path)
+    assert {tensor.dtype for tensor in load_file(path).values()} == {torch.float32}
+
+
 def test_plain_backbone_is_adapted_and_loaded(tiny_backbone, trained, path, images):
     base = tiny_backbone.eval()
     assert load_delta(base, path) is base

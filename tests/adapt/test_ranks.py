@@ -48,6 +48,13 @@ def test_ranks_come_down_to_the_budget_and_stay(adapted):
     assert left[-3:] == [6, 6, 6]
 
 
+def test_ranks_reach_the_budget_where_none_would_move_otherwise(adapted):
+    """Ranks move every third step, and the last one to move them is the eighth."""
+    left = train(adapted, RankSchedule(adapted, config(deltaT=3), 10), 0, 10)
+    assert left[-4] > 6
+    assert left[-3:] == [6, 6, 6]
+
+
 def test_a_resumed_run_moves_the_same_ranks(adapted):
     whole = RankSchedule(adapted, config(), 10)
     train(adapted, whole, 0, 5)

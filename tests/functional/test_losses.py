@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from lightly.loss import IBOTPatchLoss, KoLeoLoss
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchgeo_explora.functional import (
     cross_entropy,
@@ -210,6 +211,31 @@ def test_slices_change_neither_loss_nor_gradient(views, patches, monkeypatch):
     assert_close(run(), whole)
 
 
+class Largest(TorchDispatchMode):
+    """Keep the size in bytes of the largest memory that a tensor has."""
+
+    size = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        for each in found if isinstance(found, tuple | list) else [found]:
+            if isinstance(each, torch.Tensor):
+                self.size = max(self.size, each.untyped_storage().nbytes())
+        return found
+
+
+def test_logits_of_all_rows_are_never_made(generator):
+    rows, prototypes = 40, 2**18  # more than two slices of a CPU
+    vectors = torch.randn(rows, 2, generator=generator).requires_grad_()
+    weight = torch.randn(prototypes, 2, generator=generator).requires_grad_()
+    target = torch.zeros(1, 1).expand(rows, prototypes)
+    mask = torch.ones(1, rows, dtype=torch.bool)
+    with Largest() as largest:
+        ibot_loss(vectors, target, mask, prototypes=weight).backward()
+    assert weight.grad.shape == weight.shape
+    assert 2**22 < largest.size <= 2**24  # slices of 16 MB
+
+
 @pytest.mark.parametrize('size', [30, 2**22], ids=['slices', 'whole'])
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
 def test_logits_made_by_the_slice_change_neither_loss_nor_gradient(
@@ -397,6 +423,13 @@ def test_koleo_of_parallel_features_is_large_and_finite(golden):
     assert features.grad.isfinite().all()
 
 
+def test_koleo_of_equal_features_is_that_of_the_two_epsilons():
+    features = torch.ones(2, 9)
+    # One on each of the 9 differences, one on the distance.
+    expected = -math.log(3 * 1e-8 + 1e-8)
+    assert_close(koleo(features), torch.tensor(expected))
+
+
 def test_koleo_equals_lightlys(generator):
     features = torch.randn(16, 5, generator=generator)
     assert_close(koleo(features), KoLeoLoss()(features))
@@ -543,4 +576,5 @@ def test_a_patch_without_values_has_finite_statistics():
     mean, std = patch_statistics(torch.full((1, 4), torch.nan))
     assert_close(mean, torch.zeros(1, 1))
     assert_close(std, torch.full((1, 1), 1e-3))
-    assert normalize_patches(torch.tensor([torch.nan, 3.0])).nansum() == 0
+    # A single value is its own mean.
+    assert normalize_patches(torch.tensor([torch.nan, 3.0]))[1] == 0

@@ -96,6 +96,13 @@ def test_scatter_puts_gathered_tokens_back_among_the_fill(generator):
     assert (result[~visible] == -1).all()
 
 
+def test_scatter_keeps_the_type_of_the_tokens():
+    tokens, index = torch.ones(1, 1, 2, dtype=torch.bfloat16), torch.tensor([[1]])
+    found = scatter_tokens(tokens, index, torch.tensor([2.0, 3.0]), 2)
+    assert found.dtype == torch.bfloat16
+    assert found.tolist() == [[[2, 3], [1, 1]]]
+
+
 def test_scatter_passes_gradients_to_tokens_and_fill():
     tokens = torch.zeros(2, 3, 4, requires_grad=True)
     fill = torch.zeros(1, 1, 4, requires_grad=True)

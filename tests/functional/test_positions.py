@@ -1,5 +1,7 @@
 """Position codes against the references' tables and the vectors of their formulas."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,6 +15,13 @@ def test_sines_come_before_cosines():
     expected = [0.841471, 0.099833, 0.01, 0.001, 0.540302, 0.995004, 0.99995, 1.0]
     assert code.dtype == torch.float32
     assert_close(code, torch.tensor([expected]), atol=1e-6, rtol=0)
+
+
+def test_angles_are_taken_in_float64():
+    """In float32 an angle of 10,000 is off by half a thousandth."""
+    code = sincos_1d(torch.tensor([9999.7], dtype=torch.float64), 2)
+    expected = [math.sin(9999.7), math.cos(9999.7)]
+    assert_close(code, torch.tensor([expected]))
 
 
 def test_columns_come_before_rows():

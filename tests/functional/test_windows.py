@@ -39,6 +39,21 @@ def test_a_local_score_is_that_of_the_whole_image(cell):
     assert_close(blended, whole)
 
 
+def test_windows_past_the_edge_see_its_last_pixels():
+    image = torch.arange(30.0).view(1, 1, 5, 6)
+    seen = []
+
+    def score(windows):
+        seen.append(windows)
+        return windows
+
+    slide(image, 8, 8, score)
+    (window,) = torch.cat(seen)
+    assert torch.equal(window[0, :5, :6], image[0, 0])
+    assert torch.equal(window[0, 5:], window[0, 4:5].expand(3, -1))
+    assert torch.equal(window[0, :, 6:], window[0, :, 5:6].expand(-1, 2))
+
+
 def test_windows_at_once_change_nothing():
     image = torch.rand(1, 1, 30, 30)
     one, many = (slide(image, 8, 6, torch.sin, batch=batch) for batch in (1, 100))

@@ -8,6 +8,13 @@ import torch
 from torch.testing import assert_close
 
 from torchgeo_explora.adapt import Adaptation, adapt, lora
+from torchgeo_explora.augment import Views
+from torchgeo_explora.functional import (
+    block_masks,
+    cosine_schedule,
+    linear_warmup,
+    sinkhorn_knopp_,
+)
 from torchgeo_explora.models import ViT
 from torchgeo_explora.models.checkpoints import from_dinov2
 from torchgeo_explora.objectives import DINOv2
@@ -252,6 +259,73 @@ def test_koleo_with_one_image_says_what_to_do(tiny_backbone):
         objective.terms(global_[:, :1], local[:, :1], mask[[0, 4]], 0.05)
 
 
+def test_terms_have_their_weights(tiny_backbone):
+    objective = _objective(tiny_backbone)
+    whole = objective.terms(*_inputs(), 0.05)
+    objective.ibot_weight, objective.koleo_weight = 0.25, 0.3
+    weighed = objective.terms(*_inputs(), 0.05)
+    factors = {'ibot': 0.25, 'koleo': 3.0}  # of 1.0 and 0.1
+    assert whole['ibot'] > 0
+    for name, term in whole.items():
+        assert_close(weighed[name], factors.get(name, 1.0) * term)
+
+
+@pytest.mark.parametrize('clip', [None, 0.01])
+def test_backbone_and_head_are_clipped_each_by_its_own_norm(tiny_backbone, clip):
+    objective = _objective(tiny_backbone, **({} if clip is None else {'clip': clip}))
+    for module, size in ((objective.student, 5.0), (objective.head, 0.5)):
+        trained = [p for p in module.parameters() if p.requires_grad]
+        values = sum(p.numel() for p in trained)
+        for parameter in trained:
+            parameter.grad = torch.full_like(parameter, size / math.sqrt(values))
+    norms = objective.before_step(0.0)
+    assert_close(norms, {'backbone': torch.tensor(5.0), 'head': torch.tensor(0.5)})
+    for module, before in ((objective.student, 5.0), (objective.head, 0.5)):
+        gradients = [
+            p.grad.flatten() for p in module.parameters() if p.grad is not None
+        ]
+        limit = min(before, 3.0 if clip is None else clip)
+        assert_close(torch.cat(gradients).norm(), torch.tensor(limit))
+
+
+def test_features_that_collapse_have_no_spread(tiny_backbone):
+    objective = _objective(tiny_backbone)
+    global_, local, mask = _inputs()
+    objective.terms(global_, local, mask, 0.05)
+    assert 0.01 < objective.diagnostics['feature_std'] < 1 / math.sqrt(24)
+    same = global_[:1, :1].expand_as(global_)
+    objective.terms(same, local, mask, 0.05)
+    assert_close(
+        objective.diagnostics['feature_std'], torch.tensor(0.0), atol=1e-6, rtol=0
+    )
+
+
+def test_targets_are_taken_in_float32_under_autocast(tiny_backbone, monkeypatch):
+    objective = _objective(tiny_backbone)
+    kinds = []
+
+    def spy(logits, temperature):
+        kinds.append(logits.dtype)
+        return sinkhorn_knopp_(logits, temperature)
+
+    monkeypatch.setattr('torchgeo_explora.objectives.dinov2.sinkhorn_knopp_', spy)
+    with torch.autocast('cpu', torch.bfloat16):
+        objective.terms(*_inputs(), 0.05)
+    assert kinds == [torch.float32, torch.float32]
+
+
+@pytest.mark.parametrize('steps', [10, 49, 6250])
+def test_schedules_are_those_of_whole_steps(tiny_backbone, steps):
+    """Step i of n is told as i / n, of which n times may be just below i."""
+    objective = _objective(tiny_backbone)
+    objective.steps = steps
+    for step in range(steps):
+        momentum = cosine_schedule(step, steps, 0.994, 1.0)
+        assert objective.momentum_at(step / steps) == momentum
+        temperature = linear_warmup(step, int(0.15 * steps), 0.04, 0.07)
+        assert objective.temperature_at(step / steps) == temperature
+
+
 def test_schedules_follow_progress(tiny_backbone):
     objective = _objective(tiny_backbone)
     objective.steps = 100
@@ -265,11 +339,24 @@ def test_schedules_follow_progress(tiny_backbone):
     assert objective.temperature_at(1.0) == pytest.approx(0.07)
 
 
+def test_masks_are_drawn_on_the_grid_of_the_views(tiny_backbone, monkeypatch):
+    """Rows before columns, where views are not square."""
+    drawn = []
+
+    def spy(crops, grid, *ranges):
+        drawn.append((crops, grid))
+        return block_masks(crops, grid, *ranges)
+
+    monkeypatch.setattr('torchgeo_explora.objectives.dinov2.block_masks', spy)
+    views = Views(torch.rand(2, 3, 3, 16, 32), torch.rand(0, 3, 3, 16, 16))
+    objective = _objective(tiny_backbone, augment=lambda image: views)
+    objective({'image': torch.rand(3, 3, 32, 32)}, 0.0)
+    assert drawn == [(6, (2, 4))]
+
+
 def test_forward_draws_masks_from_the_global_generator(tiny_backbone):
     class Crops(torch.nn.Module):
         def forward(self, image):
-            from torchgeo_explora.augment import Views
-
             small = image[..., :16, :16]
             return Views(torch.stack([image, image]), small[None])
 

@@ -5,7 +5,12 @@ import torch
 from torch.testing import assert_close
 
 from torchgeo_explora.adapt import Adaptation, adapt, count, lora
-from torchgeo_explora.functional import normalize_patches, patchify, random_mask
+from torchgeo_explora.functional import (
+    normalize_patches,
+    patchify,
+    random_mask,
+    sincos_2d,
+)
 from torchgeo_explora.models import GroupChannelViT, TemporalViT, ViT
 from torchgeo_explora.objectives import MAE
 
@@ -21,11 +26,11 @@ GROUPS = (('B02', 'B03', 'B04', 'B08'), ('B05',))
 DATES = torch.tensor([[[13, 6, 7], [14, 0, 0]], [[2, 11, 23], [8, 9, 1]]])
 
 
-def build(kind, **options):
+def build(kind, image_size=32, **options):
     """Return a small objective of one kind, the same every time."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        sizes = {'image_size': 32, 'patch_size': 8, 'depth': 2, 'num_heads': 2}
+        sizes = {'image_size': image_size, 'patch_size': 8, 'depth': 2, 'num_heads': 2}
         if kind == 'groups':
             student = GroupChannelViT(
                 BANDS, GROUPS, embed_dim=24, channel_embed_dim=8, **sizes
@@ -130,6 +135,9 @@ def test_missing_pixels_count_for_nothing(kind):
     prediction, target = objective.reconstruct(image, mask, **metadata)
     assert loss.isfinite()
     assert prediction.isfinite().all()
+    # The encoder sees the mean of normalised pixels there.
+    filled, _ = objective.reconstruct(image.nan_to_num(0), mask, **metadata)
+    assert torch.equal(prediction, filled)
     # The pixels that are known keep their place and are normalised by themselves.
     _, painted = objective.paint(image, mask, **metadata)
     assert painted.isfinite().all()
@@ -197,6 +205,21 @@ def test_parts_of_a_batch_have_its_loss_and_gradient_on_average(kind):
         (loss / 2).backward()
     for parameter, expected in zip(_trained(objective), whole, strict=True):
         assert_close(parameter.grad, expected, rtol=1e-4, atol=1e-6)
+
+
+@KINDS
+def test_images_need_not_be_square(kind):
+    objective = build(kind, image_size=(32, 16))
+    assert objective.decoder.grid == (4, 2)
+    code = objective.decoder.code_dim
+    table = objective.decoder.pos_embed[0, 1:]
+    assert_close(table, sincos_2d((4, 2), SIZES['decoder_dim'] - code))
+    image, metadata, _ = draw(kind)
+    image = image[..., :16]
+    grid = objective.student.embed(image, **metadata).grid
+    mask = objective.draw_mask(len(image), grid)
+    hidden, painted = objective.paint(image, mask, **metadata)
+    assert hidden.shape == painted.shape == image.shape
 
 
 @KINDS

@@ -57,6 +57,16 @@ def test_names_of_files_keep_their_zeros(root):
     assert Camelyon17(root).places[0] == 'patient_004_node_4'
 
 
+def test_newest_version_is_read(root):
+    """Versions lie beside one another; half-unpacked folders do not count."""
+    newest = root / 'camelyon17_v1.0'
+    for name in ('camelyon17_v0.9', 'camelyon17_v1.1.part'):
+        (root / name).mkdir()
+        text = (newest / 'metadata.csv').read_text().splitlines()[:1]
+        (root / name / 'metadata.csv').write_text('\n'.join(text))
+    assert all(path.startswith(str(newest)) for path in Camelyon17(root).paths)
+
+
 def test_root_may_be_the_folder_itself(root):
     assert len(Camelyon17(root / 'camelyon17_v1.0')) == 4
 

@@ -52,6 +52,17 @@ def test_backbone_works_where_autocast_has_no_say(tiny_backbone, adapter):
     assert meta.cls.shape == found.cls.shape
 
 
+def test_attention_takes_a_float_mask_of_any_precision():
+    torch.manual_seed(0)
+    attention = Attention(timm.layers.Attention(24, 2))
+    x, mask = images(2, 7, 24), torch.zeros(7, 7).masked_fill(images(7, 7) < -1, -9.0)
+    expected = attention(x, mask)
+    assert_close(attention(x, mask.bfloat16()), expected)
+    with torch.autocast('cpu', torch.bfloat16):
+        found = attention(x, mask.bfloat16())
+    assert_close(found.float(), expected, rtol=0.02, atol=0.02)
+
+
 def test_attention_dropout_is_applied_in_training_only():
     attention = Attention(timm.layers.Attention(24, 2, attn_drop=0.5))
     x = images(2, 7, 24)

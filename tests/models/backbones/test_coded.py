@@ -14,7 +14,7 @@ from torchgeo_explora.adapt import (
     save_delta,
     twin,
 )
-from torchgeo_explora.functional import resize_grid
+from torchgeo_explora.functional import resize_grid, sincos_2d
 from torchgeo_explora.models import GroupChannelViT, TemporalViT, ViT
 
 TINY = {'embed_dim': 48, 'depth': 2, 'num_heads': 2}
@@ -157,6 +157,25 @@ def test_a_position_table_of_another_size_is_resized_once(kind):
     table = large.pos_embed
     assert_close(small.pos_embed[:, :1], table[:, :1])
     assert_close(small.pos_embed[:, 1:], resize_grid(table[:, 1:], (4, 4)))
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_the_positions_of_images_that_are_not_square_start_at_sin_cos(kind):
+    own = backbone(kind, image_size=(32, 16))
+    assert own.grid == (4, 2)
+    table = own.pos_embed[0, 1:]
+    assert torch.equal(table, sincos_2d((4, 2), table.shape[-1]))
+    image = {**sample(kind), 'image': sample(kind)['image'][..., :16]}
+    assert own(**image).patch.shape[1] == 2 * 8
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_what_a_partial_load_leaves_out_still_has_to_train(kind):
+    own, whole = backbone(kind), backbone(kind, seed=1).state_dict()
+    own.load_state_dict({k: v for k, v in whole.items() if 'pos' in k}, strict=False)
+    assert own.scratch == type(own).own
+    own.load_state_dict(whole)
+    assert own.scratch == ()
 
 
 @pytest.mark.parametrize('kind', KINDS)

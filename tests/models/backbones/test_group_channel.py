@@ -73,6 +73,12 @@ def test_class_token_and_gradients_equal_those_of_satmae(satmae):
             assert_close(qkv.norm(), norms[f'{name}.qkv.{kind}'], **CLOSE)
 
 
+def test_pixels_are_not_normalised_further():
+    own = backbone()
+    assert own.mean == (0.0,) * len(SATMAE_BANDS)
+    assert own.std == (1.0,) * len(SATMAE_BANDS)
+
+
 def test_codes_start_at_sin_cos_tables():
     vit = backbone()
     assert not vit.pos_embed[:, 0].any()

@@ -113,9 +113,13 @@ def test_patchify_follows_the_order_of_embed():
     assert torch.equal(pixels, torch.cat(expected, dim=1))
 
 
-@pytest.mark.parametrize('kind', [torch.uint8, torch.int64, torch.float32])
+@pytest.mark.parametrize('kind', [torch.int8, torch.uint8, torch.int64, torch.float32])
 def test_time_codes_do_not_depend_on_the_type_of_the_times(kind):
-    vit = backbone()
+    vit, image = backbone(), images(2, 3, 3, 32, 32)
+    found, expected = (
+        vit.embed(image, timestamps=times).position for times in (DATES.to(kind), DATES)
+    )
+    assert torch.equal(found, expected)
     assert torch.equal(vit.time_code(DATES.to(kind)), vit.time_code(DATES))
 
 

@@ -219,6 +219,13 @@ def test_image_size_must_be_a_multiple_of_the_patch():
         ViT('vit_small_patch14_dinov2', image_size=96, **TINY)
 
 
+@pytest.mark.parametrize('size', [(0, 56), (56, 0)])
+def test_an_image_without_pixels_is_refused(size):
+    vit = ViT('vit_small_patch14_dinov2', image_size=56, **TINY)
+    with pytest.raises(ValueError, match='is not a multiple of patch_size 14'):
+        vit(torch.zeros(1, 3, *size))
+
+
 def test_number_of_channels_must_be_in_channels():
     vit = ViT('vit_tiny_patch16_224', in_channels=4, image_size=32, **TINY)
     assert vit(torch.zeros(1, 4, 32, 32)).cls.shape == (1, 24)
