@@ -86,3 +86,4 @@ def test_help_lists_the_arguments_of_the_data_set(capsys):
     text = ' '.join(capsys.readouterr().out.split())
     assert '--data.max_invalid MAX_INVALID Largest share of a window' in text
     assert '--data.batch_size BATCH_SIZE Samples in a batch' in text
+    assert '--data.bands+ BANDS Bands to return and their order' in text

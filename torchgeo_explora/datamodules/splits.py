@@ -80,8 +80,8 @@ class SplitDataModule(NonGeoDataModule):
         train_split: Split to train on.
         val_split: Split to validate with; None for no validation.
         test_split: Split to test with.
-        predict_split: Split to predict, in the order of its samples; *predicted* of
-            the class if None.
+        predict_split: Split to predict, in the order of its samples. If None, 'val' of
+            fMoW and prepared data, 'predict' of an image folder, 'test' of others.
         pin_memory: Whether batches go to page-locked memory if there is a CUDA device.
         prefetch_factor: Batches that each worker reads ahead; PyTorch's default if
             None.

@@ -16,7 +16,8 @@ class SyntheticScenesDataModule(NonGeoDataModule):
     The scenes are only normalised: *aug* maps *value_range* to [0, 1].
 
     Args:
-        bands: 'rgb' (8-bit true colour) or 's2' (13 bands, reflectance times 10,000).
+        bands: 'rgb' (8-bit true colour) or 's2' (13 bands, reflectance times 10,000);
+            as an attribute, the names of the bands.
         num_train: Scenes to train on.
         num_val: Scenes to validate with.
         num_test: Scenes to test with, and as many others to predict.
@@ -28,7 +29,6 @@ class SyntheticScenesDataModule(NonGeoDataModule):
         value_range: (low, high) of the values.
         mean: low, as a tensor.
         std: high - low, as a tensor.
-        bands: Names of the bands.
 
     Raises:
         ValueError: If *batch_size* exceeds *num_train*.

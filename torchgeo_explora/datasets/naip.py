@@ -44,7 +44,8 @@ class NAIPLandCover(TableDataset):
         bands: Bands to return and their order, of 'red', 'green', 'blue' and 'nir'.
         size: Side in pixels of the images; None leaves them as they are (50).
         tiles: Name of the tiles' folder.
-        labels: Name of the array of codes, (N,).
+        labels: Name of the array of codes, (N,); as an attribute, labels from 0, (N,)
+            int64.
         splits: Name of the array of splits, (N,): 0, 1 or 2.
         index_dir: Folder of the report of missing tiles; *root* if None.
         max_missing: Largest share of tiles that may be missing, in [0, 1].
@@ -52,7 +53,6 @@ class NAIPLandCover(TableDataset):
         transforms: Applied to each sample.
 
     Attributes:
-        labels: Labels, (N,) int64.
         classes: The codes as text.
 
     Raises:

@@ -61,7 +61,6 @@ class FMoWSentinel(TableDataset):
         paths: Path of each sample.
         labels: Labels, (N,) int64.
         classes: The 62 names, alphabetical.
-        bands: Names of the bands returned.
 
     Raises:
         NoSamplesError: If there is no sample; a DatasetNotFoundError.

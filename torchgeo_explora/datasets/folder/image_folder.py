@@ -48,7 +48,8 @@ class ImageFolder(TableDataset):
             to it (bilinear, antialiased) and the centre is cropped. Needed if the
             images differ in size; None returns them as they are.
         bands: Bands to return and their order: numbers from 1, or names as in the
-            band descriptions ('red', 'green', 'blue' in JPEG and PNG). All by default.
+            band descriptions ('red', 'green', 'blue' in JPEG and PNG). All by default;
+            the attribute *bands* has their names.
         value_range: (low, high) of the sensor values, each one number, or one per
             band. The default follows the stored type: uint8 (0, 255); uint16 and int16
             (0, 10000), the scale of Sentinel-2 reflectance; float (0, 1). This makes
@@ -66,8 +67,6 @@ class ImageFolder(TableDataset):
         paths: Paths of the split's images, sorted.
         labels: Their labels, or None.
         classes: Names of the classes, in the order of the labels.
-        bands: Names of the bands returned.
-        value_range: (low, high).
         no_data: Value of pixels without data, in all bands; None if the first file does
             not declare any.
         range_known: Whether *value_range* is certain: given, or of 8 bits or a float.

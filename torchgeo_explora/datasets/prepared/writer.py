@@ -245,6 +245,7 @@ class _Jobs(Dataset[Any]):
     def _write(self, number: int) -> None:
         start = number * self.size
         path = Path(self.folder) / shard_name(number)
+        # Not `replacing`, which would call an unreadable sample a failure to write.
         part = path.with_name(f'.{path.name}.{os.getpid()}.part')
         skipped = []
         try:

@@ -54,6 +54,7 @@ class SceneWindows(TableDataset):
             More cost nothing: pass the number of images that a run uses.
         bands: Bands to return and their order: names as in the band descriptions, or
             numbers from 1; all by default. Scenes with band names are matched by name.
+            The attribute *bands* has the names.
         assets: Keys of a STAC item's assets, in the order of the bands.
         crs: Coordinate system to warp all scenes to, such as 'EPSG:3857'.
         res: Size of a pixel in units of the coordinate system; the scene's by default.
@@ -76,8 +77,6 @@ class SceneWindows(TableDataset):
 
     Attributes:
         windows: (N, 3), scene, row and column in steps of the index.
-        bands: Names of the bands.
-        value_range: (low, high).
         range_known: Whether the range is certain: given, or not of 16 bits.
         no_data: Value of pixels without data, in all bands.
 

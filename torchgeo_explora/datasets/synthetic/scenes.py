@@ -108,14 +108,13 @@ class SyntheticScenes(TableDataset):
         domain: 'source' or 'target'.
         split: 'train', 'val', 'test' or 'predict': names of independent draws.
         bands: 'rgb' (8-bit true colour, 0 to 255) or 's2' (13 bands, reflectance times
-            10,000).
+            10,000); as an attribute, the names of the bands.
         size: Side in pixels; a larger scene shows more land.
         length: Number of scenes.
         seed: Seed of all random numbers.
         transforms: Applied to each sample.
 
     Attributes:
-        bands: Names of the bands.
         classes: Names of the classes; the label of scene i is i modulo their number.
         value_range: (low, high) of the values; for 's2', mean +- 2 standard deviations
             of each band in fMoW-Sentinel.

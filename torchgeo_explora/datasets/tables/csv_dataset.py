@@ -85,7 +85,8 @@ class CSVDataset(TableDataset):
         stretch: Whether to read pictures as 8-bit red, green and blue, and to stretch
             them to *size* instead of cropping them.
         bands: Bands to return and their order: numbers from 1, or names as in the band
-            descriptions ('red', 'green', 'blue' in JPEG and PNG). All by default.
+            descriptions ('red', 'green', 'blue' in JPEG and PNG). All by default; the
+            attribute *bands* has their names.
         value_range: (low, high) of the sensor values, each one number or a number a
             band. By default follows the stored type, as for `ImageFolder`.
         band_names: Names of the bands in every file, in their order, where the files do
@@ -98,13 +99,10 @@ class CSVDataset(TableDataset):
     Attributes:
         paths: Path of each sample.
         labels: Labels, (N,) int64, or None.
-        classes: Class names in the order of the labels.
         domains: Numbers of the domains, (N,) int64, -1 where empty, or None.
         domain_names: Names of the domains in the order of their numbers; empty where
             the file has numbers.
         places: A name for the place of each sample, '' if unknown.
-        bands: Names of the bands returned.
-        value_range: (low, high).
         range_known: Whether *value_range* was given or is all that the type can mean.
         no_data: Value of pixels without data, in all bands, or None.
 
@@ -243,7 +241,8 @@ class CSVDataset(TableDataset):
             rows = pd.DataFrame(texts, dtype=str)
             if self.columns.split is None:
                 rows['split'] = 'train'
-            rows['boxes'].map(parse_boxes)
+            if self.columns.boxes is not None:
+                rows['boxes'].map(parse_boxes)
             exists, _ = look_up(self.root, rows['path'])
             problems = [(path, ABSENT) for path in rows['path'][~exists.to_numpy()]]
             kept = rows[exists.to_numpy()]
