@@ -45,6 +45,7 @@ def test_timm_knows_the_models_whatever_is_imported_first(first):
         'import torchgeo.models, torchgeo_explora.datasets',
         'import torchgeo_explora, torchgeo.models; torchgeo_explora.register()',
         'import torchgeo_explora; torchgeo_explora.register()',
+        'from torchgeo_explora import ExploraWeights',
     ],
 )
 def test_torchgeo_knows_the_weights(first):

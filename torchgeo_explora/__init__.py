@@ -42,13 +42,12 @@ def __dir__() -> list[str]:
 def register() -> None:
     """Make TorchGeo and timm know this package's models and weights by name.
 
-    Importing the package does so for those of the two that are imported already, as
-    they are where a configuration of TorchGeo's command names a class of this package.
-    timm's models are also registered when `torchgeo_explora.models` is imported.
+    If TorchGeo or timm has been imported already, importing this package is enough.
+    This is so when a configuration of TorchGeo's command names a class of this package.
+    Importing `torchgeo_explora.models` also registers the models with timm, and
+    importing `ExploraWeights` registers models and weights with both.
     """
-    from torchgeo_explora.models.zoo.weights import register_with_torchgeo
-
-    register_with_torchgeo()
+    import_module('torchgeo_explora.models.zoo.weights')
 
 
 if 'timm' in sys.modules:

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that are written completely or not at all."""
 
 import os
 import shutil
@@ -11,16 +11,16 @@ from safetensors import SafetensorError
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a place to write to, which becomes *path* when the block ends well.
+    """Yield a temporary path, which becomes *path* when the block succeeds.
 
-    The folder is made. A file that was at *path* stays whole until then; if writing
-    fails, it stays for good.
+    The folder is created if needed. An old file at *path* is kept until then, and for
+    good if writing fails.
 
     Args:
         path: The file.
 
     Raises:
-        OSError: If it cannot be written, with what to do.
+        OSError: If it cannot be written; the message says what to do.
     """
     path = Path(path)
     part = path.with_name(f'.{path.name}.{os.getpid()}.part')
@@ -28,7 +28,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield part
-            # safetensors makes files readable by their owner alone.
+            # safetensors makes files that only their owner can read.
             part.chmod(0o666 & ~_umask())
             os.replace(part, path)
         finally:
@@ -37,15 +37,15 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def filling(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give an empty folder, whose files move into *folder* when the block ends well.
+    """Yield an empty folder, whose files move to *folder* when the block succeeds.
 
-    Each file replaces one of its name; other files of *folder* stay.
+    A file replaces an old one of the same name; other files in *folder* are kept.
 
     Args:
-        folder: Where the files go; it is made.
+        folder: Where the files go; it is created if needed.
 
     Raises:
-        OSError: If they cannot be written, with what to do.
+        OSError: If they cannot be written; the message says what to do.
     """
     folder = Path(folder)
     part = folder.with_name(f'.{folder.name}.{os.getpid()}.part')
@@ -63,14 +63,14 @@ def filling(folder: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Turn what libraries raise while writing into one kind of error."""
+    """Turn the errors that libraries raise while writing into one kind."""
     try:
         yield
-    # safetensors and torch have errors of their own for a full disk.
+    # safetensors and torch raise their own errors if the disk is full.
     except (OSError, SafetensorError, RuntimeError) as error:
         text = (
             f'could not write {path} ({error}): make room, or choose a place that you'
-            ' may write to; what was there is unchanged'
+            ' may write to; an old file there is unchanged'
         )
         number = getattr(error, 'errno', None)
         raise (OSError(number, text) if number else OSError(text)) from error

@@ -23,10 +23,10 @@ Encoding = Literal['auto', 'jpeg', 'integer', 'exact']
 
 
 def info(files: list[str]) -> None:
-    """Summarize files of deltas, checkpoints or weights.
+    """Summarise files of deltas, checkpoints or weights.
 
     Args:
-        files: Files, or folders whose safetensors files are all summarized.
+        files: Files, or folders whose safetensors files are all summarised.
     """
     from torchgeo_explora.export.info import summarize_file
 

@@ -1,4 +1,4 @@
-"""Pure tensor functions: the mathematics of the objectives, and nothing else."""
+"""Pure tensor functions: the mathematics of the objectives."""
 
 from torchgeo_explora.functional.assignments import (
     centered_softmax,

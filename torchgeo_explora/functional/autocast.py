@@ -1,13 +1,13 @@
-"""What autocast does, asked for a tensor."""
+"""Whether autocast applies to a tensor."""
 
 import torch
 from torch import Tensor
 
 
 def under_autocast(x: Tensor) -> bool:
-    """Return whether autocast chooses the type of products of *x*.
+    """Return whether autocast chooses the type of products with *x*.
 
-    It leaves float64 alone, and does not know every kind of device: not the meta one.
+    It does not change float64, and does not support every device, such as meta.
     """
     device = x.device.type
     return (

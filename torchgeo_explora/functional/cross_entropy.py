@@ -1,4 +1,4 @@
-"""Cross-entropy against soft targets over many prototypes, slice by slice."""
+"""Cross-entropy with soft targets over many prototypes, slice by slice."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,11 +9,11 @@ from torch.autograd.function import once_differentiable
 
 from torchgeo_explora.functional.autocast import under_autocast
 
-# Values of a slice. On an accelerator 64 MB of float32; on a CPU 16 MB, which the
-# allocator reuses where it would ask the system for larger ones each time.
+# Values in a slice: 64 MB of float32 on an accelerator, 16 MB on a CPU, whose allocator
+# reuses blocks of this size but returns larger ones to the system each time.
 _SLICE, _CPU_SLICE = 2**24, 2**22
-# Of gradients while they are products: a power of two, which no rounding notices, and
-# which keeps most small probabilities from vanishing in float16.
+# Factor on gradients during products: a power of two, so it does not affect rounding,
+# that keeps most small probabilities from vanishing in float16.
 _LIFT = 64.0
 
 
@@ -28,11 +28,11 @@ def cross_entropy(
 
     Args:
         student: Logits, (S, R, K), or vectors (S, R, E) if *prototypes* are given.
-        target: (S, R, K), or (1, R, K) for all S. Its rows need not sum to 1. No
-            gradient flows here.
+        target: (S, R, K), or (1, R, K) for all S. Rows need not sum to 1. It gets no
+            gradient.
         temperature: Student temperature.
-        prototypes: (K, E); the logits are the products of vectors with its rows, taken
-            in the type of autocast where it is on.
+        prototypes: (K, E). The logits are the products of the vectors with its rows, in
+            the type of autocast if that is enabled.
         weight: w, (R,); ones if None.
 
     Returns:
@@ -44,7 +44,7 @@ def cross_entropy(
     if weight is None:
         weight = target.new_ones(target.shape[1])
     if not torch.is_grad_enabled():
-        # A function is asked for the gradient of what requires one all the same.
+        # A Function is still asked for the gradient of tensors that require one.
         student = student.detach()
         prototypes = None if prototypes is None else prototypes.detach()
     loss: Tensor = _CrossEntropy.apply(
@@ -54,13 +54,13 @@ def cross_entropy(
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Cross-entropy that keeps its gradient, and no logits.
+    """Cross-entropy that stores its gradient instead of the logits.
 
-    With 65,536 prototypes a matrix of rows is the largest tensor of a step, and
-    log_softmax would keep two of them. Here slices of rows pass through float32, and
-    what a slice adds to the gradient is taken while its probabilities are at hand: a
-    scalar's gradient is known but for one factor. With prototypes the gradient is of
-    the size of vectors and prototypes; without, of the logits.
+    With 65,536 prototypes, a matrix of logits is the largest tensor of a step, and
+    log_softmax would store two of them. Here slices of rows pass through float32, and
+    the gradient of a slice is computed in the forward pass, while its probabilities are
+    available: the gradient of a scalar is known up to one factor. With prototypes, the
+    gradient has the size of vectors and prototypes; without them, that of the logits.
     """
 
     @staticmethod
@@ -82,7 +82,7 @@ class _CrossEntropy(torch.autograd.Function):
         total = None
         if prototypes is not None:
             if of_prototypes:
-                # Slices are added up in float32 whatever the type of the products.
+                # Slices are summed in float32, whatever the type of the products.
                 total = torch.zeros_like(prototypes, dtype=dtype)
             prototypes = prototypes.to(kind)
         loss = torch.zeros((), dtype=dtype, device=student.device)
@@ -122,17 +122,17 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def _add_product(total: Tensor, rows: Tensor, vectors: Tensor) -> None:
-    """Add `rows.T @ vectors` to float32."""
+    """Add `rows.T @ vectors` to a float32 total."""
     if total.device.type != 'cpu' and vectors.dtype == torch.bfloat16:
         total += rows.to(vectors.dtype).T @ vectors
     else:
-        # On a CPU the sum would copy a product in half precision; in float16 one of
-        # rows that all want the same prototype could overflow.
+        # On a CPU, adding a product in half precision would copy it first. In float16
+        # a product could overflow if all rows have the same prototype as target.
         total.addmm_(rows.T, vectors.to(total.dtype))
 
 
 def _slices(student: Tensor, target: Tensor) -> Iterator[slice]:
-    """Yield slices of R that cover (S, R) in so many values of (S, R, K)."""
+    """Yield slices of R such that (S, slice, K) has a limited number of values."""
     size = _CPU_SLICE if student.device.type == 'cpu' else _SLICE
     rows, prototypes = target.shape[1:]
     step = max(1, size // max(1, len(student) * prototypes))

@@ -16,28 +16,29 @@ def dino_loss(
 ) -> tuple[Tensor, Tensor]:
     """Compare the student's views with the teacher's global crops (DINO, eq. 3).
 
-    Every local crop meets both targets, a global crop that of the other one. Each pair
-    is a cross-entropy, averaged over the images; both sums of pairs are divided by the
-    number of pairs, 2 + 2V. Without local crops the divisor is 3: DINOv2 counts one
-    local pair at least.
+    Each local crop is compared with both targets, each global crop with that of the
+    other one. A pair gives a cross-entropy, averaged over the images. Both sums are
+    divided by the number of pairs, 2 + 2V. Without local crops the divisor is 3, since
+    DINOv2 counts at least one local pair.
 
-    Cross-entropy is linear in the target, so that the two targets are added and every
-    local crop is read once.
+    Cross-entropy is linear in the target, so the two targets are added and each local
+    crop is read only once.
 
     Args:
         local: Student logits of the local crops, (V, B, K); V may be 0.
         global_: Student logits of the global crops, (2, B, K).
-        target: Teacher distributions, (2, B, K); target[i] is that of global crop i,
-            not swapped. No gradient flows here.
+        target: Teacher distributions, (2, B, K); target[i] belongs to global crop i,
+            not swapped. It gets no gradient.
         temperature: Student temperature.
         prototypes: (K, E). If given, *local* and *global_* are vectors (V, B, E) and
-            (2, B, E), whose logits are products with these rows, never kept.
+            (2, B, E). Their logits are the products with these rows, and are not
+            stored.
 
     Returns:
-        Scalar terms of the local and of the global crops, float32.
+        Scalar terms of the local and the global crops, float32.
 
     Raises:
-        ValueError: If the shapes do not belong together.
+        ValueError: If the shapes do not match.
     """
     width = target.shape[-1] if prototypes is None else prototypes.shape[1]
     if (
@@ -69,26 +70,25 @@ def ibot_loss(
     temperature: float = 0.1,
     prototypes: Tensor | None = None,
 ) -> Tensor:
-    """Compare masked patches with what the teacher sees there (iBOT, eq. 2).
+    """Compare masked patches with the teacher's view of them (iBOT, eq. 2).
 
-    The mean over the masked patches of a crop, summed and divided by the number of
-    *all* crops, as in DINOv2: crops without a mask count as zero.
+    The loss is the mean over the masked patches of a crop, averaged over *all* crops as
+    in DINOv2: crops without a mask count as zero.
 
     Args:
         student: Student logits of the masked patches, (M, K), in the order of
             `features[mask]`: crop by crop, row-major.
-        target: Teacher distributions of the same patches, (M, K). No gradient flows
-            here.
-        mask: (C, N) bool, True where the patch was hidden; M are True. On any device:
-            on the CPU, nothing waits for an accelerator.
+        target: Teacher distributions of the same patches, (M, K). It gets no gradient.
+        mask: (C, N) bool, True where the patch was hidden; M are True. It can be on any
+            device; on the CPU, nothing waits for an accelerator.
         temperature: Student temperature.
         prototypes: (K, E). If given, *student* is vectors (M, E), as in `dino_loss`.
 
     Returns:
-        Scalar, float32; a zero attached to the graph where nothing is masked.
+        Scalar, float32; if nothing is masked, a zero that is attached to the graph.
 
     Raises:
-        ValueError: If the rows are not those of the mask.
+        ValueError: If the number of rows is not that of the mask.
     """
     weight = mask.sum(1, keepdim=True).reciprocal().expand(mask.shape)[mask]  # (M,)
     width = target.shape[-1] if prototypes is None else prototypes.shape[1]
@@ -108,19 +108,19 @@ def ibot_loss(
 def koleo(features: Tensor, eps: float = 1e-8) -> Tensor:
     """Push each feature away from its nearest neighbour (Sablayrolles et al. 2019).
 
-    Minus the mean logarithm of that distance on the unit sphere; the gradient reaches
-    both of a pair. In float32 whatever the autocast type: *eps* would vanish in half
-    precision.
+    The loss is minus the mean logarithm of that distance on the unit sphere. The
+    gradient reaches both features of a pair. It is computed in float32 even under
+    autocast, since *eps* would vanish in half precision.
 
     Args:
-        features: (B, D) with B >= 2, any length.
+        features: (B, D) with B >= 2, of any norm.
         eps: Added to the differences and to the distances.
 
     Returns:
         Scalar, float32.
 
     Raises:
-        ValueError: If there is one feature only.
+        ValueError: If there is only one feature.
     """
     if len(features) < 2:
         raise ValueError(
@@ -139,8 +139,8 @@ def koleo(features: Tensor, eps: float = 1e-8) -> Tensor:
 def patch_statistics(patches: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation of every patch (MAE's `norm_pix`).
 
-    The variance is the unbiased one, over all values of a patch together. NaN marks
-    unknown values, which count for nothing.
+    The variance is unbiased and covers all values of a patch together. Values that are
+    NaN are unknown and do not count.
 
     Args:
         patches: (..., P).
@@ -157,10 +157,10 @@ def patch_statistics(patches: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor
 
 
 def normalize_patches(patches: Tensor, eps: float = 1e-6) -> Tensor:
-    """Give every patch zero mean and unit variance, as `patch_statistics` has them.
+    """Give every patch zero mean and unit variance, using `patch_statistics`.
 
     Args:
-        patches: (..., P). NaN values stay NaN, which `masked_mse` ignores.
+        patches: (..., P). NaN values stay NaN; `masked_mse` ignores them.
         eps: Added to the variance.
 
     Returns:
@@ -173,19 +173,20 @@ def normalize_patches(patches: Tensor, eps: float = 1e-6) -> Tensor:
 def masked_mse(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """Mean squared error over hidden tokens (MAE, section 3).
 
-    The mean over the values of a token, then over all hidden tokens of the batch.
+    The error is averaged over the values of a token, then over all hidden tokens of the
+    batch.
 
     Args:
         prediction: Predicted pixels, (B, N, P).
         target: True pixels, (B, N, P), normalised per patch if wanted. NaN values are
-            ignored, and tokens that have no other.
+            ignored, and so are tokens with only NaN values.
         mask: (B, N) bool, True where the token was hidden from the encoder.
 
     Returns:
-        Scalar, float32; a zero attached to the graph where nothing is hidden.
+        Scalar, float32; if nothing is hidden, a zero that is attached to the graph.
 
     Raises:
-        ValueError: If the shapes do not belong together.
+        ValueError: If the shapes do not match.
     """
     if prediction.shape != target.shape or mask.shape != target.shape[:-1]:
         raise ValueError(

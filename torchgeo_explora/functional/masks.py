@@ -1,4 +1,4 @@
-"""Which tokens are hidden: at random (MAE) or in blocks (iBOT)."""
+"""Masks that hide tokens at random (MAE) or in blocks (iBOT)."""
 
 import math
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Generator, Tensor
 
-# Of one block (BEiT's, as DINOv2 sets them).
+# Limits for one block (BEiT), with DINOv2's values.
 _SMALLEST = 4
 _ASPECT = math.log(0.3)
 _ATTEMPTS = 10
@@ -16,8 +16,8 @@ def random_mask(noise: Tensor, ratio: float) -> Tensor:
     """Hide the tokens with the largest noise (MAE, section 3).
 
     Args:
-        noise: (B, N), uniform in [0, 1) as a rule; only its order counts.
-        ratio: Share of the tokens to hide, between 0 and 1, both excluded. Of each row
+        noise: (B, N), usually uniform in [0, 1); only its order matters.
+        ratio: Share of the tokens to hide, above 0 and below 1. In each row,
             int(N * (1 - ratio)) tokens stay visible.
 
     Returns:
@@ -38,10 +38,10 @@ def random_mask(noise: Tensor, ratio: float) -> Tensor:
 
 
 def visible_indices(mask: Tensor) -> Tensor:
-    """Return where the visible tokens are, in ascending order.
+    """Return the indices of the visible tokens, in ascending order.
 
     Args:
-        mask: (B, N) bool, True where the token is hidden; every row hides equally many.
+        mask: (B, N) bool, True where the token is hidden; all rows hide equally many.
 
     Returns:
         (B, K) int64 indices into N.
@@ -53,7 +53,7 @@ def visible_indices(mask: Tensor) -> Tensor:
     counts = visible.sum(1)
     if (counts != counts[:1]).any():
         raise ValueError(
-            'every row of the mask must hide equally many tokens, these leave '
+            'every row of the mask must hide equally many tokens, but these leave '
             f'{counts.tolist()} visible: encode such rows one by one'
         )
     index = visible.nonzero()[:, 1]
@@ -69,21 +69,22 @@ def block_masks(
 ) -> Tensor:
     """Hide rectangles of tokens in some of the crops (BEiT; DINOv2's collation).
 
-    int(crops * probability) crops are masked. Their shares of hidden tokens are drawn
-    one from each of as many equal parts of *ratio*, so that every batch covers the
-    range. Blocks of log-uniform aspect ratio in [0.3, 1 / 0.3] are added until a share
-    is reached or nothing more fits: a mask never hides more than its share. A block
-    covers at most half of the tokens, and never a whole row or column.
+    int(crops * probability) crops are masked. The range *ratio* is divided into as many
+    equal parts, and the share of hidden tokens of each crop is drawn from one of them,
+    so every batch covers the range. Blocks of log-uniform aspect ratio in
+    [0.3, 1 / 0.3] are added until the share is reached or no further block fits; a mask
+    never hides more than its share. A block covers at most half of the tokens, and
+    never a whole row or column.
 
-    The numbers drawn differ from the reference's, which takes them from Python's
-    generator; their distribution is the same.
+    The random numbers differ from those of the reference, which uses Python's
+    generator, but have the same distribution.
 
     Args:
         crops: Number of crops C, masked or not.
         grid: Tokens in a column and in a row, (h, w).
         probability: Share of the crops that are masked, in [0, 1].
         ratio: Smallest and largest share of hidden tokens in a masked crop, in [0, 1].
-        generator: CPU generator; torch's default one if None.
+        generator: CPU generator; torch's default generator if None.
 
     Returns:
         (C, h * w) bool on the CPU, True where the token is hidden, rows in random
@@ -112,7 +113,7 @@ def block_masks(
 
 
 def _uniforms(generator: Generator | None) -> Iterator[float]:
-    """Yield numbers in [0, 1): drawn by the thousand, since each call costs."""
+    """Yield numbers in [0, 1), drawn in bulk since each call is slow."""
     while True:
         yield from torch.rand(4096, generator=generator, device='cpu').tolist()
 
@@ -120,8 +121,8 @@ def _uniforms(generator: Generator | None) -> Iterator[float]:
 def _blocks(target: int, grid: tuple[int, int], uniform: Iterator[float]) -> int:
     """Return at most *target* hidden tokens, as the bits of one integer.
 
-    Bit row * w + column is set where the token is hidden. Integers, since a mask is
-    tens of attempts with a few operations each, which tensors would make slow.
+    Bit row * w + column is set where the token is hidden. A mask takes tens of attempts
+    with a few operations each, for which integers are much faster than tensors.
     """
     hidden = 0
     largest = grid[0] * grid[1] // 2
@@ -136,10 +137,10 @@ def _blocks(target: int, grid: tuple[int, int], uniform: Iterator[float]) -> int
 def _block(
     hidden: int, budget: int, grid: tuple[int, int], uniform: Iterator[float]
 ) -> int:
-    """Return a block that hides 1 to *budget* more tokens; 0 where no attempt fits."""
+    """Return a block that hides 1 to *budget* more tokens, or 0 if none was found."""
     height, width = grid
     for _ in range(_ATTEMPTS):
-        # Below the smallest area the ends swap, as those of Python's `uniform` do.
+        # If the budget is below the smallest area, the ends swap, as in the reference.
         area = _SMALLEST + (budget - _SMALLEST) * next(uniform)
         aspect = math.exp(_ASPECT * (1 - 2 * next(uniform)))
         h = round(math.sqrt(area * aspect))
@@ -148,7 +149,7 @@ def _block(
         if not (0 < h < height and 0 < w < width):
             continue
         corner = int(top * (height - h + 1)) * width + int(left * (width - w + 1))
-        # A row of w ones, repeated h times at a distance of one grid row.
+        # A row of w ones, repeated h times with a stride of one grid row.
         rows = ((1 << h * width) - 1) // ((1 << width) - 1)
         block = ((1 << w) - 1) * rows << corner
         if 0 < (block & ~hidden).bit_count() <= budget:

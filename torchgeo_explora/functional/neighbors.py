@@ -1,4 +1,4 @@
-"""Classification by the nearest neighbours in a bank of features."""
+"""Classification by nearest neighbours in a bank of features."""
 
 import torch
 from torch import Tensor
@@ -18,17 +18,17 @@ def knn_vote(
 ) -> Tensor:
     """Let the k nearest features vote, weighted by similarity (Wu et al. 2018).
 
-    The weights are a softmax over these k. DINOv2 takes it over the largest k of its
-    list and sums the first k of them: the same up to a factor per query, so the same
-    winner.
+    The weights are a softmax over these k neighbours. DINOv2 takes the softmax over the
+    largest k of its list and sums the first k weights, which differs only by a factor
+    per query and gives the same winner.
 
     Args:
         bank: Features of known class, (N, D), L2-normalised.
-        labels: Their classes, (N,) int64 in [0, num_classes).
+        labels: Classes of the bank, (N,) int64 in [0, num_classes).
         queries: (Q, D), L2-normalised.
-        k: Neighbours that vote, at most N.
+        k: Number of neighbours that vote, at most N.
         num_classes: Number of classes.
-        temperature: Of the softmax over cosine similarities.
+        temperature: Temperature of the softmax over cosine similarities.
 
     Returns:
         Votes, (Q, num_classes) float32; rows sum to 1.

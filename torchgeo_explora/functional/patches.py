@@ -1,4 +1,4 @@
-"""Images to rows of pixels and back; tokens picked, put back and replaced."""
+"""From images to rows of pixels and back; gathering, scattering, replacing tokens."""
 
 import math
 from typing import Literal
@@ -15,7 +15,7 @@ def patchify(image: Tensor, patch_size: int, order: Order = 'hwc') -> Tensor:
     Args:
         image: (B, C, H, W), any range.
         patch_size: Side of a patch in pixels, p; H and W are multiples of it.
-        order: Order of the values of one patch. 'hwc' is MAE's (row, column, channel),
+        order: Order of the values in a patch. 'hwc' is MAE's (row, column, channel),
             'chw' is SatMAE's for spectral groups (channel, row, column).
 
     Returns:
@@ -44,13 +44,13 @@ def unpatchify(
     order: Order = 'hwc',
     grid: tuple[int, int] | None = None,
 ) -> Tensor:
-    """Put patches together again: the inverse of `patchify`.
+    """Join patches to an image again: the inverse of `patchify`.
 
     Args:
         patches: (B, N, P) with P = C * p * p.
         patch_size: Side of a patch in pixels, p.
-        order: Order of the values of one patch, as in `patchify`.
-        grid: Patches in a column and in a row, (h, w); square if None.
+        order: Order of the values in a patch, as in `patchify`.
+        grid: Patches along the height and the width, (h, w); square if None.
 
     Returns:
         Image, (B, C, h * p, w * p).
@@ -71,13 +71,13 @@ def unpatchify(
     if values % (p * p):
         raise ValueError(
             f'{values} values per patch are not a multiple of {p} x {p} pixels: '
-            'pass the *patch_size* that cut them'
+            'pass the *patch_size* that they were cut with'
         )
     inner = [p, p, p]
     axes = _axes(order)
     inner[axes.index(1)] = values // (p * p)
     rows = patches.reshape(batch, h, w, *inner)
-    # Where the axes of (B, C, h, p, w, p) stand among those of `rows`.
+    # Positions of the axes (B, C, h, p, w, p) among those of `rows`.
     back = (0, 3 + axes.index(1), 1, 3 + axes.index(3), 2, 3 + axes.index(5))
     return rows.permute(back).reshape(batch, -1, h * p, w * p)
 
@@ -92,10 +92,10 @@ def _axes(order: Order) -> tuple[int, int, int]:
 
 
 def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
-    """Pick tokens by their index, in the order of the index.
+    """Select tokens by index, in the order of the index.
 
     Args:
-        tokens: (B, N, D), or (1, N, D) where all images share them.
+        tokens: (B, N, D), or (1, N, D) if all images share them.
         index: (B, K) integer indices into N.
 
     Returns:
@@ -105,14 +105,14 @@ def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
 
 
 def scatter_tokens(tokens: Tensor, index: Tensor, fill: Tensor, length: int) -> Tensor:
-    """Put tokens back at their index, and a fill token everywhere else.
+    """Put tokens at their indices, and a fill token everywhere else.
 
-    MAE's decoder input: visible tokens among mask tokens.
+    This makes the input of MAE's decoder: visible tokens among mask tokens.
 
     Args:
         tokens: (B, K, D).
         index: (B, K) integer indices into N, each at most once per row.
-        fill: What the other positions hold: (D,) or anything that broadcasts to
+        fill: The token at all other places: (D,), or anything that broadcasts to
             (B, N, D).
         length: Number of tokens N.
 
@@ -125,7 +125,7 @@ def scatter_tokens(tokens: Tensor, index: Tensor, fill: Tensor, length: int) -> 
 
 
 def replace_tokens(content: Tensor, mask: Tensor, token: Tensor) -> Tensor:
-    """Replace hidden tokens by one token (iBOT, before positions are added).
+    """Replace hidden tokens with one token (iBOT, before positions are added).
 
     Args:
         content: (B, N, D).

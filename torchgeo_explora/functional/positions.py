@@ -1,4 +1,4 @@
-"""Position codes: sin-cos tables, and grids of them at another size."""
+"""Position codes: sin-cos tables, and grids of codes resized."""
 
 import math
 
@@ -14,7 +14,7 @@ def sincos_1d(positions: Tensor, dim: int) -> Tensor:
     unlike those of the original Transformer.
 
     Args:
-        positions: (N,), any real numbers; other shapes keep their axes.
+        positions: (N,), any real numbers. Other shapes keep their axes.
         dim: Width of the code, even.
 
     Returns:
@@ -24,7 +24,7 @@ def sincos_1d(positions: Tensor, dim: int) -> Tensor:
         ValueError: If *dim* is odd.
     """
     if dim % 2:
-        raise ValueError(f'*dim* holds a sine and a cosine per frequency: {dim} is odd')
+        raise ValueError(f'*dim* {dim} is odd: each frequency has a sine and a cosine')
     steps = torch.arange(dim // 2, dtype=torch.float64, device=positions.device)
     angles = positions.double().unsqueeze(-1) * 10000 ** (-2 * steps / dim)
     return torch.cat([angles.sin(), angles.cos()], dim=-1).float()
@@ -47,7 +47,8 @@ def sincos_2d(grid: tuple[int, int], dim: int) -> Tensor:
     """
     if dim % 4:
         raise ValueError(
-            f'*dim* is split over rows and columns: {dim} is no multiple of 4'
+            f'*dim* {dim} is not a multiple of 4: rows and columns each take half,'
+            ' sines and cosines'
         )
     h, w = grid
     columns = sincos_1d(torch.arange(w), dim // 2).expand(h, -1, -1)
@@ -64,21 +65,24 @@ def resize_grid(
 ) -> Tensor:
     """Return a grid of position codes at another size (bicubic, in float32).
 
-    With *offset* the sampling step is m / (h + offset), DINOv2's rule with 0.1, which
-    differs from resizing to a size. A grid of the wanted size is returned as it is.
+    With *offset*, the sampling step is m / (h + offset). This is DINOv2's rule with
+    0.1, and differs from resizing to a size. A grid that has the wanted size already is
+    returned unchanged.
 
     Args:
         position: (1, m * m, D), row by row, without the entry of the cls token.
-        grid: Wanted rows and columns, (h, w).
-        offset: Added to the wanted size for the step only; None for the plain rule.
-        antialias: Filter before sampling down (timm does, DINOv2 and MAE do not).
-        source: Rows and columns of *position* where it is not square.
+        grid: Rows and columns wanted, (h, w).
+        offset: Added to the wanted size for the sampling step only; None for the plain
+            rule.
+        antialias: Whether to filter before sampling down, as timm does, and DINOv2 and
+            MAE do not.
+        source: Rows and columns of *position* if it is not square.
 
     Returns:
         (1, h * w, D), in the type of *position*.
 
     Raises:
-        ValueError: If the N entries are not those of *source* or, by default, a square.
+        ValueError: If the number of entries is not that of *source* or a square.
     """
     count = position.shape[1]
     if source is None:
@@ -92,7 +96,7 @@ def resize_grid(
         return position
     table = position.float().mT.reshape(len(position), -1, *source)  # (1, D, m, m)
     if offset:
-        # The step itself, since torch would derive another from the sizes.
+        # Pass the step itself: torch would derive another one from the sizes.
         scale = tuple((n + offset) / m for n, m in zip(grid, source, strict=True))
         table = F.interpolate(
             table, scale_factor=scale, mode='bicubic', antialias=antialias

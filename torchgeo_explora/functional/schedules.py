@@ -1,7 +1,7 @@
 """Values that depend on the optimizer step: rate, momentum, temperature.
 
-DINOv2 tabulates them once and reads entry *step*; these functions compute that entry.
-An objective that knows its progress only asks for step round(progress * total).
+DINOv2 tabulates them and reads the entry *step*; these functions compute that entry. An
+objective that only knows its progress uses step round(progress * total).
 """
 
 import math
@@ -15,19 +15,19 @@ def cosine_schedule(
     warmup: int = 0,
     warmup_start: float = 0.0,
 ) -> float:
-    """Return the value at *step* of a linear warm-up and a cosine (DINOv2).
+    """Return the value at *step* of a linear warm-up followed by a cosine (DINOv2).
 
-    The warm-up reaches *start* at its last step and the cosine begins there, so that
-    the values at warmup - 1 and at warmup are equal. *end* is the value from step
-    *total* on: the last step of a run comes near it, not to it.
+    The warm-up reaches *start* at its last step and the cosine begins with it, so the
+    values at warmup - 1 and at warmup are equal. *end* is reached at step *total*; the
+    last step of a run comes close to it.
 
     Args:
         step: Optimizer steps done, from 0.
         total: Optimizer steps planned.
         start: Value after the warm-up.
-        end: Value from *total* on.
-        warmup: Steps of the warm-up, part of *total*.
-        warmup_start: Value at step 0, if there is a warm-up.
+        end: Value from step *total* on.
+        warmup: Steps of the warm-up, which are part of *total*.
+        warmup_start: Value at step 0 if there is a warm-up.
     """
     if step >= total:
         return end
@@ -40,11 +40,12 @@ def cosine_schedule(
 def linear_warmup(step: int, warmup: int, start: float, end: float) -> float:
     """Return the value at *step* of a line that reaches *end* at step warmup - 1.
 
-    DINOv2's teacher temperature. A warm-up of one step is *start*, as in its table.
+    DINOv2's teacher temperature follows it. A warm-up of one step has the value
+    *start*, as in DINOv2's table.
 
     Args:
         step: Optimizer steps done, from 0.
-        warmup: Steps of the warm-up; 0 for *end* at once.
+        warmup: Steps of the warm-up; with 0, the value is *end* from the start.
         start: Value at step 0.
         end: Value from step warmup - 1 on.
     """

@@ -1,4 +1,4 @@
-"""A large image through a model in overlapping windows."""
+"""Large images, processed in overlapping windows."""
 
 import math
 from collections.abc import Callable
@@ -9,17 +9,17 @@ from torch.nn.functional import pad
 
 
 def window_starts(length: int, size: int, stride: int) -> list[int]:
-    """Return where windows begin that cover an axis, at multiples of *stride*.
+    """Return the starts of windows that cover an axis, at multiples of *stride*.
 
-    The last one may reach past the end.
+    The last window may reach past the end.
 
     Args:
-        length: Of the axis, 1 or more.
-        size: Of a window.
-        stride: From one window to the next, at most *size*.
+        length: Length of the axis, at least 1.
+        size: Size of a window.
+        stride: Distance from one window to the next, at most *size*.
 
     Raises:
-        ValueError: If windows of this stride would leave gaps.
+        ValueError: If windows with this stride would leave gaps.
     """
     if not 0 < stride <= size:
         raise ValueError(f'*stride* {stride} must be from 1 to the window size {size}')
@@ -27,9 +27,9 @@ def window_starts(length: int, size: int, stride: int) -> list[int]:
 
 
 def blend_weight(size: int) -> Tensor:
-    """Return the weight of each value of a window, (size, size), above 0.
+    """Return the weight of each value in a window, (size, size), above 0.
 
-    It falls linearly from the middle to the edges, where a model sees least.
+    It falls linearly from the middle to the edges, where a model sees the least.
     """
     place = torch.arange(size)
     line = torch.minimum(place, size - 1 - place) + 1.0
@@ -46,18 +46,18 @@ def slide(
     batch: int = 16,
     valid: Tensor | None = None,
 ) -> Tensor:
-    """Return the scores of a large image, blended from those of windows.
+    """Return the scores of a large image, blended from the scores of windows.
 
     Windows that reach past the right or lower edge see its last pixels repeated.
 
     Args:
         image: (B, C, H, W).
         size: Side of a window in pixels, a multiple of *cell*.
-        stride: From one window to the next, a multiple of *cell*.
-        score: From windows (b, C, size, size) to scores (b, K, size / cell, ...).
+        stride: Distance from one window to the next, a multiple of *cell*.
+        score: Maps windows (b, C, size, size) to scores (b, K, size / cell, ...).
         cell: Pixels along each side of a score.
-        batch: Windows that are scored at once.
-        valid: (H, W) bool, False where there is no data: windows without any data are
+        batch: Number of windows that are scored at once.
+        valid: (H, W) bool, False where there is no data. Windows without any data are
             not scored.
 
     Returns:

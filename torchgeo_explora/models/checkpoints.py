@@ -177,9 +177,8 @@ def _named(name: str) -> WeightsEnum:
     # Slow to import, and needed only for names.
     from torchgeo.models import get_weight
 
-    from torchgeo_explora.models.zoo.weights import register_with_torchgeo
+    import torchgeo_explora.models.zoo.weights  # noqa: F401 - registers its names
 
-    register_with_torchgeo()
     try:
         return get_weight(name)
     except ValueError as error:

@@ -116,7 +116,7 @@ def test_boxes_are_mirrored_with_their_image():
 def test_unknown_detectors_and_anchors_are_named():
     with pytest.raises(ValueError, match=r"\*detector\* is 'yolo'"):
         make(detector='yolo')
-    with pytest.raises(ValueError, match='give one for each of 5 levels'):
+    with pytest.raises(ValueError, match='give one for each of the 5 levels'):
         make(anchors=[8, 16])
     with pytest.raises(ValueError, match='must be a multiple of 32'):
         make(detector='fcos', pyramid_channels=16)

@@ -71,7 +71,7 @@ def from_dinov2(state: Mapping[str, Any]) -> tuple[State, State]:
     """Convert a checkpoint of DINOv2 (facebookresearch/dinov2).
 
     Released files, teacher files (`{'teacher': {'backbone. ...'}}`) and training states
-    with chunked blocks are recognized. SwiGLU's w12 and w3 become timm's fc1 and fc2.
+    with chunked blocks are recognised. SwiGLU's w12 and w3 become timm's fc1 and fc2.
     With registers, the position of the class token is added to the token, since timm's
     register models have no position for it.
 

@@ -1,4 +1,4 @@
-"""SatMAE's decoders: for spectral groups, and for series of images."""
+"""SatMAE's decoders, for spectral groups and for series of images."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -14,26 +14,19 @@ from torchgeo_explora.models.heads.mae_decoder import MAEDecoder, start_as_mae
 class GroupChannelDecoder(MAEDecoder):
     """Decoder of SatMAE's group-channel model: one prediction layer per group.
 
-    Tokens carry a channel code behind their position; the class token has a code of
-    its own, the last row. Rows of pixels are as long as those of the largest group;
-    what a smaller group does not have is 0.
+    Each token carries a channel code behind its position. The class token has a code of
+    its own, the last row. Rows of pixels are as long as those of the largest group,
+    with zeros for the bands that a smaller group lacks.
 
-    What differs from SatMAE: a group's tokens predict the bands of that group.
-    *legacy_order* restores the published behaviour, in which the predictions, ordered
-    by group, are compared with bands in image order. docs/group_channel_order.md
-    explains it.
+    What differs from SatMAE: the tokens of a group predict the bands of that group.
+    *legacy_order* restores the published behaviour, which compares predictions ordered
+    by group with bands in image order; see docs/group_channel_order.md.
 
     Reference: Cong et al., *SatMAE*, https://arxiv.org/abs/2207.08051, section 3.3.
 
     Args:
-        embed_dim: Width of the backbone's tokens.
-        groups: Channels of the image that each group takes.
-        patch_size: p, pixels along each side of a patch.
-        grid: Patches along the height and the width that the position table is for.
-        dim: Width of the decoder.
-        depth: Number of blocks.
-        heads: Attention heads.
-        mlp_ratio: Width of a block's hidden layer over the decoder's.
+        embed_dim: As for `MAEDecoder`, like all arguments that are not listed.
+        groups: Channels of the image that belong to each group.
         channel_dim: Width of the channel code.
         legacy_order: Whether to decode bands in SatMAE's published order.
 
@@ -57,10 +50,11 @@ class GroupChannelDecoder(MAEDecoder):
         channel_dim: int = 128,
         legacy_order: bool = False,
     ) -> None:
-        """Build the prediction layers and the tables between bands and tokens."""
+        """Build the prediction layers, and the tables between bands and tokens."""
         if channel_dim % 2:
             raise ValueError(
-                f'*decoder_channel_dim* {channel_dim} is odd: half of it are sines'
+                f'*decoder_channel_dim* {channel_dim} is odd, but half of the code are'
+                ' sines and half cosines: choose an even number'
             )
         super().__init__(
             embed_dim, 1, patch_size, grid, dim, depth, heads, mlp_ratio, channel_dim
@@ -76,8 +70,8 @@ class GroupChannelDecoder(MAEDecoder):
 
         channels = [channel for group in groups for channel in group]
         largest = max(map(len, groups))
-        # The layers' outputs are `channels`, one after the other, and a blank. A group
-        # takes its own, or as published those that bear the numbers of its bands.
+        # The outputs of all layers in a row are `channels` and a blank. A group takes
+        # its own; as published, it takes those at the indices of its bands.
         order = torch.full((len(groups), largest), len(channels))
         slots = torch.empty(len(channels), dtype=torch.long)
         for g, group in enumerate(groups):
@@ -123,7 +117,7 @@ class GroupChannelDecoder(MAEDecoder):
         return rows.transpose(1, 2).flatten(3).flatten(1, 2)
 
     def statistics(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and deviation of each place, over its bands together."""
+        """Return mean and standard deviation of each place over all its bands."""
         groups = len(self.groups)
         # (B, G * h * w, P) -> (B, h * w, G * P)
         places = rows.unflatten(1, (groups, -1)).transpose(1, 2).flatten(2)
@@ -131,33 +125,26 @@ class GroupChannelDecoder(MAEDecoder):
         return mean.repeat(1, groups, 1), std.repeat(1, groups, 1)
 
     def unpacked(self, rows: Tensor) -> Tensor:
-        """Return rows of pixels band by band, (B, C, h * w, p * p)."""
+        """Return rows of pixels by band, (B, C, h * w, p * p)."""
         values = self.patch_size**2
         parts = rows.unflatten(1, (len(self.groups), -1)).unflatten(-1, (-1, values))
         # (B, G, h * w, S, p * p) -> (B, G * S, h * w, p * p)
         return parts.transpose(2, 3).flatten(1, 2)[:, self.slots]
 
     def pixels(self, rows: Tensor, grid: tuple[int, int, int]) -> Tensor:
-        """Return the image (B, C, H, W) that rows of pixels (B, N, P) make up."""
+        """Return the image (B, C, H, W) that consists of rows of pixels (B, N, P)."""
         bands = self.unpacked(rows)
         images = unpatchify(bands.flatten(0, 1), self.patch_size, grid=grid[1:])
         return images.unflatten(0, bands.shape[:2]).squeeze(2)
 
 
 class TemporalDecoder(MAEDecoder):
-    """Decoder of SatMAE's temporal model: tokens carry the code of their time.
+    """Decoder of SatMAE's temporal model: each token carries the code of its time.
 
     Reference: Cong et al., *SatMAE*, https://arxiv.org/abs/2207.08051, section 3.2.
 
     Args:
-        embed_dim: Width of the backbone's tokens.
-        in_channels: C, channels of an image.
-        patch_size: p, pixels along each side of a patch.
-        grid: Patches along the height and the width that the position table is for.
-        dim: Width of the decoder.
-        depth: Number of blocks.
-        heads: Attention heads.
-        mlp_ratio: Width of a block's hidden layer over the decoder's.
+        embed_dim: As for `MAEDecoder`, like all arguments that are not listed.
         time_dim: Width of the time code, a third each for year, month and hour.
 
     Raises:
@@ -199,7 +186,7 @@ class TemporalDecoder(MAEDecoder):
         return sincos_1d(metadata['timestamps'], self.code_dim // 3).flatten(2)
 
     def pixels(self, rows: Tensor, grid: tuple[int, int, int]) -> Tensor:
-        """Return the series (B, T, C, H, W) that rows of pixels (B, N, P) make up."""
+        """Return the series (B, T, C, H, W) that consists of rows (B, N, P)."""
         times = rows.unflatten(1, (grid[0], -1))
         images = unpatchify(times.flatten(0, 1), self.patch_size, grid=grid[1:])
         return images.unflatten(0, times.shape[:2])

@@ -15,13 +15,13 @@ from torchgeo_explora.models.heads.pyramid import SimplePyramid
 
 
 class TokenPyramid(nn.Module):
-    """ViTDet's pyramid and a coarser level by pooling, as torchvision wants it.
+    """ViTDet's pyramid with a coarser, pooled level, as torchvision expects it.
 
-    The ViT itself is not part of the module: whoever owns it keeps it out of the
+    The ViT is called as a function and is not part of the module, so it is not in the
     detector's state.
 
     Args:
-        tokens: From images (B, C, H, W) to maps (B, D, h, w).
+        tokens: Maps images (B, C, H, W) to feature maps (B, D, h, w).
         dim: D.
         channels: Channels of each level.
     """
@@ -36,7 +36,7 @@ class TokenPyramid(nn.Module):
         self.out_channels = channels
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """Return five levels by name, the finest first."""
+        """Return five levels by name, finest first."""
         levels = self.pyramid(self.tokens(image))
         names = [*map(str, range(len(levels))), 'pool']
         levels.append(max_pool2d(levels[-1], 1, 2))
@@ -53,16 +53,16 @@ def build_detector(
     """Return a detector that takes normalised images of any size.
 
     Args:
-        kind: Two stages, or one without anchors.
-        pyramid: Its levels have strides of 1/4, 1/2, 1, 2 and 4 patches.
-        classes: Number of classes, the background counted.
+        kind: 'faster-rcnn' with two stages, or 'fcos' with one and without anchors.
+        pyramid: Feature maps with strides of 1/4, 1/2, 1, 2 and 4 patches.
+        classes: Number of classes, including the background.
         patch_size: Pixels along each side of a patch.
-        anchors: Sides of the anchors of the five levels in pixels: 2 to 32 patches if
-            None. FCOS takes the strides.
+        anchors: Side of the anchors of each of the five levels in pixels; 2 to 32
+            patches if None. FCOS uses the strides instead.
 
     Raises:
-        ValueError: If there is no such detector, not five anchors, or channels that
-            FCOS cannot group.
+        ValueError: If *kind* is unknown, the number of anchors is not five, or FCOS
+            cannot divide the channels into groups.
     """
     strides = [patch_size * factor for factor in (0.25, 0.5, 1, 2, 4)]
     detector: FasterRCNN | FCOS
@@ -70,7 +70,7 @@ def build_detector(
         sides = anchors or [8 * stride for stride in strides]
         if len(sides) != len(strides):
             raise ValueError(
-                f'*anchors* are {list(sides)}: give one for each of 5 levels'
+                f'*anchors* are {list(sides)}: give one for each of the 5 levels'
             )
         detector = FasterRCNN(
             pyramid,
@@ -95,7 +95,7 @@ def build_detector(
         )
     else:
         raise ValueError(f"*detector* is {kind!r}: choose 'faster-rcnn' or 'fcos'")
-    # The task normalises; images are padded so that every level is whole.
+    # The task normalises images; here they are padded so that all levels fit.
     detector.transform = GeneralizedRCNNTransformNoOp()
     detector.transform.size_divisible = 2 * patch_size
     return detector

@@ -1,4 +1,4 @@
-"""Heads on top of a backbone that train with it and are thrown away after."""
+"""The projection head of DINOv2, which only pre-training needs."""
 
 from collections.abc import MutableMapping
 from itertools import pairwise
@@ -7,7 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, empty, nn, ones
 
-# Names of DINOv2's files, in both of torch's spellings of weight normalisation.
+# Names in DINOv2's files, in both of torch's spellings of weight normalisation.
 _PUBLISHED = {
     'last_layer.weight_g': 'prototypes.magnitude',
     'last_layer.weight_v': 'prototypes.direction',
@@ -21,8 +21,8 @@ _PUBLISHED = {
 class Prototypes(nn.Module):
     """Linear layer without bias whose rows are magnitude times unit direction.
 
-    torch's own weight normalisation is a hook that cannot be copied; here both tensors
-    are plain parameters. As in DINOv2, and unlike DINO, the magnitudes train.
+    torch's own weight normalisation uses a hook that cannot be copied; here both
+    tensors are plain parameters. As in DINOv2, and unlike DINO, the magnitudes train.
 
     Args:
         in_dim: Width of the input.
@@ -30,7 +30,7 @@ class Prototypes(nn.Module):
     """
 
     def __init__(self, in_dim: int, out_dim: int) -> None:
-        """Start with random directions, as nn.Linear does, and magnitude 1."""
+        """Start with the random directions of `nn.Linear` and magnitude 1."""
         super().__init__()
         self.magnitude = nn.Parameter(ones(out_dim, 1))
         self.direction = nn.Parameter(empty(out_dim, in_dim))
@@ -50,8 +50,8 @@ class Prototypes(nn.Module):
 class DINOHead(nn.Module):
     """Projection head of DINOv2: MLP, unit vector, prototypes.
 
-    Loads DINOv2's names as well as its own; the state dict lists the linear layers from
-    input to prototypes. Reference: https://arxiv.org/abs/2304.07193.
+    DINOv2's names load as well as the module's own. The state dict lists the linear
+    layers from input to prototypes. Reference: https://arxiv.org/abs/2304.07193.
 
     Args:
         in_dim: D, width of the tokens.
@@ -61,7 +61,7 @@ class DINOHead(nn.Module):
         layers: Linear layers of the MLP, at least 1.
 
     Raises:
-        ValueError: If `layers` is below 1.
+        ValueError: If *layers* is below 1.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class DINOHead(nn.Module):
         bottleneck_dim: int = 256,
         layers: int = 3,
     ) -> None:
-        """Start the MLP from normal numbers of width 0.02, cut off, and zero biases."""
+        """Start with truncated normal weights (0.02) and zero biases in the MLP."""
         super().__init__()
         if layers < 1:
             raise ValueError(f'*layers* is {layers}: the head needs at least 1')
@@ -90,14 +90,14 @@ class DINOHead(nn.Module):
 
     def bottleneck(self, x: Tensor) -> Tensor:
         """Return unit vectors (..., bottleneck_dim) in float32 of tokens (..., D)."""
-        # Half precision cannot hold the eps, and squares of its small numbers vanish.
+        # Half precision cannot represent eps, and squares of small values vanish.
         return F.normalize(self.mlp(x).float(), dim=-1, eps=1e-12)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (..., K) of tokens (..., D) after the backbone's final norm.
 
-        `prototypes(bottleneck(x))`: a loss that never wants all logits at once takes
-        `bottleneck(x)` and `prototypes.weight()`.
+        It is `prototypes(bottleneck(x))`. A loss that never needs all logits at once
+        uses `bottleneck(x)` and `prototypes.weight()`.
         """
         return self.prototypes(self.bottleneck(x))
 

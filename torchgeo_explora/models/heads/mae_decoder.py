@@ -1,4 +1,4 @@
-"""The decoder of a masked autoencoder: visible tokens in, pixels of all tokens out."""
+"""The decoder of a masked autoencoder: from visible tokens to the pixels of all."""
 
 from collections.abc import Mapping
 from math import isqrt, prod
@@ -23,16 +23,16 @@ from torchgeo_explora.models.backbones.tokens import Features
 from torchgeo_explora.models.formats.names import split_qkv
 
 _PUBLISHED = 'decoder_'
-# What depends on the pixels and on the kind of token, not on the blocks.
+# Parts that depend on the pixels and the kind of tokens, not on the blocks.
 _ENDS = ('pos_embed', 'channel_embed', 'pred')
 
 
 class MAEDecoder(nn.Module):
     """Decoder of MAE: a small ViT that sees all tokens and predicts their pixels.
 
-    Rows of pixels are those of the backbone's `patchify`. Position codes are fixed
-    sin-cos tables. It loads MAE's names (`decoder_*`, `mask_token`) as well as its own,
-    with fused or split attention.
+    Rows of pixels are laid out as by the backbone's `patchify`. Position codes are
+    fixed sin-cos tables. MAE's names (`decoder_*`, `mask_token`) load as well as the
+    module's own, with fused or split attention.
 
     Reference: He et al., *MAE*, https://arxiv.org/abs/2111.06377, section 3.
 
@@ -40,12 +40,12 @@ class MAEDecoder(nn.Module):
         embed_dim: Width of the backbone's tokens.
         in_channels: C, channels of an image.
         patch_size: p, pixels along each side of a patch.
-        grid: Patches along the height and the width that the position table is for.
+        grid: Patches along height and width, for which the position table is made.
         dim: Width of the decoder.
         depth: Number of blocks.
         heads: Attention heads.
-        mlp_ratio: Width of a block's hidden layer over the decoder's.
-        code_dim: Part of the width that holds another code than the position's.
+        mlp_ratio: Width of a block's hidden layer over that of the decoder.
+        code_dim: Part of the width that is kept for a code other than the position.
 
     Raises:
         ValueError: If the widths do not go together.
@@ -63,7 +63,7 @@ class MAEDecoder(nn.Module):
         mlp_ratio: float = 4.0,
         code_dim: int = 0,
     ) -> None:
-        """Start as MAE does."""
+        """Initialise as MAE does."""
         super().__init__()
         if dim % heads:
             raise ValueError(f'*decoder_dim* {dim} is not a multiple of {heads} heads')
@@ -95,14 +95,14 @@ class MAEDecoder(nn.Module):
 
     @torch.no_grad()
     def read_from(self, norm: nn.Module) -> None:
-        """Make a new decoder see a backbone's tokens in the scale of its positions.
+        """Scale a new decoder's input to the size of its position codes.
 
-        The last norm of a trained backbone may have any weights, near 4 for instance.
+        The last norm of a trained backbone may have any weights, such as values near 4.
         Tokens of that size would drown the position codes, whose size is fixed, and a
-        hidden token would long not find those beside it.
+        hidden token would take long to find its neighbours.
 
         Args:
-            norm: The backbone's last; nothing changes where its weights are 1.
+            norm: The backbone's last norm; if its weights are 1, nothing changes.
         """
         weight = getattr(norm, 'weight', None)
         if weight is not None:
@@ -118,8 +118,8 @@ class MAEDecoder(nn.Module):
         """Return the predicted pixels of all tokens, (B, N, P).
 
         Args:
-            features: What the backbone made of the visible tokens.
-            index: Where those stand among the N tokens, (B, K).
+            features: The backbone's features of the visible tokens.
+            index: Indices of the visible tokens among the N tokens, (B, K).
             grid: (groups or times or 1, h, w); N is the product.
             metadata: As for the backbone's `embed`.
         """
@@ -132,7 +132,7 @@ class MAEDecoder(nn.Module):
         return self.predict(self.norm(x)[:, 1:])
 
     def code(self, metadata: Mapping[str, Tensor]) -> Tensor:
-        """Return what tokens carry beside their position, (1 or B, G or T, C)."""
+        """Return the code of each group or time, (1 or B, G or T, C); here C is 0."""
         return self.pos_embed.new_empty(1, 1, 0)
 
     def class_code(self) -> Tensor:
@@ -140,11 +140,11 @@ class MAEDecoder(nn.Module):
         return self.pos_embed.new_zeros(1, 1, self.code_dim)
 
     def position(self, grid: tuple[int, int, int], code: Tensor) -> Tensor:
-        """Return the position of each token with its code behind, (1 or B, N, D).
+        """Return the position of each token, followed by its code, (1 or B, N, D).
 
         Args:
             grid: (groups or times or 1, h, w).
-            code: Of `code`.
+            code: As `code` returns it.
         """
         place = resize_grid(self.pos_embed[:, 1:], grid[1:], source=self.grid)
         places = place.unsqueeze(1).expand(*code.shape[:2], -1, -1)
@@ -156,7 +156,7 @@ class MAEDecoder(nn.Module):
         return self.pred(x)
 
     def statistics(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and deviation that normalise rows of pixels (`norm_pix`).
+        """Return mean and standard deviation that normalise pixels (`norm_pix`).
 
         Args:
             rows: (B, N, P), NaN where unknown.
@@ -171,21 +171,22 @@ class MAEDecoder(nn.Module):
         return rows
 
     def pixels(self, rows: Tensor, grid: tuple[int, int, int]) -> Tensor:
-        """Return the image that rows of pixels (B, N, P) make up."""
+        """Return the image that consists of rows of pixels (B, N, P)."""
         return unpatchify(rows, self.patch_size, grid=grid[1:])
 
     def start_from(self, state: Mapping[str, Any]) -> tuple[str, ...]:
-        """Load a published decoder as far as it can serve here.
+        """Load the parts of a published decoder that fit.
 
-        Blocks, norm, mask token and first layer must fit. Codes and prediction layer
-        stay new where the weights have them for other pixels or other tokens, as an
-        RGB MAE has them for spectral groups. New codes need no training, being fixed.
+        Blocks, norm, mask token and first layer must fit. Codes and the prediction
+        layer stay new if the weights were made for other pixels or tokens, such as an
+        RGB MAE for spectral groups. New codes do not need training, since they are
+        fixed.
 
         Args:
-            state: The rest that `from_mae` and its like return.
+            state: The rest that `from_mae` and similar functions return.
 
         Returns:
-            Names of what has to train: ('pred',) or ().
+            Names of the parts that must be trained: ('pred',) or ().
 
         Raises:
             ValueError: If widths or depth differ.
@@ -208,8 +209,8 @@ class MAEDecoder(nn.Module):
     ) -> _IncompatibleKeys:
         """Load a decoder under published names or this module's own.
 
-        A position table for another grid is resized. What a published rest holds
-        beside the decoder, such as a classifier, is left aside.
+        A position table for another grid is resized. Other parts of a published rest,
+        such as a classifier, are ignored.
 
         Raises:
             RuntimeError: If keys are missing or left over, and *strict*.
@@ -220,7 +221,7 @@ class MAEDecoder(nn.Module):
         return super().load_state_dict(state, strict, assign)
 
     def _fitted(self, state: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Return the state in this module's names, on its grid."""
+        """Return the state under this module's names, on its grid."""
         if any(key.startswith(_PUBLISHED) for key in state):
             state = {
                 key.removeprefix(_PUBLISHED): value
@@ -246,7 +247,7 @@ class MAEDecoder(nn.Module):
 
 
 def _sizes(state: Mapping[str, Tensor]) -> str:
-    """Return the sizes of a decoder in words, '' where there is none."""
+    """Return the sizes of a decoder in words, or '' if there is no decoder."""
     if 'embed.weight' not in state:
         return ''
     dim, width = state['embed.weight'].shape

@@ -1,4 +1,4 @@
-"""What a head reads from a backbone: pooled tokens, or maps of them."""
+"""Inputs of heads: pooled tokens of a backbone, or maps of its tokens."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -11,23 +11,23 @@ from torchgeo_explora.models.backbones.tokens import Features
 
 
 def probe_input(features: Sequence[Features], blocks: int, average: bool) -> Tensor:
-    """Return what a linear probe reads (DINOv2, `eval/linear.py`).
+    """Return the input of a linear probe (DINOv2, `eval/linear.py`).
 
     Args:
-        features: Of consecutive blocks up to the last one, oldest first.
-        blocks: How many of the last ones give their class token, 1 or more.
-        average: Whether the mean patch token of the last block is appended.
+        features: Features of consecutive blocks up to the last one, in their order.
+        blocks: Number of last blocks whose class tokens are used, at least 1.
+        average: Whether to append the mean patch token of the last block.
 
     Returns:
-        (B, D * (blocks + average)), class tokens oldest first.
+        (B, D * (blocks + average)), class tokens in the order of the blocks.
 
     Raises:
-        ValueError: If there are not as many features.
+        ValueError: If there are fewer features than *blocks*.
     """
     if not 1 <= blocks <= len(features):
         raise ValueError(
-            f'*blocks* {blocks} must be within 1..{len(features)}, as many as the'
-            ' backbone has'
+            f'*blocks* {blocks} must be within 1..{len(features)}, the number of blocks'
+            ' of the backbone'
         )
     parts = [feature.cls for feature in features[-blocks:]]
     if average:
@@ -36,9 +36,9 @@ def probe_input(features: Sequence[Features], blocks: int, average: bool) -> Ten
 
 
 def token_map(patch: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Return patch tokens as a map; those of one place are averaged.
+    """Return patch tokens as a feature map, averaged over the tokens of each place.
 
-    Spectral groups and times have a token each for the same place.
+    With spectral groups or several times, a place has a token for each of them.
 
     Args:
         patch: (B, G * h * w, D).
@@ -55,16 +55,17 @@ def token_map(patch: Tensor, grid: tuple[int, int]) -> Tensor:
 class PooledHead(nn.Module):
     """A linear classifier on the pooled tokens of a backbone.
 
-    'mean' is MAE's fine-tuning: the mean of the patch tokens *before* any norm, then a
-    norm of its own that starts as the identity map; the backbone's final norm is taken
-    away. 'cls' is the class token after the backbone's final norm.
+    'mean' follows MAE's fine-tuning: the mean of the patch tokens *before* any norm,
+    then a new norm that starts without scale and shift; the backbone's final norm is
+    removed. 'cls' is the class token after the backbone's final norm.
 
     Args:
-        backbone: Its final norm becomes the identity for 'mean', in place.
+        backbone: The backbone; with 'mean', its final norm is replaced by the identity
+            in place.
         outputs: Number of logits.
-        pooling: What is read.
-        train_norm: Whether the norm of 'mean' trains. The authors of ExPLoRA keep it
-            frozen.
+        pooling: Which tokens are used.
+        train_norm: Whether the new norm of 'mean' is trained. The authors of ExPLoRA
+            keep it frozen.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class PooledHead(nn.Module):
         pooling: Literal['mean', 'cls'] = 'mean',
         train_norm: bool = False,
     ) -> None:
-        """Make the classifier, with nearly zero weights."""
+        """Create the classifier with weights near zero."""
         super().__init__()
         if pooling not in ('mean', 'cls'):
             raise ValueError(f"*pooling* is {pooling!r}: choose 'mean' or 'cls'")

@@ -15,32 +15,33 @@ class ProbeSetting(NamedTuple):
     """One classifier of the grid."""
 
     blocks: int
-    """How many of the last blocks give their class token."""
+    """Number of last blocks whose class tokens are used."""
     average: bool
-    """Whether the mean patch token of the last block is read too."""
+    """Whether the mean patch token of the last block is used, too."""
     base_lr: float
-    """Rate for a batch of 256."""
+    """Learning rate for a batch of 256."""
 
     @property
     def name(self) -> str:
-        """A name that no other setting has, without a dot."""
+        """A unique name without a dot."""
         rate = f'{self.base_lr:g}'.replace('.', '_')
         return f'blocks{self.blocks}-average{int(self.average)}-lr{rate}'
 
 
 class ProbeHeads(nn.Module):
-    """The linear classifiers of a grid, side by side.
+    """Linear classifiers for all combinations of a few settings.
 
-    DINOv2's evaluation (`eval/linear.py`): weights N(0, 0.01), biases 0. Each has its
-    own rate, see `parameter_groups`. DINOv2 names a classifier by its rate with five
-    decimals, so that two of its grid become one; here none is lost.
+    As in DINOv2's evaluation (`eval/linear.py`), weights start at N(0, 0.01) and biases
+    at 0, and each classifier has its own learning rate; see `parameter_groups`. DINOv2
+    names a classifier by its rate with five decimals, so two of its grid share a name
+    and one is lost; here all are kept.
 
     Args:
         embed_dim: D, width of the backbone.
         classes: Number of classes.
-        learning_rates: Base rates.
-        blocks: Numbers of last blocks that are read.
-        averages: Whether the mean patch token is read.
+        learning_rates: Base learning rates.
+        blocks: Numbers of last blocks whose class tokens are used.
+        averages: Whether the mean patch token is used.
 
     Raises:
         ValueError: If two classifiers would be the same.
@@ -54,14 +55,14 @@ class ProbeHeads(nn.Module):
         blocks: Sequence[int] = (1, 4),
         averages: Sequence[bool] = (False, True),
     ) -> None:
-        """Make the classifiers."""
+        """Create the classifiers."""
         super().__init__()
         grid = product(blocks, averages, learning_rates)
         self.settings = [ProbeSetting(*point) for point in grid]
         if not self.settings or len(set(self.settings)) < len(self.settings):
             raise ValueError(
                 f'*learning_rates* {list(learning_rates)}, *blocks* {list(blocks)} and'
-                f' *averages* {list(averages)} must hold a value each, and none twice'
+                f' *averages* {list(averages)} must each hold a value, and none twice'
             )
         self.heads = nn.ModuleDict()
         for setting in self.settings:
@@ -73,20 +74,20 @@ class ProbeHeads(nn.Module):
 
     @property
     def depth(self) -> int:
-        """How many of the last blocks are read."""
+        """Number of last blocks whose features are needed."""
         return max(setting.blocks for setting in self.settings)
 
     def forward(self, features: Sequence[Features]) -> Tensor:
         """Return the logits of all classifiers, (heads, B, classes), in float32.
 
         Args:
-            features: Of the last `depth` blocks, oldest first.
+            features: Features of the last `depth` blocks, in their order.
         """
         inputs = {
             (blocks, average): probe_input(features, blocks, average).float()
             for blocks, average in {setting[:2] for setting in self.settings}
         }
-        # Autocast would round the logits of rates that differ by little.
+        # Autocast would round the logits, and similar rates would look the same.
         with torch.autocast(features[-1].cls.device.type, enabled=False):
             return torch.stack(
                 [
@@ -96,10 +97,10 @@ class ProbeHeads(nn.Module):
             )
 
     def parameter_groups(self, batch: int) -> list[dict[str, object]]:
-        """Return one group a classifier, its rate base_lr * batch / 256.
+        """Return a parameter group per classifier, with rate base_lr * batch / 256.
 
         Args:
-            batch: Images per optimizer step, over all devices.
+            batch: Images per optimizer step over all devices.
         """
         return [
             {

@@ -1,26 +1,26 @@
-"""Maps of several scales from a plain ViT's single one."""
+"""Feature maps of several scales from the single scale of a plain ViT."""
 
 from timm.layers.norm import LayerNorm2d
 from torch import Tensor, nn
 
 
 class Rescale(nn.Sequential):
-    """A map (B, D, h, w) at 4, 2, 1 or 1/2 times its resolution.
+    """Resize a feature map (B, D, h, w) by a factor of 4, 2, 1 or 1/2.
 
-    As in ViTDet's simple feature pyramid (Li et al., https://arxiv.org/abs/2203.16527):
-    transposed convolutions of stride 2 enlarge, pooling reduces.
+    As in ViTDet's simple feature pyramid (Li et al., https://arxiv.org/abs/2203.16527),
+    transposed convolutions of stride 2 enlarge and pooling reduces.
 
     Args:
         dim: D, channels of the map.
         factor: 4, 2, 1 or 0.5.
-        channels: Channels of the result; D if None.
+        channels: Channels of the result; if None, those that the layers leave.
     """
 
     def __init__(self, dim: int, factor: float, channels: int | None = None) -> None:
-        """Make the layers.
+        """Create the layers.
 
         Raises:
-            ValueError: If the factor is another.
+            ValueError: If the factor is none of these.
         """
         layers: list[nn.Module] = []
         width = dim
@@ -50,7 +50,7 @@ class Rescale(nn.Sequential):
 
 
 class SimplePyramid(nn.Module):
-    """ViTDet's feature pyramid: the last map at four scales.
+    """ViTDet's feature pyramid: the last feature map at four scales.
 
     Args:
         dim: D, channels of the map.
@@ -58,7 +58,7 @@ class SimplePyramid(nn.Module):
     """
 
     def __init__(self, dim: int, channels: int = 256) -> None:
-        """Make the levels."""
+        """Create the levels."""
         super().__init__()
         self.levels = nn.ModuleList(
             Rescale(dim, factor, channels) for factor in (4, 2, 1, 0.5)

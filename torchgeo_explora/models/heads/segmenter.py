@@ -1,4 +1,4 @@
-"""Decoders that label every pixel from maps of four blocks."""
+"""Decoders that classify every pixel from the feature maps of four blocks."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -13,22 +13,22 @@ from torchgeo_explora.models.heads.pyramid import Rescale
 
 
 class SegmentationHead(nn.Module):
-    """UPerNet, DPT or a linear layer on four maps of a plain ViT.
+    """UPerNet, DPT or a linear layer on four feature maps of a plain ViT.
 
-    UPerNet and DPT are segmentation_models_pytorch's decoders. Its own models take no
-    patch of 14 pixels, and UPerNet no ViT at all: here the maps are rescaled to four
-    resolutions by their ratio to the patch, whatever that is, and the result is resized
-    to the image.
+    UPerNet and DPT are the decoders of segmentation_models_pytorch, whose own models do
+    not take patches of 14 pixels, nor a ViT with UPerNet. Here the maps are rescaled to
+    four resolutions relative to the patch size, whatever that is, and the result is
+    resized to the image.
 
     Args:
         embed_dim: D, channels of the maps.
         classes: Number of classes.
-        decoder: Which one. 'linear' is DINOv2's: a batch norm and a 1 x 1 convolution
-            on the maps side by side.
+        decoder: 'upernet', 'dpt' or 'linear'. 'linear' is that of DINOv2: a batch norm
+            and a 1 x 1 convolution on the concatenated maps.
         channels: Width of UPerNet and DPT.
 
     Raises:
-        ValueError: If there is no such decoder.
+        ValueError: If *decoder* is unknown.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class SegmentationHead(nn.Module):
         decoder: Literal['upernet', 'dpt', 'linear'] = 'upernet',
         channels: int = 256,
     ) -> None:
-        """Make the decoder."""
+        """Create the decoder."""
         super().__init__()
         self.kind = decoder
         width = channels
@@ -49,13 +49,13 @@ class SegmentationHead(nn.Module):
             self.decoder = nn.BatchNorm2d(width)
         elif decoder == 'upernet':
             self.scales.extend(Rescale(embed_dim, f) for f in (4, 2, 1, 0.5))
-            # It drops the first two of its list, which a ViT does not have.
+            # It drops the first two maps of its list, which a ViT does not have.
             widths = [0, 0, *(scale.channels for scale in self.scales)]
             self.decoder = UPerNetDecoder(widths, 5, channels)
         elif decoder == 'dpt':
             self.decoder = DPTDecoder(
                 encoder_out_channels=[embed_dim] * 4,
-                # Not the patch: ratios of 4, 2, 1 and 1/2 to the maps.
+                # Whatever the patch size, 16 gives ratios of 4, 2, 1 and 1/2.
                 encoder_output_strides=[16] * 4,
                 encoder_has_prefix_tokens=False,
                 readout='ignore',
@@ -72,11 +72,11 @@ class SegmentationHead(nn.Module):
         """Return logits, (B, classes, H, W).
 
         Args:
-            maps: Four maps (B, D, h, w), of the first blocks first.
+            maps: Four maps (B, D, h, w), in the order of the blocks.
             size: (H, W).
 
         Raises:
-            ValueError: If the decoder cannot halve the maps.
+            ValueError: If DPT cannot halve the maps.
         """
         if self.kind == 'linear':
             x = self.decoder(torch.cat([*maps], dim=1))
@@ -89,8 +89,8 @@ class SegmentationHead(nn.Module):
             grid = tuple(maps[0].shape[-2:])
             if any(side % 2 for side in grid):
                 raise ValueError(
-                    f'DPT halves the grid of patches, which is {grid}: take an'
-                    ' *image_size* of an even number of patches'
+                    f'DPT halves the grid of patches, which is {grid}: choose an'
+                    ' *image_size* with an even number of patches'
                 )
             x = self.decoder(list(maps), [None] * 4)
         logits = self.classify(x)

@@ -24,7 +24,7 @@ _WIDTHS = {
     'base': {'embed_dim': 768, 'depth': 12, 'num_heads': 12},
     'large': {'embed_dim': 1024, 'depth': 24, 'num_heads': 16},
 }
-# What timm hands to every model, and says nothing about its architecture.
+# Options that timm passes to every model, whatever its architecture.
 _OF_TIMM = ('pretrained_cfg', 'pretrained_cfg_overlay', 'cache_dir')
 
 
@@ -89,12 +89,12 @@ _ARCHITECTURES: dict[str, tuple[Callable[..., nn.Module], dict[str, Any]]] = {
         for size in ('base', 'large')
     },
 }
-# timm looks for this name in the module of a model that is registered.
+# timm looks for this name in the module of a registered model.
 default_cfgs = {name: config for name, (_, config) in _ARCHITECTURES.items()}
 
 
 def names_of(embed_dim: int, depth: int) -> list[str]:
-    """Return the names of the architectures of a width and a depth."""
+    """Return the names of the architectures with a width and a depth."""
     return [
         name
         for size, widths in _WIDTHS.items()
@@ -114,8 +114,9 @@ def create(name: str, pretrained: bool = False, **options: Any) -> nn.Module:
             `TemporalViT` with timm's `num_classes` and `global_pool`.
 
     Raises:
-        FileNotFoundError: If the weights are not at hand and cannot be downloaded.
-        ValueError: If there are none, or *in_chans* is not what the model has.
+        FileNotFoundError: If the weights are not on this machine and cannot be
+            downloaded.
+        ValueError: If no weights were published, or *in_chans* does not fit.
     """
     build, _ = _ARCHITECTURES[name]
     model = build(**options)
@@ -125,18 +126,18 @@ def create(name: str, pretrained: bool = False, **options: Any) -> nn.Module:
         published = {each.meta['model']: each for each in list(ExploraWeights)}
         if name not in published:
             raise ValueError(
-                f'no weights are published for {name}; there are some for'
-                f' {", ".join(published)}'
+                f'no weights are published for {name}, only for'
+                f' {", ".join(published)}: use pretrained=False'
             )
         load_encoder(model, published[name].get_state_dict())
     return model
 
 
 def load_encoder(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load an encoder into a model with a head, which stays as it is.
+    """Load an encoder into a model, and leave the model's head as it is.
 
     Raises:
-        RuntimeError: If anything but the head is missing, or a tensor does not fit.
+        RuntimeError: If anything except the head is missing, or a tensor does not fit.
     """
     found = model.load_state_dict(state, strict=False)
     missing = [key for key in found.missing_keys if not key.startswith('head.')]

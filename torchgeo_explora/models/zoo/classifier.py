@@ -1,4 +1,4 @@
-"""Backbones of ours with the surface of a timm model."""
+"""Backbones of this package with the interface of a timm model."""
 
 import torch
 from torch import Tensor, nn
@@ -9,24 +9,23 @@ from torchgeo_explora.models.backbones.temporal import TemporalViT
 
 
 class Classifier(Backbone):
-    """A backbone with a head: `forward` gives logits, as timm's models do.
+    """A backbone with a head, whose `forward` gives logits as timm's models do.
 
-    A subclass has a backbone as its second base, and calls `reset_classifier` before it
-    is used.
+    A subclass has a backbone as its second base. Call `reset_classifier` before use.
     """
 
     head: nn.Module
 
     def reset_classifier(self, num_classes: int, global_pool: str = 'avg') -> None:
-        """Start a new head.
+        """Replace the head by a new one.
 
         Args:
-            num_classes: Outputs; 0 for pooled features.
-            global_pool: What the head sees: 'avg' for the mean patch token, 'token' for
+            num_classes: Number of outputs; 0 for pooled features.
+            global_pool: Input of the head: 'avg' for the mean patch token, 'token' for
                 the class token.
 
         Raises:
-            ValueError: If *global_pool* is another word.
+            ValueError: If *global_pool* is something else.
         """
         if global_pool not in ('avg', 'token'):
             raise ValueError(f"*global_pool* is {global_pool!r}: use 'avg' or 'token'")
@@ -52,7 +51,7 @@ class Classifier(Backbone):
         return torch.cat([cls[:, None], patch], dim=1)
 
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
-        """Return logits (B, classes) of tokens (B, 1 + N, D), or what the head sees."""
+        """Return logits (B, classes) of tokens (B, 1 + N, D), or the head's input."""
         average = self.global_pool == 'avg'
         pooled = tokens[:, 1:].mean(1) if average else tokens[:, 0]
         return pooled if pre_logits else self.head(pooled)

@@ -1,4 +1,7 @@
-"""The weights that ExPLoRA's authors published, wherever TorchGeo takes weights."""
+"""The weights that ExPLoRA's authors published, as an enum of TorchGeo's kind.
+
+Importing this file registers them, and the architectures, with TorchGeo.
+"""
 
 import warnings
 from functools import partial
@@ -17,7 +20,7 @@ from torchgeo_explora.models.formats.files import fetch, read_file
 from torchgeo_explora.models.formats.names import State
 from torchgeo_explora.models.zoo.architectures import default_cfgs, with_weights
 
-# Revisions and checksums of the release are not known here: `main`, and no sha256.
+# Revision and checksums of the release are not known here: `main`, and no SHA-256.
 _RELEASE = 'https://huggingface.co/samarkhanna/ExPLoRA/resolve/main'
 _SHARED = {
     'publication': 'https://arxiv.org/abs/2406.10973',
@@ -36,11 +39,11 @@ _RGB = {
 
 
 class UnitClip(T.Transform):
-    """Map values from a range per band to [0, 1], and clip them.
+    """Scale the range of each band to [0, 1], and clip.
 
     Args:
         low: Value of each band that becomes 0.
-        high: Value that becomes 1.
+        high: Value of each band that becomes 1.
     """
 
     def __init__(self, low: tuple[float, ...], high: tuple[float, ...]) -> None:
@@ -54,7 +57,7 @@ class UnitClip(T.Transform):
         return ((inpt - self.low) / (self.high - self.low)).clamp(0, 1)
 
 
-# The authors' evaluation views, of values as they stand in the files.
+# The authors' evaluation transforms, for values as stored in the files.
 _rgb_view = nn.Sequential(
     T.Normalize(mean=[0], std=[255]),
     T.Resize(256, interpolation=T.InterpolationMode.BICUBIC),
@@ -69,10 +72,10 @@ _sentinel_view = nn.Sequential(
 
 
 class ExploraWeights(WeightsEnum):
-    """Encoders pre-trained on fMoW by the authors of ExPLoRA, LoRA merged.
+    """Encoders that the authors of ExPLoRA pre-trained on fMoW, with LoRA merged.
 
-    Scores in `meta` are the paper's, percent of fMoW's validation split; they were not
-    reproduced here.
+    The scores in `meta` are those of the paper, in percent, on fMoW's validation split.
+    They were not reproduced here.
 
     Reference: Khanna et al., *ExPLoRA*, https://arxiv.org/abs/2406.10973.
     """
@@ -128,18 +131,18 @@ class ExploraWeights(WeightsEnum):
         check_hash: bool = True,
         weights_only: bool = True,
     ) -> State:
-        """Return the encoder's tensors in timm's names, fetched once.
+        """Return the encoder's tensors under timm's names, downloaded once.
 
         Args:
             progress: Whether to show a progress bar while downloading.
-            check_hash: Whether to compare the file's SHA-256 with `meta['sha256']`,
-                where that is known. torch.hub's own rule is not used: it would take
-                parts of a file name for a hash.
+            check_hash: Whether to compare the file's SHA-256 with `meta['sha256']`, if
+                that is known. torch.hub's own rule is not used, since it would mistake
+                parts of these file names for a hash.
             weights_only: Ignored: pickled objects are never loaded.
 
         Raises:
-            FileNotFoundError: If the file is neither in the cache nor to be had.
-            ValueError: If it is another file than the one published.
+            FileNotFoundError: If the file is not in the cache and cannot be downloaded.
+            ValueError: If it is not the published file.
         """
         sha256 = self.meta['sha256'] if check_hash else None
         path = fetch(self.url, sha256, progress)
@@ -147,7 +150,7 @@ class ExploraWeights(WeightsEnum):
         wrong = _misfits(shapes(self.meta['model']), state)
         if wrong:
             raise ValueError(
-                f'{path} does not hold {self}, a {self.meta["model"]}:'
+                f'{path} does not hold {self}, which is of {self.meta["model"]}:'
                 f' {"; ".join(wrong)}; remove the file, so that it is downloaded again'
             )
         return state
@@ -157,13 +160,13 @@ def shapes(model: str) -> dict[str, Size]:
     """Return the shape of each tensor of a timm model without a head."""
     with torch.device('meta'):
         built = timm.create_model(model, num_classes=0)
-    # A backbone of ours names its weights as they are published (fused qkv).
+    # Backbones of this package have published names (fused qkv) only here.
     names = getattr(built, 'canonical_state_dict', built.state_dict)
     return {name: tensor.shape for name, tensor in names().items()}
 
 
 def _misfits(expected: dict[str, Size], state: State) -> list[str]:
-    """Return what is missing, what is too much and what has another shape."""
+    """Describe missing and surplus tensors, and tensors of another shape."""
     found = {name: tensor.shape for name, tensor in state.items()}
     missing = sorted(expected.keys() - found.keys())
     surplus = sorted(found.keys() - expected.keys())
@@ -189,9 +192,9 @@ def register_with_torchgeo() -> None:
         models, weights = api._model, api._model_weights
     except AttributeError:
         warnings.warn(
-            'this version of TorchGeo has no registry that torchgeo_explora knows: its'
-            ' models are found by timm.create_model, and its weights as'
-            ' torchgeo_explora.ExploraWeights, but not by their names in strings',
+            'torchgeo_explora does not know the registry of this version of TorchGeo:'
+            ' its models are found by timm.create_model, and its weights as'
+            ' torchgeo_explora.ExploraWeights, but not by their names as strings',
             stacklevel=2,
         )
         return
@@ -199,3 +202,6 @@ def register_with_torchgeo() -> None:
         builder = partial(with_weights, name)
         models[name] = builder
         weights[name] = weights[builder] = ExploraWeights
+
+
+register_with_torchgeo()
