@@ -26,8 +26,8 @@ def pretraining_callbacks(trainer: Trainer, masked: bool = False) -> list[Callba
     Online kNN, pictures, curves, the best and the last checkpoint in the trainer's root
     folder, and a progress bar of optimizer steps. A callback of the user replaces the
     one of its kind. Lightning's own checkpoint and progress bar are removed from the
-    trainer in favour of these; a user's bar or checkpoint without any argument cannot
-    be told from them.
+    trainer in favour of these; a bar or checkpoint of the user without any argument
+    cannot be distinguished from them.
 
     Nothing is written with `fast_dev_run`; `barebones`, `enable_checkpointing=False`
     and `enable_progress_bar=False` are obeyed.
