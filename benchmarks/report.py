@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from torchgeo_explora.writing import replacing
+
 PACKAGES = (
     'torch',
     'torchvision',
@@ -55,10 +57,8 @@ class Report:
 
     def save(self) -> None:
         """Write what is known so far."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_name(f'.{self.path.name}.part')
-        part.write_text(json.dumps(_plain(self.content), indent=1) + '\n')
-        os.replace(part, self.path)
+        with replacing(self.path) as part:
+            part.write_text(json.dumps(_plain(self.content), indent=1) + '\n')
 
     def run(self, part: str, measure: Callable[[dict[str, Any]], None]) -> None:
         """Fill one part; a failure is written down and does not stop the others.
