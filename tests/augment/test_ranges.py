@@ -153,3 +153,9 @@ def test_every_range_makes_a_unit_range(name):
     low, high = value_range(module)
     assert len(low) == len(high) == len(module.mean)
     UnitRange(low, high)
+
+
+def test_a_data_set_may_tell_the_range_as_it_tells_bands_and_no_data():
+    dataset = SimpleNamespace(value_range=(0, 4000))
+    datamodule = SimpleNamespace(train_dataset=dataset, mean=0, std=255)
+    assert value_range(datamodule) == ([0], [4000])

@@ -64,9 +64,14 @@ def select_layers(
     )
     if idle or not chosen:
         ends = sorted({'.'.join(name.split('.')[-2:]) for name in linear})
+        hint = (
+            '; `torchgeo_explora.models.Attention` splits qkv into q, k and v'
+            if 'attn.qkv' in ends
+            else ''
+        )
         raise ValueError(
             f'adapter target_modules {sorted(idle) if idle else wanted!r} match no '
-            f'layer of the frozen blocks: choose among {", ".join(ends)}'
+            f'layer of the frozen blocks: choose among {", ".join(ends)}{hint}'
         )
     return chosen
 

@@ -106,7 +106,8 @@ def value_range(datamodule: Any) -> tuple[list[float], list[float]]:
 
     The first rule that fits:
 
-    1. The data module has a `value_range`, (low, high): that one.
+    1. The data module or one of its data sets has a `value_range`, (low, high): that
+       one.
     2. Its `mean` is 0, or it keeps minima (`min` or `mins`), so that it divides by a
        span: from `mean` to `mean + std`, in either direction.
     3. Its means are below 256 and its standard deviations above 1: 0 to 255, for 8-bit
@@ -128,7 +129,10 @@ def value_range(datamodule: Any) -> tuple[list[float], list[float]]:
     Raises:
         ValueError: If the data module has no statistics.
     """
-    given = getattr(datamodule, 'value_range', None)
+    sets = ('train_dataset', 'val_dataset', 'test_dataset', 'predict_dataset')
+    holders = (datamodule, *(getattr(datamodule, name, None) for name in sets))
+    stated = (getattr(holder, 'value_range', None) for holder in holders)
+    given = next((value for value in stated if value is not None), None)
     if given is not None:
         low, high = (torch.as_tensor(value).flatten() for value in given)
         return low.tolist(), high.tolist()

@@ -1,7 +1,9 @@
 """The `explora` command: files of deltas, weights and data, and TorchGeo's command."""
 
+import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 import docstring_parser
@@ -29,6 +31,13 @@ def parser() -> ArgumentParser:
         epilog='`explora fit --help` lists the options of training, and `explora fit'
         ' --model.help ExploraDinoTask` the arguments of one task.',
         version=__version__,
+    )
+    top.add_argument(
+        '--import',
+        type=str,
+        metavar='MODULE',
+        help='A module of yours that defines a backbone which a file names; it is'
+        ' looked for in the working directory, too.',
     )
     commands = top.add_subcommands(dest='command')
     for function, positional in COMMANDS.items():
@@ -66,6 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     name = config.command
     function = next(each for each in COMMANDS if each.__name__ == name)
     try:
+        if config['import']:
+            sys.path.append(os.getcwd())
+            import_module(config['import'])
         code = function(**config[name].as_dict())
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         sys.exit(f'explora {name}: {error}')

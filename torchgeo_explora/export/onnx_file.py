@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from torchgeo_explora.adapt import merged
-from torchgeo_explora.models import Backbone, TemporalViT
+from torchgeo_explora.models import Backbone, TemporalViT, ViT
+from torchgeo_explora.models.backbones.coded import CodedBackbone
 from torchgeo_explora.writing import replacing
 
 
@@ -83,8 +84,10 @@ class _Exported(nn.Module):
         super().__init__()
         host: Any = backbone
         self.backbone = host
-        # Models with registers resize by another rule, with antialiasing.
-        self.any_size = getattr(host, 'reg_token', None) is None
+        # Models with registers resize by another rule, with antialiasing; what a
+        # backbone of a user's own does is not known.
+        table = isinstance(host, ViT | CodedBackbone)
+        self.any_size = table and getattr(host, 'reg_token', None) is None
         if self.any_size:
             host.position = self.position
 
@@ -144,7 +147,14 @@ def _compare(path: os.PathLike[str], backbone: Backbone) -> None:
     image = torch.randn(shape, generator=generator)
     with torch.inference_mode():
         expected = backbone(image)
-    results = session.run(None, {'image': image.numpy()})
+    try:
+        results = session.run(None, {'image': image.numpy()})
+    # Its errors have no common base class.
+    except Exception as error:
+        raise ValueError(
+            f'onnxruntime cannot run the exported {type(backbone).__name__} ({error}):'
+            ' in `embed`, use expand where the code repeats with sizes of the image'
+        ) from error
     for found, wanted in zip(results, expected, strict=True):
         gap = (torch.from_numpy(found) - wanted).abs().max().item()
         if not gap <= 1e-4 * max(1.0, wanted.abs().max().item()):

@@ -207,7 +207,7 @@ def stock_model(backbone: Backbone, state: State, model: str | None = None) -> s
             return name
     height, width = backbone.image_size
     raise ValueError(
-        f'no model that timm builds by name ({", ".join(candidates) or names}) has'
+        f'no model that timm builds by name ({", ".join(candidates) or type(backbone).__name__}) has'
         f' these weights at {height} x {width} pixels: build the backbone at the'
         " model's default size, or register its architecture with timm and pass the"
         ' name as *model*'

@@ -5,9 +5,11 @@ from torchgeo_explora.tasks.downstream.detection import ExploraDetectionTask
 from torchgeo_explora.tasks.downstream.knn import ExploraKNNTask
 from torchgeo_explora.tasks.downstream.probe import ExploraLinearProbeTask
 from torchgeo_explora.tasks.downstream.segmentation import ExploraSegmentationTask
-from torchgeo_explora.tasks.pretraining.base import PretrainingTask
+from torchgeo_explora.tasks.pretraining.base import PretrainingOptions, PretrainingTask
 from torchgeo_explora.tasks.pretraining.dino import ExploraDinoTask
 from torchgeo_explora.tasks.pretraining.mae import ExploraMAETask
+from torchgeo_explora.tasks.run.adaptation import as_options, plain
+from torchgeo_explora.tasks.run.optimizer import Schedule
 
 __all__ = [
     'ExploraClassificationTask',
@@ -17,5 +19,9 @@ __all__ = [
     'ExploraLinearProbeTask',
     'ExploraMAETask',
     'ExploraSegmentationTask',
+    'PretrainingOptions',
     'PretrainingTask',
+    'Schedule',
+    'as_options',
+    'plain',
 ]

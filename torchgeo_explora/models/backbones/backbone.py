@@ -220,13 +220,21 @@ class Backbone(nn.Module, ABC):
                 always; all if None. The last block then works only on these: up to
                 rounding, `encode(content, position).patch[wanted]`. On any device: on
                 the CPU, nothing waits for an accelerator.
+
+        Raises:
+            ValueError: If there is no class token.
         """
         x, context = self.enter(content, position)
+        special = x.shape[1] - content.shape[1]
+        if special < 1:
+            raise ValueError(
+                f'`prefix` of {type(self).__name__} gives no token: a class token is'
+                ' required, before all others'
+            )
         if wanted is None:
             x = self._through(self.blocks, x, context)
             return self._read(x, content.shape[1])
         x = self._through(self.blocks[:-1], x, context)
-        special = x.shape[1] - content.shape[1]
         keep = F.pad(wanted, (special, 0))
         keep[:, 0] = True
         index = keep.flatten().nonzero().squeeze(1)  # (R,), image by image
