@@ -79,8 +79,8 @@ def _kind(path: str | os.PathLike[str]) -> tuple[Any, dict[str, Any]]:
     if kind is None:
         raise ValueError(
             f'{path} is a delta of {name}, and no backbone of this name is defined:'
-            ' import the module that defines it first (`explora --import MODULE ...`), or'
-            ' build it yourself and call load_delta'
+            ' import the module that defines it first (`explora --import MODULE ...`),'
+            ' or build it yourself and call load_delta'
         )
     return kind, metadata['arguments']
 

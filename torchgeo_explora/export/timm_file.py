@@ -206,8 +206,9 @@ def stock_model(backbone: Backbone, state: State, model: str | None = None) -> s
         if found == {k: v for k, v in expected.items() if not k.startswith('head.')}:
             return name
     height, width = backbone.image_size
+    tried = ', '.join(candidates) or f'none for {type(backbone).__name__}'
     raise ValueError(
-        f'no model that timm builds by name ({", ".join(candidates) or type(backbone).__name__}) has'
+        f'no model that timm builds by name ({tried}) has'
         f' these weights at {height} x {width} pixels: build the backbone at the'
         " model's default size, or register its architecture with timm and pass the"
         ' name as *model*'
