@@ -5,7 +5,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from tests.tasks.small_runs import VIT
-from torchgeo_explora.callbacks import OnlineKNN, pretraining_callbacks
+from torchgeo_explora.callbacks import OnlineKNN
 from torchgeo_explora.datamodules import ImageFolderDataModule
 from torchgeo_explora.tasks import (
     ExploraClassificationTask,
@@ -38,12 +38,7 @@ def step_of(path):
 
 
 @pytest.fixture
-def dino(tiny, monkeypatch):
-    monkeypatch.setattr(
-        ExploraDinoTask,
-        'configure_callbacks',
-        lambda self: pretraining_callbacks(self.trainer),
-    )
+def dino(tiny):
     torch.manual_seed(0)
     return ExploraDinoTask(**tiny)
 
@@ -100,12 +95,7 @@ def test_a_resumed_run_remembers_the_best(dino, tiny, folder, tmp_path):
 
 
 @pytest.mark.parametrize('task', [ExploraDinoTask, ExploraMAETask])
-def test_a_trial_leaves_nothing_but_the_delta(
-    task, tiny, folder, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(
-        task, 'configure_callbacks', lambda self: pretraining_callbacks(self.trainer)
-    )
+def test_a_trial_leaves_only_the_delta(task, tiny, folder, tmp_path):
     arguments = {
         name: tiny[name]
         for name in ('model', 'weights', 'image_size', 'model_args', 'rank')

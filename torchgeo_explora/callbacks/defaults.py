@@ -33,7 +33,7 @@ def pretraining_callbacks(trainer: Trainer, masked: bool = False) -> list[Callba
     and `enable_progress_bar=False` are obeyed.
 
     Args:
-        trainer: Any.
+        trainer: The trainer of the task.
         masked: Whether the task reconstructs masked images, which are then drawn.
     """
     if trainer.barebones:
@@ -62,7 +62,7 @@ def downstream_callbacks(trainer: Trainer, monitor: str, mode: str) -> list[Call
     of `pretraining_callbacks`. Without validation the training loss decides.
 
     Args:
-        trainer: The task's.
+        trainer: The trainer of the task.
         monitor: Metric of the validation that decides.
         mode: 'min' or 'max'.
     """
