@@ -1,11 +1,13 @@
 """Tests of the delta as a file."""
 
 import copy
+import hashlib
 import json
 import os
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from torchgeo_explora import __version__
@@ -38,14 +40,14 @@ def path(trained, tmp_path):
     return path
 
 
-def rewrite(path, tensors=None, sealed=False, **metadata):
-    """Write the file again with other tensors or metadata."""
-    from safetensors import safe_open
-
+def rewrite(path, tensors=None, sealed=True, **metadata):
+    """Write the file again with other tensors or metadata, and a seal that fits."""
     with safe_open(path, 'pt') as file:
         header = {**file.metadata(), **metadata}
-    if not sealed:
+    if sealed:
         del header['metadata_sha256']
+        text = json.dumps(header, sort_keys=True)
+        header['metadata_sha256'] = hashlib.sha256(text.encode()).hexdigest()
     save_file(load_file(path) if tensors is None else tensors, path, header)
 
 
@@ -159,7 +161,7 @@ def test_changed_metadata_are_refused(tiny_backbone, path):
     """A LoRA of another scale would load, and give other features."""
     adaptation = read_delta_metadata(path)['adaptation']
     adaptation['adapter']['lora_alpha'] = 100
-    rewrite(path, sealed=True, adaptation=json.dumps(adaptation))
+    rewrite(path, sealed=False, adaptation=json.dumps(adaptation))
     with pytest.raises(ValueError, match=r'metadata of .* \(their SHA-256 differs\)'):
         load_delta(tiny_backbone, path)
     assert all(p.requires_grad for p in tiny_backbone.parameters())

@@ -3,7 +3,7 @@
 import copy
 import difflib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -24,8 +24,10 @@ from torchgeo_explora.adapt.delta import (
     lineage,
     lineage_merged,
 )
+from torchgeo_explora.adapt.from_file import adapter_from_file
 from torchgeo_explora.models.backbones.backbone import Backbone
 from torchgeo_explora.models.backbones.record import Adapted, Record, record_of
+from torchgeo_explora.models.formats.files import printable
 
 # Where torch and timm define normalisation layers, and nothing else with weights.
 _NORM_MODULES = {
@@ -128,18 +130,47 @@ class Adaptation:
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Return the adaptation that `to_dict` described.
 
+        The values may come from a file that is not trusted: nothing is imported, and
+        nothing but plain values of the expected type is taken.
+
         Raises:
-            ValueError: If the installed PEFT does not know the adapter's method.
+            ValueError: If a value is unknown or of the wrong type, or the installed
+                PEFT does not know the adapter's method.
         """
         values = dict(values)
-        if values.get('adapter') is not None:
-            try:
-                values['adapter'] = PeftConfig.from_peft_type(**values['adapter'])
-            except KeyError as error:
+        for name, value in values.items():
+            if name not in _FIELDS:
                 raise ValueError(
-                    f'the installed PEFT does not know the method {error}: upgrade peft'
-                ) from error
+                    f'an adaptation has no {printable(name, 60)}: choose from'
+                    f' {", ".join(_FIELDS)}'
+                )
+            expected, good = _FIELDS[name]
+            if not good(value):
+                raise ValueError(
+                    f'*{name}* of the adaptation is {printable(value, 60)}, expected'
+                    f' {expected}'
+                )
+        if values.get('adapter') is not None:
+            values['adapter'] = adapter_from_file(values['adapter'])
         return cls(**values)
+
+
+def _is_list(value: Any, kind: type) -> bool:
+    return (
+        isinstance(value, list | tuple)
+        and len(value) <= 10_000
+        and all(type(each) is kind for each in value)
+    )
+
+
+# What a file may say of an adaptation: what is expected, and whether a value is that.
+_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    'unfreeze': ('a list of whole numbers', lambda value: _is_list(value, int)),
+    'norms': ('true or false', lambda value: isinstance(value, bool)),
+    'cls_token': ('true or false', lambda value: isinstance(value, bool)),
+    'adapter': ('fields of an adapter, or none', lambda value: True),
+    'modules': ('a list of names', lambda value: _is_list(value, str)),
+}
 
 
 def adapt[M: nn.Module](backbone: M, adaptation: Adaptation) -> M:

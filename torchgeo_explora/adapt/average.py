@@ -9,11 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchgeo_explora.adapt.adaptation import Adaptation
 from torchgeo_explora.adapt.collection import check_shares
 from torchgeo_explora.adapt.delta_file import read_delta, write_delta
+from torchgeo_explora.models.formats.files import printable
 
 # Kinds of LoRA whose update is not scale * B A.
 _UNLIKE = ('use_dora', 'rank_pattern', 'alpha_pattern', 'lora_bias')
+_SCALE = {'r', 'lora_alpha', 'use_rslora'}
 _ORIGIN = ('backbone', 'base', 'lineage')
 
 
@@ -52,7 +55,7 @@ def average_deltas(
         _check_plain(path, metadata)
         _check_alike(paths[0], (found[0], tensors[0]), path, (metadata, state))
 
-    adapters = [metadata['adaptation']['adapter'] for metadata in found]
+    adapters: list[Any] = [metadata['adaptation']['adapter'] for metadata in found]
     total: dict[str, Tensor] = {}
     for key in tensors[0]:
         parts = [state[key] for state in tensors]
@@ -94,13 +97,20 @@ def lora_scale(adapter: Mapping[str, Any]) -> float:
 
 
 def _check_plain(path: Any, metadata: Mapping[str, Any]) -> None:
-    adapter = metadata['adaptation']['adapter']
+    stored = metadata['adaptation']
+    Adaptation.from_dict(stored)
+    adapter = stored.get('adapter')
     if adapter is not None and (
         adapter['peft_type'] != 'LORA' or any(adapter.get(key) for key in _UNLIKE)
     ):
         raise ValueError(
             f'the adapter of {path} is not plain LoRA, and a delta file cannot hold'
             ' a mean of others: average whole weights with Deltas(base).average()'
+        )
+    if 'adapter' not in stored or (adapter and not adapter.keys() >= _SCALE):
+        raise ValueError(
+            f'{path} does not describe its adapter in full: save the delta again with'
+            ' `save_delta`'
         )
 
 
@@ -113,12 +123,30 @@ def _check_alike(
     base, other = expected[0]['base'], found[0]['base']
     if base != other:
         raise ValueError(
-            f'{path} was trained on base {other[:12]}, {first} on {base[:12]}: a mean'
-            ' needs deltas of one base'
+            f'{path} was trained on base {printable(other[:12])}, {first} on'
+            f' {printable(base[:12])}: a mean needs deltas of one base'
         )
     if differing := sorted(expected[1].keys() ^ found[1].keys()):
         raise ValueError(
-            f'{path} and {first} train different tensors, first {differing[0]}: a delta'
+            f'{path} and {first} train different tensors, first'
+            f' {printable(differing[0])}: a delta'
             ' file cannot hold their mean; average whole weights with'
             ' Deltas(base).average()'
         )
+    for name, tensor in found[1].items():
+        if not tensor.is_floating_point():
+            raise ValueError(
+                f'{path} has {printable(name)} as {tensor.dtype}, and only floats have'
+                ' a mean: average whole weights with Deltas(base).average()'
+            )
+        # The factors of LoRA may differ in rank, and are stacked.
+        across = 1 if '.lora_A.' in name else 0 if '.lora_B.' in name else None
+        shapes = [[*each.shape] for each in (tensor, expected[1][name])]
+        if across is not None:
+            shapes = [shape[across : across + 1] for shape in shapes]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f'{path} has {printable(name)} of shape {tuple(tensor.shape)},'
+                f' {first} of {tuple(expected[1][name].shape)}: a mean needs deltas of'
+                ' one architecture'
+            )

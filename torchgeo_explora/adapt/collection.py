@@ -124,7 +124,8 @@ class Deltas[M: nn.Module](Mapping[str, M]):
 def check_shares(shares: Any) -> None:
     """Raise ValueError unless shares of a mean sum to 1."""
     shares = [*shares]
-    if not shares or abs(sum(shares) - 1) > 1e-6:
+    # NaN is neither above nor below.
+    if not shares or not abs(sum(shares) - 1) <= 1e-6:
         raise ValueError(
             f'the shares of a mean must sum to 1, {shares} sum to {sum(shares):g}'
         )

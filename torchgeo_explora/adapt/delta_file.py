@@ -4,7 +4,10 @@ import copy
 import hashlib
 import json
 import os
+import re
+import warnings
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +23,21 @@ from torchgeo_explora.adapt.delta import (
     delta_state_dict,
     lineage,
 )
+from torchgeo_explora.adapt.from_file import adapter_fields
 from torchgeo_explora.models.backbones.backbone import Backbone
+from torchgeo_explora.models.backbones.from_file import NEVER, argument_names
+from torchgeo_explora.models.formats.files import printable, sort_header
 from torchgeo_explora.models.formats.fingerprint import fingerprint
 from torchgeo_explora.version import __version__
 from torchgeo_explora.writing import replacing
 
 _FORMAT = 'torchgeo-explora-delta'
+# A minor version that is added later ('1.2') only adds what may be ignored.
 _FORMAT_VERSION = 1
+_MINOR_VERSION = 0
+_LONGEST_JSON = 1_000_000
 _JSON = ('arguments', 'adaptation')
-_REQUIRED = ('format_version', 'backbone', 'base', 'delta', *_JSON)
+_REQUIRED = ('format_version', 'backbone', 'base', 'delta', 'metadata_sha256', *_JSON)
 _RESERVED = (
     *('format', 'format_version', 'version', 'backbone', 'base', 'lineage', 'delta'),
     *('metadata_sha256', *_JSON),
@@ -117,6 +126,7 @@ def write_delta(
     header['metadata_sha256'] = _seal(header)
     with replacing(path) as part:
         save_file(tensors, part, metadata=header)
+        sort_header(part)
 
 
 def load_delta[M: nn.Module](backbone: M, path: str | os.PathLike[str]) -> M:
@@ -140,7 +150,8 @@ def load_delta[M: nn.Module](backbone: M, path: str | os.PathLike[str]) -> M:
     folded = lineage(backbone) or ''
     if base != metadata['base'] and (not folded or folded != metadata.get('lineage')):
         raise ValueError(
-            f'delta was trained on base {metadata["base"][:12]}, this backbone is '
+            f'delta was trained on base {printable(metadata["base"][:12])}, this'
+            ' backbone is '
             f'{(base or "without values")[:12]}: load the same weights'
         )
     _check_groups(backbone, metadata['arguments'])
@@ -150,7 +161,8 @@ def load_delta[M: nn.Module](backbone: M, path: str | os.PathLike[str]) -> M:
         _check_adaptation(backbone, adaptation)
     # A view shares every tensor: what fails on it leaves the backbone as it was.
     host = adapt(view(backbone), adaptation) if plain else backbone
-    expected = {name: tuple(t.shape) for name, t in delta_state_dict(host).items()}
+    places = delta_state_dict(host)
+    expected = {name: tuple(tensor.shape) for name, tensor in places.items()}
     with safe_open(path, framework='pt') as file:
         found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         wrong = sorted(
@@ -162,11 +174,17 @@ def load_delta[M: nn.Module](backbone: M, path: str | os.PathLike[str]) -> M:
             name = wrong[0]
             raise ValueError(
                 f'{len(wrong)} tensors of {path} do not fit this backbone, first '
-                f'{name}: expected {expected.get(name, "none")}, found '
+                f'{printable(name)}: expected {expected.get(name, "none")}, found '
                 f'{found.get(name, "none")}; build the backbone with the arguments in '
                 "the file's metadata"
             )
     tensors = read_delta(path)[1]
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() != places[name].is_floating_point():
+            raise ValueError(
+                f'{path} has {name} as {tensor.dtype}, expected {places[name].dtype}:'
+                ' get the file again'
+            )
     if plain:
         adapt(backbone, adaptation)
     with torch.no_grad():
@@ -181,7 +199,8 @@ def _check_groups(backbone: nn.Module, stored: Mapping[str, Any]) -> None:
     here = arguments_of(backbone).get('groups')
     if here != stored.get('groups'):
         raise ValueError(
-            f'the delta is for the groups of bands {stored.get("groups")}, this '
+            'the delta is for the groups of bands '
+            f'{printable(stored.get("groups"))}, this '
             f'backbone has {here}: build it with the groups of the delta'
         )
 
@@ -229,13 +248,26 @@ def read_delta(
             f'the tensors of {path} are not those that were saved: copy or download '
             'it again'
         )
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() or tensor.is_complex():
+            if tensor.dtype != torch.float32:
+                raise ValueError(
+                    f'{path} has {printable(name)} as {tensor.dtype}, and a delta is'
+                    ' float32: save it again with `save_delta`'
+                )
+            if not torch.isfinite(tensor).all():
+                raise ValueError(
+                    f'{path} has values in {printable(name)} that are not finite: take'
+                    ' the delta of an earlier checkpoint'
+                )
     return metadata, tensors
 
 
 def read_delta_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return what `save_delta` wrote beside the tensors.
 
-    `arguments` and `adaptation` are dictionaries, everything else is a string.
+    `arguments` and `adaptation` are dictionaries, everything else is a string. No
+    other file is read, and nothing is built.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -254,29 +286,70 @@ def read_delta_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
         ) from error
     if metadata.get('format') != _FORMAT:
         raise ValueError(f'{path} is not a delta: give a file that `save_delta` wrote')
-    # Another program that writes such a file may leave it out.
-    sealed = metadata.get('metadata_sha256', _seal(metadata)) == _seal(metadata)
-    version = metadata.get('format_version', '')
-    if version.isdecimal() and int(version) > _FORMAT_VERSION:
-        raise ValueError(
-            f'{path} has delta format {version}, this version reads '
-            f'{_FORMAT_VERSION}: upgrade torchgeo-explora'
-        )
+    seal = _seal(metadata)
+    minor = _version(path, metadata.get('format_version', ''))
     wrong = [key for key in _REQUIRED if key not in metadata]
     for key in _JSON:
+        text = metadata.get(key, '')
         try:
-            metadata[key] = json.loads(metadata.get(key, ''))
-        except json.JSONDecodeError:
+            metadata[key] = json.loads(text) if len(text) <= _LONGEST_JSON else None
+        except (ValueError, RecursionError):
             metadata[key] = None
-        if not isinstance(metadata[key], dict):
+        if not isinstance(metadata[key], dict) and key not in wrong:
             wrong.append(key)
-    if wrong or not sealed:
+    if wrong or metadata['metadata_sha256'] != seal:
         reason = f'wrong {", ".join(wrong)}' if wrong else 'their SHA-256 differs'
         raise ValueError(
             f'the metadata of {path} are not those that were saved ({reason}): copy or '
             'download it again'
         )
+    if minor > _MINOR_VERSION:
+        _leave_out_unknown(path, metadata)
     return metadata
+
+
+def _version(path: str | os.PathLike[str], text: str) -> int:
+    """Return the minor version of the format of a file, whose major one is ours."""
+    found = re.fullmatch(r'(\d{1,6})(?:\.(\d{1,6}))?', text, re.ASCII)
+    if found is None or int(found[1]) < 1:
+        raise ValueError(
+            f'the metadata of {path} are not those that were saved (wrong'
+            f' format_version {printable(text, 60)!r}): copy or download it again'
+        )
+    major, minor = int(found[1]), int(found[2] or 0)
+    if major > _FORMAT_VERSION:
+        raise ValueError(
+            f'{path} has delta format {text}, this version reads '
+            f'{_FORMAT_VERSION}: upgrade torchgeo-explora'
+        )
+    return minor
+
+
+def _leave_out_unknown(path: str | os.PathLike[str], metadata: dict[str, Any]) -> None:
+    """Remove what a newer minor version of the format has added, and say so."""
+    kind = Backbone.kind(metadata['backbone'])
+    parts: list[tuple[dict[str, Any], set[str] | None]] = [
+        (metadata['arguments'], argument_names(kind) if kind else None),
+        (metadata['adaptation'], {field.name for field in fields(Adaptation)}),
+    ]
+    adapter = metadata['adaptation'].get('adapter')
+    if isinstance(adapter, dict):
+        parts.append((adapter, adapter_fields(adapter.get('peft_type'))))
+    left: list[str] = []
+    for values, known in parts:
+        if known is None:
+            continue
+        # What a file may never say stays, to be refused.
+        for name in [*values]:
+            if name not in known and name not in NEVER:
+                del values[name]
+                left.append(printable(name, 60))
+    if left:
+        warnings.warn(
+            f'{path} was written by a newer version, with what this version does not'
+            f' know and leaves out: {", ".join(left[:10])}',
+            stacklevel=4,
+        )
 
 
 def _seal(metadata: Mapping[str, str]) -> str:

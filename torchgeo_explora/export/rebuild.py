@@ -6,11 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torchvision.models._api import WeightsEnum
 
 from torchgeo_explora.adapt import load_delta, read_delta_metadata
 from torchgeo_explora.models import Backbone
+from torchgeo_explora.models.backbones.from_file import (
+    backbone_from_file,
+    outline_from_file,
+    statistics_from_file,
+)
 from torchgeo_explora.models.formats.files import read_metadata
 
 
@@ -32,12 +36,14 @@ def rebuild(
         FileNotFoundError: If a file is missing or the weights cannot be downloaded.
         ValueError: If the delta is damaged, or the weights are not its base.
     """
-    kind, arguments = _kind(path)
-    backbone = kind(**arguments, weights=weights)
+    metadata = read_delta_metadata(path)
+    backbone = backbone_from_file(
+        metadata['backbone'], metadata['arguments'], weights, source=path
+    )
     if isinstance(weights, str | os.PathLike) and Path(weights).is_file():
         _recall_lineage(backbone, read_metadata(Path(weights)))
     load_delta(backbone, path)
-    _recall_statistics(backbone, read_delta_metadata(path))
+    statistics_from_file(backbone, metadata, path)
     return backbone
 
 
@@ -52,49 +58,49 @@ def reopen(path: str | os.PathLike[str]) -> Backbone:
         ValueError: If it is cut short, or does not say what backbone it is of.
     """
     metadata = read_metadata(Path(path))
-    kind: Any = Backbone.kind(metadata.get('backbone', ''))
-    if kind is None or 'arguments' not in metadata:
+    if 'backbone' not in metadata or 'arguments' not in metadata:
         raise ValueError(
             f'{path} does not say what backbone it is of: give a delta, or a file that'
             ' export_timm or `explora merge` wrote'
         )
-    arguments = json.loads(metadata['arguments'])
-    backbone: Backbone = kind(**arguments, weights=Path(path))
+    backbone = backbone_from_file(
+        metadata['backbone'], _parsed(metadata['arguments']), Path(path), source=path
+    )
+    if metadata.get('weights', backbone.record.fingerprint) != (
+        backbone.record.fingerprint
+    ):
+        raise ValueError(
+            f'the tensors of {path} are not those that were saved: copy or download it'
+            ' again'
+        )
     _recall_lineage(backbone, metadata)
-    _recall_statistics(backbone, metadata)
+    statistics_from_file(backbone, metadata, path)
     return backbone
 
 
 def outline(path: str | os.PathLike[str]) -> Backbone:
-    """Return the plain backbone of a delta without values, for its sizes alone."""
-    kind, arguments = _kind(path)
-    with torch.device('meta'):
-        return kind(**arguments)
+    """Return the plain backbone of a delta without values, for its sizes only.
 
+    Only the file itself is read.
 
-def _kind(path: str | os.PathLike[str]) -> tuple[Any, dict[str, Any]]:
+    Raises:
+        ValueError: If the delta is damaged, or its backbone is not defined.
+    """
     metadata = read_delta_metadata(path)
-    name = metadata['backbone']
-    kind = Backbone.kind(name)
-    if kind is None:
-        raise ValueError(
-            f'{path} is a delta of {name}, and no backbone of this name is defined:'
-            ' import the module that defines it first (`explora --import MODULE ...`),'
-            ' or build it yourself and call load_delta'
-        )
-    return kind, metadata['arguments']
+    return outline_from_file(metadata['backbone'], metadata['arguments'], path)
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _recall_lineage(backbone: Any, metadata: Mapping[str, str]) -> None:
     """Let a backbone with the weights of a file know what these were folded from."""
     folded = metadata.get('lineage')
-    # The file's word counts for its own tensors alone.
+    # What the file says counts for its own tensors only.
     record = backbone.record
     if folded and metadata.get('weights') == record.fingerprint:
         record.lineage, record.fingerprint = folded, None
-
-
-def _recall_statistics(backbone: Any, metadata: Mapping[str, str]) -> None:
-    for name in ('mean', 'std'):
-        if name in metadata:
-            setattr(backbone, name, tuple(json.loads(metadata[name])))

@@ -22,8 +22,8 @@ from torchgeo_explora.models.formats.fingerprint import fingerprint
 from torchgeo_explora.models.formats.names import fuse_qkv, split_qkv
 from torchgeo_explora.models.heads.mae_decoder import MAEDecoder
 
-# Everything public of `torchgeo_explora.models` is named without the module it is in.
-_PACKAGE = 'torchgeo_explora.models'
+#: Everything public of this package is named without the module it is in.
+PACKAGE = 'torchgeo_explora.models'
 
 
 class Backbone(nn.Module, ABC):
@@ -37,7 +37,7 @@ class Backbone(nn.Module, ABC):
     attention layers that have their projections as `q`, `k` and `v`, and writes
     `embed`, `patchify`, `prefix` and `start_from`. Where positions are not added to the
     content, it overrides `enter`. Defining the class is enough for files to be built by
-    its name (`kind`).
+    its name (`kind`), with the arguments that its constructor names.
 
     Args:
         arguments: The constructor's arguments as plain values, without weights:
@@ -60,6 +60,8 @@ class Backbone(nn.Module, ABC):
     norm_pre: nn.Module
     blocks: nn.Sequential
     norm: nn.Module
+    #: What a file may give the constructor beside the arguments that it names.
+    file_arguments: ClassVar[tuple[str, ...]] = ()
     _kinds: ClassVar[dict[str, type['Backbone']]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -92,7 +94,7 @@ class Backbone(nn.Module, ABC):
     @classmethod
     def public_name(cls) -> str:
         """Return the name that files give the class: no module, where it is ours."""
-        home = _PACKAGE if cls.__module__.startswith(f'{_PACKAGE}.') else cls.__module__
+        home = PACKAGE if cls.__module__.startswith(f'{PACKAGE}.') else cls.__module__
         return f'{home}.{cls.__qualname__}'
 
     @staticmethod
@@ -104,8 +106,8 @@ class Backbone(nn.Module, ABC):
         Args:
             name: A `public_name`, or what version 0.1 wrote: a name with its module.
         """
-        if name.startswith(f'{_PACKAGE}.'):
-            name = f'{_PACKAGE}.{name.rpartition(".")[2]}'
+        if name.startswith(f'{PACKAGE}.'):
+            name = f'{PACKAGE}.{name.rpartition(".")[2]}'
         return Backbone._kinds.get(name)
 
     @property

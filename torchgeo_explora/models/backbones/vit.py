@@ -25,7 +25,12 @@ _SUPPORTED = (
     ' table, such as vit_large_patch14_dinov2 or vit_base_patch16_224'
 )
 _RENAMED = {'img_size': 'image_size', 'in_chans': 'in_channels'}
-_FIXED = ('num_classes', 'global_pool', 'pretrained', 'class_token', 'pos_embed')
+_FIXED = ('num_classes', 'global_pool', 'class_token', 'pos_embed')
+# Where timm would take weights from; it unpickles some of them.
+_SOURCES = (
+    *('cache_dir', 'checkpoint_path', 'pretrained', 'pretrained_cfg'),
+    'pretrained_cfg_overlay',
+)
 
 
 class ViT(Backbone):
@@ -68,6 +73,16 @@ class ViT(Backbone):
     cls_token: nn.Parameter
     reg_token: nn.Parameter | None
     pos_embed: nn.Parameter
+    # Arguments of timm that are plain values and describe an architecture.
+    file_arguments = (
+        *('act_layer', 'attn_drop_rate', 'depth', 'drop_path_rate', 'drop_rate'),
+        *('dynamic_img_pad', 'dynamic_img_size', 'embed_dim', 'embed_norm_layer'),
+        *('fc_norm', 'final_norm', 'fix_init', 'init_values', 'mlp_ratio'),
+        *('no_embed_class', 'norm_layer', 'num_heads', 'patch_drop_rate'),
+        *('patch_size', 'pos_drop_rate', 'pre_norm', 'proj_bias', 'proj_drop_rate'),
+        *('qk_norm', 'qkv_bias', 'reg_tokens', 'scale_attn_norm', 'scale_mlp_norm'),
+        'weight_init',
+    )
 
     def __init__(
         self,
@@ -198,6 +213,8 @@ def _build(model: str, options: dict[str, Any], timm_kwargs: dict[str, Any]) -> 
             raise ValueError(f'*{name}* is set by *{_RENAMED[name]}*')
         if name in _FIXED:
             raise ValueError(f'*{name}* cannot be chosen: {_SUPPORTED}')
+        if name in _SOURCES:
+            raise ValueError(f'*{name}* cannot be chosen: give *weights* instead')
     if not timm.is_model(model):
         near = difflib.get_close_matches(model, timm.list_models(), n=5)
         hint = f'did you mean {", ".join(near)}?' if near else 'see timm.list_models()'

@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import http.client
+import json
 import pickle
 import re
 import urllib.error
@@ -25,6 +26,24 @@ _DAMAGED = (
     'weights file {} is cut short or damaged ({}): remove it, and copy or download it'
     ' again'
 )
+
+
+def printable(value: object, length: int = 500) -> str:
+    """Return a text from a file, or any value, so that it can be shown on a terminal.
+
+    Control characters, which could move the cursor or hide what follows, appear as
+    their escapes.
+
+    Args:
+        value: What to show.
+        length: Characters after which the text is cut.
+    """
+    text = value if isinstance(value, str) else str(value)
+    shown = ''.join(
+        sign if sign.isprintable() else sign.encode('unicode_escape').decode()
+        for sign in text[: length + 1]
+    )
+    return shown if len(text) <= length else f'{shown[:length]}...'
 
 
 def read_file(path: Path) -> Mapping[str, Any]:
@@ -86,6 +105,30 @@ def read_metadata(path: Path) -> dict[str, str]:
             return dict(file.metadata() or {})
     except SafetensorError as error:
         raise ValueError(_DAMAGED.format(path, error)) from error
+
+
+def sort_header(path: Path) -> None:
+    """Sort the names in the header of a safetensors file, in place.
+
+    The library writes metadata in a random order: equal content gives equal bytes only
+    afterwards.
+
+    Args:
+        path: A file that the library has just written.
+    """
+    with path.open('r+b') as file:
+        size = int.from_bytes(file.read(8), 'little')
+        header = file.read(size)
+        content = json.loads(header)
+        metadata = content.pop('__metadata__', None)
+        if metadata is not None:
+            # The tensors stay in the order of their data.
+            content = {'__metadata__': dict(sorted(metadata.items())), **content}
+        text = json.dumps(content, ensure_ascii=False, separators=(',', ':')).encode()
+        if len(text) > size:
+            raise ValueError(f'the header of {path} grows when it is sorted')
+        file.seek(8)
+        file.write(text.ljust(size))
 
 
 def _check_exists(path: Path) -> None:

@@ -1,7 +1,6 @@
 """From a task's arguments to its backbone."""
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any
@@ -12,6 +11,10 @@ from torchvision.models._api import WeightsEnum
 from torchgeo_explora.adapt import load_delta, merged, read_delta_metadata
 from torchgeo_explora.models import ViT
 from torchgeo_explora.models.backbones.backbone import Backbone
+from torchgeo_explora.models.backbones.from_file import (
+    backbone_from_file,
+    statistics_from_file,
+)
 
 #: What the *model* of a task may be: a backbone, the name of a timm model, the class
 #: path of a backbone, or a class path with arguments, as `plain` gives it.
@@ -56,7 +59,13 @@ def build_backbone(
             **options,
             **(model_args or {}),
         )
-    backbone = _from_plain(model) if isinstance(model, Mapping) else model
+    if isinstance(model, Mapping):
+        # From a checkpoint, which may say anything.
+        backbone = backbone_from_file(
+            model.get('class_path'), model.get('init_args', {}), source='*model*'
+        )
+    else:
+        backbone = model
     kind = type(backbone).__name__
     for name, value in (('in_channels', in_channels), ('model_args', model_args)):
         if value is not None:
@@ -96,9 +105,7 @@ def fold_delta(backbone: Backbone, delta: str) -> Backbone:
     # What the base had nothing for is in every delta on it.
     folded.record.untrained = ()
     folded.record.fingerprint = hashlib.sha256(both.encode()).hexdigest()
-    for name in ('mean', 'std'):
-        if name in metadata:
-            setattr(folded, name, tuple(json.loads(metadata[name])))
+    statistics_from_file(folded, metadata, delta)
     return folded
 
 
@@ -156,19 +163,3 @@ def set_drop_path(backbone: Backbone, rate: float) -> None:
     for index, block in enumerate(blocks):
         share = index / max(1, len(blocks) - 1)
         block.drop_path1, block.drop_path2 = (DropPath(rate * share) for _ in range(2))
-
-
-def _from_plain(values: Mapping[str, Any]) -> Backbone:
-    """Return the backbone that `plain` described.
-
-    Raises:
-        ValueError: If no backbone of that name is defined.
-    """
-    kind: Any = Backbone.kind(values['class_path'])
-    if kind is None:
-        raise ValueError(
-            f'*model* names {values["class_path"]}, and no backbone of this name is'
-            ' defined: import the module that defines it first'
-        )
-    backbone: Backbone = kind(**values.get('init_args', {}))
-    return backbone
