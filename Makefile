@@ -3,7 +3,7 @@ PYTHON ?= python3.12
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: install quickstart test unit lint format bench bench-gpu bench-input clean
+.PHONY: install quickstart test unit lint format docs bench bench-gpu bench-input clean
 
 install: $(INSTALLED)
 
@@ -33,6 +33,13 @@ lint: $(INSTALLED)
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+# The site, in build/docs. Warnings and broken links within it are errors.
+docs: export OMP_NUM_THREADS = 1
+docs: $(INSTALLED)
+	rm -rf build/docs
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
+	$(BIN)/python docs/check_links.py build/docs
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/cpu.py --output benchmarks/results/cpu.json
