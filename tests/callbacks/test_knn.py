@@ -24,6 +24,19 @@ class Points(Dataset):
         return sample | ({'label': torch.tensor(label)} if self.labelled else {})
 
 
+class Same(Dataset):
+    """One sample, again and again."""
+
+    def __init__(self, sample):
+        self.sample = sample
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        return self.sample
+
+
 class Data(LightningDataModule):
     num_workers = 0
     collate_fn = staticmethod(default_collate)
@@ -97,6 +110,61 @@ def test_no_labels_turns_it_off_and_says_so(tmp_path, caplog):
     _fit(tmp_path, callback, Data(labelled=False))
     assert not callback.history
     assert 'online kNN is off: the train split has no class labels' in caplog.text
+
+
+@pytest.mark.parametrize(
+    'label', [None, 'field', 0.5, -1, True, torch.tensor([0, 1]), torch.tensor(0.5)]
+)
+def test_labels_other_than_numbers_of_classes_turn_it_off(tmp_path, caplog, label):
+    caplog.set_level('INFO')
+    data = Data(labelled=False)
+    given = {'image': torch.zeros(3, 4, 4)} | (
+        {} if label is None else {'label': label}
+    )
+    data.val_dataset = Same(given)
+    data.train_dataset = Points(40)
+    callback = OnlineKNN()
+    _fit(tmp_path, callback, data)
+    assert not callback.history
+    assert 'the val split has no class labels' in caplog.text
+
+
+def test_a_data_set_that_cannot_be_read_by_number_turns_it_off(tmp_path, caplog):
+    class Places(Points):
+        def __getitem__(self, place):
+            if place == 0:
+                raise RuntimeError('no such place')
+            return super().__getitem__(place)
+
+    caplog.set_level('INFO')
+    data, callback = Data(), OnlineKNN()
+    data.val_dataset = Places(12)
+    _fit(tmp_path, callback, data)
+    assert (
+        'the val split cannot be read by number (RuntimeError: no such' in caplog.text
+    )
+
+
+def test_no_interval_turns_it_off(tmp_path, caplog):
+    caplog.set_level('INFO')
+    callback = OnlineKNN(every_n_steps=0)
+    _fit(tmp_path, callback, Data())
+    assert not callback.history
+    assert 'online kNN is off: *every_n_steps* is 0' in caplog.text
+
+
+def test_a_data_module_needs_no_settings_of_its_own(tmp_path):
+    class Bare(LightningDataModule):
+        def __init__(self):
+            super().__init__()
+            self.train_dataset, self.val_dataset = Points(40), Points(12)
+
+        def train_dataloader(self):
+            return DataLoader(self.train_dataset, batch_size=4)
+
+    callback = OnlineKNN(every_n_steps=100, tolerance=1)
+    _fit(tmp_path, callback, Bare())
+    assert callback.history[0] == 1.0
 
 
 def test_large_splits_are_thinned_evenly(tmp_path):
