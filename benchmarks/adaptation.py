@@ -1,4 +1,4 @@
-"""Adapt a real ViT-Ti to real images in minutes, and see what it is worth."""
+"""Adapt a real ViT-Ti to real images in minutes, and measure the gain."""
 
 import time
 from collections.abc import Callable
@@ -62,7 +62,7 @@ class Split(NamedTuple):
 
 @dataclass(frozen=True)
 class Setting:
-    """What all variants share."""
+    """Settings that all variants share."""
 
     data: Path
     weights: Path
@@ -249,7 +249,7 @@ def objective_of(recipe: Recipe, setting: Setting) -> DINOv2:
 
 
 def seconds_of_a_step(recipe: Recipe, setting: Setting, image: Tensor) -> float:
-    """Time ten steps of an objective that is thrown away."""
+    """Time ten steps of an objective that is then discarded."""
     objective = objective_of(recipe, setting)
     optimizer = optimizer_of(objective)
     batches = shuffled(image, setting.batch)
@@ -264,7 +264,7 @@ def seconds_of_a_step(recipe: Recipe, setting: Setting, image: Tensor) -> float:
 
 
 def shuffled(image: Tensor, batch: int) -> Any:
-    """Yield batches of *image* for ever, each epoch in an order of its own."""
+    """Yield batches of *image* endlessly, shuffled anew in each epoch."""
     if len(image) < batch:
         raise ValueError(f'{len(image)} training images do not fill a batch of {batch}')
     while True:

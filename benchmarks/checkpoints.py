@@ -1,4 +1,4 @@
-"""What it costs to write a checkpoint: ours, and that of a run that trains all."""
+"""The cost of writing a checkpoint: ours, and that of a run that trains everything."""
 
 import statistics
 import time
@@ -23,7 +23,7 @@ REPEATS = 3
 
 
 def write_times(folder: str, tiny: bool) -> dict[str, Any]:
-    """Write three files of a ViT-L's run, and one of a run that trains all.
+    """Write three files of a ViT-L's run, and one of a run that trains everything.
 
     Args:
         folder: Where to.

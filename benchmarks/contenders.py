@@ -31,7 +31,7 @@ SMALL = {'embed_dim': 24, 'depth': 2, 'num_heads': 2}
 
 
 class Setting(argparse.Namespace):
-    """What all contenders share."""
+    """Settings that all contenders share."""
 
     images: int
     steps: tuple[int, int]
@@ -134,7 +134,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def resident() -> float:
-    """Return the most memory that the process has had, in GiB."""
+    """Return the peak memory of the process, in GiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 

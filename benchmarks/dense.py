@@ -1,4 +1,4 @@
-"""Speed and memory of labelling pixels and finding objects.
+"""Speed and memory of segmentation and detection.
 
     OMP_NUM_THREADS=1 python benchmarks/dense.py --output benchmarks/results/dense.json
 
@@ -65,14 +65,14 @@ class Drawn(NonGeoDataModule):
         self.train_dataset = self.predict_dataset = batch * batches
 
     def setup(self, stage: str) -> None:
-        """Everything is there."""
+        """Do nothing: the batch is in memory."""
 
 
 class StepClock(Callback):
     """Seconds of each batch of a run, of the process on a CPU."""
 
     def __init__(self, device: torch.device) -> None:
-        """Have no batch yet."""
+        """Start without any batch."""
         self.device = device
         self.seconds: list[float] = []
         cuda = device.type == 'cuda'

@@ -79,7 +79,7 @@ def runs(seeds: int, models: tuple[str, ...]) -> Iterator[Run]:
 
 
 def labelled_share(data: Path, place: Path, share: float, seed: int) -> Path:
-    """Return a folder that links to a share of each class, and to whole val and test.
+    """Return a folder of links to a share of each class, and to all of val and test.
 
     Args:
         data: Holds train/, val/ and test/.
@@ -103,7 +103,7 @@ def labelled_share(data: Path, place: Path, share: float, seed: int) -> Path:
 
 
 def trainer(place: str, steps: int) -> Trainer:
-    """Return a trainer that validates nothing, and keeps nothing but the metrics."""
+    """Return a trainer without validation that keeps only the metrics."""
     return Trainer(
         accelerator='cpu',
         precision='bf16-mixed',
@@ -179,7 +179,7 @@ def scores(record: dict[str, Any]) -> dict[str, float]:
 
 
 def table(records: list[dict[str, Any]]) -> str:
-    """Return the study as Markdown: mean and sample deviation over seeds, in points."""
+    """Return the study as Markdown: mean and standard deviation in points."""
     cells: dict[tuple[str, float], dict[str, list[float]]] = {}
     costs: dict[tuple[str, float], list[tuple[int, float]]] = {}
     for record in records:
@@ -230,7 +230,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def append(path: Path, record: dict[str, Any]) -> None:
-    """Add a line, on a line of its own even after one that was cut off."""
+    """Append a line, even after one that was cut off."""
     path.parent.mkdir(parents=True, exist_ok=True)
     whole = not path.exists() or path.read_bytes()[-1:] in (b'', b'\n')
     with path.open('a') as file:

@@ -1,4 +1,4 @@
-"""How fast images come from disk, each way against the plain one in the same run.
+"""How fast images are read, compared with the plain way in the same run.
 
 python benchmarks/input.py --output benchmarks/results/input.json
 
@@ -159,7 +159,7 @@ def write_scene(path: Path, side: int) -> None:
 
 
 def geotiff(record: dict[str, Any], root: Path, images: int, rounds: int) -> None:
-    """Windows of 13 bands: rasterio alone, ours at the same places, and prepared."""
+    """Windows of 13 bands: plain rasterio, ours at the same places, and prepared."""
     folder = root / 'scenes'
     folder.mkdir()
     write_scene(folder / 'scene.tif', SIDE)
@@ -225,7 +225,7 @@ def write_rows(root: Path, rows: int) -> Path:
 
 
 def private_mib() -> float:
-    """Return the memory of this process that no other one can share."""
+    """Return the memory of this process that is not shared with others."""
     lines = Path('/proc/self/smaps_rollup').read_text().splitlines()
     return (
         next(int(x.split()[1]) for x in lines if x.startswith('Private_Dirty')) / 1024
@@ -233,7 +233,7 @@ def private_mib() -> float:
 
 
 def touched(dataset: Any, indices: Sequence[int], answer: Any) -> None:
-    """Read samples, and say what memory that took after a tenth and after all."""
+    """Read samples, and return the memory used after a tenth of them and after all."""
     before, found = private_mib(), []
     for number, index in enumerate(indices, 1):
         dataset[index]
@@ -243,7 +243,7 @@ def touched(dataset: Any, indices: Sequence[int], answer: Any) -> None:
 
 
 def memory(record: dict[str, Any], root: Path, rows: int, reads: int) -> None:
-    """What a worker made by a fork adds to the memory while it reads at random."""
+    """Memory that a forked worker adds while it reads at random."""
     csv = root / 'many/rows.csv'
     many = FMoWRGB(root / 'many', crop='image', size=8, csv=csv)
     prepared = Prepared(root / 'out/image')

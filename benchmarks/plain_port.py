@@ -1,4 +1,4 @@
-"""The yardsticks: DINOv2 from lightly's parts and timm, trained whole or by LoRA."""
+"""The yardsticks: DINOv2 from lightly's parts and timm, trained in full or by LoRA."""
 
 import copy
 from collections.abc import Callable
@@ -30,7 +30,7 @@ RUNS = (
 
 
 class PlainPort(nn.Module):
-    """Student and teacher as whole copies, softmax with a centre for targets."""
+    """Student and teacher as full copies, with centred softmax for targets."""
 
     def __init__(
         self, model: str, sizes: Sizes, lora: bool = False, **arguments: Any
@@ -92,7 +92,7 @@ class PlainPort(nn.Module):
     def guess(
         self, crops: Tensor, local: Tensor, hidden: Tensor
     ) -> tuple[list[Tensor], Tensor, Tensor]:
-        """Return the student's logits likewise, and its class tokens, (2 * B, D)."""
+        """Return the student's logits in this form, and class tokens, (2 * B, D)."""
         padded = nn.functional.pad(hidden, (1, 0))  # the class token is not hidden
         tokens = self.student.encode(crops, mask=padded)
         cls = tokens[:, 0]

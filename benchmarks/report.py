@@ -1,4 +1,4 @@
-"""The file of results: where and with what it was measured, and how far it got."""
+"""The file of results, with the machine, the versions and the progress."""
 
 import json
 import os
@@ -35,7 +35,7 @@ class NotRunError(Exception):
 
 
 class Report:
-    """JSON that is whole after every part: written to one side, then renamed.
+    """A JSON file that is complete after every part.
 
     A part that was not reached, or that cannot run, says 'not run' with the reason; one
     that the run was cut off in says 'running'.
@@ -49,7 +49,7 @@ class Report:
     def __init__(
         self, path: Path, parts: tuple[str, ...], header: dict[str, Any]
     ) -> None:
-        """Write a file in which nothing has run."""
+        """Write a file in which no part has run."""
         self.path = path
         waiting = {'status': 'not run', 'reason': 'the run ended before this part'}
         self.content = header | {part: dict(waiting) for part in parts}
@@ -61,7 +61,7 @@ class Report:
             part.write_text(json.dumps(_plain(self.content), indent=1) + '\n')
 
     def run(self, part: str, measure: Callable[[dict[str, Any]], None]) -> None:
-        """Fill one part; a failure is written down and does not stop the others.
+        """Run one part; a failure is recorded and does not stop the others.
 
         Args:
             part: Its name.

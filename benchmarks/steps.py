@@ -268,28 +268,28 @@ def random_images(images: int, device: torch.device) -> Tensor:
 
 
 def reset_peak(device: torch.device) -> None:
-    """Begin to watch the device's memory."""
+    """Start to watch the device's memory."""
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak(device: torch.device) -> float | str:
-    """Return the most memory that tensors took, in GiB."""
+    """Return the peak memory of tensors, in GiB."""
     if device.type != 'cuda':
         return 'not measured: a CPU'
     return round(torch.cuda.max_memory_allocated(device) / 2**30, 2)
 
 
 def reserved(device: torch.device) -> float | str:
-    """Return the most memory that the allocator held, in GiB: what a card must have."""
+    """Return the peak memory of the allocator, which a card must have, in GiB."""
     if device.type != 'cuda':
         return 'not measured: a CPU'
     return round(torch.cuda.max_memory_reserved(device) / 2**30, 2)
 
 
 def release() -> None:
-    """Give memory back between measurements."""
+    """Free memory between measurements."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""Clocks: parts of a step on the device's own time line, and the matmul rate."""
+"""Clocks for the parts of a step, on the device's own time, and the matmul rate."""
 
 import statistics
 import time
@@ -19,7 +19,7 @@ class Clock:
     """
 
     def __init__(self, device: torch.device) -> None:
-        """Have no step yet."""
+        """Start without any step."""
         self.device = device
         self.steps: list[list[tuple[str, Any]]] = []
 
@@ -29,7 +29,7 @@ class Clock:
         return self.steps[-1][-1][0]
 
     def start(self) -> None:
-        """Begin a step."""
+        """Start a step."""
         self.steps.append([('start', self._now())])
 
     def mark(self, name: str) -> None:
