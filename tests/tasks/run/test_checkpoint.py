@@ -12,7 +12,11 @@ from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
 from torchgeo_explora.datamodules import ImageFolderDataModule
 from torchgeo_explora.tasks import ExploraClassificationTask, ExploraDinoTask
-from torchgeo_explora.tasks.run.checkpoint import DeltaCheckpointIO, write_to
+from torchgeo_explora.tasks.run.checkpoint import (
+    DeltaCheckpointIO,
+    require_whole,
+    write_to,
+)
 
 CONTENT = {'state_dict': {'weight': torch.arange(3.0)}}
 
@@ -52,8 +56,10 @@ def test_lightnings_default_is_not_asked_to_copy_a_local_file(tmp_path, monkeypa
     monkeypatch.setattr(TorchCheckpointIO, 'save_checkpoint', None)
     io = DeltaCheckpointIO(TorchCheckpointIO(), write_delta)
     io.save_checkpoint(CONTENT, str(path))
-    # Not a byte is another one.
-    assert path.read_bytes() == by_lightning.read_bytes()
+    # The bytes are the same, but for the SHA-256 that follows and its length.
+    expected = by_lightning.read_bytes()
+    assert path.read_bytes()[: len(expected) - 2] == expected[:-2]
+    assert path.stat().st_size == len(expected) + 71
     found = io.load_checkpoint(path, weights_only=True)
     assert torch.equal(found['state_dict']['weight'], torch.arange(3.0))
     assert {file.name for file in path.parent.iterdir()} == {
@@ -61,6 +67,82 @@ def test_lightnings_default_is_not_asked_to_copy_a_local_file(tmp_path, monkeypa
     }
     io.remove_checkpoint(path)
     assert not [*path.parent.iterdir()]
+
+
+def test_failed_delta_leaves_the_last_checkpoint(tmp_path):
+    """The delta is renamed first, so no checkpoint is without its delta."""
+    path = tmp_path / 'last.ckpt'
+    path.write_text('last')
+
+    def full(delta):
+        assert path.read_text() == 'last'
+        raise OSError(28, 'No space left on device')
+
+    with pytest.raises(OSError, match=rf'could not write {path}'):
+        DeltaCheckpointIO(TorchCheckpointIO(), full).save_checkpoint(CONTENT, path)
+    assert path.read_text() == 'last'
+    assert [*tmp_path.iterdir()] == [path]
+
+
+def test_names_with_dots_have_a_delta_each(tmp_path):
+    io = DeltaCheckpointIO(TorchCheckpointIO(), write_delta)
+    for name in ('run-v1.5', 'run-v1.7', 'a.b.ckpt'):
+        io.save_checkpoint(CONTENT, tmp_path / name)
+    assert {file.name for file in tmp_path.glob('*.safetensors')} == {
+        *('run-v1.5.safetensors', 'run-v1.7.safetensors', 'a.b.safetensors'),
+    }
+
+
+@pytest.mark.parametrize('name', ['x.safetensors', 'memory://explora/x.safetensors'])
+def test_checkpoint_with_the_name_of_its_delta_is_refused(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    io = DeltaCheckpointIO(TorchCheckpointIO(), write_delta)
+    with pytest.raises(ValueError, match=r'call the checkpoint x\.ckpt'):
+        io.save_checkpoint(CONTENT, name)
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize('ours', [True, False])
+def test_damaged_checkpoint_is_named(ours, tmp_path):
+    """Ours end with their SHA-256; others have the checksums of their archive."""
+    path = tmp_path / 'last.ckpt'
+    content = {'state_dict': {'weight': torch.arange(300.0)}}
+    io = DeltaCheckpointIO(TorchCheckpointIO(), write_delta)
+    (io if ours else TorchCheckpointIO()).save_checkpoint(content, path)
+    require_whole(path)
+    whole = path.read_bytes()
+    place = whole.find(torch.arange(300.0).numpy().tobytes()) + 400
+    # Every byte of ours counts; of others, the padding between tensors does not.
+    places = range(0, len(whole), 7) if ours else [place]
+    for place in places:
+        broken = bytearray(whole)
+        broken[place] ^= 4
+        path.write_bytes(broken)
+        with pytest.raises(ValueError, match=f'{path} is'):
+            io.load_checkpoint(path)
+    for size in (0, 1, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=f'{path} is'):
+            require_whole(path)
+
+
+def test_missing_or_other_delta_is_written_again(tmp_path, recwarn):
+    path, delta = tmp_path / 'last.ckpt', tmp_path / 'last.safetensors'
+    io = DeltaCheckpointIO(TorchCheckpointIO(), write_delta)
+
+    def current(place):
+        return place.exists() and place.read_text() == 'delta'
+
+    for found in (None, 'of another step', 'delta'):
+        delta.unlink(missing_ok=True)
+        if found:
+            delta.write_text(found)
+        io.renew_delta(path, current)
+        assert delta.read_text() == 'delta'
+    delta.unlink()
+    io.save_delta = lambda place: Path('/proc/none').write_text('delta')
+    with pytest.warns(UserWarning, match=f'the delta of {path}'):
+        io.renew_delta(path, current)
 
 
 def test_another_writer_keeps_its_way(tmp_path):

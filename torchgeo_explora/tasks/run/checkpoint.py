@@ -1,5 +1,8 @@
 """Checkpoints: a delta file beside each, and a check of what is loaded."""
 
+import hashlib
+import struct
+import zipfile
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from pathlib import Path, PurePosixPath
@@ -11,6 +14,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from torchgeo_explora.adapt import base_fingerprint
 from torchgeo_explora.models.backbones.backbone import Backbone
@@ -20,8 +24,9 @@ from torchgeo_explora.writing import replacing
 class DeltaCheckpointIO(CheckpointIO):
     """Write `name.safetensors` with each `name.ckpt`, and remove both together.
 
-    A checkpoint on this machine goes to a temporary file beside it first and is then
-    renamed, so that a full disk or an interruption leaves the previous file whole.
+    On this machine both go to temporary files first. The delta is renamed before the
+    checkpoint, so that a full disk or an interruption never leaves a checkpoint without
+    its delta. The checkpoint ends with its SHA-256, which `require_whole` compares.
     Other places, such as `s3://bucket/name.ckpt`, are left to *inner*, and the delta
     follows to the same place.
 
@@ -48,8 +53,19 @@ class DeltaCheckpointIO(CheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        """Write the checkpoint and the delta."""
+        """Write the checkpoint and the delta.
+
+        Raises:
+            OSError: If one of them cannot be written; the checkpoint that was there
+                stays.
+            ValueError: If the delta would have the checkpoint's own name.
+        """
         files, place, delta = _beside(path)
+        if place == delta:
+            raise ValueError(
+                f'the delta beside the checkpoint {path} would have the same name:'
+                f' call the checkpoint {PurePosixPath(place).stem}.ckpt'
+            )
         if not isinstance(files, LocalFileSystem):
             self.inner.save_checkpoint(checkpoint, path, storage_options)
             _put(files, self.save_delta, delta)
@@ -63,10 +79,35 @@ class DeltaCheckpointIO(CheckpointIO):
                     torch.save(checkpoint, file)
             else:
                 self.inner.save_checkpoint(checkpoint, part, storage_options)
-        self.save_delta(Path(delta))
+            _seal(part)
+            self.save_delta(Path(delta))
+
+    def renew_delta(self, path: str | Path, current: Callable[[Path], bool]) -> None:
+        """Write the delta beside a checkpoint, if it is missing or another one.
+
+        Args:
+            path: The checkpoint, which the task has just loaded.
+            current: Returns whether a delta file is the one that the task would write.
+        """
+        files, _, delta = _beside(path)
+        if not isinstance(files, LocalFileSystem):
+            if not files.exists(delta):
+                _put(files, self.save_delta, delta)
+        elif not current(Path(delta)):
+            try:
+                self.save_delta(Path(delta))
+            except OSError as error:
+                rank_zero_warn(f'the delta of {path} is not the one beside it: {error}')
+            else:
+                rank_zero_info(f'{delta} was not the delta of {path}: written again')
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> Any:
-        """Read a checkpoint."""
+        """Read a checkpoint.
+
+        Raises:
+            ValueError: If it is damaged.
+        """
+        require_whole(path)
         return self.inner.load_checkpoint(path, *args, **kwargs)
 
     def remove_checkpoint(self, path: str | Path) -> None:
@@ -118,7 +159,75 @@ def _put(files: Any, write: Callable[[Path], None], target: str) -> None:
 def _beside(path: str | Path) -> tuple[Any, str, str]:
     """Return the file system of a checkpoint, its name there, and its delta's."""
     files, place = url_to_fs(str(path))
-    return files, place, str(PurePosixPath(place).with_suffix('.safetensors'))
+    # Only a final `.ckpt` is replaced: `run-v1.5` and `run-v1.7` have a delta each.
+    suffix = '.safetensors'
+    stem = place.removesuffix('.ckpt')
+    return files, place, stem if stem.endswith(suffix) else stem + suffix
+
+
+#: Ends a checkpoint, as the comment of its ZIP archive: this, then 64 digits.
+_MARK = b'sha256:'
+_SEAL = len(_MARK) + 64
+#: Bytes of the record that ends a ZIP archive without a comment.
+_END = 22
+
+
+def _seal(path: Path) -> None:
+    """Append its SHA-256 to a checkpoint, as torch and other readers allow."""
+    if not path.is_file():
+        return
+    with path.open('r+b') as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - _END))
+        end = file.read()
+        # What is not an archive without a comment keeps its own form.
+        if len(end) < _END or end[:4] != b'PK\5\6' or end[-2:] != b'\0\0':
+            return
+        file.seek(size - 2)
+        file.write(struct.pack('<H', _SEAL))
+        file.seek(0)
+        digest = hashlib.file_digest(file, 'sha256').hexdigest()
+        file.seek(0, 2)
+        file.write(_MARK + digest.encode())
+
+
+def require_whole(path: str | Path) -> None:
+    """Raise if a checkpoint on this machine is damaged.
+
+    A checkpoint with a SHA-256 at its end is compared with it; in any other, such as
+    one of Lightning's own, each part is compared with the archive's checksum.
+
+    Raises:
+        ValueError: If the bytes are not those that were written.
+    """
+    files, place = url_to_fs(str(path))
+    # Folders are of other writers; a missing file is Lightning's to report.
+    if not isinstance(files, LocalFileSystem) or not Path(place).is_file():
+        return
+    advice = 'copy it again, or continue from another checkpoint'
+    with Path(place).open('rb') as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - _SEAL))
+        seal = file.read()
+        if seal.startswith(_MARK):
+            file.seek(0)
+            digest = hashlib.sha256()
+            for start in range(0, size - _SEAL, 1 << 20):
+                digest.update(file.read(min(1 << 20, size - _SEAL - start)))
+            if digest.hexdigest().encode() == seal[len(_MARK) :]:
+                return
+            raise ValueError(
+                f'{place} is damaged: its SHA-256 is not the one at its end; {advice}'
+            )
+    try:
+        with zipfile.ZipFile(place) as archive:
+            wrong = archive.comment or archive.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError) as error:
+        raise ValueError(
+            f'{place} is cut short or is not a checkpoint ({error}); {advice}'
+        ) from error
+    if wrong:
+        raise ValueError(f'{place} is damaged: a checksum differs; {advice}')
 
 
 def identity(backbone: Backbone) -> dict[str, Any]:
