@@ -5,6 +5,7 @@ from torchgeo_explora.functional.assignments import (
     sinkhorn_knopp,
     sinkhorn_knopp_,
 )
+from torchgeo_explora.functional.effective_rank import lidar, rankme
 from torchgeo_explora.functional.losses import (
     dino_loss,
     ibot_loss,
@@ -23,6 +24,7 @@ from torchgeo_explora.functional.patches import (
     unpatchify,
 )
 from torchgeo_explora.functional.positions import resize_grid, sincos_1d, sincos_2d
+from torchgeo_explora.functional.regularizers import gram_loss, sigreg
 from torchgeo_explora.functional.schedules import cosine_schedule, linear_warmup
 
 __all__ = [
@@ -31,18 +33,22 @@ __all__ = [
     'cosine_schedule',
     'dino_loss',
     'gather_tokens',
+    'gram_loss',
     'ibot_loss',
     'knn_vote',
     'koleo',
+    'lidar',
     'linear_warmup',
     'masked_mse',
     'normalize_patches',
     'patch_statistics',
     'patchify',
     'random_mask',
+    'rankme',
     'replace_tokens',
     'resize_grid',
     'scatter_tokens',
+    'sigreg',
     'sincos_1d',
     'sincos_2d',
     'sinkhorn_knopp',
