@@ -6,6 +6,7 @@ Importing it registers ExPLoRA's architectures with timm.
 from torchgeo_explora.models.backbones.attention import Attention
 from torchgeo_explora.models.backbones.backbone import Backbone
 from torchgeo_explora.models.backbones.group_channel import GroupChannelViT
+from torchgeo_explora.models.backbones.rotary import RotaryViT
 from torchgeo_explora.models.backbones.temporal import TemporalViT
 from torchgeo_explora.models.backbones.tokens import Features, Tokens
 from torchgeo_explora.models.backbones.vit import ViT
@@ -18,6 +19,7 @@ __all__ = [
     'DINOHead',
     'Features',
     'GroupChannelViT',
+    'RotaryViT',
     'TemporalViT',
     'Tokens',
     'ViT',

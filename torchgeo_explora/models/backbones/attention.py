@@ -1,5 +1,7 @@
 """Self-attention with queries, keys and values as layers of their own."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from timm.layers.attention import Attention as FusedAttention
@@ -22,15 +24,33 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads = fused.num_heads
         self.dropout = fused.attn_drop.p
-        self.q, self.k, self.v = _split(fused.qkv)
+        biases = None if fused.qkv.bias is None else fused.qkv.bias.chunk(3)
+        self.q, self.k, self.v = split_linear(fused.qkv, biases)
         self.q_norm = fused.q_norm
         self.k_norm = fused.k_norm
         self.norm = fused.norm
         self.proj = fused.proj
         self.proj_drop = fused.proj_drop
 
+    def place(
+        self, queries: Tensor, keys: Tensor, rows: Tensor | None, **context: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return queries and keys with what a block knows of their tokens: as they are.
+
+        Args:
+            queries: (B, heads, N, D / heads), or (B, heads, R, D / heads) of *rows*.
+            keys: (B, heads, N, D / heads).
+            rows: (B, R), the token that each query belongs to; all in order if None.
+            **context: What `Backbone.enter` gives to every block.
+        """
+        return queries, keys
+
     def forward(
-        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+        self,
+        x: Tensor,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+        **context: Tensor,
     ) -> Tensor:
         """Return tokens (B, N, D) that have attended to one another.
 
@@ -39,6 +59,7 @@ class Attention(nn.Module):
             attn_mask: As in `torch.nn.functional.scaled_dot_product_attention`: bool,
                 True where a token may look, or float, added to the scores.
             is_causal: Whether a token sees only those before it.
+            **context: As for `place`.
         """
         x = _cast_once(x)
         q, k, v = (
@@ -46,11 +67,14 @@ class Attention(nn.Module):
             for layer in (self.q, self.k, self.v)
         )  # (B, N, D) -> (B, heads, N, D / heads)
         dropout = self.dropout if self.training else 0.0
-        x = _attend(self.q_norm(q), self.k_norm(k), v, attn_mask, dropout, is_causal)
+        q, k = self.place(self.q_norm(q), self.k_norm(k), None, **context)
+        x = _attend(q, k, v, attn_mask, dropout, is_causal)
         x = x.transpose(1, 2).flatten(2)  # -> (B, N, D)
         return self.proj_drop(self.proj(self.norm(x)))
 
-    def of_rows(self, x: Tensor, keep: Tensor, index: Tensor) -> Tensor:
+    def of_rows(
+        self, x: Tensor, keep: Tensor, index: Tensor, **context: Tensor
+    ) -> Tensor:
         """Return what `forward` does, for chosen tokens only.
 
         All tokens are keys and values; queries, and what follows, are made of the
@@ -60,6 +84,7 @@ class Attention(nn.Module):
             x: Tokens, (B, N, D).
             keep: (B, N) bool, True for the R chosen tokens.
             index: (R,), where they stand in `x.flatten(0, 1)`, on its device.
+            **context: As for `place`.
 
         Returns:
             (R, D), image by image.
@@ -79,7 +104,13 @@ class Attention(nn.Module):
         )
         q, k, v = (part.transpose(1, 2) for part in (q, k, v))
         dropout = self.dropout if self.training else 0.0
-        found = _attend(self.q_norm(q), self.k_norm(k), v, None, dropout, False)
+        rows = None
+        if context:
+            # What fills a row up is token 0, whose query nobody reads.
+            rows = index.new_zeros(images * longest)
+            rows = rows.index_copy(0, slot, index % x.shape[1]).view(images, longest)
+        q, k = self.place(self.q_norm(q), self.k_norm(k), rows, **context)
+        found = _attend(q, k, v, None, dropout, False)
         found = found.transpose(1, 2).flatten(2).flatten(0, 1)[slot]  # (R, D)
         return self.proj_drop(self.proj(self.norm(found)))
 
@@ -107,16 +138,24 @@ def _attend(
     return x.to(v.dtype)
 
 
-def _split(fused: nn.Linear) -> list[nn.Linear]:
-    """Return the thirds of a Linear's rows as Linears of their own."""
+def split_linear(
+    fused: nn.Linear, biases: Sequence[Tensor | None] | None
+) -> list[nn.Linear]:
+    """Return the thirds of a Linear's rows as Linears of their own.
+
+    Args:
+        fused: Rows of the queries, then of the keys, then of the values.
+        biases: One for each third, None where it has none; None for none at all.
+    """
     layers = []
     for index, weight in enumerate(fused.weight.detach().chunk(3)):
         # On the meta device no numbers are drawn that would be thrown away: a seed
         # gives the same weights as timm's own constructor.
         rows, columns = weight.shape
-        layer = nn.Linear(columns, rows, fused.bias is not None, device='meta')
+        bias = None if biases is None else biases[index]
+        layer = nn.Linear(columns, rows, bias is not None, device='meta')
         layer.weight = nn.Parameter(weight.clone())
-        if fused.bias is not None:
-            layer.bias = nn.Parameter(fused.bias.detach().chunk(3)[index].clone())
+        if bias is not None:
+            layer.bias = nn.Parameter(bias.detach().clone())
         layers.append(layer)
     return layers

@@ -40,6 +40,9 @@ _NUMBERS = {
     'patch_drop_rate': (0, 1),
     'pos_drop_rate': (0, 1),
     'proj_drop_rate': (0, 1),
+    'rope_jitter_coords': (1, 100),
+    'rope_rescale_coords': (1, 100),
+    'rope_shift_coords': (0, 100),
 }
 _FLAGS = {
     *('dynamic_img_pad', 'dynamic_img_size', 'fc_norm', 'final_norm', 'fix_init'),

@@ -24,6 +24,7 @@ LAYER_SCALE = ('ls1.gamma', 'ls2.gamma')
 
 _FUSED = re.compile(r'(.*\battn\.)qkv\.(weight|bias)')
 _QUERY = re.compile(r'(.*\battn\.)q\.(weight|bias)')
+_SINGLE = re.compile(r'(.*\battn\.)([qv])_bias')
 _BLOCK = re.compile(r'blocks\.(\d+)\.(.+)')
 # Parts of a file that do not belong to the backbone. Only these go to `rest`.
 _REST = ('mask_token', 'decoder_', 'dino_head.', 'ibot_head.', 'head.', 'fc_norm.')
@@ -51,6 +52,10 @@ def fuse_qkv(state: Mapping[str, Tensor]) -> State:
         if all(part in state for part in parts):
             tensors = [fused.pop(part) for part in parts]
             fused[f'{match[1]}qkv.{match[2]}'] = torch.cat(tensors)
+        elif match[2] == 'bias' and parts[1] not in state and parts[2] in state:
+            # Without a bias of the keys, timm names the two others apart.
+            for name, part in (('q_bias', parts[0]), ('v_bias', parts[2])):
+                fused[f'{match[1]}{name}'] = fused.pop(part)
     return fused
 
 
@@ -63,6 +68,8 @@ def split_qkv(state: Mapping[str, Tensor]) -> State:
             # Rows of the fused layer: all of q, then all of k, then all of v.
             for name, part in zip('qkv', value.chunk(3), strict=True):
                 split[f'{match[1]}{name}.{match[2]}'] = part
+        elif match := _SINGLE.fullmatch(key):
+            split[f'{match[1]}{match[2]}.bias'] = value
         else:
             split[key] = value
     return split

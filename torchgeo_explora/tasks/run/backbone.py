@@ -9,12 +9,13 @@ from timm.layers.drop import DropPath
 from torchvision.models._api import WeightsEnum
 
 from torchgeo_explora.adapt import load_delta, merged, read_delta_metadata
-from torchgeo_explora.models import ViT
+from torchgeo_explora.models import RotaryViT, ViT
 from torchgeo_explora.models.backbones.backbone import Backbone
 from torchgeo_explora.models.backbones.from_file import (
     backbone_from_file,
     statistics_from_file,
 )
+from torchgeo_explora.models.backbones.rotary import is_rotary
 
 #: What the *model* of a task may be: a backbone, the name of a timm model, the class
 #: path of a backbone, or a class path with arguments, as `plain` gives it.
@@ -51,7 +52,8 @@ def build_backbone(
         model_args = None
     if isinstance(model, str):
         options = {} if drop_path is None else {'drop_path_rate': drop_path}
-        return ViT(
+        build: type[RotaryViT | ViT] = RotaryViT if is_rotary(model) else ViT
+        return build(
             model,
             weights,
             in_channels=in_channels or 3,

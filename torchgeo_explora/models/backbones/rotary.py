@@ -1,0 +1,248 @@
+"""Vision Transformers with rotary positions (DINOv3 and its family) as a backbone."""
+
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from typing import Any
+
+import timm
+import torch
+from timm.layers.drop import DropPath
+from timm.layers.pos_embed_sincos import apply_rot_embed_cat
+from timm.models.eva import Eva, EvaAttention, EvaBlock
+from torch import Tensor, nn
+from torchvision.models._api import WeightsEnum
+
+from torchgeo_explora.functional import patchify
+from torchgeo_explora.models.backbones.attention import Attention, split_linear
+from torchgeo_explora.models.backbones.backbone import Backbone
+from torchgeo_explora.models.backbones.tokens import Tokens, check_size, pair
+from torchgeo_explora.models.backbones.vit import ViT
+from torchgeo_explora.models.checkpoints import read_state
+
+_SUPPORTED = (
+    "RotaryViT takes timm's Eva models with a class token, rotary positions and no"
+    ' position table, such as vit_small_patch16_dinov3'
+)
+
+
+class RotaryViT(Backbone):
+    """A timm `Eva` model with rotary positions (DINOv3) as `embed` and `encode`.
+
+    Modules and weights keep timm's names, except that `attn.qkv` is split into `q`, `k`
+    and `v`. A position is the sine and cosine of each patch's coordinates: `encode`
+    rotates queries and keys by it, so there is no table to resize, and any image size
+    is used as it is. Class and register tokens are not rotated.
+
+    Siméoni et al., *DINOv3* (https://arxiv.org/abs/2508.10104). Coordinates can be
+    shifted, jittered and rescaled in training (`rope_shift_coords`,
+    `rope_jitter_coords`, `rope_rescale_coords`; DINOv3 rescales by up to 2): drawn for
+    each batch by torch's CPU generator, and never in evaluation, so not for a teacher.
+
+    Args:
+        model: Name of a timm model.
+        weights: As for `ViT`.
+        in_channels: C, channels of an image.
+        image_size: Training size in pixels, one number or height and width; timm's
+            default for the model if None.
+        **timm_kwargs: Further arguments of the timm model, such as embed_dim, depth,
+            num_heads, patch_size, drop_path_rate.
+
+    Raises:
+        FileNotFoundError: If the weights are not at hand and cannot be downloaded.
+        RuntimeError: If the weights do not fit.
+        TypeError: If timm does not know an argument.
+        ValueError: If the model is unknown or of another kind, or `image_size` is not a
+            multiple of its patch size.
+    """
+
+    file_arguments = (
+        *ViT.file_arguments,
+        *('rope_jitter_coords', 'rope_rescale_coords', 'rope_shift_coords'),
+    )
+
+    def __init__(
+        self,
+        model: str,
+        weights: WeightsEnum | PathLike[str] | str | bool | None = None,
+        in_channels: int = 3,
+        image_size: int | Sequence[int] | None = None,
+        **timm_kwargs: Any,
+    ) -> None:
+        """Build the timm model and take it apart."""
+        options = {'in_chans': in_channels, **timm_kwargs}
+        if image_size is not None:
+            options['img_size'] = pair(image_size)
+        vit = _build(model, options)
+        size, patch = vit.patch_embed.img_size, vit.patch_embed.patch_size[0]
+        check_size(size, patch)
+        arguments = {'model': model, 'in_channels': in_channels, 'image_size': size}
+        super().__init__(
+            arguments | timm_kwargs, vit.embed_dim, patch, in_channels, size
+        )
+        self.mean = tuple(vit.pretrained_cfg['mean'])
+        self.std = tuple(vit.pretrained_cfg['std'])
+        for name in ('patch_embed', 'cls_token', 'reg_token', 'norm_pre', 'norm'):
+            setattr(self, name, getattr(vit, name))
+        self.rope = vit.rope
+        for block in vit.blocks:
+            block.attn = RotaryAttention(block.attn)
+        self.blocks = nn.Sequential(*vit.blocks)
+        if weights:
+            self.start_from(weights)
+
+    def start_from(self, weights: WeightsEnum | PathLike[str] | str | bool) -> None:
+        """Load weights, as `ViT.start_from` does."""
+        state, self.record.extras = read_state(
+            weights, self.arguments['model'], self.in_channels
+        )
+        self.load_state_dict(state)
+
+    def embed(self, image: Tensor, **metadata: Tensor) -> Tokens:
+        """Return the patch tokens of an image; positions are (1, h * w, 2 D / heads).
+
+        Args:
+            image: Normalised pixels, (B, C, H, W); H and W are multiples of the patch
+                size.
+            **metadata: Ignored.
+
+        Raises:
+            ValueError: If the number of channels or the image size does not fit.
+        """
+        if image.ndim != 4 or image.shape[1] != self.in_channels:
+            raise ValueError(
+                f'image has shape {tuple(image.shape)}, expected (B, C, H, W) with C ='
+                f' in_channels = {self.in_channels}: choose bands, or build the'
+                ' backbone with another in_channels'
+            )
+        height, width = image.shape[-2:]
+        check_size((height, width), self.patch_size)
+        patches: Any = self.patch_embed
+        x = patches.proj(image)
+        grid = (x.shape[-2], x.shape[-1])
+        content = patches.norm(x.flatten(2).transpose(1, 2))  # -> (B, h * w, D)
+        rope: Any = self.rope
+        return Tokens(content, rope.get_embed(shape=list(grid))[None], (1, *grid))
+
+    def patchify(self, image: Tensor) -> Tensor:
+        """Return the pixels of an image as (B, N, P), in the order of `embed`.
+
+        Inside a patch the order is row, column, channel, as in MAE.
+        """
+        return patchify(image, self.patch_size)
+
+    def prefix(self) -> Tensor:
+        """Return class and register tokens, (1, S, D)."""
+        tokens: Any = [self.cls_token, self.reg_token]
+        return torch.cat([token for token in tokens if token is not None], dim=1)
+
+    def enter(
+        self, content: Tensor, position: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return all tokens, and by how much each is rotated in every block."""
+        prefix = self.prefix().expand(len(content), -1, -1)
+        still = torch.zeros_like(position[:, :1])
+        still[..., position.shape[-1] // 2 :] = 1  # sine 0 and cosine 1
+        rope = torch.cat([still.expand(-1, prefix.shape[1], -1), position], dim=1)
+        return self.norm_pre(torch.cat([prefix, content], dim=1)), {'rope': rope}
+
+    def block_rows(
+        self,
+        block: Any,
+        x: Tensor,
+        keep: Tensor,
+        index: Tensor,
+        context: Mapping[str, Tensor],
+    ) -> Tensor:
+        """Return chosen rows of what a block puts out: see `Backbone.block_rows`."""
+        if block.training and isinstance(block.drop_path1, DropPath):
+            return block(x, **context).flatten(0, 1)[index]
+        rows = x.flatten(0, 1)[index]
+        attended = block.attn.of_rows(block.norm1(x), keep, index, **context)
+        rows = rows + _scaled(attended, block.gamma_1)
+        return rows + _scaled(block.mlp(block.norm2(rows)), block.gamma_2)
+
+
+class RotaryAttention(Attention):
+    """timm's `EvaAttention` with its fused `qkv` as three Linears, same output.
+
+    Args:
+        fused: timm's attention. A bias of its own for the keys does not exist.
+    """
+
+    def __init__(self, fused: EvaAttention) -> None:
+        """Copy the rows of *fused* that belong to each projection."""
+        nn.Module.__init__(self)
+        self.num_heads = fused.num_heads
+        self.dropout = fused.attn_drop.p
+        self.rotate_half = fused.rotate_half
+        biases = None if fused.q_bias is None else (fused.q_bias, None, fused.v_bias)
+        self.q, self.k, self.v = split_linear(fused.qkv, biases)
+        self.q_norm, self.k_norm = fused.q_norm, fused.k_norm
+        self.norm = fused.norm
+        self.proj, self.proj_drop = fused.proj, fused.proj_drop
+
+    def place(
+        self, queries: Tensor, keys: Tensor, rows: Tensor | None, **context: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Rotate queries and keys by the positions of their tokens."""
+        rope = context['rope'].unsqueeze(1)  # (1 or B, 1, N, 2 * D / heads)
+        of_queries = rope
+        if rows is not None:
+            # (B, N) tokens, of which each image's chosen ones stand first.
+            every = rope.expand(len(keys), -1, -1, -1)
+            of_queries = torch.take_along_dim(every, rows[:, None, :, None], dim=2)
+        return self._rotated(queries, of_queries), self._rotated(keys, rope)
+
+    def _rotated(self, x: Tensor, rope: Tensor) -> Tensor:
+        return apply_rot_embed_cat(x, rope, half=self.rotate_half).to(x.dtype)
+
+
+def is_rotary(model: str) -> bool:
+    """Return whether timm builds a model of this name as an `Eva`."""
+    name = model.partition('.')[0]
+    if not timm.is_model(name):
+        return False
+    return bool(timm.models.model_entrypoint(name).__module__ == 'timm.models.eva')
+
+
+def _scaled(x: Tensor, gamma: Tensor | None) -> Tensor:
+    return x if gamma is None else gamma * x
+
+
+def _build(model: str, options: dict[str, Any]) -> Any:
+    """Return the timm model, or say why it cannot be a backbone."""
+    if not timm.is_model(model.partition('.')[0]):
+        raise ValueError(f'*model* {model!r} is not known to timm: {_SUPPORTED}')
+    try:
+        # The final norm stays where it is.
+        vit: Any = timm.create_model(
+            model, num_classes=0, global_pool='token', **options
+        )
+    except TypeError as error:
+        raise TypeError(
+            f'timm cannot build {model!r}: {error}; {_SUPPORTED}'
+        ) from error
+    reason = None
+    if type(vit) is not Eva:
+        reason = f'is of the class {type(vit).__name__}'
+    elif vit.rope is None or getattr(vit, 'rope_mixed', False):
+        reason = 'has no rotary positions that all blocks share'
+    elif vit.pos_embed is not None:
+        reason = 'has a position table, too'
+    elif vit.cls_token is None:
+        reason = 'has no class token'
+    elif any(not _is_plain(block) for block in vit.blocks):
+        reason = 'has blocks of another kind'
+    if reason:
+        raise ValueError(f'*model* {model!r} {reason}: {_SUPPORTED}')
+    return vit
+
+
+def _is_plain(block: Any) -> bool:
+    attention: Any = block.attn
+    return (
+        type(block) is EvaBlock
+        and type(attention) is EvaAttention
+        and attention.qkv is not None
+        and attention.gate is None
+    )
