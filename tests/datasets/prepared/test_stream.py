@@ -1,10 +1,12 @@
 import http.server
 import itertools
+import json
 import tarfile
 import threading
 from functools import partial
 from pathlib import Path
 
+import fsspec
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -165,10 +167,93 @@ def test_over_the_network(folder):
     assert found == list(range(8))
 
 
-def test_object_storage_goes_through_its_command(folder):
-    stream = PreparedStream(folder, 'train')
-    stream.folder = 's3://bucket/fmow/train'
-    assert stream._url('a.tar') == 'pipe:aws s3 cp s3://bucket/fmow/train/a.tar -'
+def test_object_storage_goes_through_fsspec(folder):
+    store = fsspec.filesystem('memory')
+    store.put(folder, '/bucket/fmow', recursive=True)
+    try:
+        stream = PreparedStream('memory://bucket/fmow', 'train')
+        assert indices(stream) == list(range(8))
+    finally:
+        store.rm('/bucket', recursive=True)
+
+
+def edit_manifest(folder, change):
+    path = Path(folder, 'train/manifest.json')
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        '../shard-000000.tar',
+        '/etc/shard-000000.tar',
+        'shard-000000.tar; touch {mark}',
+        '$(touch {mark})',
+        'pipe:touch {mark}',
+        'shard-000000.tar\n',
+        'shard-\u0660\u0660\u0660\u0660\u0660\u0660.tar',
+        'sub/shard-000000.tar',
+        'http://host/shard-000000.tar',
+        None,
+    ],
+)
+def test_manifest_names_only_shards_of_the_writer(folder, tmp_path, name):
+    """Names of a manifest from another machine become neither paths nor commands."""
+    mark = tmp_path / 'mark'
+    shard = name and name.format(mark=mark)
+    edit_manifest(folder, lambda manifest: manifest['shards'][0].update(name=shard))
+    for kind in (PreparedStream, Prepared):
+        with pytest.raises(NotPreparedError, match='is not the name of a shard'):
+            list(kind(folder, 'train'))
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize('root', ['pipe:touch mark; cat ', '; touch mark #'])
+def test_root_never_reaches_a_shell(monkeypatch, root):
+    def refuse(*arguments, **_):
+        raise OSError('no network in this test')
+
+    def fail(*arguments, **_):
+        pytest.fail(f'started {arguments}')
+
+    monkeypatch.setattr('fsspec.open', refuse)
+    monkeypatch.setattr('subprocess.Popen', fail)
+    for address in (root, 's3://bucket/' + root, 'https://host/' + root):
+        with pytest.raises(NotPreparedError):
+            PreparedStream(address, 'train')
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda manifest: manifest.pop('shards'),
+        lambda manifest: manifest.update(shards={}),
+        lambda manifest: manifest.update(classes=[1]),
+        lambda manifest: manifest.update(attributes=None),
+        lambda manifest: manifest['index'].update(sha256='0'),
+        lambda manifest: manifest['shards'].append('shard'),
+        lambda manifest: manifest['shards'].append(manifest['shards'][0]),
+        lambda manifest: manifest['shards'][0].update(samples=-1),
+        lambda manifest: manifest['shards'][0].pop('bytes'),
+    ],
+)
+def test_manifest_of_another_form_is_refused(folder, change):
+    edit_manifest(folder, change)
+    for kind in (PreparedStream, Prepared):
+        with pytest.raises(NotPreparedError, match=r'manifest\.json of .* is damaged'):
+            kind(folder, 'train')
+
+
+def test_links_in_a_shard_are_not_followed(folder):
+    shard = Path(folder, 'train/shard-000000.tar')
+    with tarfile.open(shard, 'w') as tar:
+        link = tarfile.TarInfo('000000000.json')
+        link.type, link.linkname = tarfile.SYMTYPE, '/etc/passwd'
+        tar.addfile(link)
+    with pytest.raises(NotPreparedError, match='is not a plain file'):
+        list(PreparedStream(folder, 'train'))
 
 
 def test_wrong_arguments(folder):

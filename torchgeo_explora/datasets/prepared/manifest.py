@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import time
 import zlib
 from collections.abc import Iterator, Mapping
@@ -43,6 +44,75 @@ def shard_name(number: int) -> str:
     return f'shard-{number:06}.tar'
 
 
+# Only the names that `shard_name` returns: never a path, never a command.
+_SHARD = re.compile(r'shard-[0-9]{6,12}\.tar')
+_SHA256 = re.compile(r'[0-9a-f]{64}')
+
+
+def check_manifest(manifest: Any, folder: str) -> dict[str, Any]:
+    """Return a manifest if it is one that `prepare` can have written.
+
+    A manifest may come from another machine: its names become paths and addresses.
+
+    Args:
+        manifest: The contents of the file.
+        folder: Folder or address of the file, for errors.
+
+    Raises:
+        NotPreparedError: If a part is missing, or is of another kind.
+    """
+    wrong = _find_fault(manifest)
+    if wrong:
+        raise NotPreparedError(
+            f'{MANIFEST} of {folder} is damaged or was not written by'
+            f' `explora prepare`: {wrong}. Copy it again'
+        )
+    return dict(manifest)
+
+
+def _find_fault(manifest: Any) -> str:
+    """Return what is wrong with a manifest, '' if nothing is."""
+    if not isinstance(manifest, dict):
+        return f'it is a {type(manifest).__name__}, expected an object'
+    kinds = {'shards': list, 'index': dict, 'attributes': dict}
+    for key, kind in kinds.items():
+        if not isinstance(manifest.get(key), kind):
+            return f'{key!r} is not a {kind.__name__}'
+    classes = manifest.get('classes')
+    if classes is not None and not (
+        isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    ):
+        return "'classes' is not a list of names"
+    if not _is_seal(manifest['index']):
+        return "'index' has no size and SHA-256"
+    names = set()
+    for shard in manifest['shards']:
+        if not isinstance(shard, dict):
+            return f'{str(shard)[:80]!r} is not a shard'
+        name = shard.get('name')
+        if not (isinstance(name, str) and _SHARD.fullmatch(name)):
+            return f'{str(name)[:80]!r} is not the name of a shard, {shard_name(0)!r}'
+        if name in names:
+            return f'{name} is listed twice'
+        names.add(name)
+        if not (_is_seal(shard) and _is_count(shard.get('samples'))):
+            return f'{name} has no number of samples, size and SHA-256'
+    return ''
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_seal(known: dict[str, Any]) -> bool:
+    digest = known.get('sha256')
+    return (
+        _is_count(known.get('bytes'))
+        and isinstance(digest, str)
+        and _SHA256.fullmatch(digest) is not None
+    )
+
+
 def read_note(path: str) -> dict[str, Any]:
     """Return the contents of a JSON file of a prepared folder.
 
@@ -66,7 +136,7 @@ def read_manifest(folder: str) -> dict[str, Any]:
         NotPreparedError: If there is none, or if it is damaged.
     """
     try:
-        return read_note(os.path.join(folder, MANIFEST))
+        return check_manifest(read_note(os.path.join(folder, MANIFEST)), folder)
     except NotPreparedError:
         raise
     except FileNotFoundError as error:

@@ -20,23 +20,27 @@ from torchgeo_explora.datasets.prepared.manifest import (
     INDEX,
     MANIFEST,
     NotPreparedError,
+    check_manifest,
     compare,
 )
+from torchgeo_explora.datasets.prepared.source import open_source
 from torchgeo_explora.datasets.tables.dataset import OnError, check_choice
+
+#: The key of a sample and its files, by suffix.
+type _Files = tuple[str, dict[str, bytes]]
 
 
 class PreparedStream(IterableDataset[dict[str, Any]]):
     """The samples of a prepared folder in the order of their bytes.
 
-    For data that is not on a local disk: the webdataset library reads whole shards from
-    start to end. Each process and each of its workers has its own shards, so there must
-    be at least as many shards as workers; a worker with fewer shards repeats them
-    sooner. Every sample is compared with its checksum.
+    For data that is not on a local disk: whole shards are read from start to end. Each
+    process and each of its workers has its own shards, so there must be at least as
+    many shards as workers; a worker with fewer shards repeats them sooner. Every sample
+    is compared with its checksum.
 
     Args:
-        root: A path, or an address that webdataset opens, such as
-            `https://host/fmow`, `gs://bucket/fmow` or `s3://bucket/fmow` (by the
-            command `aws`).
+        root: A path, or an address that fsspec opens, such as `https://host/fmow`,
+            `s3://bucket/fmow` (with the package s3fs) or `gs://bucket/fmow` (gcsfs).
         split: Folder in *root*; None if *root* is the folder itself.
         buffer: Size of the buffer in which samples are mixed. With 1 or more, shards
             come in random order and without end; with 0, every sample comes once and
@@ -78,16 +82,17 @@ class PreparedStream(IterableDataset[dict[str, Any]]):
         self.samples: int = sum(s['samples'] for s in self.manifest['shards'])
 
     def _url(self, name: str) -> str:
-        url = posixpath.join(self.folder, name)
-        return f'pipe:aws s3 cp {url} -' if url.startswith('s3://') else url
+        return posixpath.join(self.folder, name)
 
     def _fetch(self, name: str) -> bytes:
-        from webdataset import gopen
-
         try:
-            with gopen(self._url(name)) as file:
+            with open_source(self._url(name)) as file:
                 return file.read()
-        except OSError as error:
+        except ImportError as error:
+            raise NotPreparedError(
+                f'{self.folder} cannot be opened: {error}'
+            ) from error
+        except (OSError, ValueError) as error:
             raise NotPreparedError(
                 f'{self.folder} has no {name} that can be read: pass the folder or the'
                 f' address of what `explora prepare` wrote'
@@ -96,12 +101,13 @@ class PreparedStream(IterableDataset[dict[str, Any]]):
     def _read_manifest(self) -> dict[str, Any]:
         data = self._fetch(MANIFEST)
         try:
-            return json.loads(data)
-        except ValueError as error:
+            manifest = json.loads(data)
+        except (ValueError, RecursionError) as error:
             raise NotPreparedError(
                 f'{self.folder} has no {MANIFEST} that can be read ({error}): copy it'
                 f' again'
             ) from error
+        return check_manifest(manifest, self.folder)
 
     def _read_index(self) -> pa.Table:
         """Return keys, places, names and checksums of all samples."""
@@ -133,25 +139,23 @@ class PreparedStream(IterableDataset[dict[str, Any]]):
 
         _, processes, _, workers = wds.utils.pytorch_worker_info()
         self._check_shards(processes, workers)
-        mixed = self.buffer > 0
-        stream = wds.WebDataset(
-            self.urls,
-            shardshuffle=len(self.urls) if mixed else False,
+        stages = [
+            wds.SimpleShardList(self.urls),
+            wds.split_by_node,
+            wds.split_by_worker,
+        ]
+        if self.buffer > 0:
             # The order of an epoch follows from the seed and the epoch's number.
-            detshuffle=mixed,
-            nodesplitter=wds.split_by_node,
-            workersplitter=wds.split_by_worker,
-            seed=self.seed,
-        ).compose(self._whole_shards)
-        if mixed:
-            shuffle = wds.detshuffle(self.buffer, self.buffer, self.seed)
+            stages.append(wds.detshuffle(len(self.urls), seed=self.seed))
+        stages.append(self._whole_shards)
+        if self.buffer > 0:
+            stages.append(wds.detshuffle(self.buffer, self.buffer, self.seed))
+        stream = wds.DataPipeline(*stages)
+        if self.buffer > 0:
             # Endless, so that processes with unequal shards never wait for each other.
-            stream = stream.compose(shuffle).repeat()
-        for files in stream:
-            sample = decode_sample(
-                {name: data for name, data in files.items() if name[:2] != '__'}
-            )
-            yield sample | {'index': torch.tensor(int(files['__key__']))}
+            stream = stream.repeat()
+        for key, files in stream:
+            yield decode_sample(files) | {'index': torch.tensor(int(key))}
 
     def _check_shards(self, processes: int, workers: int) -> None:
         if processes * workers > len(self.urls):
@@ -161,18 +165,16 @@ class PreparedStream(IterableDataset[dict[str, Any]]):
                 f' workers, or prepare with a smaller *samples_per_shard*'
             )
 
-    def _whole_shards(self, samples: Iterable[Any]) -> Iterator[Any]:
-        """Pass on intact samples, and raise if a shard was cut short."""
-        shards = zip(self.urls, self.manifest['shards'], strict=True)
-        expected = {url: shard['samples'] for url, shard in shards}
+    def _whole_shards(self, sources: Iterable[dict[str, str]]) -> Iterator[_Files]:
+        """Yield the intact samples of shards, and raise if a shard was cut short."""
+        shards = dict(zip(self.urls, self.manifest['shards'], strict=True))
         intact = damaged = 0
-        samples = self._readable(samples)
-        for url, group in itertools.groupby(samples, lambda sample: sample['__url__']):
-            count = 0
-            for sample in group:
+        for source in sources:
+            url, count = source['url'], 0
+            for key, files in _read_shard(url):
                 count += 1
                 try:
-                    self._compare(sample, url)
+                    self._compare(key, files, url)
                 except UnreadableImageError as error:
                     if self.on_error == 'raise':
                         raise
@@ -181,32 +183,53 @@ class PreparedStream(IterableDataset[dict[str, Any]]):
                     warnings.warn(f'skipped a sample: {text}', stacklevel=2)
                     continue
                 intact += 1
-                yield sample
-            if count != expected[url]:
+                yield key, files
+            expected = shards[url]['samples']
+            if count != expected:
                 raise NotPreparedError(
-                    f'{url} has {count} samples, expected {expected[url]}: it was cut'
-                    f' short or damaged; copy it again'
+                    f'{url} has {count} samples, expected {expected}: it was cut short'
+                    f' or damaged; copy it again'
                 )
         if damaged and not intact:
             raise UnreadableImageError(f'no sample of {self.folder} can be read')
 
-    def _readable(self, samples: Iterable[Any]) -> Iterator[Any]:
-        """Pass on samples, and name a shard that ends in the middle of one."""
-        try:
-            yield from samples
-        except tarfile.ReadError as error:
-            # The library adds the address of the shard.
-            raise NotPreparedError(
-                f'{error.args[-1]} cannot be read to its end ({error.args[0]}): it was'
-                f' cut short or damaged; copy it again'
-            ) from error
-
-    def _compare(self, sample: dict[str, Any], url: str) -> None:
-        key = sample['__key__']
-        row = int(np.searchsorted(self.keys, int(key)))
-        if row == len(self.keys) or self.keys[row] != int(key):
+    def _compare(self, key: str, files: dict[str, bytes], url: str) -> None:
+        number = int(key) if key.isdecimal() else -1
+        row = int(np.searchsorted(self.keys, number))
+        if row == len(self.keys) or self.keys[row] != number:
             raise UnreadableImageError(
                 f'sample {key} in {url} is not in {INDEX}. Replace the file'
             )
         names, sums = (self.table[name][row].as_py() for name in ('names', 'sums'))
-        compare(sample, dict(zip(names, sums, strict=True)), key, url)
+        compare(files, dict(zip(names, sums, strict=True)), key, url)
+
+
+def _read_shard(url: str) -> Iterator[_Files]:
+    """Yield the samples of a shard, in order.
+
+    Raises:
+        NotPreparedError: If it cannot be opened, or ends in the middle of a sample.
+    """
+    try:
+        # Without decompression, and without links to what is outside of the shard.
+        with open_source(url) as file, tarfile.open(fileobj=file, mode='r|') as tar:
+            for key, members in itertools.groupby(tar, lambda m: _split(m.name)[0]):
+                yield key, {_split(m.name)[1]: _content(tar, m) for m in members}
+    except (tarfile.TarError, OSError) as error:
+        raise NotPreparedError(
+            f'{url} cannot be read to its end ({error}): it was cut short or damaged;'
+            f' copy it again'
+        ) from error
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Return the key of a sample and the suffix of one of its files."""
+    key, _, suffix = name.partition('.')
+    return key, suffix
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member) if member.isreg() else None
+    if file is None or member.issparse():
+        raise tarfile.ReadError(f'{member.name} is not a plain file')
+    return file.read()
