@@ -6,8 +6,11 @@ import http.client
 import json
 import pickle
 import re
+import socket
 import urllib.error
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,8 @@ from safetensors.torch import load_file
 #: What the names of weight files end in.
 SUFFIXES = ('.safetensors', '.pth', '.pt', '.bin', '.ckpt')
 
+#: Seconds to wait for a server.
+PATIENCE = 10.0
 # What the standard library raises where there is no way to a server.
 _NO_NETWORK = (urllib.error.URLError, http.client.HTTPException, ConnectionError)
 # How torch names what it did not unpickle.
@@ -144,7 +149,8 @@ def fetch(url: str, sha256: str | None = None, progress: bool = True) -> Path:
 
     Args:
         url: Where it is published; its last part is the name in the cache.
-        sha256: What its SHA-256 must be, None where that is not known.
+        sha256: What its SHA-256 must be, None where that is not known; a warning then
+            says so, since nobody checks what was sent.
         progress: Whether to show a progress bar.
 
     Raises:
@@ -157,8 +163,15 @@ def fetch(url: str, sha256: str | None = None, progress: bool = True) -> Path:
     if not path.is_file():
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            if sha256 is None:
+                warnings.warn(
+                    f'no checksum of {url} is known: what is downloaded to {path} cannot'
+                    ' be checked, only that it holds nothing but tensors',
+                    stacklevel=2,
+                )
             # Goes to a temporary file, which is renamed when it is whole.
-            torch.hub.download_url_to_file(url, str(path), sha256, progress)
+            with impatient():
+                torch.hub.download_url_to_file(url, str(path), sha256, progress)
         except (*_NO_NETWORK, TimeoutError) as error:
             raise FileNotFoundError(
                 f'could not download {url} ({error}): without a network, get the file'
@@ -181,6 +194,22 @@ def fetch(url: str, sha256: str | None = None, progress: bool = True) -> Path:
             ' it, so that it is downloaded again'
         )
     return path
+
+
+@contextmanager
+def impatient() -> Iterator[None]:
+    """Let no connection that is made inside wait for a server without end.
+
+    It is about each wait, for an answer or for the next bytes, not about the whole
+    download.
+    """
+    before = socket.getdefaulttimeout()
+    if before is None:
+        socket.setdefaulttimeout(PATIENCE)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def _sha256(path: Path) -> str:
