@@ -13,11 +13,7 @@ from torchgeo_explora.adapt.average import lora_scale
 from torchgeo_explora.export.rebuild import outline
 from torchgeo_explora.models import Backbone
 from torchgeo_explora.models.checkpoints import from_any
-from torchgeo_explora.models.formats.files import (
-    printable,
-    read_file,
-    read_metadata,
-)
+from torchgeo_explora.models.formats.files import printable, read_file, read_metadata
 
 # Names of metadata that no other kind of file has.
 _OF_DELTAS = {'delta', 'adaptation', 'metadata_sha256'}
@@ -31,6 +27,7 @@ def describe(path: str | os.PathLike[str]) -> str:
         ValueError: If it is damaged, or holds other objects than data.
     """
     path = Path(path)
+    state: Mapping[str, Tensor]
     if is_delta(path):
         metadata, state = read_delta(path)
         title = _title(path, metadata)

@@ -7,13 +7,15 @@ import json
 import pickle
 import re
 import socket
+import threading
 import urllib.error
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
@@ -164,11 +166,7 @@ def fetch(url: str, sha256: str | None = None, progress: bool = True) -> Path:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if sha256 is None:
-                warnings.warn(
-                    f'no checksum of {url} is known: what is downloaded to {path} cannot'
-                    ' be checked, only that it holds nothing but tensors',
-                    stacklevel=2,
-                )
+                warn_unchecked(url)
             # Goes to a temporary file, which is renamed when it is whole.
             with impatient():
                 torch.hub.download_url_to_file(url, str(path), sha256, progress)
@@ -194,6 +192,42 @@ def fetch(url: str, sha256: str | None = None, progress: bool = True) -> Path:
             ' it, so that it is downloaded again'
         )
     return path
+
+
+def warn_unchecked(url: str) -> None:
+    """Say that a file is downloaded whose checksum is not known."""
+    warnings.warn(
+        f'the checksum of {url} is not known: what is downloaded is not compared with'
+        ' the published file (it is read as tensors only, and cannot run code)',
+        stacklevel=3,
+    )
+
+
+@contextmanager
+def hub_or_offline() -> Iterator[None]:
+    """Let Hugging Face's client use its cache at once if the Hub does not answer.
+
+    It would ask several times for each of several files, which takes minutes.
+    """
+    answers: list[object] = []
+
+    def ask() -> None:
+        with suppress(Exception):
+            hub = huggingface_hub.constants.ENDPOINT
+            answers.append(huggingface_hub.get_session().head(hub, timeout=PATIENCE))
+
+    before = huggingface_hub.constants.HF_HUB_OFFLINE
+    if not before:
+        # Looking up a name has no timeout of its own.
+        thread = threading.Thread(target=ask, daemon=True)
+        thread.start()
+        thread.join(PATIENCE)
+    try:
+        huggingface_hub.constants.HF_HUB_OFFLINE = before or not answers
+        with impatient():
+            yield
+    finally:
+        huggingface_hub.constants.HF_HUB_OFFLINE = before
 
 
 @contextmanager
