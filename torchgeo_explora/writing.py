@@ -1,20 +1,33 @@
-"""Files that are written completely or not at all."""
+"""Files that are written completely or not at all, even if the power fails."""
 
+import errno
 import os
+import re
+import secrets
 import shutil
+import stat
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 from safetensors import SafetensorError
+
+# Temporary names of this version and of version 0.1, which used the process's number.
+_PART = re.compile(r'\..+\.(?:[0-9a-f]{16}|[0-9]{1,8})\.part', re.DOTALL)
+#: Seconds after which a temporary file belongs to a run that died.
+_OLD = 24 * 3600
 
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path, which becomes *path* when the block succeeds.
 
-    The folder is created if needed. An old file at *path* is kept until then, and for
-    good if writing fails.
+    The folder is made. A file that was at *path* stays whole until then; if writing
+    fails, it stays for good. A symbolic link gives way to the file, and what it points
+    to is not touched. The place is an empty file of its own, under a name that nobody
+    can foresee.
 
     Args:
         path: The file.
@@ -23,14 +36,23 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         OSError: If it cannot be written; the message says what to do.
     """
     path = Path(path)
-    part = path.with_name(f'.{path.name}.{os.getpid()}.part')
     with _explained(path):
+        _require_file(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path.parent.resolve())
+        part = _part(path)
+        # Exclusive: neither another file nor a link is ever opened here.
+        new = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        mode = stat.S_IMODE(os.fstat(new).st_mode)  # as the umask has it
+        os.close(new)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             yield part
             # safetensors makes files that only their owner can read.
-            part.chmod(0o666 & ~_umask())
+            part.chmod(mode)
+            _flush(part)
+            _require_file(path)
             os.replace(part, path)
+            _flush_folder(path.parent)
         finally:
             part.unlink(missing_ok=True)
 
@@ -39,7 +61,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 def filling(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield an empty folder, whose files move to *folder* when the block succeeds.
 
-    A file replaces an old one of the same name; other files in *folder* are kept.
+    Each file replaces one of its name; other files of *folder* stay. Nothing moves if
+    something that is not a file is in the place of one.
 
     Args:
         folder: Where the files go; it is created if needed.
@@ -48,17 +71,85 @@ def filling(folder: str | os.PathLike[str]) -> Iterator[Path]:
         OSError: If they cannot be written; the message says what to do.
     """
     folder = Path(folder)
-    part = folder.with_name(f'.{folder.name}.{os.getpid()}.part')
     with _explained(folder):
+        target = Path(os.path.realpath(folder))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(target.parent)
+        part = _part(target)
+        part.mkdir()  # exclusive too
+        mode = stat.S_IMODE(part.stat().st_mode) & 0o666
         try:
-            part.mkdir(parents=True)
             yield part
-            folder.mkdir(exist_ok=True)
-            for file in sorted(part.iterdir()):
-                file.chmod(0o666 & ~_umask())
-                os.replace(file, folder / file.name)
+            target.mkdir(exist_ok=True)
+            files = sorted(part.iterdir())
+            for file in files:
+                _require_file(target / file.name)
+            for file in files:
+                file.chmod(mode)
+                _flush(file)
+                os.replace(file, target / file.name)
+            _flush_folder(target)
         finally:
             shutil.rmtree(part, ignore_errors=True)
+
+
+def _require_file(path: Path) -> None:
+    """Raise OSError where something is that is neither a file nor a link to one."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return  # nothing is there, or a link to nothing
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, f'{path.name} is a folder')
+    # /dev/stdout is a link, and may lead to a file.
+    stream = path.is_symlink() and str(path.readlink()).startswith('/proc/')
+    if stream or not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, f'{path.name} is not a regular file')
+
+
+def _part(target: Path) -> Path:
+    # A name of a file has at most 255 bytes.
+    name = os.fsdecode(os.fsencode(target.name)[:200])
+    return target.with_name(f'.{name}.{secrets.token_hex(8)}.part')
+
+
+@cache
+def _sweep(folder: Path) -> None:
+    """Remove what runs that died left in a folder, once for each process.
+
+    Only what has a name of ours, belongs to this user and was not touched for a day.
+    """
+    with suppress(OSError):
+        for entry in [*os.scandir(folder)]:
+            if not _PART.fullmatch(entry.name):
+                continue
+            found = entry.stat(follow_symlinks=False)
+            mine = not hasattr(os, 'getuid') or found.st_uid == os.getuid()
+            if not mine or time.time() - found.st_mtime < _OLD:
+                continue
+            if stat.S_ISDIR(found.st_mode):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            elif stat.S_ISREG(found.st_mode):
+                Path(entry.path).unlink(missing_ok=True)
+
+
+def _flush(file: Path) -> None:
+    """Wait until a file is on the disk."""
+    place = os.open(file, os.O_RDWR)
+    try:
+        os.fsync(place)
+    finally:
+        os.close(place)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk, where that can be asked."""
+    with suppress(OSError):
+        place = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(place)
+        finally:
+            os.close(place)
 
 
 @contextmanager
@@ -74,9 +165,3 @@ def _explained(path: Path) -> Iterator[None]:
         )
         number = getattr(error, 'errno', None)
         raise (OSError(number, text) if number else OSError(text)) from error
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

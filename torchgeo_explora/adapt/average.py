@@ -107,7 +107,7 @@ def _check_plain(path: Any, metadata: Mapping[str, Any]) -> None:
             f'the adapter of {path} is not plain LoRA, and a delta file cannot hold'
             ' a mean of others: average whole weights with Deltas(base).average()'
         )
-    if 'adapter' not in stored or (adapter and not adapter.keys() >= _SCALE):
+    if 'adapter' not in stored or (adapter and _SCALE - adapter.keys()):
         raise ValueError(
             f'{path} does not describe its adapter in full: save the delta again with'
             ' `save_delta`'

@@ -11,8 +11,12 @@ from torch import Tensor
 from torchgeo_explora.adapt import Adaptation, read_delta
 from torchgeo_explora.adapt.average import lora_scale
 from torchgeo_explora.export.rebuild import outline
+from torchgeo_explora.models import Backbone
 from torchgeo_explora.models.checkpoints import from_any
-from torchgeo_explora.models.formats.files import read_file, read_metadata
+from torchgeo_explora.models.formats.files import printable, read_file, read_metadata
+
+# Names of metadata that no other kind of file has.
+_OF_DELTAS = {'delta', 'adaptation', 'metadata_sha256'}
 
 
 def summarize_file(path: str | os.PathLike[str]) -> str:
@@ -23,6 +27,7 @@ def summarize_file(path: str | os.PathLike[str]) -> str:
         ValueError: If it is damaged, or holds objects other than plain data.
     """
     path = Path(path)
+    state: Mapping[str, Tensor]
     if is_delta(path):
         metadata, state = read_delta(path)
         title = _title(path, metadata)
@@ -34,8 +39,7 @@ def summarize_file(path: str | os.PathLike[str]) -> str:
     else:
         content = read_file(path)
         if 'explora' in content:
-            state = content['state_dict']
-            title, notes = _of_training(content)
+            title, state, notes = _of_training(path, content)
         else:
             state, rest = from_any(content)
             title = (
@@ -47,7 +51,10 @@ def summarize_file(path: str | os.PathLike[str]) -> str:
     lines = [
         f'{path}: {title}',
         f'  size: {numbers / 1e6:.2f} M parameters, {size / 1e6:.2f} MB',
-        *(f'  {key}: {value}' for key, value in sorted(notes.items())),
+        *(
+            f'  {printable(key, 100)}: {printable(value, 2000)}'
+            for key, value in sorted(notes.items())
+        ),
     ]
     return '\n'.join(lines)
 
@@ -76,25 +83,29 @@ def compare_files(
     for key in sorted({*notes[0], *notes[1]} - {'metadata_sha256'}):
         values = [each.get(key, 'nothing') for each in notes]
         if values[0] != values[1]:
-            lines.append(f'{key}: {values[0]} | {values[1]}')
+            shown = ' | '.join(printable(value, 2000) for value in values)
+            lines.append(f'{printable(key, 100)}: {shown}')
     one, other = (_tensors(Path(path)) for path in (first, second))
-    lines += [f'{name}: only in {first}' for name in one if name not in other]
-    lines += [f'{name}: only in {second}' for name in other if name not in one]
+    lines += [f'{printable(n)}: only in {first}' for n in one if n not in other]
+    lines += [f'{printable(n)}: only in {second}' for n in other if n not in one]
     for name in one:
         if name not in other:
             continue
         a, b = one[name].double(), other[name].double()
         if a.shape != b.shape:
-            lines.append(f'{name}: shape {tuple(a.shape)} | {tuple(b.shape)}')
+            lines.append(
+                f'{printable(name)}: shape {tuple(a.shape)} | {tuple(b.shape)}'
+            )
         elif not torch.equal(a, b):
             distance = (b - a).norm() / a.norm().clamp(min=1e-30)
-            lines.append(f'{name}: relative distance {distance:.3g}')
+            lines.append(f'{printable(name)}: relative distance {distance:.3g}')
     return lines
 
 
 def is_delta(path: Path) -> bool:
     """Return whether `save_delta` wrote a file, by its metadata."""
-    return 'delta' in read_metadata(path)
+    # One that lost some of its metadata is still a delta, and is refused as one.
+    return not _OF_DELTAS.isdisjoint(read_metadata(path))
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
@@ -102,33 +113,49 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     if not is_delta(path):
         return from_any(read_file(path))[0]
     metadata, state = read_delta(path)
-    adapter = metadata['adaptation']['adapter'] or {}
+    adapter = Adaptation.from_dict(metadata['adaptation']).to_dict()['adapter'] or {}
+    plain = adapter.get('peft_type') == 'LORA' and not adapter['use_dora']
     for key in [*state]:
-        if '.lora_A.' in key and not adapter.get('use_dora'):
-            down, up = state.pop(key), state.pop(key.replace('.lora_A.', '.lora_B.'))
+        other = key.replace('.lora_A.', '.lora_B.')
+        if '.lora_A.' in key and plain and other in state:
+            down, up = state.pop(key), state.pop(other)
             layer = key.partition('.lora_A.')[0]
             state[f'{layer} (update)'] = lora_scale(adapter) * up @ down
     return state
 
 
-def _of_training(content: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Return a title for a checkpoint of a task, and what loading it needs."""
+def _of_training(
+    path: Path, content: Mapping[str, Any]
+) -> tuple[str, Mapping[str, Tensor], dict[str, Any]]:
+    """Return what a checkpoint of a task here is, its tensors, and what it needs."""
+    state, ours = content.get('state_dict'), content['explora']
     hyper = content.get('hyper_parameters', {})
-    task = hyper.get('_class_path', 'a task').rpartition('.')[2]
-    title = f'checkpoint of {task} after {content.get("global_step")} optimizer steps'
+    if (
+        not all(isinstance(part, Mapping) for part in (state, ours, hyper))
+        or not all(isinstance(tensor, Tensor) for tensor in state.values())  # type: ignore[union-attr]
+        or 'base' not in ours
+    ):
+        raise ValueError(
+            f'{path} is not a checkpoint that a task of torchgeo_explora wrote, though'
+            ' it is marked as one: get the file again'
+        )
+    task = printable(hyper.get('_class_path', 'a task'), 200).rpartition('.')[2]
+    steps = printable(content.get('global_step'), 20)
+    title = f'checkpoint of {task} after {steps} optimizer steps'
     notes = {n: hyper[n] for n in ('model', 'weights', 'delta') if n in hyper}
-    return title, {'base': content['explora']['base'], **notes}
+    return title, state, {'base': ours['base'], **notes}  # type: ignore[return-value]
 
 
 def _title(path: Path, metadata: dict[str, Any]) -> str:
+    """Return what a delta is; nothing but its own metadata is looked at."""
     adaptation = Adaptation.from_dict(metadata['adaptation'])
-    try:
-        depth = len([*outline(path).get_submodule('blocks').children()])
-    except ValueError:  # a backbone of another package
-        return f'delta of {metadata["backbone"]}'
-    arguments = metadata['arguments']
-    name = arguments.get('model') or metadata['backbone'].rpartition('.')[2]
+    kind = metadata['backbone']
+    if Backbone.kind(kind) is None:  # a backbone of another package
+        return f'delta of {printable(kind, 200)}'
+    plain = outline(path)
+    depth = len([*plain.get_submodule('blocks').children()])
+    name = metadata['arguments'].get('model') or kind.rpartition('.')[2]
     return (
-        f'delta {adaptation.name(depth)} of {name}, image size'
-        f' {arguments["image_size"]}'
+        f'delta {printable(adaptation.name(depth))} of {printable(name, 200)}, image'
+        f' size {[*plain.image_size]}'
     )

@@ -16,7 +16,14 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from timm.models import adapt_input_conv
 from torchvision.models._api import WeightsEnum
 
-from torchgeo_explora.models.formats.files import SUFFIXES, read_file
+from torchgeo_explora.models.formats.files import (
+    SUFFIXES,
+    hub_or_offline,
+    impatient,
+    read_file,
+    read_metadata,
+    warn_unchecked,
+)
 from torchgeo_explora.models.formats.names import State, fuse_qkv, split_qkv, unwrapped
 from torchgeo_explora.models.formats.published import (
     from_dinov2,
@@ -115,8 +122,9 @@ def read_state(
     elif isinstance(weights, WeightsEnum):
         state = _from_enum(weights)
     elif isinstance(weights, PathLike) or Path(str(weights)).suffix in SUFFIXES:
-        state = read_file(Path(weights))  # type: ignore[arg-type]
-        _refuse_delta(state, weights)
+        path = Path(weights)  # type: ignore[arg-type]
+        state = read_file(path)
+        _refuse_delta(state, read_metadata(path), path)
     elif timm.is_model(str(weights)):
         state = _from_timm(str(weights))
     else:
@@ -130,9 +138,12 @@ def read_state(
     return backbone, rest
 
 
-def _refuse_delta(state: Mapping[str, Any], path: object) -> None:
+def _refuse_delta(
+    state: Mapping[str, Any], metadata: Mapping[str, str], path: Path
+) -> None:
     """Refuse a file of pre-training, which does not hold a whole backbone."""
-    if 'explora' in state or any('.lora_A.' in key for key in state):
+    said = 'explora' in state or 'adaptation' in metadata
+    if said or any('.lora_A.' in str(key) for key in state):
         raise ValueError(
             f'{path} holds a delta, not a whole backbone: build the backbone with the'
             ' weights of its base and call load_delta with the .safetensors file, or'
@@ -142,7 +153,8 @@ def _refuse_delta(state: Mapping[str, Any], path: object) -> None:
 
 def _from_timm(model: str) -> Mapping[str, Any]:
     try:
-        vit = timm.create_model(model, pretrained=True, num_classes=0)
+        with hub_or_offline():
+            vit = timm.create_model(model, pretrained=True, num_classes=0)
     except (OSError, RuntimeError) as error:
         config = timm.models.get_pretrained_cfg(model)
         hub = config.hf_hub_id if config else None
@@ -160,15 +172,26 @@ def _from_timm(model: str) -> Mapping[str, Any]:
 
 
 def _from_enum(weights: WeightsEnum) -> Mapping[str, Any]:
+    cache = Path(torch.hub.get_dir()) / 'checkpoints'
+    name = weights.url.rpartition('/')[2]
+    # The authors' own weights say so themselves.
+    if (
+        type(weights).get_state_dict is WeightsEnum.get_state_dict
+        and not torch.hub.HASH_REGEX.search(name)
+        and not (cache / name).is_file()
+    ):
+        warn_unchecked(weights.url)
     try:
-        return weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
+        with impatient():
+            return weights.get_state_dict(
+                progress=True, check_hash=True, weights_only=True
+            )
     except FileNotFoundError:
         # The message already says where to put the file.
         raise
     except OSError as error:
-        folder = Path(torch.hub.get_dir()) / 'checkpoints'
         raise FileNotFoundError(
-            f'could not get {weights}: download {weights.url} into {folder}, or give'
+            f'could not get {weights}: download {weights.url} into {cache}, or give'
             ' the path of the file as weights'
         ) from error
 

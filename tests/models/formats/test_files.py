@@ -1,14 +1,26 @@
 import argparse
 import errno
 import pickle
+import socket
+import time
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.testing import assert_close
 
-from torchgeo_explora.models.formats.files import fetch, read_file
+from torchgeo_explora.models.formats import files
+from torchgeo_explora.models.formats.files import (
+    fetch,
+    hub_or_offline,
+    impatient,
+    printable,
+    read_file,
+    sort_header,
+)
 
 TENSORS = {'a': torch.arange(1000.0)}
 
@@ -108,3 +120,66 @@ def test_full_disk_is_no_missing_network(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, 'download_url_to_file', fill)
     with pytest.raises(OSError, match=r'could not write .*No space left.*make room'):
         fetch('http://127.0.0.1:9/weights.pth', progress=False)
+
+
+@pytest.mark.parametrize(
+    'sign', ['\x1b', '\x07', '\r', '\n', '\x9b', '\u202e', '\ud800']
+)
+def test_control_characters_appear_as_escapes(sign):
+    """A5: a terminal must not obey a file."""
+    shown = printable(f'a{sign}[2J')
+    assert shown.isprintable()
+    assert shown.startswith('a\\')
+    assert printable('é ü 漢', 3) == 'é ü...'
+
+
+@pytest.mark.filterwarnings('ignore:the checksum')
+@pytest.mark.parametrize('answering', [True, False])
+def test_hub_that_does_not_answer_is_given_up_soon(answering, monkeypatch):
+    """A5: the client goes on with its cache, within the time given."""
+
+    class Session:
+        def head(self, url, timeout):
+            if not answering:
+                time.sleep(60)
+
+    constants = huggingface_hub.constants
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
+    monkeypatch.setattr(huggingface_hub, 'get_session', Session)
+    monkeypatch.setattr(files, 'PATIENCE', 0.2)
+    start = time.perf_counter()
+    with hub_or_offline():
+        assert constants.HF_HUB_OFFLINE is not answering
+    assert constants.HF_HUB_OFFLINE is False
+    assert time.perf_counter() - start < 15
+
+
+def test_server_that_goes_silent_is_given_up(tmp_path, monkeypatch):
+    """A5: a download has a timeout, and says that no checksum is known."""
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
+    monkeypatch.setattr(files, 'PATIENCE', 0.2)
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        url = f'http://127.0.0.1:{server.getsockname()[1]}/weights.pth'
+        with (
+            pytest.warns(UserWarning, match=r'checksum of http.* is not known'),
+            pytest.raises(FileNotFoundError, match='timed out'),
+        ):
+            fetch(url, progress=False)
+    assert socket.getdefaulttimeout() is None
+    with impatient():
+        assert socket.getdefaulttimeout() == 0.2
+
+
+def test_headers_are_sorted_and_hold_the_same(tmp_path):
+    """B12: the library writes metadata in a random order."""
+    path = tmp_path / 'file.safetensors'
+    metadata = {name: f'"{name}\n\x1b\x7f漢' for name in ('é', 'b', 'a', 'x', 'y', 'z')}
+    contents = set()
+    for _ in range(5):
+        save_file({'b': torch.ones(3), 'a': torch.ones(2, dtype=int)}, path, metadata)
+        sort_header(path)
+        contents.add(path.read_bytes())
+        with safe_open(path, 'pt') as file:
+            assert file.metadata() == metadata
+            assert_close(file.get_tensor('b'), torch.ones(3))
+    assert len(contents) == 1

@@ -6,11 +6,16 @@ import http.client
 import json
 import pickle
 import re
+import socket
+import threading
 import urllib.error
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
@@ -18,7 +23,9 @@ from safetensors.torch import load_file
 #: Suffixes of weight files.
 SUFFIXES = ('.safetensors', '.pth', '.pt', '.bin', '.ckpt')
 
-# What the standard library raises when a server cannot be reached.
+#: Seconds to wait for a server.
+PATIENCE = 10.0
+# What the standard library raises where there is no way to a server.
 _NO_NETWORK = (urllib.error.URLError, http.client.HTTPException, ConnectionError)
 # How torch names an object that it refused to unpickle.
 _OBJECT = re.compile(r'Unsupported (?:global: GLOBAL|class) (\S+)')
@@ -143,8 +150,9 @@ def fetch(url: str, sha256: str | None = None, progress: bool = True) -> Path:
     """Return the path of a published file in torch.hub's cache, downloading it first.
 
     Args:
-        url: Where the file is published; the last part is its name in the cache.
-        sha256: Its expected SHA-256; None if that is not known.
+        url: Where it is published; its last part is the name in the cache.
+        sha256: What its SHA-256 must be, None where that is not known; a warning then
+            says so, since nobody checks what was sent.
         progress: Whether to show a progress bar.
 
     Raises:
@@ -157,8 +165,11 @@ def fetch(url: str, sha256: str | None = None, progress: bool = True) -> Path:
     if not path.is_file():
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            # torch downloads to a temporary file, and renames it when it is complete.
-            torch.hub.download_url_to_file(url, str(path), sha256, progress)
+            if sha256 is None:
+                warn_unchecked(url)
+            # Goes to a temporary file, which is renamed when it is whole.
+            with impatient():
+                torch.hub.download_url_to_file(url, str(path), sha256, progress)
         except (*_NO_NETWORK, TimeoutError) as error:
             raise FileNotFoundError(
                 f'could not download {url} ({error}): without a network, get the file'
@@ -181,6 +192,58 @@ def fetch(url: str, sha256: str | None = None, progress: bool = True) -> Path:
             ' it, so that it is downloaded again'
         )
     return path
+
+
+def warn_unchecked(url: str) -> None:
+    """Say that a file is downloaded whose checksum is not known."""
+    warnings.warn(
+        f'the checksum of {url} is not known: what is downloaded is not compared with'
+        ' the published file (it is read as tensors only, and cannot run code)',
+        stacklevel=3,
+    )
+
+
+@contextmanager
+def hub_or_offline() -> Iterator[None]:
+    """Let Hugging Face's client use its cache at once if the Hub does not answer.
+
+    It would ask several times for each of several files, which takes minutes.
+    """
+    answers: list[object] = []
+
+    def ask() -> None:
+        with suppress(Exception):
+            hub = huggingface_hub.constants.ENDPOINT
+            answers.append(huggingface_hub.get_session().head(hub, timeout=PATIENCE))
+
+    before = huggingface_hub.constants.HF_HUB_OFFLINE
+    if not before:
+        # Looking up a name has no timeout of its own.
+        thread = threading.Thread(target=ask, daemon=True)
+        thread.start()
+        thread.join(PATIENCE)
+    try:
+        huggingface_hub.constants.HF_HUB_OFFLINE = before or not answers
+        with impatient():
+            yield
+    finally:
+        huggingface_hub.constants.HF_HUB_OFFLINE = before
+
+
+@contextmanager
+def impatient() -> Iterator[None]:
+    """Let no connection that is made inside wait for a server without end.
+
+    It is about each wait, for an answer or for the next bytes, not about the whole
+    download.
+    """
+    before = socket.getdefaulttimeout()
+    if before is None:
+        socket.setdefaulttimeout(PATIENCE)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def _sha256(path: Path) -> str:
