@@ -116,6 +116,9 @@ def _of_training(content: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     hyper = content.get('hyper_parameters', {})
     task = hyper.get('_class_path', 'a task').rpartition('.')[2]
     title = f'checkpoint of {task} after {content.get("global_step")} optimizer steps'
+    # The base's file is not among the arguments, since it may move.
+    if 'base_weights' in content:
+        hyper = {**hyper, 'weights': content['base_weights']}
     notes = {n: hyper[n] for n in ('model', 'weights', 'delta') if n in hyper}
     return title, {'base': content['explora']['base'], **notes}
 
