@@ -142,6 +142,9 @@ def _of_training(
     task = printable(hyper.get('_class_path', 'a task'), 200).rpartition('.')[2]
     steps = printable(content.get('global_step'), 20)
     title = f'checkpoint of {task} after {steps} optimizer steps'
+    # The base's file is not among the arguments, since it may move.
+    if 'base_weights' in content:
+        hyper = {**hyper, 'weights': content['base_weights']}
     notes = {n: hyper[n] for n in ('model', 'weights', 'delta') if n in hyper}
     return title, state, {'base': ours['base'], **notes}  # type: ignore[return-value]
 

@@ -216,4 +216,6 @@ def test_next_task_of_a_trainer_writes_its_own_delta(tiny, folder, tmp_path):
     )
     task.trainer = trainer
     task.setup('fit')
-    assert type(trainer.strategy.checkpoint_io) is TorchCheckpointIO
+    io = trainer.strategy.checkpoint_io
+    assert io.save_delta is None
+    assert type(io.inner) is TorchCheckpointIO

@@ -3,7 +3,7 @@
 import time
 import warnings
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,8 @@ from torchgeo_explora.adapt import (
     Adaptation,
     count,
     delta_state_dict,
+    fingerprint,
+    read_delta,
     save_delta,
     store_frozen,
 )
@@ -36,12 +38,7 @@ from torchgeo_explora.tasks.run.backbone import (
     side_of,
     statistics,
 )
-from torchgeo_explora.tasks.run.checkpoint import (
-    DeltaCheckpointIO,
-    identity,
-    require_fit,
-    write_to,
-)
+from torchgeo_explora.tasks.run.checkpoint import identity, require_fit, write_to
 from torchgeo_explora.tasks.run.idle import IdleClock
 from torchgeo_explora.tasks.run.optimizer import Schedule, may_fuse, optimizer_plan
 from torchgeo_explora.tasks.run.options import TaskOptions
@@ -202,10 +199,6 @@ class PretrainingTask(ResumableTask):
             compile_blocks(self.objective)
         if stage == 'fit':
             require_replicas(self.trainer, self.options.frozen_dtype)
-            strategy = self.trainer.strategy
-            strategy.checkpoint_io = DeltaCheckpointIO(
-                strategy.checkpoint_io, self.save_delta
-            )
 
     def known_image(self, batch: Mapping[str, Any]) -> Tensor:
         """Return `unit_image`, NaN where a method knows that there is no data."""
@@ -402,7 +395,27 @@ class PretrainingTask(ResumableTask):
         self.micro_steps = saved['micro_steps']
         self._resumed = saved['generators']
 
-    def on_train_end(self) -> None:
+    def delta_writer(self) -> Callable[[Path], None]:
+        """Return `save_delta`."""
+        return self.save_delta
+
+    def is_current(self, path: Path) -> bool:
+        """Return whether a delta file holds the delta as it is now."""
+        try:
+            metadata, _ = read_delta(path)
+        except (OSError, ValueError):
+            return False
+        delta = delta_state_dict(self.backbone)
+        # As `save_delta` stores them.
+        tensors = {
+            name: tensor.to(
+                'cpu', torch.float32 if tensor.is_floating_point() else tensor.dtype
+            )
+            for name, tensor in delta.items()
+        }
+        return bool(metadata['delta'] == fingerprint(tensors))
+
+    def finish(self) -> None:
         """Write the last delta, and print where it is."""
         if not self.trainer.is_global_zero:
             return

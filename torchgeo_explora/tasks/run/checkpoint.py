@@ -24,24 +24,28 @@ from torchgeo_explora.writing import replacing
 class DeltaCheckpointIO(CheckpointIO):
     """Write `name.safetensors` with each `name.ckpt`, and remove both together.
 
-    On this machine both go to temporary files first. The delta is renamed before the
-    checkpoint, so that a full disk or an interruption never leaves a checkpoint without
-    its delta. The checkpoint ends with its SHA-256, which `require_whole` compares.
+    On this machine both are written to temporary files first. The delta is renamed
+    before the checkpoint, so that a full disk or an interruption never leaves a
+    checkpoint without its delta. The checkpoint ends with its SHA-256, which
+    `require_whole` compares.
     Other places, such as `s3://bucket/name.ckpt`, are left to *inner*, and the delta
     follows to the same place.
 
     Args:
         inner: What writes the checkpoint itself. Lightning's default copies it twice
             in memory first: with it as *inner*, a local file is written directly.
-        save_delta: Writes the current delta to a path.
+        save_delta: Writes the current delta to a path; None for a task without a delta,
+            whose checkpoints are written and read in the same way.
 
     Raises:
-        ValueError: If *inner* writes in the background.
+        ValueError: If *inner* writes in the background, and there is a delta.
     """
 
-    def __init__(self, inner: CheckpointIO, save_delta: Callable[[Path], None]) -> None:
+    def __init__(
+        self, inner: CheckpointIO, save_delta: Callable[[Path], None] | None
+    ) -> None:
         """Wrap *inner*."""
-        if isinstance(inner, AsyncCheckpointIO):
+        if save_delta is not None and isinstance(inner, AsyncCheckpointIO):
             raise ValueError(
                 'AsyncCheckpointIO writes in the background, and a checkpoint and its'
                 ' delta must be written together: remove it from trainer.plugins'
@@ -61,14 +65,18 @@ class DeltaCheckpointIO(CheckpointIO):
             ValueError: If the delta would have the checkpoint's own name.
         """
         files, place, delta = _beside(path)
-        if place == delta:
+        if self.save_delta is not None and place == delta:
             raise ValueError(
                 f'the delta beside the checkpoint {path} would have the same name:'
                 f' call the checkpoint {PurePosixPath(place).stem}.ckpt'
             )
         if not isinstance(files, LocalFileSystem):
             self.inner.save_checkpoint(checkpoint, path, storage_options)
-            _put(files, self.save_delta, delta)
+            if self.save_delta is not None:
+                _put(files, self.save_delta, delta)
+            return
+        if isinstance(self.inner, AsyncCheckpointIO):
+            self.inner.save_checkpoint(checkpoint, path, storage_options)
             return
         # A subclass of Lightning's default may do anything.
         direct = type(self.inner) is TorchCheckpointIO and storage_options is None
@@ -80,7 +88,8 @@ class DeltaCheckpointIO(CheckpointIO):
             else:
                 self.inner.save_checkpoint(checkpoint, part, storage_options)
             _seal(part)
-            self.save_delta(Path(delta))
+            if self.save_delta is not None:
+                self.save_delta(Path(delta))
 
     def renew_delta(self, path: str | Path, current: Callable[[Path], bool]) -> None:
         """Write the delta beside a checkpoint, if it is missing or another one.
@@ -89,6 +98,8 @@ class DeltaCheckpointIO(CheckpointIO):
             path: The checkpoint, which the task has just loaded.
             current: Returns whether a delta file is the one that the task would write.
         """
+        if self.save_delta is None:
+            return
         files, _, delta = _beside(path)
         if not isinstance(files, LocalFileSystem):
             if not files.exists(delta):
@@ -114,7 +125,7 @@ class DeltaCheckpointIO(CheckpointIO):
         """Remove the checkpoint and the delta."""
         self.inner.remove_checkpoint(path)
         files, _, delta = _beside(path)
-        if files.exists(delta):
+        if self.save_delta is not None and files.exists(delta):
             files.rm_file(delta)
 
     def teardown(self) -> None:
@@ -123,7 +134,7 @@ class DeltaCheckpointIO(CheckpointIO):
 
 
 def without_delta(io: CheckpointIO) -> CheckpointIO:
-    """Return the checkpoint writer without the delta of an earlier task."""
+    """Return the checkpoint writer as it was before an earlier task wrapped it."""
     return io.inner if isinstance(io, DeltaCheckpointIO) else io
 
 

@@ -1,11 +1,14 @@
 """A task that continues after any micro-batch as if it had not been stopped."""
 
 import math
+import os
 import random
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +19,12 @@ from torch.utils.data import DataLoader, IterableDataset, Sampler
 from torchgeo.tasks import BaseTask
 
 from torchgeo_explora.models.backbones.backbone import Backbone
-from torchgeo_explora.tasks.run.checkpoint import without_delta
+from torchgeo_explora.tasks.run.checkpoint import (
+    DeltaCheckpointIO,
+    require_whole,
+    without_delta,
+)
+from torchgeo_explora.tasks.run.ending import outlive_signals, put_first
 from torchgeo_explora.tasks.run.options import TaskOptions
 from torchgeo_explora.tasks.run.raw_images import (
     RawImages,
@@ -67,8 +75,16 @@ class ResumableTask(BaseTask):
         """Return a task with the arguments and the state that a checkpoint holds.
 
         Raises:
-            ValueError: If its arguments are those of an earlier version.
+            ValueError: If the file is damaged, or its arguments are those of an earlier
+                version.
         """
+        if isinstance(checkpoint_path, str | PathLike):
+            path = os.fspath(checkpoint_path)
+            require_whole(path)
+            if 'weights' not in kwargs and os.path.isfile(path):
+                content = torch.load(path, 'cpu', weights_only=True, mmap=True)
+                if 'base_weights' in content:
+                    kwargs['weights'] = content['base_weights']
         try:
             return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
         except TypeError as error:
@@ -87,12 +103,26 @@ class ResumableTask(BaseTask):
         raw_images = RawImages(self.backbone, datamodule, self.options.value_range)
         self.raw_images = raw_images.to(self.device)
         take_over_normalization(datamodule)
+        put_first(self.trainer)
+        # A trainer's last task may have been another one, with its own delta.
+        strategy = self.trainer.strategy
+        strategy.checkpoint_io = DeltaCheckpointIO(
+            without_delta(strategy.checkpoint_io), self.delta_writer()
+        )
         if stage == 'fit':
-            # A trainer's last task may have been another one, with its own delta.
-            strategy = self.trainer.strategy
-            strategy.checkpoint_io = without_delta(strategy.checkpoint_io)
             # A frozen backbone, or a teacher, is in eval mode by design.
             warnings.filterwarnings('ignore', r'Found \d+ module\(s\) in eval mode')
+
+    def delta_writer(self) -> Callable[[Path], None] | None:
+        """Return what writes the delta beside a checkpoint; None if there is none."""
+        return None
+
+    def is_current(self, path: Path) -> bool:
+        """Return whether a file is the one that `delta_writer` would write now."""
+        return True
+
+    def finish(self) -> None:
+        """Write what a finished run leaves; here nothing."""
 
     def unit_image(self, batch: Mapping[str, Any]) -> Tensor:
         """Return the images of a batch in [0, 1], (B, C, H, W), or series of them."""
@@ -110,6 +140,7 @@ class ResumableTask(BaseTask):
         if order_by_epoch(loader, self._epoch_and_batch, self.options.seed):
             # The position is kept here, not in the loader as Lightning expects.
             warnings.filterwarnings('ignore', "You're resuming from a checkpoint that")
+        outlive_signals(loader)
         # Lightning made its iterator before the sampler and the position were known.
         fetcher: Any = self.trainer.fit_loop._data_fetcher
         iter(fetcher)
