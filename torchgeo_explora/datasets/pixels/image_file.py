@@ -16,8 +16,14 @@ from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from torch import Tensor
 
+from torchgeo_explora.datasets.pixels.raster_file import open_raster
+
 #: Suffixes that are read, in lower case.
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.tif', '.tiff')
+
+#: Formats that Pillow may take a picture for, whatever its suffix: those that hold all
+#: of their pixels and start no other program.
+PICTURES = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF')
 
 # What Pillow gives for a mode: (mode to convert to, data type, band names).
 _RGB = ('RGB', 'uint8', ('red', 'green', 'blue'))
@@ -126,7 +132,7 @@ class ImageFile:
         self._stack.enter_context(rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN='TRUE'))
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', NotGeoreferencedWarning)
-            image = self._stack.enter_context(rasterio.open(self.path))
+            image = self._stack.enter_context(open_raster(self.path))
         kept = list(range(image.count))
         # In a TIFF "alpha" is often near infrared that GDAL labelled so by default.
         if image.driver == 'PNG':
@@ -152,7 +158,7 @@ class ImageFile:
         self._image = image
 
     def _open_picture(self) -> None:
-        image = self._stack.enter_context(Image.open(self.path))
+        image = self._stack.enter_context(Image.open(self.path, formats=PICTURES))
         self._mode, self.dtype, self.bands = _MODES.get(image.mode, _RGB)
         self.described = False
         self.size = (image.height, image.width)

@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 
 from rasterio.errors import RasterioError
 
+from torchgeo_explora.datasets.pixels.raster_file import OWN_PIXELS, raster_suffix
 from torchgeo_explora.datasets.scenes.band_stack import stack_bands
 
 # Suffixes of scenes in a folder, in lower case.
 _SUFFIXES = ('.tif', '.tiff', '.vrt', '.jp2')
 NO_ASSET = 'STAC items without the assets'
+OTHER_ASSET = 'STAC items with assets of other kinds than TIFF, JPEG 2000, PNG and JPEG'
 NO_STACK = 'STAC items whose assets cannot be stacked'
 
 # A date, perhaps with a time: 20200131, 2020-01-31, 20200131T102030.
@@ -146,6 +148,10 @@ def stac_scenes(
             problems.append((name, NO_ASSET))
             continue
         links = {key: _link(base, have[key]['href']) for key in wanted}
+        # A virtual raster could make anything of the item's author be opened.
+        if any(raster_suffix(link) not in OWN_PIXELS for link in links.values()):
+            problems.append((name, OTHER_ASSET))
+            continue
         properties = item.get('properties') or {}
         time = properties.get('datetime') or properties.get('start_datetime') or ''
         try:
