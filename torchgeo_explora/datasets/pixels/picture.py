@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from torchgeo_explora.datasets.pixels.image_file import PICTURES, naming
+from torchgeo_explora.datasets.pixels.image_file import PICTURES, naming, refuse_pipe
 
 #: (left, top, right, bottom) in pixels, right and bottom not included.
 type Region = tuple[float, float, float, float]
@@ -24,8 +24,10 @@ def open_picture(path: str) -> Iterator[Image.Image]:
     Raises:
         UnreadableImageError: If the file is missing, truncated, or not a picture.
     """
-    with naming(path), Image.open(path, formats=PICTURES) as image:
-        yield image
+    with naming(path):
+        refuse_pipe(path)
+        with Image.open(path, formats=PICTURES) as image:
+            yield image
 
 
 def cut(

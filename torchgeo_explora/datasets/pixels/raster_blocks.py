@@ -74,7 +74,9 @@ class RasterBlocks(NonGeoDataset):
                     f'{path} has {file.count} bands, *channels* asks for'
                     f' {sorted(missing)}: numbers start at 1'
                 )
-            names = [file.descriptions[i - 1] for i in self.channels]
+            # Fetched once: GDAL is asked for each band.
+            descriptions = file.descriptions
+            names = [descriptions[i - 1] for i in self.channels]
         self.bands: tuple[str, ...] = tuple(names) if all(names) else ()
         self.tops = list(range(0, self.height, block))
         self.lefts = list(range(0, self.width, block))

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from rasterio.errors import RasterioError
 
+from torchgeo_explora.datasets.folder.walk import walk
 from torchgeo_explora.datasets.pixels.raster_file import OWN_PIXELS, raster_suffix
 from torchgeo_explora.datasets.scenes.band_stack import stack_bands
 
@@ -104,10 +105,15 @@ def list_scenes(
 def _files(path: str) -> list[str]:
     if path.startswith('/vsi') or os.path.isfile(path):
         return [path]
-    pattern = os.path.join(glob.escape(path), '**') if os.path.isdir(path) else path
-    files = [f for f in glob.glob(pattern, recursive=True) if os.path.isfile(f)]
     if os.path.isdir(path):
-        files = [f for f in files if f.lower().endswith(_SUFFIXES)]
+        names = [name for name in walk(path) if name.lower().endswith(_SUFFIXES)]
+        files = [os.path.join(path, name) for name in names]
+    else:
+        files = [f for f in glob.glob(path, recursive=True) if os.path.isfile(f)]
+        # Links may lead to the same file, or to the folder they are in.
+        files = list(
+            {os.path.realpath(f): f for f in sorted(files, reverse=True)}.values()
+        )
     if not files:
         raise FileNotFoundError(
             f'no scene found in {path}: *paths* takes folders with'
