@@ -19,6 +19,7 @@ from torch import Tensor
 
 from torchgeo_explora.adapt import base_fingerprint, delta_state_dict, fingerprint
 from torchgeo_explora.datasets.pixels.raster_blocks import CACHE
+from torchgeo_explora.datasets.pixels.raster_file import open_raster
 from torchgeo_explora.writing import replacing
 
 #: Value of 8-bit classes where there is no data.
@@ -113,7 +114,7 @@ class RasterWriter(BasePredictionWriter):
     def _join(self, datamodule: Any, pl_module: Any) -> None:
         dataset, cell = datamodule.predict_dataset, pl_module.cell
         first = np.load(self._parts / '0.npy', mmap_mode='r')
-        with rasterio.open(datamodule.path) as scene:
+        with open_raster(datamodule.path) as scene:
             crs, transform = scene.crs, scene.transform
         if crs is None:
             rank_zero_warn(

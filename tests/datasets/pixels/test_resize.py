@@ -30,3 +30,16 @@ def test_pixels_without_data_are_not_mixed_with_others():
     assert_close(known, torch.full_like(known, 3000.0))
     assert (resized[1] == 0).any(0).tolist() == [True] * 4 + [False] * 9
     assert ((resized[0, :, 9:11] > 0) & (resized[0, :, 9:11] < 3000)).any()
+
+
+@pytest.mark.parametrize('low', [0.0, -30.0])
+def test_no_band_leaves_the_range_of_its_values(low):
+    """White became 255.00002, which cannot be written as a JPEG."""
+    image = torch.full((3, 97, 131), 255.0)
+    image[1] = low
+    image[2, ::2] = low
+    for size in (8, 13, 32, 60, 90, 224):
+        resized = fit_square(image, size)
+        assert resized.max() <= 255
+        assert resized.min() >= low
+        assert torch.equal(resized[0], torch.full((size, size), 255.0))

@@ -2,10 +2,10 @@
 
 import hashlib
 import os
-import posixpath
 import warnings
 from typing import Literal
 
+from torchgeo_explora.datasets.folder.walk import walk
 from torchgeo_explora.datasets.pixels.image_file import SUFFIXES
 from torchgeo_explora.datasets.tables.dataset import NoSamplesError
 
@@ -152,19 +152,7 @@ class FolderLayout:
 def _list_images(root: str) -> list[str]:
     if not os.path.isdir(root):
         raise NoImagesError(f'*root* is {root}, which is not a folder')
-    found, folders = [], ['']
-    while folders:
-        folder = folders.pop()
-        with os.scandir(os.path.join(root, folder)) as entries:
-            for entry in entries:
-                if entry.name.startswith(('.', '__MACOSX')):
-                    continue
-                name = posixpath.join(folder, entry.name)
-                if entry.is_dir():
-                    folders.append(name)
-                elif entry.name.lower().endswith(SUFFIXES):
-                    found.append(name)
-    return sorted(found)
+    return sorted(name for name in walk(root) if name.lower().endswith(SUFFIXES))
 
 
 def _uniform(key: str) -> float:

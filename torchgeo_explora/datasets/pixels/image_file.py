@@ -16,14 +16,25 @@ from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from torch import Tensor
 
+from torchgeo_explora.datasets.pixels.raster_file import open_raster
+
 #: Suffixes that are read, in lower case.
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.tif', '.tiff')
+
+#: Formats that Pillow may take a picture for, whatever its suffix: those that hold all
+#: of their pixels and start no other program.
+PICTURES = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF')
 
 # What Pillow gives for a mode: (mode to convert to, data type, band names).
 _RGB = ('RGB', 'uint8', ('red', 'green', 'blue'))
 _GRAY = ('L', 'uint8', ('gray',))
 _DEEP = ('', 'uint16', ('gray',))
 _MODES = {'1': _GRAY, 'L': _GRAY, 'LA': _GRAY, 'I': _DEEP, 'I;16': _DEEP}
+
+_TRUE_COLOUR = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
+
+# Values of the largest image that is read as a whole: 8 GB in memory.
+_MOST_VALUES = 2**31
 
 # What Pillow and GDAL raise on damaged bytes.
 _DAMAGE = (
@@ -32,6 +43,7 @@ _DAMAGE = (
     SyntaxError,
     ValueError,
     EOFError,
+    MemoryError,
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
@@ -60,6 +72,16 @@ def naming(path: str) -> Iterator[None]:
             f'cannot read image {path}: {reason}. Replace the file, or pass'
             f" on_error='skip' to continue without it"
         ) from error
+
+
+def refuse_pipe(path: str) -> None:
+    """Raise if a path is a pipe or a device, which may wait forever when it is opened.
+
+    Raises:
+        OSError: If it is.
+    """
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError('it is not a plain file')
 
 
 class ImageFile:
@@ -100,6 +122,7 @@ class ImageFile:
         self._image: Any = None
         try:
             with naming(self.path):
+                refuse_pipe(self.path)
                 suffix = os.path.splitext(self.path)[1].lower()
                 if suffix in ('.tif', '.tiff') or (
                     suffix == '.png' and _is_deep_png(self.path)
@@ -126,21 +149,17 @@ class ImageFile:
         self._stack.enter_context(rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN='TRUE'))
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', NotGeoreferencedWarning)
-            image = self._stack.enter_context(rasterio.open(self.path))
+            image = self._stack.enter_context(open_raster(self.path))
+        # Fetched once: GDAL is asked for each band.
+        names, colours = image.descriptions, image.colorinterp
         kept = list(range(image.count))
         # In a TIFF "alpha" is often near infrared that GDAL labelled so by default.
         if image.driver == 'PNG':
-            kept = [i for i in kept if image.colorinterp[i] != ColorInterp.alpha]
+            kept = [i for i in kept if colours[i] != ColorInterp.alpha]
         self._raster_indices = [i + 1 for i in kept]
-        self.described = all(image.descriptions)
-        colours = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
+        self.described = all(names)
         self.bands = tuple(
-            image.descriptions[i]
-            or (
-                image.colorinterp[i].name
-                if image.colorinterp[i] in colours
-                else str(i + 1)
-            )
+            names[i] or (colours[i].name if colours[i] in _TRUE_COLOUR else str(i + 1))
             for i in kept
         )
         flags = image.mask_flag_enums[0]
@@ -152,7 +171,7 @@ class ImageFile:
         self._image = image
 
     def _open_picture(self) -> None:
-        image = self._stack.enter_context(Image.open(self.path))
+        image = self._stack.enter_context(Image.open(self.path, formats=PICTURES))
         self._mode, self.dtype, self.bands = _MODES.get(image.mode, _RGB)
         self.described = False
         self.size = (image.height, image.width)
@@ -197,6 +216,12 @@ class ImageFile:
         indices = list(range(len(self.bands)) if indices is None else indices)
         # All in NumPy: threads of PyTorch gain nothing here and fight in workers.
         with naming(self.path):
+            height, width = self.size
+            if len(indices) * height * width > _MOST_VALUES:
+                raise ValueError(
+                    f'it has {len(indices)} bands of {height} x {width} pixels, too'
+                    f' many to read at once: use it as a scene, with `SceneWindows`'
+                )
             if isinstance(self._image, Image.Image):
                 picture = self._image
                 if self._mode and picture.mode != self._mode:

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from torchgeo_explora.datasets.pixels.image_file import naming
+from torchgeo_explora.datasets.pixels.image_file import PICTURES, naming, refuse_pipe
 
 #: (left, top, right, bottom) in pixels, right and bottom not included.
 type Region = tuple[float, float, float, float]
@@ -24,8 +24,10 @@ def open_picture(path: str) -> Iterator[Image.Image]:
     Raises:
         UnreadableImageError: If the file is missing, truncated, or not a picture.
     """
-    with naming(path), Image.open(path) as image:
-        yield image
+    with naming(path):
+        refuse_pipe(path)
+        with Image.open(path, formats=PICTURES) as image:
+            yield image
 
 
 def cut(
@@ -102,10 +104,10 @@ _TOUCHED = 1e-4
 def fit_square(image: Tensor, size: int, no_data: float | None = None) -> Tensor:
     """Bring the shorter side to *size* and cut out the centre.
 
-    Bilinear with antialiasing, which never leaves the range of the values.
+    Bilinear with antialiasing; no band leaves the range of its values.
 
     Args:
-        image: (C, H, W).
+        image: (C, H, W), finite.
         size: Side of the result in pixels.
         no_data: Value of pixels without data, in all bands. Pixels of the result that
             such pixels contribute to have this value too.
@@ -122,7 +124,10 @@ def fit_square(image: Tensor, size: int, no_data: float | None = None) -> Tensor
             missing = (image == no_data).all(0, keepdim=True)
             bands = torch.cat([image, missing.to(image)])
         resized = F.interpolate(bands[None], shape, mode='bilinear', antialias=True)[0]
-        image = resized[: len(image)]
+        # Rounding errors exceed the values by some millionths.
+        image = resized[: len(image)].clamp(
+            image.amin((1, 2), keepdim=True), image.amax((1, 2), keepdim=True)
+        )
         if no_data is not None:
             image = image.masked_fill(resized[-1:] > _TOUCHED, no_data)
     top, left = (shape[0] - size) // 2, (shape[1] - size) // 2

@@ -11,6 +11,7 @@ import torch
 from rasterio.windows import Window
 from torchgeo.datasets import NonGeoDataset
 
+from torchgeo_explora.datasets.pixels.raster_file import open_raster
 from torchgeo_explora.functional.windows import window_starts
 
 #: Megabytes that GDAL may keep of a file: blocks are read once, and its default is a
@@ -64,7 +65,7 @@ class RasterBlocks(NonGeoDataset):
                 f' {max(1, round(block / stride)) * stride}'
             )
         self.size, self.stride, self.block = size, stride, block
-        with rasterio.open(path) as file:
+        with open_raster(path) as file:
             self.height, self.width = file.height, file.width
             self.dtype = file.dtypes[0]
             self.channels = list(channels or file.indexes)
@@ -73,7 +74,9 @@ class RasterBlocks(NonGeoDataset):
                     f'{path} has {file.count} bands, *channels* asks for'
                     f' {sorted(missing)}: numbers start at 1'
                 )
-            names = [file.descriptions[i - 1] for i in self.channels]
+            # Fetched once: GDAL is asked for each band.
+            descriptions = file.descriptions
+            names = [descriptions[i - 1] for i in self.channels]
         self.bands: tuple[str, ...] = tuple(names) if all(names) else ()
         self.tops = list(range(0, self.height, block))
         self.lefts = list(range(0, self.width, block))
@@ -110,7 +113,7 @@ class RasterBlocks(NonGeoDataset):
         rows = self._span(top, self.height)
         columns = self._span(left, self.width)
         window = Window.from_slices(rows, columns)
-        with rasterio.Env(GDAL_CACHEMAX=CACHE), rasterio.open(self.path) as file:
+        with rasterio.Env(GDAL_CACHEMAX=CACHE), open_raster(self.path) as file:
             image = file.read(self.channels, window=window).astype(np.float32)
             valid = file.dataset_mask(window=window) > 0
         valid &= np.isfinite(image).all(0)

@@ -15,6 +15,8 @@ from rasterio.io import MemoryFile
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
+from torchgeo_explora.datasets.pixels.raster_file import open_tiff
+
 type Encoding = Literal['jpeg', 'integer', 'exact']
 
 _WHOLE = ('uint8', 'uint16', 'int16', 'uint32', 'int32')
@@ -152,7 +154,7 @@ def _decode(name: str, data: bytes) -> Tensor:
         return pixels.to(torch.float32, memory_format=torch.contiguous_format)
     with warnings.catch_warnings(), MemoryFile(data) as memory:
         warnings.simplefilter('ignore', NotGeoreferencedWarning)
-        with memory.open() as file:
+        with open_tiff(memory) as file:
             return torch.from_numpy(file.read().astype(np.float32))
 
 

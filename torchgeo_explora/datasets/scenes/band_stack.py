@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from xml.etree import ElementTree
 
-import rasterio
 from affine import Affine
+from rasterio.env import Env
 from rasterio.io import DatasetReader
+
+from torchgeo_explora.datasets.pixels.raster_file import open_raster
 
 _GDAL_TYPES = {
     'uint8': 'Byte',
@@ -33,8 +35,8 @@ def stack_bands(files: Mapping[str, str]) -> str:
         RasterioIOError: If a file cannot be opened.
         ValueError: If the files have different coordinate systems.
     """
-    with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN='TRUE'):
-        sources = {name: rasterio.open(path) for name, path in files.items()}
+    with Env(GDAL_DISABLE_READDIR_ON_OPEN='TRUE'):
+        sources = {name: open_raster(path) for name, path in files.items()}
     try:
         systems = {str(source.crs) for source in sources.values()}
         if len(systems) > 1:

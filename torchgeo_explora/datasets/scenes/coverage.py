@@ -6,12 +6,13 @@ from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
 from rasterio.enums import Resampling
 from rasterio.io import DatasetReader
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
+
+from torchgeo_explora.datasets.pixels.raster_file import open_raster
 
 type _Bits = NDArray[np.bool_]
 type _Shares = NDArray[np.floating[Any]]
@@ -84,7 +85,7 @@ def visible_shares(
 
 def _aligned(path: str, handle: DatasetReader | WarpedVRT) -> WarpedVRT:
     """Open a raster on the grid of another one."""
-    with rasterio.open(path) as source:
+    with open_raster(path) as source:
         return WarpedVRT(
             source,
             crs=handle.crs,

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import rasterio
 from pyproj import CRS
 from rasterio.enums import ColorInterp
 from rasterio.io import DatasetReader
@@ -16,6 +15,7 @@ from rasterio.vrt import WarpedVRT
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from torchgeo_explora.datasets.pixels.image_file import UnreadableImageError, naming
+from torchgeo_explora.datasets.pixels.raster_file import open_raster
 from torchgeo_explora.datasets.scenes.coverage import positions, visible_shares
 from torchgeo_explora.datasets.scenes.listing import Scene
 from torchgeo_explora.datasets.scenes.owners import add_owners
@@ -132,7 +132,7 @@ def _build(
     # The first scene that can be opened decides what the others must have.
     for scene in scenes:
         try:
-            with naming(scene.name), rasterio.open(scene.path) as file:
+            with naming(scene.name), open_raster(scene.path) as file:
                 first = {'bands': _names(file), 'dtype': file.dtypes[0]}
             break
         except UnreadableImageError:
@@ -171,7 +171,7 @@ def _describe(
 ) -> dict[str, Any]:
     """Return the row of a scene."""
     try:
-        with naming(scene.name), rasterio.open(scene.path) as file:
+        with naming(scene.name), open_raster(scene.path) as file:
             names, kind = _names(file), file.dtypes[0]
             described = all(file.descriptions)
     except UnreadableImageError as error:

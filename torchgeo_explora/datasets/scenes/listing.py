@@ -9,11 +9,14 @@ from typing import Any, NamedTuple
 
 from rasterio.errors import RasterioError
 
+from torchgeo_explora.datasets.folder.walk import walk
+from torchgeo_explora.datasets.pixels.raster_file import OWN_PIXELS, raster_suffix
 from torchgeo_explora.datasets.scenes.band_stack import stack_bands
 
 # Suffixes of scenes in a folder, in lower case.
 _SUFFIXES = ('.tif', '.tiff', '.vrt', '.jp2')
 NO_ASSET = 'STAC items without the assets'
+OTHER_ASSET = 'STAC items with assets of other kinds than TIFF, JPEG 2000, PNG and JPEG'
 NO_STACK = 'STAC items whose assets cannot be stacked'
 
 # A date, perhaps with a time: 20200131, 2020-01-31, 20200131T102030.
@@ -102,10 +105,15 @@ def list_scenes(
 def _files(path: str) -> list[str]:
     if path.startswith('/vsi') or os.path.isfile(path):
         return [path]
-    pattern = os.path.join(glob.escape(path), '**') if os.path.isdir(path) else path
-    files = [f for f in glob.glob(pattern, recursive=True) if os.path.isfile(f)]
     if os.path.isdir(path):
-        files = [f for f in files if f.lower().endswith(_SUFFIXES)]
+        names = [name for name in walk(path) if name.lower().endswith(_SUFFIXES)]
+        files = [os.path.join(path, name) for name in names]
+    else:
+        files = [f for f in glob.glob(path, recursive=True) if os.path.isfile(f)]
+        # Links may lead to the same file, or to the folder they are in.
+        files = list(
+            {os.path.realpath(f): f for f in sorted(files, reverse=True)}.values()
+        )
     if not files:
         raise FileNotFoundError(
             f'no scene found in {path}: *paths* takes folders with'
@@ -146,6 +154,10 @@ def stac_scenes(
             problems.append((name, NO_ASSET))
             continue
         links = {key: _link(base, have[key]['href']) for key in wanted}
+        # A virtual raster could make anything of the item's author be opened.
+        if any(raster_suffix(link) not in OWN_PIXELS for link in links.values()):
+            problems.append((name, OTHER_ASSET))
+            continue
         properties = item.get('properties') or {}
         time = properties.get('datetime') or properties.get('start_datetime') or ''
         try:

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import rasterio
 from affine import Affine
 from numpy.typing import NDArray
 from pyproj import CRS
@@ -20,6 +19,7 @@ from rasterio.windows import Window
 from torchgeo.datasets import RasterDataset
 
 from torchgeo_explora.datasets.pixels.image_file import naming
+from torchgeo_explora.datasets.pixels.raster_file import open_raster
 from torchgeo_explora.datasets.scenes.listing import Scene
 
 # Number of files that a process keeps open.
@@ -96,7 +96,7 @@ class Scenes(RasterDataset):
         """Open a scene on a north-up grid in the common coordinate system."""
         if filepath in self._headers:
             return self._headers[filepath]
-        source = rasterio.open(filepath)
+        source = open_raster(filepath)
         place, system = source.transform, source.crs
         if place.is_identity or system is None:
             try:
@@ -198,7 +198,7 @@ class Scenes(RasterDataset):
         grid = Affine(pixel[0], 0, corner[0], 0, -pixel[1], corner[1])
         with (
             naming(_shorten(path)),
-            rasterio.open(path) as source,
+            open_raster(path) as source,
             WarpedVRT(
                 source,
                 crs=RasterCRS.from_user_input(self.crs),

@@ -1,0 +1,80 @@
+"""Listing a folder ends, and finds each file once, whatever is in it."""
+
+import os
+
+import pytest
+import rasterio
+
+from torchgeo_explora.datasets import ImageFolder, UnreadableImageError
+from torchgeo_explora.datasets.folder.walk import walk
+from torchgeo_explora.datasets.pixels.image_file import ImageFile
+from torchgeo_explora.datasets.pixels.picture import open_picture
+from torchgeo_explora.datasets.scenes.listing import list_scenes
+
+
+@pytest.fixture
+def tangled(tmp_path):
+    """Folders with links to themselves, to each other and to another place."""
+    root, other = tmp_path / 'root', tmp_path / 'other'
+    for folder in (root / 'a', root / 'b', other):
+        folder.mkdir(parents=True)
+    for path in (root / 'a/1.tif', root / 'b/2.tif', other / '3.tif', root / '.4.tif'):
+        path.touch()
+    (root / 'a/self').symlink_to(root / 'a')
+    (root / 'a/up').symlink_to('..')
+    (root / 'b/root').symlink_to(root)
+    (root / 'linked').symlink_to(other)
+    (other / 'back').symlink_to(root)
+    (root / 'gone.tif').symlink_to('nowhere')
+    os.mkfifo(root / 'pipe.tif')
+    (root / 'zero.tif').symlink_to('/dev/zero')
+    return root
+
+
+def test_loops_and_pipes_are_not_followed(tangled):
+    names = sorted(walk(str(tangled)))
+    assert names == ['a/1.tif', 'b/2.tif', 'gone.tif', 'linked/3.tif']
+
+
+def test_scenes_are_listed_once(tangled):
+    (tangled / 'gone.tif').unlink()
+    scenes, _ = list_scenes(tangled)
+    assert len(scenes) == 3
+    (tangled / 'b/root').unlink()
+    (tangled / 'linked').unlink()
+    (tangled / 'a/up').unlink()
+    scenes, _ = list_scenes(str(tangled / '**/*.tif'))
+    assert [os.path.basename(scene.path) for scene in scenes] == ['1.tif', '2.tif']
+
+
+def test_pipe_that_is_named_is_refused(tmp_path):
+    path = tmp_path / 'a.png'
+    os.mkfifo(path)
+    with pytest.raises(UnreadableImageError, match='not a plain file'):
+        ImageFile(path)
+    with (
+        pytest.raises(UnreadableImageError, match='not a plain file'),
+        open_picture(str(path)),
+    ):
+        pass
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_image_that_fills_the_memory_is_refused_before_it_is_read(tmp_path):
+    """A file of some kilobytes may claim any size."""
+    with rasterio.open(
+        tmp_path / 'a.tif',
+        'w',
+        driver='GTiff',
+        width=60_000,
+        height=60_000,
+        count=1,
+        dtype='uint8',
+        SPARSE_OK=True,
+        tiled=True,
+        blockxsize=4096,
+        blockysize=4096,
+    ):
+        pass
+    with pytest.raises(UnreadableImageError, match='60000 x 60000 pixels, too many'):
+        ImageFolder(tmp_path, size=8)[0]
