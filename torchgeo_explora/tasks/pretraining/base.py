@@ -263,7 +263,7 @@ class PretrainingTask(ResumableTask):
         if self._resumed is not None:
             restore_generators(self._resumed)
             self._resumed = None
-        self._clock = time.perf_counter()
+        self._clock, self._images = time.perf_counter(), 0
         self._idle = IdleClock(self.device)
 
     def summary(self) -> str:
@@ -308,6 +308,7 @@ class PretrainingTask(ResumableTask):
             )
         loss = torch.stack(list(terms.values())).sum()
         size = batch['image'].shape[0]
+        self._images += size
         self.log('loss', loss, prog_bar=True, batch_size=size)
         self.log_dict(
             {f'loss/{name}': value for name, value in zip(terms, values, strict=True)},
@@ -345,12 +346,16 @@ class PretrainingTask(ResumableTask):
     ) -> None:
         """Step, then move the teacher, with the progress of this step's forward."""
         progress = self.progress
+        # Of float16; it falls where a step was left out for its infinite gradients.
+        scaler = getattr(self.trainer.precision_plugin, 'scaler', None)
+        scale = scaler and scaler.get_scale()
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        self.objective.after_step(progress)
+        if not scaler or scaler.get_scale() >= scale:
+            self.objective.after_step(progress)
         now = time.perf_counter()
-        rate = self.effective_batch / (now - self._clock)
+        rate = self._images * self.trainer.world_size / (now - self._clock)
         self.log('images_per_second', rate, prog_bar=True)
-        self._clock = now
+        self._clock, self._images = now, 0
 
     def predict_step(
         self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0

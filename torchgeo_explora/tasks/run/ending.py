@@ -14,6 +14,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
+from torchgeo_explora.tasks.run.plan import layout, require_layout
+
 #: Seconds that a worker of a loader outlives SIGTERM.
 _GRACE = 20
 
@@ -28,14 +30,18 @@ class RunEnd(Callback):
     - After SIGTERM, or the first Ctrl+C, training stops after the current micro-batch.
       A checkpoint is written, the way to continue is printed, and the process ends with
       code 143 or 130. `predict` and `test` stop before the next batch.
+    - What planning changed in the trainer is what it was before, for its next run.
     - A checkpoint between two optimizer steps holds the accumulated gradients, and one
       of a resumed run continues with the rate of its own arguments.
 
     Python's own handler of SIGINT is replaced while training runs; another one stays.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, trainer: Trainer) -> None:
         """Start with nothing trained."""
+        self._given = (trainer.accumulate_grad_batches, trainer.limit_train_batches)
+        self._here: dict[str, int] | None = None
+        self._saved: dict[str, int] | None = None
         self._started = self._trained = self._interrupted = False
         self._stepped = self._pending = False
         self._gradients: dict[str, Any] = {}
@@ -55,6 +61,7 @@ class RunEnd(Callback):
         weights = arguments.get('weights')
         if isinstance(weights, str) and os.path.isfile(weights):
             checkpoint['base_weights'] = arguments.pop('weights')
+        checkpoint['layout'] = self._here or layout(trainer)
         if self._pending:
             reduce = trainer.strategy.reduce
             checkpoint['accumulated'] = {
@@ -67,6 +74,7 @@ class RunEnd(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Take such gradients until training starts."""
+        self._saved = checkpoint.get('layout')
         self._gradients = checkpoint.get('accumulated', {})
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -77,6 +85,9 @@ class RunEnd(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Continue where a resumed run stopped, with this run's rate."""
         self._started = True
+        self._here = layout(trainer)
+        if self._saved is not None:
+            require_layout(self._here, self._saved)
         for config, rates in zip(
             trainer.lr_scheduler_configs, self._rates, strict=True
         ):
@@ -135,6 +146,7 @@ class RunEnd(Callback):
     ) -> None:
         """Save where a run stops that was asked to, and say how to continue."""
         self._stop_listening()
+        self.teardown(trainer, pl_module, '')
         if not isinstance(exception, SIGTERMException):
             return
         name, exception.code = (
@@ -206,11 +218,20 @@ class RunEnd(Callback):
                     rank_zero_warn(f'{kind} could not end the run: {error!r}')
         pl_module.on_train_end()
 
+    def teardown(
+        self, trainer: Trainer, pl_module: LightningModule, stage: str
+    ) -> None:
+        """Give back what the plan changed."""
+        trainer.accumulate_grad_batches, trainer.limit_train_batches = self._given
+
 
 def put_first(trainer: Trainer) -> None:
     """Put a `RunEnd` before the callbacks of a trainer, instead of an earlier one."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    callbacks[:] = [RunEnd(), *(c for c in callbacks if not isinstance(c, RunEnd))]
+    callbacks[:] = [
+        RunEnd(trainer),
+        *(c for c in callbacks if not isinstance(c, RunEnd)),
+    ]
 
 
 def _renew_delta(trainer: Trainer, pl_module: Any) -> None:

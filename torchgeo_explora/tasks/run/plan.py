@@ -1,9 +1,11 @@
 """How long a run is, and how many images one step of it sees."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_info
 
 
 def require_replicas(trainer: Trainer, frozen_dtype: str = 'float32') -> None:
@@ -35,23 +37,73 @@ def require_replicas(trainer: Trainer, frozen_dtype: str = 'float32') -> None:
         )
 
 
+#: Lightning's callbacks that contradict a plan, and what to do instead.
+_CONTRADICT = {
+    'GradientAccumulationScheduler': (
+        'changes the images per optimizer step during a run, and rate and schedule are'
+        ' planned for one number: set trainer.accumulate_grad_batches'
+    ),
+    'BatchSizeFinder': (
+        'changes the batch size after the run is planned: find it by'
+        ' lightning.pytorch.tuner.Tuner, then set batch_size'
+    ),
+    'LearningRateFinder': (
+        'sets a rate that the schedule does not use: set *base_lr* instead'
+    ),
+    'WeightAveraging': (
+        'keeps an average of all weights, and its checkpoints cannot be resumed:'
+        ' remove it (in D-ExPLoRA the teacher is such an average already)'
+    ),
+}
+
+
+def require_steady(trainer: Trainer) -> None:
+    """Raise if a callback contradicts what is planned for a run.
+
+    Args:
+        trainer: About to fit.
+
+    Raises:
+        ValueError: If there is one; the error says what to do instead.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        for kind in type(callback).__mro__:
+            # Lightning's tuner tries batch sizes on runs that end early.
+            trial = kind.__name__ == 'BatchSizeFinder' and callback._early_exit
+            if kind.__name__ in _CONTRADICT and not trial:
+                raise ValueError(
+                    f'{type(callback).__name__} {_CONTRADICT[kind.__name__]}'
+                )
+
+
 def plan(trainer: Trainer) -> tuple[int, int]:
     """Return the optimizer steps of a run, and the images per step over all devices.
+
+    Every step gets as many batches as any other: where an epoch does not hold a whole
+    number of steps, its last batches are left out, and where it holds less than one
+    step, fewer batches are accumulated. Either is said.
 
     Args:
         trainer: About to fit, with its data attached.
 
     Raises:
-        ValueError: If the run has no end or no step, or the data give no full batch.
+        ValueError: If the run has no end or no step, the data give no full batch, or a
+            callback contradicts the plan.
     """
+    require_steady(trainer)
+    if trainer.limit_train_batches == 0:
+        raise ValueError(
+            'trainer.limit_train_batches is 0, which leaves no batch to train on: set'
+            ' it to 1 or more, or leave it out'
+        )
     trainer.fit_loop.setup_data()
-    loader: Any = trainer.train_dataloader
-    size: int = loader.batch_size or getattr(loader.batch_sampler, 'batch_size', 1)
+    size = batch_size(trainer)
     if not trainer.num_training_batches:
         raise ValueError(
             f'the training set gives no full batch of {size}: use a smaller'
             ' batch_size or more images'
         )
+    _fill_steps(trainer)
     steps = trainer.estimated_stepping_batches
     # Without a length and max_steps, Lightning estimates -1.
     if math.isinf(steps) or steps < 0:
@@ -68,3 +120,74 @@ def plan(trainer: Trainer) -> tuple[int, int]:
             ' trainer.max_epochs to 1 or more'
         )
     return int(steps), size * trainer.accumulate_grad_batches * trainer.world_size
+
+
+def batch_size(trainer: Trainer) -> int:
+    """Return the images of a batch on one device; 1 if the loader does not tell."""
+    loader: Any = trainer.train_dataloader
+    size = getattr(loader, 'batch_size', None)
+    inner = getattr(loader, 'batch_sampler', None)
+    return int(size or getattr(inner, 'batch_size', None) or 1)
+
+
+def _fill_steps(trainer: Trainer) -> None:
+    """Make an epoch a whole number of optimizer steps.
+
+    Otherwise Lightning steps at its end with what there is, divided by what there
+    should be.
+    """
+    batches, wanted = trainer.num_training_batches, trainer.accumulate_grad_batches
+    if math.isinf(batches):
+        return
+    if batches < wanted:
+        trainer.accumulate_grad_batches = int(batches)
+        rank_zero_info(
+            f'an epoch has {batches} batches, so {batches} are accumulated for an'
+            f' optimizer step, not {wanted}: use a smaller batch_size or more images to'
+            ' have more images per step'
+        )
+    elif rest := batches % wanted:
+        rank_zero_info(
+            f'an epoch has {batches} batches, and {wanted} are accumulated for an'
+            f' optimizer step: the last {rest} of each epoch are left out'
+        )
+        trainer.limit_train_batches = int(batches - rest)
+        loop = trainer.fit_loop
+        loop._data_fetcher.teardown()  # type: ignore[union-attr]
+        loop._combined_loader = None
+        loop.setup_data()
+
+
+def layout(trainer: Trainer) -> dict[str, int]:
+    """Return how the images of a running fit are spread, as a checkpoint keeps it."""
+    return {
+        'batch': batch_size(trainer) * trainer.world_size,
+        'accumulated': trainer.accumulate_grad_batches,
+        'devices': trainer.world_size,
+    }
+
+
+def require_layout(here: Mapping[str, int], saved: Mapping[str, int]) -> None:
+    """Raise if a resumed run would lose its place in the data, and its plan.
+
+    Args:
+        here: `layout` of this run.
+        saved: What `layout` returned when the checkpoint was written.
+
+    Raises:
+        ValueError: If a batch over all devices, or how many are accumulated, differs.
+    """
+    if any(here[name] != saved[name] for name in ('batch', 'accumulated')):
+        raise ValueError(
+            f'the checkpoint was written with {saved["batch"]} images in a batch over'
+            f' {saved["devices"]} devices and {saved["accumulated"]} batches'
+            f' accumulated, this run has {here["batch"]} over {here["devices"]} and'
+            f' {here["accumulated"]}: give batch_size, devices and'
+            ' accumulate_grad_batches that give the same, or start a new run'
+        )
+    if here['devices'] != saved['devices']:
+        rank_zero_info(
+            f'the checkpoint was written on {saved["devices"]} devices, this run has'
+            f' {here["devices"]}: a step sees the same images, but crops and masks are'
+            ' drawn differently'
+        )

@@ -110,6 +110,9 @@ class ResumableTask(BaseTask):
             without_delta(strategy.checkpoint_io), self.delta_writer()
         )
         if stage == 'fit':
+            # 0, unless a trainer continues its own run; a checkpoint brings its own.
+            progress = self.trainer.fit_loop.epoch_loop.batch_progress
+            self.micro_steps = progress.total.ready
             # A frozen backbone, or a teacher, is in eval mode by design.
             warnings.filterwarnings('ignore', r'Found \d+ module\(s\) in eval mode')
 
