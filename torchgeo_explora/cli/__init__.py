@@ -9,7 +9,7 @@ from typing import Any
 import docstring_parser
 from jsonargparse import ArgumentParser
 
-from torchgeo_explora.cli.commands import COMMANDS
+from torchgeo_explora.cli.commands import COMMANDS, wants_traceback
 from torchgeo_explora.version import __version__
 
 #: TorchGeo's own commands, and what they do.
@@ -59,6 +59,9 @@ def parser() -> ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command.
 
+    Bad input is told in one sentence. With the environment variable
+    JSONARGPARSE_DEBUG=true, a traceback comes instead.
+
     Args:
         arguments: The arguments; those of the process if None.
 
@@ -69,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given and given[0] in TRAINING:
         from torchgeo_explora.cli.training import run
 
-        run(given, None if arguments is None else given)
+        run(given)
         return
     config = parser().parse_args(given)
     name = config.command
@@ -79,7 +82,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.path.append(os.getcwd())
             import_module(config['import'])
         code = function(**config[name].as_dict())
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        sys.exit(f'explora {name}: {error}')
+    except Exception as error:
+        if wants_traceback():
+            raise
+        said = str(error)
+        if not isinstance(error, OSError | ValueError | RuntimeError | ImportError):
+            said = (
+                f'{type(error).__name__}: {said}. A file or an argument has'
+                ' contents that were not expected; JSONARGPARSE_DEBUG=true shows where'
+            )
+        sys.exit(f'explora {name}: {said}')
     if code:
         sys.exit(code)

@@ -1,5 +1,6 @@
 """The commands on files of deltas, weights and data."""
 
+import os
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -20,6 +21,11 @@ Format = Literal[
     'onnx',
 ]
 Encoding = Literal['auto', 'jpeg', 'integer', 'exact']
+
+
+def wants_traceback() -> bool:
+    """Return whether the environment asks for tracebacks instead of sentences."""
+    return os.environ.get('JSONARGPARSE_DEBUG', '').lower() == 'true'
 
 
 def info(files: list[str]) -> None:

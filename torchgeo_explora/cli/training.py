@@ -6,6 +6,7 @@ import re
 import sys
 from argparse import ArgumentError
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -17,6 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI  # noqa:
 
 import torchgeo_explora  # noqa: E402
 from torchgeo_explora import callbacks, datamodules, tasks  # noqa: E402
+from torchgeo_explora.cli.commands import wants_traceback  # noqa: E402
 
 gc.freeze()
 gc.enable()
@@ -33,55 +35,121 @@ data modules: {datamodules}
 callbacks: {callbacks}
 """
 
+#: The configurations: in a checkout a link to the folder of the same name.
+CONFIGS = Path(torchgeo_explora.__file__).parent / 'configs'
 
-def run(given: Sequence[str], arguments: list[str] | None) -> None:
+
+def run(arguments: Sequence[str]) -> None:
     """Run TorchGeo's command.
 
-    What this package refuses, and what the parser does, is told in one sentence. With
-    the environment variable JSONARGPARSE_DEBUG=true, the traceback comes too.
+    *--config* also takes the name of a shipped configuration, whose `configs/...` paths
+    are found wherever the command runs. What this package refuses, and what the parser
+    does, is told in one sentence. With the environment variable
+    JSONARGPARSE_DEBUG=true, the traceback comes too.
 
     Args:
-        given: The arguments, of which the first is the name of the command.
-        arguments: The same, or None where they are those of the process: Lightning
-            wants these unnamed.
+        arguments: The arguments, of which the first is the name of the command.
 
     Raises:
         SystemExit: With what went wrong, or with a code.
     """
     torchgeo_explora.register()
     host: Any = torchgeo.main
-    if os.environ.get('JSONARGPARSE_DEBUG', '').lower() == 'true':
-        host.main(arguments)
-        return
     stock, host.LightningCLI = host.LightningCLI, _CLI
     try:
-        host.main(arguments)
+        host.main([*arguments])
     except ArgumentError as error:
-        name = f'explora {given[0]}'
+        if wants_traceback():
+            raise
+        name = f'explora {arguments[0]}'
         print(f'{name}: {_of_parser(error)}; see `{name} --help`', file=sys.stderr)
         sys.exit(2)
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         refusal = next(filter(_is_ours, _chain(error)), None)
-        if refusal is None:
+        if refusal is None or wants_traceback():
             raise
-        sys.exit(f'explora {given[0]}: {refusal}')
+        sys.exit(f'explora {arguments[0]}: {refusal}')
     except SystemExit:
-        if {'-h', '--help'} & {*given}:
+        if {'-h', '--help'} & {*arguments}:
             names = {
                 module.__name__.rpartition('.')[2]: ', '.join(module.__all__)
                 for module in (tasks, datamodules, callbacks)
             }
-            print(_HELP.format(command=given[0], **names))
+            print(_HELP.format(command=arguments[0], **names))
         raise
     finally:
         host.LightningCLI = stock
 
 
 class _CLI(LightningCLI):
-    """Lightning's command line, whose parser raises instead of printing its usage."""
+    """Lightning's command line, which knows the configurations of this package.
+
+    Its parser raises instead of printing its usage.
+    """
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         return super().init_parser(**kwargs, exit_on_error=False)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        self.config = parser.parse_args(_with_shipped(args))
+        key = f'{self.config.subcommand}.model.init_args.weights'
+        weights = self.config.get(key)
+        if isinstance(weights, str) and not os.path.exists(weights):
+            shipped = CONFIGS.parent / weights
+            if weights.startswith('configs/') and shipped.is_file():
+                self.config[key] = str(shipped)
+
+    def _parse_ckpt_path(self) -> None:
+        try:
+            super()._parse_ckpt_path()
+        except Exception as error:
+            path = self.config[self.config.subcommand].ckpt_path
+            raise ValueError(
+                f'*--ckpt_path* {path} cannot be read as a checkpoint'
+                f' ({type(error).__name__}): give a .ckpt file that a run has written'
+            ) from error
+
+
+def _with_shipped(words: Sequence[str]) -> list[str]:
+    """Return a command line with the paths of the configurations it names."""
+    found = list(words)
+    for number, word in enumerate(found):
+        option, equals, value = word.partition('=')
+        if option not in ('--config', '-c'):
+            continue
+        if equals:
+            found[number] = f'{option}={shipped_path(value)}'
+        elif number + 1 < len(found):
+            found[number + 1] = shipped_path(found[number + 1])
+    return found
+
+
+def shipped_path(name: str) -> str:
+    """Return the file of a configuration: a file of the user's, or a shipped one.
+
+    Args:
+        name: A file, the name of a shipped configuration such as 'quickstart' or
+            'pretrain/imagefolder_vit_large', or its path in the repository.
+
+    Returns:
+        The path of the shipped file if there is no other; else *name* as it is.
+
+    Raises:
+        ValueError: If *name* can only be the name of a configuration, and none has it.
+    """
+    own = os.path.expanduser(name)
+    if os.path.exists(own) and not os.path.isdir(own):
+        return name
+    path = CONFIGS / f'{name.removeprefix("configs/").removesuffix(".yaml")}.yaml'
+    if path.is_file():
+        return str(path)
+    if not re.fullmatch(r'[\w/]+', name):
+        return name
+    names = [p.relative_to(CONFIGS).with_suffix('') for p in CONFIGS.glob('**/*.yaml')]
+    raise ValueError(
+        f'*--config* {name} is neither a file nor a configuration of this package:'
+        f' {", ".join(sorted(map(str, names)))}'
+    )
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
