@@ -98,6 +98,8 @@ def model_card(
             than the licence of the base.
     """
     metadata, _ = read_delta(path)
+    # First, since it checks what the file says of its arguments.
+    backbone = outline(path)
     model = metadata['arguments'].get('model')
     of_base = base_licence(base)
     # The name of a timm model ends with the name of its weights.
@@ -114,7 +116,6 @@ def model_card(
             f'the base is non-commercial ({of_base}), and so is everything derived'
             f' from it: {licence!r} would allow more'
         )
-    backbone = outline(path)
     blocks: nn.Module = backbone.get_submodule('blocks')
     adaptation = Adaptation.from_dict(metadata['adaptation'])
     rows = [f'| {key} | {metadata[key]} |' for key in _RECIPE if metadata.get(key)]

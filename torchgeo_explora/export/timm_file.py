@@ -14,6 +14,7 @@ from torch import Size, nn
 from torchgeo_explora.adapt import base_fingerprint, fingerprint, merged
 from torchgeo_explora.adapt.delta import lineage_merged
 from torchgeo_explora.models import Backbone
+from torchgeo_explora.models.formats.files import sort_header
 from torchgeo_explora.models.formats.names import State
 from torchgeo_explora.models.formats.published import to_dinov2
 from torchgeo_explora.models.formats.wrapped import to_torchgeo
@@ -83,6 +84,7 @@ def export_timm(
             header[name] = json.dumps([*values])
     with replacing(path) as part:
         save_file(state, part, metadata=header)
+        sort_header(part)
 
 
 def export_dinov2(backbone: Backbone, path: str | os.PathLike[str]) -> None:
