@@ -23,7 +23,7 @@ from torchgeo_explora.adapt import (
     save_delta,
 )
 from torchgeo_explora.export import export_timm, rebuild
-from torchgeo_explora.export.info import describe, differences
+from torchgeo_explora.export.info import compare_files, summarize_file
 from torchgeo_explora.export.rebuild import outline, reopen
 from torchgeo_explora.models import ViT
 from torchgeo_explora.tasks import ExploraKNNTask
@@ -95,7 +95,7 @@ def change_adapter(path, **changes):
 
 def all_refuse(path, base, match):
     """Every way to read the file gives the same clear error."""
-    for look in (describe, lambda file: rebuild(file, base)):
+    for look in (summarize_file, lambda file: rebuild(file, base)):
         with pytest.raises(ValueError, match=match) as error:
             look(path)
         assert str(error.value).isprintable()
@@ -150,7 +150,7 @@ def test_backbone_of_another_name_is_not_imported(path, base, name):
     with pytest.raises(ValueError, match='no backbone of this name') as error:
         rebuild(path, base)
     assert str(error.value).isprintable()
-    assert '\x1b' not in describe(path)
+    assert '\x1b' not in summarize_file(path)
 
 
 @pytest.mark.parametrize('key', ['arguments', 'adaptation'])
@@ -186,14 +186,14 @@ def test_seal_cannot_be_left_out(path, base):
     with pytest.raises(ValueError, match='wrong metadata_sha256'):
         load_delta(ViT(**json.loads(header_of(other)['arguments'])), other)
     with pytest.raises(ValueError, match=r'delta.pt is cut short or damaged'):
-        describe(other)
+        summarize_file(other)
 
 
 @pytest.mark.parametrize('name', ['delta', 'adaptation', 'metadata_sha256', 'base'])
 def test_delta_that_lost_metadata_is_not_taken_for_weights(path, name):
     rewrite(path, sealed=False, without=[name])
     with pytest.raises(ValueError, match=f'wrong .*{name}|differs'):
-        describe(path)
+        summarize_file(path)
 
 
 def test_newer_minor_version_is_read_with_a_note(path, base):
@@ -206,10 +206,10 @@ def test_newer_minor_version_is_read_with_a_note(path, base):
             {**json.loads(header_of(path)['arguments']), 'bells': True}
         ),
     }
-    plain = describe(path)
+    plain = summarize_file(path)
     rewrite(path, format_version='1.3', **changes)
     with pytest.warns(UserWarning, match='newer version, .*: bells, later, tomorrow'):
-        text = describe(path)
+        text = summarize_file(path)
     assert text.splitlines()[0] == plain.splitlines()[0]
     with pytest.warns(UserWarning, match='bells'):
         rebuild(path, base)
@@ -222,7 +222,7 @@ def test_newer_minor_version_is_read_with_a_note(path, base):
 def test_control_characters_are_shown_as_escapes(path):
     """A terminal must not obey a file (A5)."""
     rewrite(path, note='\x1b[2J\x1b]0;pwned\x07\r\nsize: 1', **{'\x9b31m': '\u202e'})
-    text = describe(path)
+    text = summarize_file(path)
     assert r'\x1b[2J\x1b]0;pwned\x07\r\nsize: 1' in text
     assert r'\x9b31m: \u202e' in text
     assert all(line.isprintable() for line in text.splitlines())
@@ -230,13 +230,13 @@ def test_control_characters_are_shown_as_escapes(path):
     save_file({'\x1b[2J': torch.ones(1)}, other)
     last = path.with_name('last.safetensors')
     save_file({'a': torch.ones(1)}, last, {'x': '\x1b[2J'})
-    assert all(line.isprintable() for line in differences(other, last))
+    assert all(line.isprintable() for line in compare_files(other, last))
 
 
 def test_reading_a_delta_opens_that_file_only(path):
-    describe(path), outline(path)
+    summarize_file(path), outline(path)
     OPENED.clear()
-    describe(path), outline(path), read_delta_metadata(path), read_delta(path)
+    summarize_file(path), outline(path), read_delta_metadata(path), read_delta(path)
     found = {os.path.realpath(name) for name in OPENED if not name.endswith('.pyc')}
     assert found <= {str(path)}
 
@@ -359,7 +359,7 @@ def test_checkpoint_that_names_code_runs_none(changes, tmp_path, monkeypatch):
     before = {*tmp_path.iterdir()}
     with pytest.raises(ValueError, match=r'model|chosen|instantiator'):
         ExploraKNNTask.load_from_checkpoint('evil.ckpt', weights_only=True)
-    assert all(line.isprintable() for line in describe('evil.ckpt').splitlines())
+    assert all(line.isprintable() for line in summarize_file('evil.ckpt').splitlines())
     assert {*tmp_path.iterdir()} == before
 
 
@@ -379,7 +379,7 @@ def test_malformed_checkpoints_are_refused(changes, tmp_path, monkeypatch):
     content = {'explora': {'base': 'x'}, 'state_dict': {'a': torch.ones(1)}, **changes}
     torch.save(content, 'evil.ckpt')
     with pytest.raises(ValueError, match=r'evil\.ckpt'):
-        describe('evil.ckpt')
+        summarize_file('evil.ckpt')
     assert [path.name for path in tmp_path.iterdir()] == ['evil.ckpt']
 
 
@@ -387,5 +387,5 @@ def test_checkpoint_is_described_without_escapes(tmp_path):
     hyper = {'_class_path': 'a.\x1b[2J', 'model': {'class_path': '\x1b[2J'}}
     content = {'explora': {'base': '\x1b[2J'}, 'state_dict': {}, 'global_step': '\x07'}
     torch.save({**content, 'hyper_parameters': hyper}, tmp_path / 'evil.ckpt')
-    text = describe(tmp_path / 'evil.ckpt')
+    text = summarize_file(tmp_path / 'evil.ckpt')
     assert all(line.isprintable() for line in text.splitlines())
