@@ -15,6 +15,8 @@ from torchgeo.tasks import BaseTask
 from torchgeo_explora import models, tasks
 from torchgeo_explora.adapt import count
 from torchgeo_explora.tasks import ExploraDinoTask, ExploraMAETask
+from torchgeo_explora.tasks.pretraining.mae import SCHEDULE
+from torchgeo_explora.tasks.run.adaptation import as_options
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / 'configs').rglob('*.yaml'))
@@ -84,6 +86,63 @@ def test_output_goes_to_a_folder_of_the_configurations_own(path):
     for callback in trainer.get('callbacks', []):
         if callback['class_path'].endswith('.ModelCheckpoint'):
             assert callback['init_args'].get('dirpath', folder) == folder
+
+
+#: Images of the runs whose length the paper states in epochs, and the batch.
+EPOCH = {'fmow_rgb': 363_571, 'fmow_temporal': 363_571, 'fmow_sentinel': 712_874}
+BATCH = 1024
+
+
+@pytest.mark.parametrize('size', ['base', 'large'])
+@pytest.mark.parametrize(
+    ('data', 'epochs'),
+    [('fmow_rgb', 200), ('fmow_temporal', 50), ('fmow_sentinel', 50)],
+)
+def test_masked_autoencoder_warms_up_for_one_epoch(data, epochs, size):
+    """The paper's one epoch is 0.005 of 200 epochs, and 0.02 of 50."""
+    path = ROOT / f'configs/pretrain/{data}_mae_vit_{size}.yaml'
+    config = yaml.safe_load(path.read_text())
+    steps = EPOCH[data] / BATCH
+    assert config['trainer']['max_steps'] == pytest.approx(epochs * steps, rel=2e-3)
+    schedule = config['model']['init_args'].get('schedule', {})
+    given = as_options(SCHEDULE, schedule)
+    assert given.warmup * config['trainer']['max_steps'] == pytest.approx(
+        steps, rel=2e-3
+    )
+    batch = config['data']['init_args']['batch_size']
+    assert batch * config['trainer']['accumulate_grad_batches'] == BATCH
+
+
+def _fmow_rgb(path):
+    kind = yaml.safe_load(path.read_text())['data']['class_path']
+    return kind.endswith(('.FMoWRGBDataModule', '.FMoWTemporalDataModule'))
+
+
+@pytest.mark.parametrize(
+    'path', [path for path in CONFIGS if _fmow_rgb(path)], ids=lambda p: p.stem
+)
+def test_all_of_fmow_rgb_see_the_same_pixels(path):
+    """Shorter side 224, then the centre: D and M, pre-training and judging."""
+    data = yaml.safe_load(path.read_text())['data']['init_args']
+    assert data['crop'] == 'image'
+    assert data.get('size', 224) == 224
+    assert '# Pixels: `crop: image`' in path.read_text()
+
+
+@pytest.mark.parametrize('path', DOWNSTREAM, ids=lambda p: p.stem)
+def test_delta_is_what_a_shipped_run_ends_with(path):
+    arguments = yaml.safe_load(path.read_text())['model']['init_args']
+    if 'delta' not in arguments:
+        assert arguments['weights'].startswith('ExploraWeights.')
+        return
+    folder, _, name = arguments['delta'].rpartition('/')
+    assert name == 'delta.safetensors'
+    runs = {
+        yaml.safe_load(p.read_text())['trainer']['default_root_dir']: p
+        for p in PRETRAINING
+    }
+    run = yaml.safe_load(runs[folder].read_text())['model']['init_args']
+    assert run.get('weights', True) == arguments.get('weights', True)
 
 
 def _dinov2(path):

@@ -1,10 +1,11 @@
 """The paper's configurations run on fake data with TorchGeo's own command.
 
 Each keeps all that it says, but for a tiny backbone without weights, the folder of its
-data, and a batch and a trainer of the size of the test. Those for ViT-B are the same as
-those for ViT-L, which are run here, in all but width.
+data, and a batch and a trainer of the size of the test. Those for ViT-B and ViT-g are
+the same as those for ViT-L, which are run here, in all but width, depth and block.
 """
 
+import re
 from pathlib import Path
 
 import pytest
@@ -48,14 +49,25 @@ DATA = {
         'pretrain/fmow_rgb_mae_vit_large',
         'pretrain/fmow_temporal_mae_vit_large',
         'finetune/fmow_rgb_vit_large_lora',
+        'finetune/fmow_rgb_mae_vit_large_lora',
+        'finetune/fmow_temporal_vit_large_lora',
         'probe/fmow_rgb_vit_large',
+        'probe/fmow_rgb_release_vit_large',
     ),
     'fmow_sentinel': (
         'pretrain/fmow_sentinel_mae_vit_large',
         'finetune/fmow_sentinel_vit_large_lora',
     ),
-    'camelyon17': ('pretrain/camelyon17_vit_large', 'probe/camelyon17_vit_large'),
-    'iwildcam': ('pretrain/iwildcam_vit_large', 'finetune/iwildcam_vit_large_lora'),
+    'camelyon17': (
+        'pretrain/camelyon17_vit_large',
+        'finetune/camelyon17_vit_large_lora',
+        'probe/camelyon17_vit_large',
+    ),
+    'iwildcam': (
+        'pretrain/iwildcam_vit_large',
+        'finetune/iwildcam_vit_large_lora',
+        'probe/iwildcam_vit_large',
+    ),
     'globalwheat': (
         'pretrain/globalwheat_vit_large',
         'finetune/globalwheat_vit_large_lora',
@@ -64,7 +76,7 @@ DATA = {
     'scenes': ('pretrain/scenes_vit_large',),
     'eurosat': ('finetune/eurosat_vit_large_lora',),
     'resisc45': ('probe/resisc45_vit_large', 'pretrain/resisc45_vit_large'),
-    'spacenet': ('finetune/spacenet1_vit_large_lora',),
+    'spacenet': ('pretrain/spacenet1_vit_large', 'finetune/spacenet1_vit_large_lora'),
 }
 #: Files of fake data that do not have its name.
 FILES = dict.fromkeys(('camelyon17', 'iwildcam', 'globalwheat'), 'wilds')
@@ -132,4 +144,6 @@ def test_no_configuration_of_our_own_data_is_left_out():
         kind = yaml.safe_load(path.read_text())['data']['class_path']
         name = path.relative_to(ROOT / 'configs').with_suffix('').as_posix()
         if kind.startswith('torchgeo_explora.') and not kind.endswith(OTHERS):
-            assert name.replace('_base', '_large') in given
+            large = re.sub('_(base|giant)$', '_large', name)
+            large = large.replace('pretrain/fmow_rgb_vit_large', 'explora_fmow')
+            assert large in given
