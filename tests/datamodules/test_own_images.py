@@ -294,3 +294,18 @@ def test_place_in_two_splits_of_a_csv_file_is_a_leak(listed):
     path.write_text(path.read_text().replace(',p5', ',p4'))
     with pytest.warns(UserWarning, match="1 in both 'train' and 'val'.*p4"):
         CSVDataModule(listed, columns=CSVColumns(place='patient')).setup('fit')
+
+
+def test_samples_left_out_are_summed_up_at_the_end(tmp_path):
+    save_images(tmp_path, 8)
+    (tmp_path / 'crop' / '1.png').write_bytes(b'')
+    datamodule = ImageFolderDataModule(tmp_path, batch_size=2, on_error='skip')
+    with pytest.warns(UserWarning, match='skipped sample 0'):
+        datamodule.setup('predict')
+    with pytest.warns(UserWarning, match=r'1 of the 8 samples .* numbers 0'):
+        datamodule.teardown('predict')
+    (tmp_path / 'crop' / '1.png').unlink()
+    datamodule.setup('predict')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        datamodule.teardown('predict')

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 from torchgeo.datamodules import NonGeoDataModule
@@ -14,6 +15,7 @@ from torchgeo.datasets import NonGeoDataset
 
 from torchgeo_explora.augment import IMAGENET_MEAN, IMAGENET_STD
 from torchgeo_explora.datasets.pixels.scaling import ValueRange
+from torchgeo_explora.datasets.tables.dataset import TableDataset
 from torchgeo_explora.datasets.tables.problems import warn_of_shared_places
 
 # Data sets that a stage of the trainer opens.
@@ -207,6 +209,17 @@ class SplitDataModule(NonGeoDataModule):
             self.warn_of_leaks(self.train_dataset, self.val_dataset)
         if stage == 'test' and hasattr(type(self.test_dataset), 'places'):
             self.warn_of_leaks(self._training_split(), self.test_dataset)
+
+    def teardown(self, stage: str) -> None:
+        """Warn of the samples that were left out, once for each split.
+
+        Args:
+            stage: 'fit', 'validate', 'test' or 'predict'.
+        """
+        for part in _OPENED[stage]:
+            dataset = getattr(self, f'{part}_dataset', None)
+            if isinstance(dataset, TableDataset) and (text := dataset.sum_up()):
+                rank_zero_warn(text)
 
     def _training_split(self) -> Any:
         """Return the training split, None if it is not on this machine."""

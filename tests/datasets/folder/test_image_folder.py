@@ -230,9 +230,9 @@ def test_size_resizes_the_shorter_side_and_crops_the_centre(tmp_path):
 
 
 def test_mixed_band_counts_name_the_file(tmp_path):
-    save_png(tmp_path / 'a.png')
-    save_png(tmp_path / 'b.png', shape=(8, 8))
-    with pytest.raises(ValueError, match=r'b.png has 1 bands .*a.png has 3'):
+    save_tiff(tmp_path / 'a.tif', values(0, (3, 8, 8)))
+    save_tiff(tmp_path / 'b.tif', values(1, (1, 8, 8)))
+    with pytest.raises(ValueError, match=r'b.tif has 1 bands .*a.tif has 3'):
         ImageFolder(tmp_path)[1]
 
 
@@ -244,6 +244,67 @@ def test_mixed_types_need_a_value_range(tmp_path):
     dataset = ImageFolder(tmp_path, value_range=(0, 4000))
     assert dataset[1]['image'].max() > 255
     assert dataset.value_range == (0.0, 4000.0)
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """Of eight images, the first one and two others are unlike most."""
+    save_tiff(tmp_path / '0.tif', values(0, (3, 8, 8), 'uint16'))
+    for i in (1, 2, 4, 6):
+        save_tiff(tmp_path / f'{i}.tif', values(i, (3, 8, 8)))
+    save_tiff(tmp_path / '3.tif', values(3, (4, 8, 8)))
+    save_tiff(tmp_path / '5.tif', values(5, (3, 8, 9)))
+    (tmp_path / '7.tif').write_bytes(b'II')
+    return tmp_path
+
+
+def test_what_does_not_fit_is_skipped_at_the_start(mixed):
+    """Bands, data type and size are in the header: one warning, and no surprise."""
+    with pytest.warns(UserWarning, match=r'0\.tif holds uint16.*4 of 8') as told:
+        dataset = ImageFolder(mixed, on_error='skip')
+    assert len(told) == 1
+    assert dataset.skipped == [0, 3, 5, 7]
+    assert dataset.value_range == (0.0, 255.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert [int(s['index']) for s in dataset] == [1, 1, 2, 4, 4, 6, 6, 1]
+    with pytest.warns(UserWarning, match='3 of 8'):
+        assert ImageFolder(mixed, size=4, on_error='skip').skipped == [0, 3, 7]
+
+
+def test_most_images_decide_and_the_message_names_both(mixed):
+    dataset = ImageFolder(mixed)
+    assert dataset.value_range == (0.0, 255.0)
+    for index, message in (
+        (0, r'0\.tif holds uint16 values but .*1\.tif holds uint8'),
+        (3, r'3\.tif has 4 bands .*1\.tif has 3'),
+        (5, r'5\.tif is \(8, 9\) pixels but .*1\.tif is \(8, 8\)'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dataset[index]
+
+
+def test_a_file_that_changed_since_the_start_is_skipped_too(mixed):
+    with pytest.warns(UserWarning, match='skipped sample 0'):
+        dataset = ImageFolder(mixed, on_error='skip')
+    save_tiff(mixed / '1.tif', values(1, (2, 8, 8)))
+    with pytest.warns(UserWarning, match=r'skipped sample 1: .*1\.tif has 2 bands'):
+        assert dataset[1]['index'] == 2
+
+
+@pytest.mark.parametrize('mode', ['L', 'LA', '1'])
+def test_gray_pictures_become_red_green_and_blue(tmp_path, mode):
+    save_png(tmp_path / 'b.png')
+    gray = Image.fromarray(values(1, (8, 8))).convert(mode)
+    gray.save(tmp_path / 'a.png')
+    dataset = ImageFolder(tmp_path)
+    assert dataset.bands == ('red', 'green', 'blue')
+    expected = np.asarray(gray.convert('L')).astype('float32')
+    torch.testing.assert_close(
+        dataset[0]['image'], torch.from_numpy(expected).expand(3, 8, 8)
+    )
+    (tmp_path / 'b.png').unlink()
+    assert ImageFolder(tmp_path).bands == ('gray',)
 
 
 @pytest.mark.parametrize(
@@ -418,10 +479,13 @@ def test_skip_replaces_warns_once_and_counts(damaged):
         warnings.simplefilter('always')
         samples = [dataset[i] for i in range(8)]
     told = [str(warning.message).partition('.png')[0] for warning in caught]
-    assert [text[-1] for text in told] == ['3', '4']
+    # The first one that is found while reading; the header of 0 was found before.
+    assert [text[-1] for text in told] == ['3']
     assert [int(s['index']) for s in samples] == [1, 1, 2, 5, 5, 5, 6, 7]
     assert samples[3]['path'].endswith('5.png')
     assert dataset.skipped == [0, 3, 4]
+    assert '3 of the 8 samples' in dataset.sum_up()
+    assert dataset.sum_up().endswith('numbers 0, 3, 4')
     assert dataset.paths[3] == str(damaged / '3.png')
     with warnings.catch_warnings():
         warnings.simplefilter('error')

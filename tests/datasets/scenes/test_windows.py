@@ -1,3 +1,4 @@
+import os
 import pickle
 
 import matplotlib.pyplot as plt
@@ -245,10 +246,76 @@ def test_faults_are_counted_and_named(make, root):
     report = next(root.glob('.scenes_*.report.csv')).read_text().splitlines()
     assert report[1:] == [
         f'{root}/x1.tif,unreadable scenes',
-        f'{root}/x2.tif,scenes without the bands of the first one',
-        f'{root}/x3.tif,scenes of another data type than the first one',
+        f'{root}/x2.tif,scenes without the bands of most others',
+        f'{root}/x3.tif,scenes of another data type than most others',
         f'{root}/x4.tif,scenes without georeference',
     ]
+
+
+def test_most_scenes_decide_what_the_others_must_have(make, root):
+    make.write_scene(root / '0.tif', dtype='float32')
+    make.write_scene(root / '1.tif', bands=('B04', 'B03'))
+    with pytest.warns(UserWarning, match='2 cannot be used'):
+        dataset = SceneWindows(root, size=32, length=10, max_missing=0.5)
+    assert dataset.index.table.num_rows == 4
+    assert dataset.bands == make.BANDS
+
+
+def place(path, crs, transform, bands=3, **profile):
+    with rasterio.open(
+        path,
+        'w',
+        count=bands,
+        height=64,
+        width=64,
+        dtype='uint16',
+        crs=crs,
+        transform=transform,
+        **profile,
+    ) as file:
+        file.write(np.ones((bands, 64, 64), 'uint16'))
+
+
+@pytest.mark.parametrize(
+    ('crs', 'corner', 'pixel', 'fault'),
+    [
+        # Metres labelled as degrees: all windows came from this scene.
+        ('EPSG:4326', (500_000, 5_000_000), 10, 'outside the area'),
+        ('EPSG:32632', (3e7, 5e6), 10, 'outside the area'),
+        ('LOCAL_CS["site",UNIT["metre",1]]', (0, 0), 10, 'not one of the Earth'),
+        ('IAU_2015:30100', (10, 10), 0.1, 'not one of the Earth'),
+    ],
+)
+def test_one_scene_in_a_wrong_place_never_kills_an_index(
+    make, root, crs, corner, pixel, fault
+):
+    grid = rasterio.transform.from_origin(*corner, pixel, pixel)
+    place(root / 'x.tif', crs, grid)
+    with pytest.warns(UserWarning, match='1 cannot be used'):
+        dataset = SceneWindows(root, size=32, length=10, max_missing=0.5)
+    assert dataset.index.table.num_rows == 4
+    report = next(root.glob('.scenes_*.report.csv')).read_text()
+    assert fault in report
+
+
+def test_file_name_that_is_not_text_is_a_fault(make, root):
+    make.write_scene(root / 'x.tif').rename(
+        os.fsdecode(os.fsencode(root) + b'/\xff.tif')
+    )
+    with pytest.warns(UserWarning, match='1 cannot be used'):
+        dataset = SceneWindows(root, size=32, length=10, max_missing=0.5)
+    assert dataset.index.table.num_rows == 4
+
+
+def test_scene_with_alpha_is_warped(tmp_path):
+    for zone, east in ((32632, 500_000), (32633, 30_000)):
+        grid = rasterio.transform.from_origin(east, 5e6, 10, 10)
+        place(tmp_path / f'{zone}.tif', f'EPSG:{zone}', grid, 4, photometric='RGB')
+    dataset = SceneWindows(
+        tmp_path, size=16, length=10, crs='EPSG:32632', bands=[1, 2, 3], max_invalid=0.5
+    )
+    assert dataset.index.table.num_rows == 2
+    assert dataset[0]['image'].shape == (3, 16, 16)
 
 
 def test_missing_cloud_mask_is_a_fault(make, root):

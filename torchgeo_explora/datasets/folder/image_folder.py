@@ -57,8 +57,9 @@ class ImageFolder(TableDataset):
         val_fraction: Share of the training images for 'val', in [0, 1).
         test_fraction: Share of the training images for 'test', in [0, 1).
         seed: Seed of the fractions.
-        on_error: 'raise' stops at an unreadable image; 'skip' warns once, adds it to
-            `skipped` and returns the next readable image instead.
+        on_error: 'raise' stops at an image that is unreadable or does not fit the
+            others; 'skip' adds it to `skipped` and returns the next image instead. What
+            the headers tell is found at the start, by those of 20,000 images at most.
         transforms: Applied to each sample.
         band_names: Names of the bands in every file, in their order, for files that do
             not name them: GeoTIFFs without band descriptions.
@@ -111,7 +112,7 @@ class ImageFolder(TableDataset):
         what = f'split {split!r} in {self.root}'
         super().__init__(len(self.paths), what, on_error, transforms)
         self.reader = ImageReader(size, bands, value_range, band_names)
-        self.look_at_first(lambda index: self.reader.look_at(self.paths[index]))
+        self.settle(self.reader, self.paths.__getitem__)
         self.bands, self.value_range = self.reader.bands, self.reader.value_range
         self.range_known, self.no_data = self.reader.range_known, self.reader.no_data
 

@@ -57,6 +57,10 @@ class UnreadableImageError(RuntimeError):
     """
 
 
+class UnfitImageError(UnreadableImageError, ValueError):
+    """A file that can be read, but differs from the others of its data set."""
+
+
 @contextmanager
 def naming(path: str) -> Iterator[None]:
     """Name the file in whatever goes wrong while it is read.
@@ -177,6 +181,15 @@ class ImageFile:
         self.size = (image.height, image.width)
         self._image = image
 
+    @property
+    def is_gray_picture(self) -> bool:
+        """Whether `expand_gray` is possible."""
+        return self.bands == ('gray',) and self._mode == 'L'
+
+    def expand_gray(self) -> None:
+        """Read a gray picture as red, green and blue, as palettes are."""
+        self._mode, self.dtype, self.bands = _RGB
+
     def find(self, bands: Iterable[int | str]) -> list[int]:
         """Return the positions of bands in the file, from 0.
 
@@ -244,8 +257,9 @@ class ImageFile:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Close the file."""
+        """Close the file; what its header told stays known."""
         self._stack.close()
+        self._image = None
 
 
 def _is_deep_png(path: str) -> bool:

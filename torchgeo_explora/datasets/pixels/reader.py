@@ -1,11 +1,16 @@
 """Images of one data set: read alike, whatever their format."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
-from torchgeo_explora.datasets.pixels.image_file import ImageFile
+from torchgeo_explora.datasets.pixels.image_file import (
+    ImageFile,
+    UnfitImageError,
+    UnreadableImageError,
+)
 from torchgeo_explora.datasets.pixels.picture import (
     Region,
     cut,
@@ -15,12 +20,18 @@ from torchgeo_explora.datasets.pixels.picture import (
 )
 from torchgeo_explora.datasets.pixels.scaling import RANGES, ValueRange, check_range
 
+_COLOUR = ('red', 'green', 'blue')
+
+#: Bands, data type, and size where it matters.
+type _Kind = tuple[tuple[str, ...], str, tuple[int, int] | None]
+
 
 class ImageReader:
     """Reads JPEG, PNG, TIFF and GeoTIFF images that have the same bands.
 
-    The first file decides what the others must have. Bands are matched by the
-    descriptions in each GeoTIFF, so files may hold them in different orders.
+    Most files decide what the others must have. Bands are matched by the descriptions
+    in each GeoTIFF, so files may hold them in different orders. Gray pictures among
+    coloured ones become red, green and blue.
 
     Args:
         size: Side in pixels of the square images returned, whose shorter side is
@@ -34,8 +45,8 @@ class ImageReader:
         value_range: (low, high).
         range_known: Whether the range was given or is all that the stored type can
             mean, and not only the usual scale of 16 bits.
-        no_data: Value of pixels without data, in all bands; None if the first file does
-            not declare any.
+        no_data: Value of pixels without data, in all bands; None if the file that
+            decided does not declare any.
     """
 
     bands: tuple[str, ...]
@@ -56,31 +67,59 @@ class ImageReader:
         self._given = value_range
         self._names = names
 
-    def look_at(self, path: str) -> None:
-        """Take bands, type and size from the first file.
+    def header(self, path: str) -> ImageFile:
+        """Return a closed file, of which the header is known.
 
         Raises:
             UnreadableImageError: If it cannot be read.
-            ValueError: If it lacks a band, or its type has no usual range.
+            ValueError: If *names* are not as many as its bands.
         """
         with ImageFile(path, self._names) as file:
-            self._first = (path, file.bands, file.dtype, file.size)
-            self.no_data = file.no_data
-            indices = list(range(len(file.bands)))
-            if self._wanted is not None:
-                indices = file.find(self._wanted)
-            self.bands = tuple(file.bands[i] for i in indices)
-            kind = file.dtype
+            return file
+
+    def choose(self, headers: Sequence[ImageFile]) -> None:
+        """Take bands, type and size from the first of the files that most are like.
+
+        Gray pictures count for red, green and blue, which they can become.
+
+        Args:
+            headers: Those of some files, at least one.
+
+        Raises:
+            ValueError: If that file lacks a band, or its type has no usual range.
+        """
+        counts: Counter[_Kind] = Counter()
+        firsts: dict[_Kind, ImageFile] = {}
+        for file in headers:
+            firsts.setdefault(kind := self._kind(file), file)
+            counts[kind] += 1
+        for kind, file in firsts.items():
+            colour = (_COLOUR, *kind[1:])
+            if file.is_gray_picture and colour in counts:
+                counts[colour] += counts[kind]
+        # The first of equals, as they are in the order of the files.
+        file = firsts[max(counts, key=counts.__getitem__)]
+        self._first = (file.path, file.bands, file.dtype, file.size)
+        self.no_data = file.no_data
+        indices = list(range(len(file.bands)))
+        if self._wanted is not None:
+            indices = file.find(self._wanted)
+        self.bands = tuple(file.bands[i] for i in indices)
         if self._given is not None:
             self.value_range = check_range(self._given, self.bands)
-        elif kind in RANGES:
-            self.value_range = RANGES[kind]
+        elif file.dtype in RANGES:
+            self.value_range = RANGES[file.dtype]
         else:
             raise ValueError(
-                f'{path} holds {kind} values, which have no usual range: pass '
-                f'value_range=(low, high)'
+                f'{file.path} holds {file.dtype} values, which have no usual range: '
+                f'pass value_range=(low, high)'
             )
-        self.range_known = self._given is not None or '16' not in kind
+        self.range_known = self._given is not None or '16' not in file.dtype
+
+    def _kind(self, file: ImageFile) -> _Kind:
+        """Return what must be alike in all files."""
+        bands = tuple(sorted(file.bands)) if file.described else file.bands
+        return bands, file.dtype, None if self.size else file.size
 
     def read(self, path: str) -> tuple[Tensor, Region]:
         """Return an image, and which part of the file it shows.
@@ -90,20 +129,34 @@ class ImageReader:
 
         Raises:
             UnreadableImageError: If the file cannot be read.
-            ValueError: If the image has other bands, another type or, without *size*,
-                another size than the first.
+            UnfitImageError: If the image has other bands, another type or, without
+                *size*, another size than most.
         """
-        with ImageFile(path, self._names) as file:
-            image = file.read(self._check(file))
-            height, width = file.size
+        try:
+            with ImageFile(path, self._names) as file:
+                image = file.read(self.check(file))
+                height, width = file.size
+        except UnreadableImageError:
+            raise
+        except ValueError as error:
+            raise UnfitImageError(str(error)) from error
         if self.size is None:
             return image, (0, 0, width, height)
         region = middle_square(width, height)
         return fit_square(image, self.size, self.no_data), region
 
-    def _check(self, file: ImageFile) -> list[int]:
-        """Return the bands to read from a file that fits the first one."""
+    def check(self, header: ImageFile) -> list[int]:
+        """Return the bands to read from a file that fits most others.
+
+        A gray picture becomes red, green and blue if these have that.
+
+        Raises:
+            ValueError: If it does not fit.
+        """
+        file = header
         first, bands, dtype, size = self._first
+        if bands == _COLOUR and dtype == file.dtype and file.is_gray_picture:
+            file.expand_gray()
         if self._given is None and RANGES.get(file.dtype) != self.value_range:
             raise ValueError(
                 f'{file.path} holds {file.dtype} values but {first} holds {dtype}: '
@@ -137,7 +190,7 @@ class StretchedReader:
         size: Side in pixels of the images; None keeps the files' pixels.
     """
 
-    bands = ('red', 'green', 'blue')
+    bands = _COLOUR
     value_range: ValueRange = (0.0, 255.0)
     range_known = True
     no_data = None
@@ -146,8 +199,14 @@ class StretchedReader:
         """Keep the argument."""
         self.size = size
 
-    def look_at(self, path: str) -> None:
+    def header(self, path: str) -> None:
         """Do nothing: every picture has these bands."""
+
+    def choose(self, headers: Sequence[None]) -> None:
+        """Do nothing."""
+
+    def check(self, header: None) -> None:
+        """Do nothing."""
 
     def read(self, path: str) -> tuple[Tensor, Region]:
         """Return an image, (3, H, W), 0 to 255, and which part of the file it shows.

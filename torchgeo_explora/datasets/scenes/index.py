@@ -1,15 +1,20 @@
 """The index of scenes: their contents, and where a window can be cut out."""
 
+import math
 import os
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from pyproj import CRS
+from pyproj import CRS, Transformer
+from pyproj.exceptions import ProjError
+from rasterio._err import CPLE_BaseError
 from rasterio.enums import ColorInterp
+from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 from rasterio.vrt import WarpedVRT
 from tqdm import tqdm  # type: ignore[import-untyped]
@@ -24,13 +29,25 @@ from torchgeo_explora.datasets.tables.index_file import TableFile, file_stamp
 from torchgeo_explora.datasets.tables.problems import with_notes
 
 _UNREADABLE = 'unreadable scenes'
+_NO_BAND = 'files without bands, such as containers of others'
+_NOT_EARTH = 'scenes whose coordinate system is not one of the Earth'
+_OUTSIDE = 'scenes outside the area of their coordinate system'
 _NO_PLACE = 'scenes without georeference'
 _NO_MASK = 'scenes without a cloud mask that fits'
-_OTHER_BANDS = 'scenes without the bands of the first one'
-_OTHER_TYPE = 'scenes of another data type than the first one'
+_OTHER_BANDS = 'scenes without the bands of most others'
+_OTHER_TYPE = 'scenes of another data type than most others'
 EMPTY = 'scenes without a usable window'
 #: Problems of the data, as opposed to clouds.
-FAULTS = (_UNREADABLE, _NO_PLACE, _NO_MASK, _OTHER_BANDS, _OTHER_TYPE)
+FAULTS = (
+    _UNREADABLE,
+    _NO_BAND,
+    _NO_PLACE,
+    _NOT_EARTH,
+    _OUTSIDE,
+    _NO_MASK,
+    _OTHER_BANDS,
+    _OTHER_TYPE,
+)
 
 _SCHEMA = pa.schema(
     {
@@ -111,7 +128,7 @@ def open_scene_index(
         ],
         'cutting': asdict(cutting),
         'any_type': any_type,
-        'version': 2,
+        'version': 3,
     }
     return TableFile(
         path,
@@ -128,27 +145,23 @@ def _build(
     any_type: bool,
 ) -> pa.Table:
     listed = len(scenes) + len(problems)
-    first: dict[str, Any] = {}
-    # The first scene that can be opened decides what the others must have.
-    for scene in scenes:
-        try:
-            with naming(scene.name), open_raster(scene.path) as file:
-                first = {'bands': _names(file), 'dtype': file.dtypes[0]}
-            break
-        except UnreadableImageError:
-            continue
-    wanted = _wanted(cutting.bands, first['bands']) if first else ()
+    # GDAL works without Python's lock: threads read and decode side by side.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        headers = list(pool.map(_read_header, scenes))
+    most = _choose([found for found in headers if isinstance(found, _Header)])
+    wanted = _wanted(cutting.bands, most.bands) if most else ()
 
-    def describe(scene: Scene) -> dict[str, Any] | str:
+    def describe(scene: Scene, header: _Header | str) -> dict[str, Any] | str:
+        if isinstance(header, str) or most is None:
+            return str(header)
         try:
-            return _describe(scene, cutting, wanted, first, any_type)
+            return _describe(scene, header, cutting, wanted, most, any_type)
         except _Unfit as error:
             return str(error)
 
     rows = []
-    # GDAL works without Python's lock: threads read and decode side by side.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(describe, scenes)
+        found = pool.map(describe, scenes, headers)
         bar = tqdm(found, 'index', len(scenes), unit=' scenes', disable=None)
         for scene, row in zip(scenes, bar, strict=True):
             if isinstance(row, str):
@@ -158,37 +171,102 @@ def _build(
             else:
                 rows.append(row)
     table = add_owners(pa.Table.from_pylist(rows, _SCHEMA), cutting.size, cutting.step)
-    known = {'bands': list(wanted), 'dtype': first.get('dtype')}
+    known = {'bands': list(wanted), 'dtype': most.dtype if most else None}
     return with_notes(table, problems, listed, path, **known)
+
+
+class _Header(NamedTuple):
+    """What must be alike in all scenes, and whether the bands are described."""
+
+    bands: tuple[str, ...]
+    dtype: str
+    described: bool
+
+
+def _read_header(scene: Scene) -> _Header | str:
+    """Return the header of a scene, or why it cannot be used."""
+    try:
+        with naming(scene.name), open_raster(scene.path) as file:
+            if not file.count:
+                return _NO_BAND
+            described = all(file.descriptions)
+            header = _Header(_names(file), file.dtypes[0], described)
+            return _misplaced(file) or header
+    except UnreadableImageError:
+        return _UNREADABLE
+
+
+def _choose(headers: Sequence[_Header]) -> _Header | None:
+    """Return the first of the headers that most are like, None without any."""
+    counts = Counter((frozenset(h.bands), h.dtype) for h in headers)
+    return max(headers, key=lambda h: counts[frozenset(h.bands), h.dtype], default=None)
+
+
+# The equatorial radius of the Earth is 6,378 km in all its models.
+_RADII = (6.3e6, 6.45e6)
+# Degrees by which a scene may leave the area that its coordinate system is made for.
+_MARGIN = 15.0
+
+
+def _misplaced(file: DatasetReader) -> str:
+    """Return why a scene cannot be where its header says, '' if it can.
+
+    Metres that are labelled as degrees would cover thousands of times the area of all
+    other scenes, and so take nearly all of the windows.
+    """
+    if file.crs is None or file.transform.is_identity:
+        # Ground control points may tell its place.
+        return ''
+    crs = CRS.from_wkt(file.crs.to_wkt())
+    ellipsoid = crs.ellipsoid
+    known = crs.is_geographic or crs.is_projected
+    if not known or not ellipsoid:
+        return _NOT_EARTH
+    if not _RADII[0] < ellipsoid.semi_major_metre < _RADII[1]:
+        return _NOT_EARTH
+    left, right = sorted((file.bounds.left, file.bounds.right))
+    bottom, top = sorted((file.bounds.bottom, file.bounds.top))
+    if crs.is_geographic:
+        inside = left > -361 and right < 361 and bottom > -91 and top < 91
+        return '' if inside else _OUTSIDE
+    degrees = Transformer.from_crs(crs, 4326, always_xy=True)
+    x, y = degrees.transform((left + right) / 2, (bottom + top) / 2)
+    area = crs.area_of_use
+    if not (math.isfinite(x) and math.isfinite(y)):
+        return _OUTSIDE
+    if area is None:
+        return ''
+    # An area across the date line ends to the west of where it starts.
+    width = ((area.east - area.west) % 360 or 360) + 2 * _MARGIN
+    within = width >= 360 or (x - area.west + _MARGIN) % 360 <= width
+    if within and area.south - _MARGIN <= y <= area.north + _MARGIN:
+        return ''
+    return _OUTSIDE
 
 
 def _describe(
     scene: Scene,
+    header: _Header,
     cutting: Cutting,
     wanted: Sequence[str],
-    first: dict[str, Any],
+    most: _Header,
     any_type: bool,
 ) -> dict[str, Any]:
     """Return the row of a scene."""
-    try:
-        with naming(scene.name), open_raster(scene.path) as file:
-            names, kind = _names(file), file.dtypes[0]
-            described = all(file.descriptions)
-    except UnreadableImageError as error:
-        raise _Unfit(_UNREADABLE) from error
-    if kind != first['dtype'] and not any_type:
+    names = header.bands
+    if header.dtype != most.dtype and not any_type:
         raise _Unfit(_OTHER_TYPE)
-    if described and set(wanted) <= set(names):
+    if header.described and set(wanted) <= set(names):
         bands = [names.index(name) + 1 for name in wanted]
-    elif len(names) == len(first['bands']):
-        bands = [first['bands'].index(name) + 1 for name in wanted]
+    elif len(names) == len(most.bands):
+        bands = [most.bands.index(name) + 1 for name in wanted]
     else:
         raise _Unfit(_OTHER_BANDS)
     crs = None if cutting.crs is None else CRS.from_user_input(cutting.crs)
     try:
         grid = Scenes([scene], crs, cutting.nodata)
         handle = grid.handle(scene.path)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RasterioError, CPLE_BaseError, ProjError) as error:
         raise _Unfit(_NO_PLACE) from error
     scale = _scale(handle, cutting)
     try:

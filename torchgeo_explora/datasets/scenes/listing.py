@@ -16,6 +16,7 @@ from torchgeo_explora.datasets.scenes.band_stack import stack_bands
 # Suffixes of scenes in a folder, in lower case.
 _SUFFIXES = ('.tif', '.tiff', '.vrt', '.jp2')
 NO_ASSET = 'STAC items without the assets'
+NOT_TEXT = 'files whose names are not UTF-8'
 OTHER_ASSET = 'STAC items with assets of other kinds than TIFF, JPEG 2000, PNG and JPEG'
 NO_STACK = 'STAC items whose assets cannot be stacked'
 
@@ -91,7 +92,9 @@ def list_scenes(
             problems += faults
         else:
             files = [f for f in _files(path) if mask is None or not f.endswith(mask)]
-            found = [_file_scene(file, mask) for file in files]
+            named = [file for file in files if _is_text(file)]
+            problems += [(ascii(f), NOT_TEXT) for f in files if not _is_text(f)]
+            found = [_file_scene(file, mask) for file in named]
         scenes |= {scene.path: scene for scene in found}
     if not scenes and not problems:
         names = ', '.join(os.fspath(place) for place in given)
@@ -100,6 +103,15 @@ def list_scenes(
             f' STAC file needs items, and files that end with *mask* are not scenes'
         )
     return sorted(scenes.values()), problems
+
+
+def _is_text(name: str) -> bool:
+    """Return whether a file name can be written to a table."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _files(path: str) -> list[str]:

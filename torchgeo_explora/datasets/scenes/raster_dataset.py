@@ -12,7 +12,7 @@ from affine import Affine
 from numpy.typing import NDArray
 from pyproj import CRS
 from rasterio.crs import CRS as RasterCRS
-from rasterio.enums import Resampling
+from rasterio.enums import ColorInterp, Resampling
 from rasterio.io import DatasetReader
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
@@ -111,7 +111,11 @@ class Scenes(RasterDataset):
         nodata = source.nodata if self.nodata is None else self.nodata
         if not warped and nodata == source.nodata:
             return source
-        options = {'nodata': nodata} if nodata is not None else {'add_alpha': True}
+        options: dict[str, Any] = {}
+        if nodata is not None:
+            options = {'nodata': nodata}
+        elif ColorInterp.alpha not in source.colorinterp:
+            options = {'add_alpha': True}
         with source:
             return WarpedVRT(
                 source,

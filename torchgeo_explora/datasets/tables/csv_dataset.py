@@ -165,7 +165,7 @@ class CSVDataset(TableDataset):
             if stretch
             else ImageReader(size, bands, value_range, band_names)
         )
-        self.look_at_first(lambda index: self.reader.look_at(self.path(index)))
+        self.settle(self.reader, self.path)
         self.bands, self.value_range = self.reader.bands, self.reader.value_range
         self.range_known, self.no_data = self.reader.range_known, self.reader.no_data
 

@@ -3,7 +3,8 @@
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, Protocol
 
 import torch
 from matplotlib.figure import Figure
@@ -13,8 +14,26 @@ from torchgeo.datasets import DatasetNotFoundError, NonGeoDataset
 from torchgeo_explora.datasets.pixels.figure import plot_image
 from torchgeo_explora.datasets.pixels.image_file import UnreadableImageError
 
+# Headers that are read at the start: to know what most images have, and with
+# *on_error* 'skip' to find those that do not fit.
+_FEW_LOOKS = 32
+_MANY_LOOKS = 20_000
+
 type OnError = Literal['raise', 'skip']
 type Transform = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+class Reader(Protocol):
+    """Reads images that must fit each other."""
+
+    def header(self, path: str) -> Any:
+        """Return what the header of a file tells."""
+
+    def choose(self, headers: Sequence[Any]) -> None:
+        """Take what most files have."""
+
+    def check(self, header: Any) -> Any:
+        """Raise `UnfitImageError` if a file differs."""
 
 
 class NoSamplesError(DatasetNotFoundError):
@@ -54,8 +73,9 @@ class TableDataset(NonGeoDataset):
     Args:
         size: Number of samples.
         what: The data set in words, for errors.
-        on_error: 'raise' stops at an unreadable file; 'skip' warns once, adds it to
-            `skipped` and returns the next readable sample instead.
+        on_error: 'raise' stops at a file that is unreadable or does not fit the others;
+            'skip' adds it to `skipped` and returns the next sample instead. Only the
+            first one is warned of.
         transforms: Applied to each sample.
     """
 
@@ -75,6 +95,7 @@ class TableDataset(NonGeoDataset):
         # In shared memory, so that all workers know what one finds unreadable.
         self._unreadable = torch.zeros(size, dtype=torch.bool)
         self._unreadable.share_memory_()
+        self._told = False
 
     @property
     def class_to_idx(self) -> dict[str, int]:
@@ -120,25 +141,53 @@ class TableDataset(NonGeoDataset):
             return sample if self.transforms is None else self.transforms(sample)
         raise self._nothing_left()
 
-    def look_at_first(self, look: Callable[[int], None]) -> None:
-        """Look at the first sample that can be read.
+    def settle(self, reader: Reader, path: Callable[[int], str]) -> None:
+        """Let a reader take what most images have, by the headers of some of them.
+
+        With *on_error* 'skip', images whose headers do not fit are left out at once.
 
         Args:
-            look: Takes the index of a sample.
+            reader: Reads the images.
+            path: Returns the path of a sample's image.
 
         Raises:
-            UnreadableImageError: If it cannot be read and *on_error* is 'raise', or if
-                none can.
+            UnreadableImageError: If the first image cannot be read and *on_error* is
+                'raise', or if none can.
+            ValueError: If the images that most are alike lack a band, or have a type
+                without a usual range.
         """
-        for index in range(len(self)):
+        strict = self.on_error == 'raise'
+        count = min(len(self), _FEW_LOOKS if strict else _MANY_LOOKS)
+        chosen = [i * len(self) // count for i in range(count)]
+
+        def look(index: int) -> Any:
             try:
-                look(index)
-                return
-            except UnreadableImageError as error:
-                if self.on_error == 'raise':
-                    raise
-                self._skip(index, error)
-        raise self._nothing_left()
+                return reader.header(path(index))
+            except (UnreadableImageError, ValueError) as error:
+                return error
+
+        # Opening files waits for disks.
+        with ThreadPoolExecutor() as pool:
+            found = list(pool.map(look, chosen))
+        if strict and isinstance(found[0], Exception):
+            raise found[0]
+        headers = [header for header in found if not isinstance(header, Exception)]
+        if not headers:
+            raise self._nothing_left() from found[0]
+        reader.choose(headers)
+        if strict:
+            return
+        wrong = {}
+        for index, header in zip(chosen, found, strict=True):
+            try:
+                if isinstance(header, Exception):
+                    raise header
+                reader.check(header)
+            except (UnreadableImageError, ValueError) as error:
+                wrong[index] = error
+        if wrong:
+            self._unreadable[list(wrong)] = True
+            self._tell(*next(iter(wrong.items())))
 
     def _nothing_left(self) -> UnreadableImageError:
         return UnreadableImageError(
@@ -146,12 +195,30 @@ class TableDataset(NonGeoDataset):
             f' files'
         )
 
-    def _skip(self, index: int, error: UnreadableImageError) -> None:
+    def _skip(self, index: int, error: Exception) -> None:
         self._unreadable[index] = True
+        # One warning in each process: a folder may have thousands of such files.
+        if not self._told:
+            self._told = True
+            self._tell(index, error)
+
+    def _tell(self, index: int, error: Exception) -> None:
         warnings.warn(
             f'skipped sample {index}: {str(error).partition(". Replace")[0]};'
-            f' {int(self._unreadable.sum())} of {len(self)} so far',
-            stacklevel=3,
+            f' {int(self._unreadable.sum())} of {len(self)} so far, others are only'
+            f' counted',
+            stacklevel=4,
+        )
+
+    def sum_up(self) -> str:
+        """Say how many samples were left out, '' if none was."""
+        numbers = self.skipped
+        if not numbers:
+            return ''
+        names = ', '.join(map(str, numbers[:5])) + (', ...' if numbers[5:] else '')
+        return (
+            f'{len(numbers)} of the {len(self)} samples of {self._what} were left out,'
+            f' because they cannot be read or do not fit the others: numbers {names}'
         )
 
     @property
