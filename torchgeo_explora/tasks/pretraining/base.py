@@ -95,6 +95,7 @@ class PretrainingOptions(TaskOptions):
 
     def __post_init__(self) -> None:
         """Check the rate."""
+        super().__post_init__()
         if self.base_lr <= 0:
             raise ValueError(f'*base_lr* must be positive, not {self.base_lr}')
 
