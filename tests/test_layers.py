@@ -22,6 +22,7 @@ LAYERS = {
     'cli': 4,
     'export': 4,
     'checks': 0,
+    'paths': 0,
     'version': 0,
     'writing': 0,
 }

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from torchgeo_explora.callbacks import OnlineKNN
@@ -165,6 +165,37 @@ def test_a_data_module_needs_no_settings_of_its_own(tmp_path):
     callback = OnlineKNN(every_n_steps=100, tolerance=1)
     _fit(tmp_path, callback, Bare())
     assert callback.history[0] == 1.0
+
+
+def test_early_stopping_finds_knn_in_every_epoch(tmp_path):
+    """10 batches an epoch, kNN every 4 steps or only at the end of an epoch."""
+    for every in (4, 100):
+        callback = OnlineKNN(every_n_steps=every)
+        stop = EarlyStopping(
+            'knn', mode='max', patience=1, check_on_train_epoch_end=True
+        )
+        callback.tolerance = 1
+        trainer = Trainer(
+            accelerator='cpu',
+            max_epochs=9,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+            callbacks=[stop, callback],
+            default_root_dir=tmp_path,
+        )
+        trainer.fit(Model(), datamodule=Data())
+        # The second epoch is no better than the first.
+        assert trainer.global_step == 20
+        # 6 is the last step that the model planned.
+        expected = [0, 6, 20] if every == 100 else [0, 4, 6, 8, 12, 16, 20]
+        assert [*callback.history] == expected
+
+
+def test_early_stopping_without_labels_is_refused_at_the_start(tmp_path):
+    with pytest.raises(ValueError, match='no class labels; give'):
+        _fit(tmp_path, OnlineKNN(), Data(labelled=False), EarlyStopping('knn'))
 
 
 def test_large_splits_are_thinned_evenly(tmp_path):

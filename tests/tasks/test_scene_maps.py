@@ -1,10 +1,14 @@
 """Maps of whole scenes by `torchgeo predict`."""
 
+import os
+import signal
+
 import numpy as np
 import pytest
 import rasterio
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from tests.tasks.small_runs import VIT, command, write_config
 from torchgeo_explora.callbacks import RasterWriter
@@ -104,6 +108,30 @@ def test_killed_and_resumed_gives_the_same_file(scene, tmp_path, monkeypatch):
         )
         assert predict(task, scene, target) == whole
     assert not set(again) & set(mapped)
+
+
+def test_map_stops_on_sigterm_and_goes_on(scene, tmp_path, monkeypatch, caplog):
+    """Lightning's own loop would go on until it is killed."""
+    task, target = segmenter(), tmp_path / 'out.tif'
+    whole = predict(task, scene, target)
+    target.unlink()
+    mapped, map_block = [], task.map_block
+
+    def asked(batch):
+        mapped.append(int(batch['block']))
+        if len(mapped) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return map_block(batch)
+
+    caplog.set_level('INFO')
+    monkeypatch.setattr(task, 'map_block', asked)
+    with pytest.raises(SIGTERMException) as stopped:
+        predict(task, scene, target)
+    assert stopped.value.code == 143
+    assert '3 blocks of' in caplog.text
+    assert not target.exists()
+    assert predict(task, scene, target) == whole
+    assert len(mapped) == len(set(mapped))
 
 
 def test_bands_of_a_scene_are_chosen(scene, tmp_path):

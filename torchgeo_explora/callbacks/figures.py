@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from torchgeo_explora.augment import band_indices
+from torchgeo_explora.paths import expanded
 from torchgeo_explora.writing import replacing
 
 _TRUE_COLOUR = ('B04', 'B03', 'B02')
@@ -81,7 +82,7 @@ def save_figure(
         trainer: Has the loggers and the step.
         folder: The trainer's root folder if None.
     """
-    path = Path(folder or trainer.default_root_dir) / f'{name}.png'
+    path = Path(expanded(folder or trainer.default_root_dir)) / f'{name}.png'
     with replacing(path) as part:
         figure.savefig(part, dpi=120, format='png')
     rank_zero_info(f'{name}: {path}')

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
@@ -18,7 +19,8 @@ class OnlineKNN(Callback):
     their labels are used for nothing else. The accuracy is logged as `knn`, before the
     first step, then every *every_n_steps* and after the last step:
     `ModelCheckpoint(monitor='knn', mode='max', every_n_train_steps=...)` keeps the best
-    delta. Without class labels the callback is off, and says why. Continued
+    delta. With `EarlyStopping('knn')` it is also measured at the end of an epoch in
+    which it was not. Without class labels the callback is off, and says why. Continued
     pre-training can ruin features quickly: the callback warns if the accuracy falls
     well below the start.
 
@@ -54,6 +56,7 @@ class OnlineKNN(Callback):
         self.tolerance = tolerance
         self.history: dict[int, float] = {}
         self.off: str | None = None
+        self._epoch_start = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find out whether there are labels."""
@@ -61,7 +64,16 @@ class OnlineKNN(Callback):
             self.off = self._reason_to_be_off(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Evaluate the start."""
+        """Evaluate the start.
+
+        Raises:
+            ValueError: If training is to stop by kNN, and kNN is off.
+        """
+        if self.off and self._stops_early(trainer):
+            raise ValueError(
+                f'EarlyStopping watches knn, and online kNN is off: {self.off}; give'
+                ' *monitor* loss, or remove EarlyStopping'
+            )
         if self.off:
             rank_zero_info(f'online kNN is off: {self.off}')
         elif trainer.global_step not in self.history:
@@ -88,7 +100,30 @@ class OnlineKNN(Callback):
         step = trainer.global_step
         if self.off or step in self.history or not self.due(trainer, pl_module):
             return
-        accuracy = self._evaluate(trainer, pl_module)
+        self._log(trainer, pl_module)
+
+    def on_train_epoch_start(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> None:
+        """Note the step."""
+        self._epoch_start = trainer.global_step
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluate for `EarlyStopping`, if nothing in this epoch was evaluated."""
+        # Lightning keeps the value of an earlier epoch.
+        known = max(self.history, default=0) > self._epoch_start
+        known = known and 'knn' in trainer.callback_metrics
+        if self._stops_early(trainer) and not known:
+            self._log(trainer, pl_module)
+
+    @staticmethod
+    def _stops_early(trainer: Trainer) -> bool:
+        """Return whether the accuracy decides when training stops."""
+        return any(each.monitor == 'knn' for each in trainer.early_stopping_callbacks)
+
+    def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluate, log it, and warn if the features got worse."""
+        step, accuracy = trainer.global_step, self._evaluate(trainer, pl_module)
         pl_module.log('knn', accuracy, prog_bar=True)
         start = next(iter(self.history.values()))
         if accuracy < start - self.tolerance:
@@ -130,9 +165,10 @@ class OnlineKNN(Callback):
 
     def _evaluate(self, trainer: Trainer, pl_module: LightningModule) -> float:
         """Return the accuracy now, and remember it."""
-        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        bank, labels = self._embed(datamodule, 'train', self.bank, pl_module)
-        queries, truth = self._embed(datamodule, 'val', self.queries, pl_module)
+        # Compiled blocks would be compiled again for these views and batches.
+        with torch.compiler.set_stance('force_eager'):
+            bank, labels = self._embed(trainer, 'train', self.bank, pl_module)
+            queries, truth = self._embed(trainer, 'val', self.queries, pl_module)
         classes = int(torch.cat([labels, truth]).max()) + 1
         votes = knn_vote(bank, labels, queries, min(self.k, len(bank)), classes)
         accuracy = (votes.argmax(-1) == truth).float().mean().item()
@@ -140,9 +176,10 @@ class OnlineKNN(Callback):
         return accuracy
 
     def _embed(
-        self, datamodule: Any, split: str, most: int, pl_module: LightningModule
+        self, trainer: Trainer, split: str, most: int, pl_module: LightningModule
     ) -> tuple[Tensor, Tensor]:
         """Return L2-normalised embeddings (N, D) and labels (N,) of a split."""
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         dataset: Dataset[Any] = getattr(datamodule, f'{split}_dataset')
         size = len(dataset)  # type: ignore[arg-type]
         if size > most:
@@ -156,6 +193,8 @@ class OnlineKNN(Callback):
         )
         features, labels = [], []
         for batch in loader:
+            if trainer.received_sigterm:
+                raise SIGTERMException
             # A backbone may take more than the image, such as its date.
             batch = {
                 name: value.to(pl_module.device)

@@ -15,6 +15,8 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from PIL import Image
 from torch import Tensor
 
+from torchgeo_explora.paths import expanded, require_writable
+
 
 class EmbeddingWriter(BasePredictionWriter):
     """Write (index, path, label, bounds, embedding) rows in the order of the input.
@@ -37,14 +39,20 @@ class EmbeddingWriter(BasePredictionWriter):
     def __init__(self, path: str | Path | None = None) -> None:
         """Write while predicting."""
         super().__init__(write_interval='batch')
-        self.path = Path(path) if path is not None else None
+        self.path = Path(expanded(path)) if path is not None else None
         self._writer: pq.ParquetWriter | None = None
         self._written: set[int] = set()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Choose the path, and remove what an interrupted run left."""
+        """Find the place of the file.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
         target = self.path or Path(trainer.default_root_dir) / self.file
-        target.parent.mkdir(parents=True, exist_ok=True)
+        require_writable(target.parent)
+        if target.is_dir():
+            raise IsADirectoryError(f'{target} is a folder: give the name of a file')
         self._target = target
         self._part = self._part_of(trainer.global_rank)
         self._part.unlink(missing_ok=True)

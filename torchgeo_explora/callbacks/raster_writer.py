@@ -20,6 +20,7 @@ from torch import Tensor
 from torchgeo_explora.adapt import base_fingerprint, delta_state_dict, fingerprint
 from torchgeo_explora.datasets.pixels.raster_blocks import CACHE
 from torchgeo_explora.datasets.pixels.raster_file import open_raster
+from torchgeo_explora.paths import expanded, require_writable
 from torchgeo_explora.writing import replacing
 
 #: Value of 8-bit classes where there is no data.
@@ -45,11 +46,13 @@ class RasterWriter(BasePredictionWriter):
     def __init__(self, path: str | Path | None = None) -> None:
         """Write while predicting."""
         super().__init__(write_interval='batch')
-        self.path = Path(path) if path is not None else None
+        self.path = Path(expanded(path)) if path is not None else None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let the data module skip finished blocks."""
         self._target = self.path or Path(trainer.default_root_dir) / 'scene.tif'
+        if trainer.is_global_zero:
+            require_writable(self._target.parent)
         self._parts = self._target.with_name(f'.{self._target.name}.parts')
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         # Called when the loader is made: the model has its checkpoint by then.
@@ -101,6 +104,17 @@ class RasterWriter(BasePredictionWriter):
         path = self._parts / f'{int(batch["block"])}.npy'
         with replacing(path) as part, part.open('wb') as file:
             np.save(file, prediction.cpu().numpy())
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Say what an interrupted map has."""
+        parts = getattr(self, '_parts', None)
+        if parts is not None and parts.is_dir() and trainer.is_global_zero:
+            rank_zero_info(
+                f'{len(list(parts.glob("*.npy")))} blocks of {self._target} are kept:'
+                ' repeat the command to continue'
+            )
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Join the blocks."""

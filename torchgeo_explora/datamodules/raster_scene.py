@@ -1,6 +1,5 @@
 """One large raster to predict."""
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from torchgeo.datamodules import BaseDataModule
 
 from torchgeo_explora.datasets.pixels.raster_blocks import RasterBlocks
 from torchgeo_explora.datasets.pixels.scaling import RANGES
+from torchgeo_explora.paths import expanded
 
 
 class RasterSceneDataModule(BaseDataModule):
@@ -55,10 +55,11 @@ class RasterSceneDataModule(BaseDataModule):
             raise ValueError(
                 f'*overlap* {overlap} must be from 0 to below *size* {size}'
             )
+        path = expanded(path)
         super().__init__(
             RasterBlocks, batch_size=1, num_workers=num_workers, path=path, size=size
         )
-        self.path = os.fspath(path)
+        self.path = path
         self.size, self.stride = size, size - overlap
         self.block = max(1, round(block / self.stride)) * self.stride
         self.channels = channels

@@ -4,8 +4,9 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from torchgeo_explora.datamodules.splits import SplitDataModule
+from torchgeo_explora.datamodules.splits import SplitDataModule, expand_paths
 from torchgeo_explora.datasets.scenes.windows import SceneWindows
+from torchgeo_explora.paths import expanded
 
 
 class ScenesDataModule(SplitDataModule):
@@ -42,8 +43,9 @@ class ScenesDataModule(SplitDataModule):
             pin_memory=pin_memory,
             prefetch_factor=prefetch_factor,
         )
-        self.paths = paths
-        self.kwargs = dataset
+        given = [paths] if isinstance(paths, str | os.PathLike) else paths
+        self.paths = [expanded(path) for path in given]
+        self.kwargs = expand_paths(dataset)
 
     def open_split(self, split: str, **dataset: Any) -> SceneWindows:
         """Return the windows, whatever the split.

@@ -17,6 +17,7 @@ from torchgeo_explora.augment import IMAGENET_MEAN, IMAGENET_STD
 from torchgeo_explora.datasets.pixels.scaling import ValueRange
 from torchgeo_explora.datasets.tables.dataset import TableDataset
 from torchgeo_explora.datasets.tables.problems import warn_of_shared_places
+from torchgeo_explora.paths import expanded
 
 # Data sets that a stage of the trainer opens.
 _OPENED = {
@@ -62,6 +63,16 @@ class _NormalizeBatch(nn.Module):
 
 def _column(values: Tensor | Sequence[float] | float) -> Tensor:
     return torch.as_tensor(values, dtype=torch.float32).reshape(-1, 1, 1)
+
+
+def expand_paths(dataset: dict[str, Any]) -> dict[str, Any]:
+    """Return arguments of a data set with `~` and environment variables replaced."""
+    paths = {
+        name: expanded(dataset[name])
+        for name in ('csv', 'index_dir')
+        if dataset.get(name) is not None
+    }
+    return {**dataset, **paths}
 
 
 class SplitDataModule(NonGeoDataModule):
@@ -122,7 +133,7 @@ class SplitDataModule(NonGeoDataModule):
     ) -> None:
         """Keep the arguments; files are listed in `setup`."""
         super().__init__(NonGeoDataset, batch_size, num_workers)  # type: ignore[type-abstract]
-        self.root = os.fspath(root)
+        self.root = expanded(root)
         self.pin_memory = pin_memory
         self.prefetch_factor = prefetch_factor
         self.split_of = {
@@ -131,7 +142,7 @@ class SplitDataModule(NonGeoDataModule):
             'test': test_split,
             'predict': predict_split or self.predicted,
         }
-        self.kwargs = dataset
+        self.kwargs = expand_paths(dataset)
         self.collate_fn = self.collate
         self.aug = self._own_aug = self._normalize()
 

@@ -1,6 +1,7 @@
 """ExploraDinoTask with a real trainer: plan, step, checkpoint, resume."""
 
 import copy
+import json
 from functools import partial
 
 import pytest
@@ -11,12 +12,12 @@ from peft import AdaLoraConfig, LoHaConfig
 from torch._dynamo.testing import CompileCounter
 from torch.utils.data import DataLoader, IterableDataset
 
-from torchgeo_explora.adapt import delta_state_dict, load_delta
-from torchgeo_explora.callbacks import EmbeddingWriter
+from torchgeo_explora.adapt import delta_state_dict, load_delta, read_delta_metadata
+from torchgeo_explora.callbacks import EmbeddingWriter, OnlineKNN
 from torchgeo_explora.datamodules import ImageFolderDataModule
 from torchgeo_explora.models import ViT
 from torchgeo_explora.models.backbones.backbone import compile_blocks
-from torchgeo_explora.tasks import ExploraDinoTask
+from torchgeo_explora.tasks import ExploraDinoTask, ExploraMAETask
 
 
 def _trainer(tmp_path, **kwargs):
@@ -320,6 +321,57 @@ def test_compiled_blocks_have_no_graph_break(monkeypatch, tiny):
     # Blocks of teacher and student, of global and local views: a fixed number.
     assert 0 < frames[0] <= 4
     assert set(frames) == {frames[0]}
+
+
+@pytest.mark.cli
+@pytest.mark.parametrize('masked', [False, True])
+def test_compiled_run_works_with_the_callbacks_it_brings(
+    tmp_path, folder, tiny, masked, monkeypatch
+):
+    """Views and batches of kNN and pictures are not those of the training."""
+    # An eager backend: what is compiled anew counts, not how fast it is.
+    compile_with = partial(torch.compile, backend='eager')
+    monkeypatch.setattr(torch, 'compile', compile_with)
+    torch._dynamo.reset()
+    if masked:
+        names = ('model', 'weights', 'image_size', 'model_args', 'rank')
+        seed_everything(0)
+        task = ExploraMAETask(compiled=True, **{name: tiny[name] for name in names})
+    else:
+        task = _task(tiny, compiled=True)
+    knn = OnlineKNN(every_n_steps=1, batch_size=3)
+    _trainer(tmp_path, callbacks=[knn], max_steps=3).fit(task, _data(folder))
+    assert list(knn.history) == [0, 1, 2, 3]
+    assert read_delta_metadata(tmp_path / 'delta.safetensors')['steps'] == '3'
+
+
+def test_weight_decay_spares_vectors_and_magnitudes(tiny, tmp_path, folder):
+    """As in M-ExPLoRA; without decay the groups stay as checkpoints have them."""
+    task = _task(tiny, schedule={'weight_decay': 0.1})
+    seen = {}
+
+    class Look(Callback):
+        def on_train_start(self, trainer, pl_module):
+            for group in trainer.optimizers[0].param_groups:
+                seen.update({id(p): group['weight_decay'] for p in group['params']})
+
+    _trainer(tmp_path, max_steps=1, callbacks=[Look()]).fit(task, _data(folder))
+    named = {n: p for n, p in task.objective.named_parameters() if p.requires_grad}
+    assert seen.keys() == {id(parameter) for parameter in named.values()}
+    for name, parameter in named.items():
+        spared = parameter.ndim < 2 or name == 'head.prototypes.magnitude'
+        assert seen[id(parameter)] == (0.0 if spared else 0.1), name
+    assert len(_task(tiny).parameter_groups()) == 2
+
+
+def test_delta_records_the_pixels_it_saw(tiny, tmp_path, folder):
+    _trainer(tmp_path, max_steps=1).fit(_task(tiny), _data(folder))
+    found = read_delta_metadata(tmp_path / 'delta.safetensors')
+    assert json.loads(found['value_range']) == [[0.0], [255.0]]
+    assert json.loads(found['bands']) == ['red', 'green', 'blue']
+    assert json.loads(found['quantize']) is False
+    assert json.loads(found['crop_fraction']) == 1.0
+    assert found['pooling'] == 'cls'
 
 
 def test_the_users_own_writer_is_kept(tmp_path, folder, tiny):

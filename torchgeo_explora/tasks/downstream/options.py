@@ -82,6 +82,7 @@ class FinetuningOptions(DownstreamOptions):
 
     def __post_init__(self) -> None:
         """Check the rate, and choose the default rank."""
+        super().__post_init__()
         if self.base_lr <= 0:
             raise ValueError(f'*base_lr* must be positive, not {self.base_lr}')
         if self.adapter is None and self.rank is None:

@@ -18,6 +18,7 @@ from torchgeo_explora.functional import cosine_schedule
 from torchgeo_explora.models.backbones.tokens import Features
 from torchgeo_explora.models.heads.probe import ProbeHeads
 from torchgeo_explora.objectives.objective import batch_metadata
+from torchgeo_explora.paths import expanded
 from torchgeo_explora.tasks.downstream.accuracies import (
     AccuracyOfEach,
     Selection,
@@ -152,7 +153,7 @@ class ExploraLinearProbeTask(DownstreamTask):
                 self.raw_images.unit_range.high.tolist(),
             ]
         )
-        folder = Path(self.hparams['cache'])
+        folder = Path(expanded(self.hparams['cache']))
         use_cached_features(
             self.trainer, _READ[stage], folder, identity, self._cacheable
         )

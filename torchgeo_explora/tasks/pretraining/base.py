@@ -1,5 +1,6 @@
 """What all self-supervised tasks share."""
 
+import json
 import time
 import warnings
 from abc import abstractmethod
@@ -43,6 +44,7 @@ from torchgeo_explora.tasks.run.idle import IdleClock
 from torchgeo_explora.tasks.run.optimizer import Schedule, may_fuse, optimizer_plan
 from torchgeo_explora.tasks.run.options import TaskOptions
 from torchgeo_explora.tasks.run.plan import plan, require_replicas
+from torchgeo_explora.tasks.run.raw_images import band_names
 from torchgeo_explora.tasks.run.resumable import (
     ResumableTask,
     generator_states,
@@ -93,6 +95,7 @@ class PretrainingOptions(TaskOptions):
 
     def __post_init__(self) -> None:
         """Check the rate."""
+        super().__post_init__()
         if self.base_lr <= 0:
             raise ValueError(f'*base_lr* must be positive, not {self.base_lr}')
 
@@ -121,6 +124,8 @@ class PretrainingTask(ResumableTask):
     letter: str
     #: Whether the method predicts hidden pixels, which can be drawn.
     reconstructs = False
+    #: Whether values are cut to 8 bits before the views are made.
+    quantizes = False
     objective: Objective
     options: PretrainingOptions
 
@@ -370,7 +375,14 @@ class PretrainingTask(ResumableTask):
         save_delta(self.backbone, path, self.delta_metadata())
 
     def delta_metadata(self) -> dict[str, str]:
-        """Return what a user of the delta must know about how it was made."""
+        """Return what a user of the delta must know about how it was made.
+
+        `value_range` to `pooling` tell which pixels it was trained on, and by which
+        view and embedding it was judged: lists and numbers are JSON.
+        """
+        raw_images, bands = self.raw_images, self.backbone.bands
+        if bands is None:
+            bands = band_names(getattr(self.trainer, 'datamodule', None))
         return {
             'objective': type(self.objective).__name__,
             'steps': str(self.trainer.global_step),
@@ -378,6 +390,12 @@ class PretrainingTask(ResumableTask):
             'effective_batch': str(self.effective_batch),
             'mean': str(list(self.view.mean)),
             'std': str(list(self.view.std)),
+            'value_range': json.dumps(raw_images.value_range),
+            'bands': json.dumps(None if bands is None else list(bands)),
+            'quantize': json.dumps(self.quantizes),
+            # `Preprocess` cuts nothing off, and `embed` returns the class token.
+            'crop_fraction': json.dumps(1.0),
+            'pooling': 'cls',
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

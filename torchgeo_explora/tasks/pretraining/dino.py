@@ -11,7 +11,7 @@ from torchgeo_explora.models.backbones.backbone import Backbone
 from torchgeo_explora.objectives import DINOv2, DINOv2Options
 from torchgeo_explora.tasks.pretraining.base import PretrainingOptions, PretrainingTask
 from torchgeo_explora.tasks.run.adaptation import as_options, plain
-from torchgeo_explora.tasks.run.optimizer import Schedule
+from torchgeo_explora.tasks.run.optimizer import Schedule, without_decay
 
 
 class ExploraDinoTask(PretrainingTask):
@@ -77,13 +77,22 @@ class ExploraDinoTask(PretrainingTask):
         return self.options.base_lr * math.sqrt(effective_batch / 1024)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Return the delta and the head, whose prototypes are frozen at first."""
+        """Return the delta and the head, whose prototypes are frozen at first.
+
+        Weight decay, if there is any, is for matrices: norms, biases, LayerScale and
+        the prototypes' magnitudes have none.
+        """
         prototypes = list(self.objective.head.prototypes.parameters())
         apart = {id(parameter) for parameter in prototypes}
         (group,) = super().parameter_groups()
         group['params'] = [p for p in group['params'] if id(p) not in apart]
         frozen = self.objective.options.freeze_prototypes
-        return [group, {'params': prototypes, 'still': frozen}]
+        groups = [group, {'params': prototypes, 'still': frozen}]
+        if not self.options.schedule.weight_decay:
+            # Checkpoints of runs without decay have these two groups.
+            return groups
+        magnitude = [self.objective.head.prototypes.magnitude]
+        return [part for each in groups for part in without_decay(each, magnitude)]
 
     def configure_optimizers(self) -> Any:
         """Plan the run, and give the objective its number of steps."""

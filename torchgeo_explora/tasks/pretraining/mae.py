@@ -85,6 +85,7 @@ class ExploraMAETask(PretrainingTask):
         objective = as_options(MAEOptions(), objective)
         self.save_hyperparameters({'objective': plain(objective)})
         self.given_no_data = self.no_data = no_data
+        self.quantizes = quantize
         self.quantize = Quantize() if quantize else nn.Identity()
         student = self.new_student(model)
         extras = student.record.take_extras()

@@ -82,6 +82,30 @@ def optimizer_plan(
     }
 
 
+def without_decay(
+    group: dict[str, Any], vectors: Iterable[nn.Parameter] = ()
+) -> list[dict[str, Any]]:
+    """Return a group of AdamW as two: matrices, and vectors without weight decay.
+
+    Vectors are norms, biases and LayerScale.
+
+    Args:
+        group: With its 'params'.
+        vectors: Parameters that count as vectors in spite of their shape.
+    """
+    given = {id(parameter) for parameter in vectors}
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for parameter in group['params']:
+        vector = parameter.ndim < 2 or id(parameter) in given
+        (others if vector else matrices).append(parameter)
+    parts = [
+        {**group, 'params': matrices},
+        {**group, 'params': others, 'weight_decay': 0.0},
+    ]
+    return [part for part in parts if part['params']]
+
+
 def may_fuse(device: torch.device, precision: str) -> bool:
     """Return whether AdamW's fused kernel serves.
 

@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from enum import Enum
+from os import PathLike
 from typing import Any
 
 from torchvision.models._api import WeightsEnum
 
+from torchgeo_explora.paths import expanded
 from torchgeo_explora.tasks.run.adaptation import plain
 
 
@@ -38,6 +41,13 @@ class TaskOptions:
     std: Sequence[float] | None = None
     model_args: dict[str, Any] | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Replace `~` and environment variables in paths."""
+        for name in ('weights', 'delta'):
+            value = getattr(self, name, None)
+            if isinstance(value, str | PathLike) and not isinstance(value, Enum):
+                setattr(self, name, expanded(value))
 
     def plain(self) -> dict[str, Any]:
         """Return the options as values that a checkpoint may hold."""

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset, Sampler
 from torchgeo.tasks import BaseTask
 
 from torchgeo_explora.models.backbones.backbone import Backbone
+from torchgeo_explora.paths import require_writable
 from torchgeo_explora.tasks.run.checkpoint import (
     DeltaCheckpointIO,
     require_whole,
@@ -109,6 +110,9 @@ class ResumableTask(BaseTask):
         strategy.checkpoint_io = DeltaCheckpointIO(
             without_delta(strategy.checkpoint_io), self.delta_writer()
         )
+        folder = self.trainer.default_root_dir
+        if stage == 'fit' and self.trainer.is_global_zero and '://' not in folder:
+            require_writable(folder)
         if stage == 'fit':
             # 0, unless a trainer continues its own run; a checkpoint brings its own.
             progress = self.trainer.fit_loop.epoch_loop.batch_progress

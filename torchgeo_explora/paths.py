@@ -1,0 +1,35 @@
+"""Paths that a user gives."""
+
+import os
+from pathlib import Path
+
+
+def expanded(path: str | os.PathLike[str]) -> str:
+    """Return a path with `~` and environment variables replaced.
+
+    Relative paths stay relative to the working directory, and addresses such as
+    `s3://bucket/name` stay as they are.
+    """
+    return os.path.expanduser(os.path.expandvars(os.fspath(path)))
+
+
+def require_writable(folder: str | os.PathLike[str]) -> Path:
+    """Make a folder, and raise unless files can be written into it.
+
+    Args:
+        folder: On this machine.
+
+    Raises:
+        OSError: If it cannot be made or written to.
+    """
+    folder = Path(folder)
+    advice = 'choose another folder, or allow writing there'
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(
+            error.errno, f'the folder {folder} cannot be made ({error}): {advice}'
+        ) from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f'the folder {folder} cannot be written to: {advice}')
+    return folder
