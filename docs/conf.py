@@ -69,11 +69,17 @@ html_show_copyright = False
 def escape_markdown(
     app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
 ) -> None:
-    """Keep reStructuredText from reading `global_` without backticks as a link."""
+    """Keep what is plain text in Markdown from meaning something else.
+
+    Without backticks `global_` would be a link, and a first `B.` would be a list.
+    """
     for number, line in enumerate(lines):
         parts = re.split(r'(`+[^`]*`+\w?)', line)
         parts[::2] = [re.sub(r'(\w)_(?!\w)', r'\1\\_', part) for part in parts[::2]]
-        lines[number] = ''.join(parts)
+        text = ''.join(parts)
+        lines[number] = re.sub(
+            r'^((?:\s*:[^:]+:)?\s*)([A-Za-z]\.)(?!\S)', r'\1\\\2', text
+        )
 
 
 def skip_hooks(

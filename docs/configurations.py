@@ -12,6 +12,10 @@ EVERY = '<!-- every configuration -->'
 NOT_RUN = '<!-- configurations that were not run -->'
 
 
+# Alone, or after what somebody else reports.
+_NOT_RUN = r'(?i)(here: )?\bnot run\b'
+
+
 class Header(NamedTuple):
     """What the comment at the top of a configuration says."""
 
@@ -37,7 +41,7 @@ def read_header(path: Path) -> Header:
 
 def was_run(header: Header) -> bool:
     """Whether there is a result of our own."""
-    return 'not run' not in header.result
+    return not re.search(_NOT_RUN, header.result)
 
 
 def every_row(header: Header) -> str:
@@ -51,7 +55,7 @@ def every_row(header: Header) -> str:
 
 def not_run_row(header: Header) -> str:
     """Return a row of the table of what was not run."""
-    known = re.sub(r'(Here: )?not run', '', header.result).strip(' .')
+    known = re.sub(_NOT_RUN, '', header.result).strip(' .')
     return f'| {header.purpose} | `{header.path}` | {known} |'
 
 

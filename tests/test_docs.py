@@ -176,6 +176,7 @@ def test_headers_of_configurations_are_read():
     assert read.was_run(header)
     paper = read.read_header(ROOT / 'configs' / 'probe' / 'fmow_rgb_vit_large.yaml')
     assert not read.was_run(paper)
+    assert not read.was_run(paper._replace(result='Not run'))
     assert read.not_run_row(paper).endswith(
         '| the paper reports 77.48 % top-1, the best classifier on the reported split |'
     )
