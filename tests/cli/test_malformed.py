@@ -186,3 +186,32 @@ def test_malformed_images_are_told_in_a_sentence(good, tmp_path, capsys):
             assert said, f'{suffix}: {kind}'
             assert said.startswith('explora prepare: '), f'{suffix}: {kind}: {said}'
             assert 'were not expected' not in said, f'{suffix}: {kind}: {said}'
+
+
+FIT = [
+    'fit',
+    '--model=ExploraMAETask',
+    '--data=ImageFolderDataModule',
+    '--model.weights=null',
+]
+
+
+@pytest.mark.cli
+def test_malformed_configurations_and_checkpoints_of_fit(good, tmp_path, capsys):
+    kinds = _contents((good / 'delta.safetensors').read_bytes())
+    kinds = {k: v for k, v in kinds.items() if ' is ' not in k and 'no ' not in k}
+    bad = tmp_path / 'bad.yaml'
+    kinds |= {'unclosed': b'model: {', 'tabs': b'model:\n\t- 1', 'wrong': b'model: 3'}
+    for kind, content in kinds.items():
+        bad.write_bytes(content)
+        said = _told(['fit', '--config', bad], capsys)
+        assert said, kind
+        assert 'explora fit: ' in said, f'{kind}: {said}'
+    bad = tmp_path / 'bad.ckpt'
+    for kind, content in kinds.items():
+        if kind.startswith('saved'):
+            continue
+        bad.write_bytes(content)
+        said = _told([*FIT, f'--data.root={good}', '--ckpt_path', bad], capsys)
+        assert said, kind
+        assert 'bad.ckpt cannot be read as a checkpoint' in said, f'{kind}: {said}'

@@ -91,7 +91,17 @@ class _CLI(LightningCLI):
         return super().init_parser(**kwargs, exit_on_error=False)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        self.config = parser.parse_args(_with_shipped(args))
+        words = _with_shipped(args)
+        try:
+            self.config = parser.parse_args(words)
+        except ArgumentError:
+            raise
+        except Exception as error:
+            said = f'{type(error).__name__}: {error}'
+            raise ValueError(
+                f'{" ".join(words[1:])} cannot be read ({said}): *--config* takes a'
+                ' file of YAML'
+            ) from error
         key = f'{self.config.subcommand}.model.init_args.weights'
         weights = self.config.get(key)
         if isinstance(weights, str) and not os.path.exists(weights):
