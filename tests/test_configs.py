@@ -1,5 +1,6 @@
 """Every shipped configuration parses with TorchGeo's own command."""
 
+import re
 from importlib import import_module
 from pathlib import Path
 
@@ -227,3 +228,22 @@ def test_masked_autoencoder_of_a_configuration_can_be_built(path):
     assert path.read_text().startswith(f'# M-{name} of ')
     trained, base = count(student)
     assert 0.02 < trained / base < 0.25
+
+
+@pytest.mark.parametrize('page', ['performance.md', 'howto/devices.md'])
+def test_commands_for_several_devices_keep_the_papers_batch(page):
+    """Images of a step: batch, times accumulated batches, times all devices."""
+    text = (ROOT / 'docs' / page).read_text().replace('\\\n', ' ')
+    lines = re.findall(r'fit --config configs/.*(?:\n {9}--.*)?', text)
+    assert len(lines) == 3
+    for line in lines:
+
+        def given(name, line=line):
+            return int((re.search(rf'--trainer\.{name} (\d+)', line) or '01')[1])
+
+        (name,) = re.findall(r'configs/[\w/]+\.yaml', line)
+        data = yaml.safe_load((ROOT / name).read_text())['data']['init_args']
+        devices = given('devices') * given('num_nodes')
+        assert devices > 1
+        images = data['batch_size'] * given('accumulate_grad_batches') * devices
+        assert images == BATCH, line

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from torch._utils import ExceptionWrapper
 
-from torchgeo_explora.cli import main
+from torchgeo_explora.cli import main, training
 
 pytestmark = [pytest.mark.cli, pytest.mark.filterwarnings('ignore')]
 SIZES = {'embed_dim': 24, 'depth': 2, 'num_heads': 2}
@@ -107,6 +108,23 @@ def test_what_the_package_refuses_is_told_in_one_sentence(tmp_path, monkeypatch)
     monkeypatch.setenv('JSONARGPARSE_DEBUG', 'true')
     with pytest.raises(ValueError, match=r'weights file nothing.pth does not exist'):
         run(*arguments)
+
+
+@pytest.mark.parametrize('name', ['quickstrt', 3])
+def test_refusal_in_a_worker_of_a_loader_is_told_without_its_traceback(name):
+    try:
+        training.shipped_path(name)
+    except (ValueError, TypeError):
+        wrapped = ExceptionWrapper(where='in DataLoader worker process 0')
+    with pytest.raises((ValueError, TypeError), match='Original Traceback') as caught:
+        wrapped.reraise()
+    said = training._refusal(caught.value)
+    if name == 3:
+        # Raised by Python's own library: not a refusal.
+        assert said is None
+    else:
+        assert said.startswith('*--config* quickstrt is neither a file')
+        assert said.endswith('quickstart')
 
 
 def test_other_errors_keep_their_traceback(monkeypatch):

@@ -112,10 +112,10 @@ def _finetuned(file: str, weights: str | None) -> Any:
     from torchgeo_explora.models.formats.files import read_file
 
     content = read_file(Path(file))
-    path = content.get('hyper_parameters', {}).get('_class_path', '')
-    tensors = content.get('state_dict', {})
-    known = path.rpartition('.')[2] in ('', 'ExploraClassificationTask')
-    if not known or 'head.linear.weight' not in tensors:
+    options, tensors = content.get('hyper_parameters'), content.get('state_dict')
+    kind = options.get('_class_path', '') if isinstance(options, dict) else None
+    known = str(kind).rpartition('.')[2] in ('', 'ExploraClassificationTask')
+    if not known or 'head.linear.weight' not in (tensors or ()):
         raise ValueError(
             f'{file} is not a checkpoint of an ExploraClassificationTask: after'
             ' pre-training, give the delta beside it (.safetensors); for another task,'

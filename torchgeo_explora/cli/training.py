@@ -65,7 +65,7 @@ def run(arguments: Sequence[str]) -> None:
         print(f'{name}: {_of_parser(error)}; see `{name} --help`', file=sys.stderr)
         sys.exit(2)
     except (OSError, ValueError, RuntimeError, ImportError) as error:
-        refusal = next(filter(_is_ours, _chain(error)), None)
+        refusal = next(filter(None, map(_refusal, _chain(error))), None)
         if refusal is None or wants_traceback():
             raise
         sys.exit(f'explora {arguments[0]}: {refusal}')
@@ -91,7 +91,17 @@ class _CLI(LightningCLI):
         return super().init_parser(**kwargs, exit_on_error=False)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        self.config = parser.parse_args(_with_shipped(args))
+        words = _with_shipped(args)
+        try:
+            self.config = parser.parse_args(words)
+        except ArgumentError:
+            raise
+        except Exception as error:
+            said = f'{type(error).__name__}: {error}'
+            raise ValueError(
+                f'{" ".join(words[1:])} cannot be read ({said}): *--config* takes a'
+                ' file of YAML'
+            ) from error
         key = f'{self.config.subcommand}.model.init_args.weights'
         weights = self.config.get(key)
         if isinstance(weights, str) and not os.path.exists(weights):
@@ -160,15 +170,25 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         following = following.__cause__ or following.__context__
 
 
-def _is_ours(error: BaseException) -> bool:
-    """Return whether a line of this package raised the error."""
-    trace: TracebackType | None = error.__traceback__
-    if trace is None:
-        return False
-    while trace.tb_next is not None:
-        trace = trace.tb_next
-    name = trace.tb_frame.f_globals.get('__name__', '')
-    return bool(name.startswith('torchgeo_explora.'))
+def _refusal(error: BaseException) -> str | None:
+    """Return the message of an error if a line of this package raised it."""
+    # The message of an error in a worker of a data loader has the traceback.
+    trace = str(error).partition('Original Traceback (most recent call last):\n')[2]
+    if frames := [*re.finditer(r'^  File "(.*)", line .*$', trace, re.MULTILINE)]:
+        said = re.search(
+            r'^[\w.]+: (.*)', trace[frames[-1].end() :], re.MULTILINE | re.DOTALL
+        )
+        ours = Path(frames[-1][1]).is_relative_to(
+            Path(torchgeo_explora.__file__).parent
+        )
+        return said[1].strip() if said and ours else None
+    last: TracebackType | None = error.__traceback__
+    if last is None:
+        return None
+    while last.tb_next is not None:
+        last = last.tb_next
+    name = last.tb_frame.f_globals.get('__name__', '')
+    return str(error) if name.startswith('torchgeo_explora.') else None
 
 
 def _of_parser(error: ArgumentError) -> str:

@@ -46,7 +46,7 @@ def summarize_file(path: str | os.PathLike[str]) -> str:
                 f'weights, {len(state)} tensors of a backbone and {len(rest)} others'
             )
             notes = {k: v for k, v in read_metadata(path).items() if v != ''}
-    numbers = sum(tensor.numel() for tensor in state.values())
+    numbers = sum(each.numel() for each in state.values() if isinstance(each, Tensor))
     size = path.stat().st_size
     lines = [
         f'{path}: {title}',

@@ -82,8 +82,18 @@ def from_any(state: Mapping[str, Any]) -> tuple[State, State]:
     Returns:
         The backbone's tensors in timm's names, and the rest: decoder, heads and
         everything else in the file, named as by the converter of the format.
+
+    Raises:
+        ValueError: If the content is something other than tensors by name.
     """
-    inner, outer = unwrapped_backbone(unwrapped(state))
+    content = unwrapped(state)
+    tensors = any(isinstance(value, torch.Tensor) for value in content.values())
+    if content and not (tensors and all(isinstance(name, str) for name in content)):
+        raise ValueError(
+            f'a state dict has tensors by name, not {str([*content])[:60]}: save'
+            ' model.state_dict()'
+        )
+    inner, outer = unwrapped_backbone(content)
     if is_transformers(inner):
         backbone, rest = from_transformers(inner)
     else:
