@@ -19,7 +19,7 @@ from torch import Tensor
 from torchgeo_explora.datasets.pixels.raster_file import open_raster
 
 #: Suffixes that are read, in lower case.
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.tif', '.tiff')
+SUFFIXES = ('.jpg', '.jpeg', '.png', '.tif', '.tiff', '.webp')
 
 #: Formats that Pillow may take a picture for, whatever its suffix: those that hold all
 #: of their pixels and start no other program.
@@ -91,8 +91,9 @@ def refuse_pipe(path: str) -> None:
 class ImageFile:
     """An open image: its header at once, its pixels on demand.
 
-    TIFF, and PNG with 16 bits in several bands, go through rasterio; JPEG and other
-    PNG through Pillow, where a palette becomes RGB and an alpha channel is dropped.
+    TIFF, and PNG with 16 bits in several bands, go through rasterio; JPEG, WebP and
+    other PNG through Pillow, where a palette becomes RGB and an alpha channel is
+    dropped.
 
     Args:
         path: File to open, with one of `SUFFIXES`.
