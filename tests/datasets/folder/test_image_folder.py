@@ -394,6 +394,17 @@ def test_the_usual_scale_of_16_bits_is_not_known_to_be_right(tmp_path):
     assert ImageFolder(tmp_path / 'bytes').range_known
 
 
+def test_bytes_stored_in_16_bits_are_warned_of(tmp_path):
+    save_tiff(tmp_path / 'a.tif', values(0, (3, 8, 8), 'uint16', 256))
+    with pytest.warns(UserWarning, match=r'less than 5% .*value_range=\(0, 255\)'):
+        ImageFolder(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        ImageFolder(tmp_path, value_range=(0, 255))
+        save_tiff(tmp_path / 'a.tif', values(0, (3, 8, 8), 'uint16', 3000))
+        ImageFolder(tmp_path)
+
+
 def test_types_without_a_usual_range_need_one(tmp_path):
     save_tiff(tmp_path / 'a.tif', values(0, (2, 8, 8), 'int32'))
     with pytest.raises(ValueError, match=r'a.tif holds int32 values.*value_range='):

@@ -117,6 +117,8 @@ class ImageFolder(TableDataset):
         self.settle(self.reader, self.paths.__getitem__)
         self.bands, self.value_range = self.reader.bands, self.reader.value_range
         self.range_known, self.no_data = self.reader.range_known, self.reader.no_data
+        if not self.range_known:
+            self.warn_of_dark_images(self.value_range)
 
     def read(self, index: int) -> dict[str, Any]:
         """Return an image.
