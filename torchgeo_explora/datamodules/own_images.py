@@ -1,10 +1,10 @@
 """The user's own images, in batches: a folder, or what a CSV file lists."""
 
-import os
 from typing import Any
 
 from torchgeo_explora.datamodules.splits import SplitDataModule
 from torchgeo_explora.datasets.folder.image_folder import ImageFolder
+from torchgeo_explora.datasets.folder.layout import has_split_folder
 from torchgeo_explora.datasets.tables.csv_dataset import CSVDataset
 
 
@@ -54,7 +54,7 @@ class ImageFolderDataModule(_OwnImagesDataModule):
     def has_val(self) -> bool:
         """Whether there are images to validate with."""
         drawn = self.kwargs.get('val_fraction', 0) > 0
-        return drawn or os.path.isdir(os.path.join(self.root, 'val'))
+        return drawn or has_split_folder(self.root, 'val')
 
     def open_split(self, split: Any, **dataset: Any) -> ImageFolder:
         """Return the data set of a split."""

@@ -12,6 +12,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchgeo.datasets import DatasetNotFoundError
 
+from torchgeo_explora.datamodules import ImageFolderDataModule
 from torchgeo_explora.datasets import ImageFolder, NoImagesError, UnreadableImageError
 from torchgeo_explora.datasets.folder import layout as folder_layout
 
@@ -83,7 +84,7 @@ def test_hidden_files_side_cars_and_other_suffixes_are_passed_over(tmp_path):
 
 def test_stray_images_beside_class_folders_cost_the_labels(by_class):
     save_png(by_class / 'stray.png')
-    with pytest.warns(UserWarning, match='1 of the 13 images.*no labels'):
+    with pytest.warns(UserWarning, match=r'1 of the 13 images.*stray\.png.*no labels'):
         dataset = ImageFolder(by_class)
     assert dataset.labels is None
     assert len(dataset) == 13
@@ -121,6 +122,62 @@ def test_class_folder_named_like_a_split_is_refused(by_class):
         ImageFolder(by_class)
 
 
+@pytest.mark.parametrize(
+    ('train', 'val', 'test'),
+    [
+        ('Train', 'Validation', 'Test'),
+        ('training', 'valid', 'testing'),
+        ('images/train', 'images/val', 'images/test'),
+        ('Images/TRAIN', 'Images/VAL', 'Images/TEST'),
+    ],
+)
+def test_other_names_of_splits_are_not_classes(tmp_path, train, val, test):
+    folders = {'train': train, 'val': val, 'test': test}
+    for folder in folders.values():
+        save_png(tmp_path / folder / 'b' / '0.png')
+        save_png(tmp_path / folder / 'a' / '1.png')
+    for split, folder in folders.items():
+        dataset = ImageFolder(tmp_path, split)
+        assert dataset.classes == ['a', 'b']
+        assert dataset.paths == [
+            str(tmp_path / folder / 'a/1.png'),
+            str(tmp_path / folder / 'b/0.png'),
+        ]
+    assert ImageFolderDataModule(tmp_path).has_val
+    with pytest.raises(ValueError, match=r'has a folder val'):
+        ImageFolder(tmp_path, val_fraction=0.5)
+
+
+def test_masks_beside_the_folder_of_images_are_passed_over(tmp_path):
+    save_png(tmp_path / 'images/train/0.png')
+    save_png(tmp_path / 'masks/train/0.png')
+    with pytest.warns(UserWarning, match='1 outside of images'):
+        assert len(ImageFolder(tmp_path)) == 1
+
+
+def test_images_is_a_class_like_others_without_splits_in_it(tmp_path):
+    save_png(tmp_path / 'images/0.png')
+    save_png(tmp_path / 'maps/0.png')
+    assert ImageFolder(tmp_path).classes == ['images', 'maps']
+
+
+def test_suffixes_that_are_passed_over_are_counted_and_named(tmp_path):
+    for name in ('a.jp2', 'b.JP2', 'c.gif', 'd.txt'):
+        (tmp_path / name).touch()
+    with pytest.raises(NoImagesError, match=r'Passed over: 1 \.gif, 2 \.jp2$'):
+        ImageFolder(tmp_path)
+    save_png(tmp_path / '0.png')
+    with pytest.warns(UserWarning, match=r'passed over .*: 1 \.gif, 2 \.jp2\.'):
+        assert len(ImageFolder(tmp_path)) == 1
+
+
+def test_webp_is_read(tmp_path):
+    array = values(0, (8, 8, 3))
+    Image.fromarray(array).save(tmp_path / 'a.webp', lossless=True)
+    expected = torch.from_numpy(array).permute(2, 0, 1).float()
+    torch.testing.assert_close(ImageFolder(tmp_path)[0]['image'], expected)
+
+
 @pytest.fixture
 def many(tmp_path):
     for i in range(200):
@@ -148,7 +205,10 @@ def test_an_image_keeps_its_split_when_others_come_and_go(many, monkeypatch):
     monkeypatch.setattr(
         folder_layout,
         '_list_images',
-        lambda root: random.Random(0).sample(names := listing(root), len(names)),
+        lambda root: (
+            random.Random(0).sample(names := listing(root)[0], len(names)),
+            Counter(),
+        ),
     )
     assert {k: sorted(v) for k, v in split_names(many).items()} == before
     monkeypatch.undo()
@@ -332,6 +392,17 @@ def test_the_usual_scale_of_16_bits_is_not_known_to_be_right(tmp_path):
     assert not ImageFolder(tmp_path / 'deep').range_known
     assert ImageFolder(tmp_path / 'deep', value_range=(0, 10000)).range_known
     assert ImageFolder(tmp_path / 'bytes').range_known
+
+
+def test_bytes_stored_in_16_bits_are_warned_of(tmp_path):
+    save_tiff(tmp_path / 'a.tif', values(0, (3, 8, 8), 'uint16', 256))
+    with pytest.warns(UserWarning, match=r'less than 5% .*value_range=\(0, 255\)'):
+        ImageFolder(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        ImageFolder(tmp_path, value_range=(0, 255))
+        save_tiff(tmp_path / 'a.tif', values(0, (3, 8, 8), 'uint16', 3000))
+        ImageFolder(tmp_path)
 
 
 def test_types_without_a_usual_range_need_one(tmp_path):

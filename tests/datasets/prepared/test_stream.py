@@ -3,6 +3,7 @@ import itertools
 import json
 import tarfile
 import threading
+import time
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from torchgeo_explora.datasets import (
     UnreadableImageError,
     prepare,
 )
+from torchgeo_explora.datasets.prepared import source
+from torchgeo_explora.datasets.prepared.source import ConnectionLostError
 
 
 @pytest.fixture
@@ -152,19 +155,74 @@ def test_more_workers_than_shards_are_refused(folder, monkeypatch):
         list(PreparedStream(folder, 'train'))
 
 
-def test_over_the_network(folder):
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            """Say nothing."""
+class Flaky(http.server.SimpleHTTPRequestHandler):
+    """Serves a folder; drops or stalls the first answers for `shard-000001.tar`."""
 
-    handler = partial(Quiet, directory=folder)
-    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        stream = PreparedStream(f'http://127.0.0.1:{server.server_port}', 'train')
-        found = indices(stream)
+    fault, faults = '', 0
+
+    def log_message(self, *_):
+        """Say nothing."""
+
+    def copyfile(self, source, output):
+        kind = type(self)
+        if 'shard-000001' not in self.path or kind.faults <= 0:
+            super().copyfile(source, output)
+            return
+        kind.faults -= 1
+        output.write(source.read(3000))
+        output.flush()
+        if kind.fault == 'stall':
+            time.sleep(1.5)
+        self.close_connection = True
+
+
+@pytest.fixture
+def serve(folder, monkeypatch):
+    """Return a function that starts a server with faults and gives its address."""
+    monkeypatch.setattr(source, '_WAIT', 0.01)
+    monkeypatch.setattr(source, '_TIMEOUT', 0.5)
+    servers = []
+
+    def start(fault='', faults=0):
+        kind = type('Handler', (Flaky,), {'fault': fault, 'faults': faults})
+        handler = partial(kind, directory=folder)
+        servers.append(http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f'http://127.0.0.1:{servers[-1].server_port}'
+
+    yield start
+    for server in servers:
         server.shutdown()
-    assert found == list(range(8))
+        server.server_close()
+
+
+def test_over_the_network(serve):
+    assert indices(PreparedStream(serve(), 'train')) == list(range(8))
+
+
+@pytest.mark.parametrize('fault', ['drop', 'stall'])
+def test_lost_connection_is_made_again(serve, fault):
+    """Each sample comes once, as if nothing had happened."""
+    stream = PreparedStream(serve(fault, faults=2), 'train')
+    assert indices(stream) == list(range(8))
+
+
+def test_what_is_not_there_is_not_waited_for(serve, monkeypatch):
+    monkeypatch.setattr(source, '_WAIT', 60)
+    with pytest.raises(NotPreparedError, match=r'no manifest\.json that can be read'):
+        PreparedStream(serve(), 'nothing')
+
+
+def test_shard_that_cannot_be_reached_is_named_or_skipped(serve):
+    root = serve('drop', faults=1000)
+    stream = PreparedStream(root, 'train')
+    message = r'shard-000001\.tar could not be read after \d+ bytes in 5 tries'
+    with pytest.raises(ConnectionLostError, match=message):
+        list(stream)
+    lenient = PreparedStream(root, 'train', on_error='skip')
+    with pytest.warns(UserWarning, match='skipped [12] samples: .*shard-000001'):
+        found = indices(lenient)
+    assert set(found) >= {0, 1, 4, 5, 6, 7}
 
 
 def test_object_storage_goes_through_fsspec(folder):

@@ -26,13 +26,15 @@ from torchgeo_explora.datasets.tables.dataset import (
 
 
 class ImageFolder(TableDataset):
-    """JPEG, PNG, TIFF and GeoTIFF images in a folder, with or without labels.
+    """JPEG, PNG, WebP, TIFF and GeoTIFF images in a folder, with or without labels.
 
     The images of a split are directly in its folder (no labels) or in one folder per
     class (labels follow the alphabetical order of the class folders; deeper folders
-    are allowed). Hidden files and files with other suffixes are ignored.
+    are allowed). Hidden files are ignored; images with other suffixes are counted.
 
-    Splits are the sub-folders `train`, `val`, `test` and `predict` of *root*. Without
+    Splits are the sub-folders `train`, `val`, `test` and `predict` of *root*, or of a
+    folder `images` in it. `training`, `valid`, `validation`, `testing` and capitals
+    are understood too. Without
     its own folder, 'val' or 'test' is a fraction of the training images, chosen by a
     hash of the seed and the path: an image keeps its split when others are added or
     removed. Without its own folder, 'predict' is every image. Images are in the order
@@ -115,6 +117,8 @@ class ImageFolder(TableDataset):
         self.settle(self.reader, self.paths.__getitem__)
         self.bands, self.value_range = self.reader.bands, self.reader.value_range
         self.range_known, self.no_data = self.reader.range_known, self.reader.no_data
+        if not self.range_known:
+            self.warn_of_dark_images(self.value_range)
 
     def read(self, index: int) -> dict[str, Any]:
         """Return an image.

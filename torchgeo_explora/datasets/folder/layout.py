@@ -3,6 +3,7 @@
 import hashlib
 import os
 import warnings
+from collections import Counter
 from typing import Literal
 
 from torchgeo_explora.datasets.folder.walk import walk
@@ -12,6 +13,38 @@ from torchgeo_explora.datasets.tables.dataset import NoSamplesError
 type Split = Literal['train', 'val', 'test', 'predict']
 
 SPLITS: tuple[Split, ...] = ('train', 'val', 'test', 'predict')
+
+# Names of folders in lower case, as other data sets and tools have them.
+_SPLIT_OF: dict[str, Split] = {
+    'train': 'train',
+    'training': 'train',
+    'val': 'val',
+    'valid': 'val',
+    'validation': 'val',
+    'test': 'test',
+    'testing': 'test',
+    'predict': 'predict',
+}
+# Folder that may be above those of the splits.
+_ABOVE = 'images'
+
+# Suffixes of images that are not read: users miss them, unlike notes and labels.
+_OTHER_SUFFIXES = (
+    '.avif',
+    '.bmp',
+    '.gif',
+    '.h5',
+    '.hdf',
+    '.heic',
+    '.img',
+    '.j2k',
+    '.jfif',
+    '.jp2',
+    '.nc',
+    '.npy',
+    '.npz',
+    '.vrt',
+)
 
 
 class NoImagesError(NoSamplesError):
@@ -51,25 +84,51 @@ class FolderLayout:
         self.root = root
         self.seed = seed
         self.fractions = {'val': val_fraction, 'test': test_fraction}
-        self.names = _list_images(root)
-        tops = [name.partition('/')[0] for name in self.names]
-        self.folders = sorted(set(tops) & set(SPLITS))
-        self._check(tops)
+        self.names, passed = _list_images(root)
+        self._above = self._find_above()
+        if self._above:
+            inside = [name for name in self.names if name.startswith(self._above)]
+            if outside := len(self.names) - len(inside):
+                passed['outside of images'] = outside
+            self.names = inside
+        self._split_of = {name: self._find_split(name) for name in self.names}
+        self.folders = sorted({s for s in self._split_of.values() if s is not None})
+        self._check(passed)
         self._parts = self._draw(self._below('train') if self.folders else self.names)
         # Folders of images to predict are not classes.
         known = [split for split in SPLITS[:3] if self.members(split)] or ['predict']
         names = [self._class_names(split) for split in known]
         self.classes = sorted({name for split in names for name in split or ()})
 
-    def _check(self, tops: list[str]) -> None:
+    def _find_above(self) -> str:
+        """Return the folder `images/` if the folders of the splits are in it."""
+        above = set()
+        for name in self.names:
+            first, *rest = name.split('/')
+            if first.lower() == _ABOVE and rest[1:] and rest[0].lower() in _SPLIT_OF:
+                above.add(f'{first}/')
+        return min(above, default='')
+
+    def _find_split(self, name: str) -> Split | None:
+        """Return the split that an image is in the folder of, None if in none."""
+        folder, slash, _ = name.removeprefix(self._above).partition('/')
+        return _SPLIT_OF.get(folder.lower()) if slash else None
+
+    def _check(self, passed: Counter[str]) -> None:
+        others = ', '.join(f'{count} {kind}' for kind, count in sorted(passed.items()))
         if not self.names:
             raise NoImagesError(
                 f'no image found in {self.root}: *root* must be a folder with '
                 f'{", ".join(SUFFIXES)} files, directly or in sub-folders'
+                + (f'. Passed over: {others}' if others else '')
             )
-        strays = [
-            n for n, top in zip(self.names, tops, strict=True) if top not in SPLITS
-        ]
+        if others:
+            warnings.warn(
+                f'passed over images in {self.root}: {others}. Read are'
+                f' {", ".join(SUFFIXES)}',
+                stacklevel=4,
+            )
+        strays = [name for name, split in self._split_of.items() if split is None]
         if self.folders and strays:
             raise ValueError(
                 f'{self.root} has split folders {self.folders} and other images, such '
@@ -93,7 +152,7 @@ class FolderLayout:
             )
 
     def _below(self, split: str) -> list[str]:
-        return [name for name in self.names if name.startswith(f'{split}/')]
+        return [name for name, found in self._split_of.items() if found == split]
 
     def _draw(self, pool: list[str]) -> dict[str, list[str]]:
         """Split the training images by their hash; a fraction gets at least one."""
@@ -125,13 +184,16 @@ class FolderLayout:
 
     def _class_names(self, split: str) -> list[str] | None:
         """Return the class folder of each image, None if some are not in one."""
-        depth = 1 if self.folders else 0
-        parts = [name.split('/')[depth:] for name in self.members(split)]
-        flat = sum(len(part) == 1 for part in parts)
+        depth = (1 if self.folders else 0) + (1 if self._above else 0)
+        members = self.members(split)
+        parts = [name.split('/')[depth:] for name in members]
+        strays = [n for n, part in zip(members, parts, strict=True) if len(part) == 1]
+        flat = len(strays)
         if 0 < flat < len(parts):
             warnings.warn(
                 f'{flat} of the {len(parts)} images of split {split!r} in {self.root} '
-                f'are not in a class folder: the split has no labels',
+                f'are not in a class folder, such as {strays[0]}: the split has no '
+                f'labels',
                 stacklevel=4,
             )
         return None if flat else [part[0] for part in parts]
@@ -149,10 +211,34 @@ class FolderLayout:
         )
 
 
-def _list_images(root: str) -> list[str]:
+def has_split_folder(root: str, split: Split) -> bool:
+    """Return whether there is a folder for a split, under any of its names."""
+    names = {name for name, found in _SPLIT_OF.items() if found == split}
+    places = [root]
+    while places:
+        place = places.pop()
+        if not os.path.isdir(place):
+            continue
+        for entry in os.scandir(place):
+            if entry.name.lower() in names and entry.is_dir():
+                return True
+            if place == root and entry.name.lower() == _ABOVE:
+                places.append(entry.path)
+    return False
+
+
+def _list_images(root: str) -> tuple[list[str], Counter[str]]:
+    """Return the images below a folder, and how many others there are by suffix."""
     if not os.path.isdir(root):
         raise NoImagesError(f'*root* is {root}, which is not a folder')
-    return sorted(name for name in walk(root) if name.lower().endswith(SUFFIXES))
+    found, passed = [], Counter[str]()
+    for name in walk(root):
+        suffix = os.path.splitext(name)[1].lower()
+        if suffix in SUFFIXES:
+            found.append(name)
+        elif suffix in _OTHER_SUFFIXES:
+            passed[suffix] += 1
+    return sorted(found), passed
 
 
 def _uniform(key: str) -> float:

@@ -11,15 +11,17 @@ from typing import Any, Self
 import numpy as np
 import rasterio
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.io import DatasetReader
 from torch import Tensor
 
 from torchgeo_explora.datasets.pixels.raster_file import open_raster
 
 #: Suffixes that are read, in lower case.
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.tif', '.tiff')
+SUFFIXES = ('.jpg', '.jpeg', '.png', '.tif', '.tiff', '.webp')
 
 #: Formats that Pillow may take a picture for, whatever its suffix: those that hold all
 #: of their pixels and start no other program.
@@ -91,8 +93,13 @@ def refuse_pipe(path: str) -> None:
 class ImageFile:
     """An open image: its header at once, its pixels on demand.
 
-    TIFF, and PNG with 16 bits in several bands, go through rasterio; JPEG and other
-    PNG through Pillow, where a palette becomes RGB and an alpha channel is dropped.
+    Values of TIFF files with fewer than 8 bits are scaled to 0 to 255, palettes become
+    RGB (gray ones one band), white as the lowest value is inverted, and CMYK becomes
+    RGB. Of several pages the first one is read.
+
+    TIFF, and PNG with 16 bits in several bands, go through rasterio; JPEG, WebP and
+    other PNG through Pillow, where a palette becomes RGB and an alpha channel is
+    dropped.
 
     Args:
         path: File to open, with one of `SUFFIXES`.
@@ -104,6 +111,7 @@ class ImageFile:
         described: Whether the names are the file's own descriptions.
         dtype: NumPy's name of the stored type, such as 'uint8'.
         size: (H, W) in pixels.
+        pages: Number of pages of a TIFF, 1 for other files.
         no_data: What `read` returns for pixels without data, None if the file does not
             declare any.
 
@@ -115,7 +123,8 @@ class ImageFile:
     bands: tuple[str, ...]
     dtype: str
     no_data: float | None = None
-    _mode: str
+    pages = 1
+    _mode = ''
 
     def __init__(
         self, path: str | os.PathLike[str], names: Sequence[str] | None = None
@@ -166,6 +175,13 @@ class ImageFile:
             names[i] or (colours[i].name if colours[i] in _TRUE_COLOUR else str(i + 1))
             for i in kept
         )
+        if image.tags(ns='IMAGE_STRUCTURE').get('SOURCE_COLOR_SPACE') == 'CMYK':
+            # GDAL has converted it; its fourth band is full everywhere.
+            self._raster_indices, self.bands = [1, 2, 3], _RGB[2]
+        self._table = _value_table(image)
+        if self._table is not None and len(self._table) == 3:
+            self._raster_indices, self.bands = [1, 1, 1], _RGB[2]
+        self.pages = max(1, len(image.subdatasets))
         flags = image.mask_flag_enums[0]
         self._masked = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
         if self._masked or image.nodata is not None:
@@ -242,9 +258,15 @@ class ImageFile:
                 # (H, W) or (H, W, C) -> (C, H, W)
                 values = np.atleast_3d(np.asarray(picture)).transpose(2, 0, 1)[indices]
             else:
-                values = self._image.read([self._raster_indices[i] for i in indices])
+                raw = self._image.read([self._raster_indices[i] for i in indices])
+                values = raw
+                if self._table is not None:
+                    rows = [i % len(self._table) for i in indices]
+                    values = np.stack(
+                        [self._table[r][v] for r, v in zip(rows, raw, strict=True)]
+                    )
                 if self._image.nodata is not None:
-                    values[values == self._image.nodata] = 0
+                    values[raw == self._image.nodata] = 0
                 if self._masked:
                     values[:, self._image.dataset_mask() == 0] = 0
         image = np.ascontiguousarray(values, dtype=np.float32)
@@ -260,6 +282,33 @@ class ImageFile:
         """Close the file; what its header told stays known."""
         self._stack.close()
         self._image = None
+
+
+def _value_table(image: DatasetReader) -> NDArray[np.uint8] | None:
+    """Return the gray or the colours that the values of a file stand for.
+
+    Args:
+        image: An open file.
+
+    Returns:
+        (1, 256) gray or (3, 256) red, green and blue; None where values are what they
+        are: of several bands, of more than 8 bits, or of all 8 bits from black to
+        white.
+    """
+    if image.count != 1 or image.dtypes[0] != 'uint8':
+        return None
+    bits = int(image.tags(1, ns='IMAGE_STRUCTURE').get('NBITS', 8))
+    inverted = image.tags(ns='IMAGE_STRUCTURE').get('MINISWHITE') == 'YES'
+    if image.colorinterp[0] == ColorInterp.palette:
+        table = np.zeros((3, 256), np.uint8)
+        for value, colour in image.colormap(1).items():
+            table[:, value] = colour[:3]
+        return table[:1] if (table == table[0]).all() else table
+    if bits == 8 and not inverted:
+        return None
+    top = 2**bits - 1
+    gray = np.rint(np.arange(256).clip(0, top) * (255 / top))
+    return (255 - gray if inverted else gray).astype(np.uint8)[None]
 
 
 def _is_deep_png(path: str) -> bool:

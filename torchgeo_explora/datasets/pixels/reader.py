@@ -1,5 +1,6 @@
 """Images of one data set: read alike, whatever their format."""
 
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -97,6 +98,12 @@ class ImageReader:
             colour = (_COLOUR, *kind[1:])
             if file.is_gray_picture and colour in counts:
                 counts[colour] += counts[kind]
+        if paged := [file for file in headers if file.pages > 1]:
+            warnings.warn(
+                f'{paged[0].path} has {paged[0].pages} pages, of which only the first'
+                f' one is read ({len(paged)} such files among {len(headers)})',
+                stacklevel=4,
+            )
         # The first of equals, as they are in the order of the files.
         file = firsts[max(counts, key=counts.__getitem__)]
         self._first = (file.path, file.bands, file.dtype, file.size)

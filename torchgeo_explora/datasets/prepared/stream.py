@@ -23,7 +23,7 @@ from torchgeo_explora.datasets.prepared.manifest import (
     check_manifest,
     compare,
 )
-from torchgeo_explora.datasets.prepared.source import open_source
+from torchgeo_explora.datasets.prepared.source import ConnectionLostError, open_source
 from torchgeo_explora.datasets.tables.dataset import OnError, check_choice
 
 #: The key of a sample and its files, by suffix.
@@ -46,7 +46,8 @@ class PreparedStream(IterableDataset[dict[str, Any]]):
             come in random order and without end; with 0, every sample comes once and
             in order.
         seed: Seed of the order.
-        on_error: 'raise' stops at a damaged sample, 'skip' warns and leaves it out.
+        on_error: 'raise' stops at a damaged sample, and at a shard whose connection
+            was lost five times; 'skip' warns and leaves them out.
 
     Attributes:
         classes: Class names of the data set it was made from.
@@ -94,8 +95,8 @@ class PreparedStream(IterableDataset[dict[str, Any]]):
             ) from error
         except (OSError, ValueError) as error:
             raise NotPreparedError(
-                f'{self.folder} has no {name} that can be read: pass the folder or the'
-                f' address of what `explora prepare` wrote'
+                f'{self.folder} has no {name} that can be read ({error}): pass the'
+                f' folder or the address of what `explora prepare` wrote'
             ) from error
 
     def _read_manifest(self) -> dict[str, Any]:
@@ -132,6 +133,8 @@ class PreparedStream(IterableDataset[dict[str, Any]]):
         Raises:
             ValueError: If there are more processes and workers than shards.
             NotPreparedError: If a shard has fewer samples than were written.
+            ConnectionLostError: If a shard cannot be reached after several tries, and
+                *on_error* is 'raise'.
             UnreadableImageError: If a sample's bytes are not those that were written,
                 and *on_error* is 'raise' or no sample is intact.
         """
@@ -171,20 +174,29 @@ class PreparedStream(IterableDataset[dict[str, Any]]):
         intact = damaged = 0
         for source in sources:
             url, count = source['url'], 0
-            for key, files in _read_shard(url):
-                count += 1
-                try:
-                    self._compare(key, files, url)
-                except UnreadableImageError as error:
-                    if self.on_error == 'raise':
-                        raise
-                    damaged += 1
-                    text = str(error).partition('. Replace')[0]
-                    warnings.warn(f'skipped a sample: {text}', stacklevel=2)
-                    continue
-                intact += 1
-                yield key, files
             expected = shards[url]['samples']
+            try:
+                for key, files in _read_shard(url, shards[url]['bytes']):
+                    count += 1
+                    try:
+                        self._compare(key, files, url)
+                    except UnreadableImageError as error:
+                        if self.on_error == 'raise':
+                            raise
+                        damaged += 1
+                        text = str(error).partition('. Replace')[0]
+                        warnings.warn(f'skipped a sample: {text}', stacklevel=2)
+                        continue
+                    intact += 1
+                    yield key, files
+            except ConnectionLostError as error:
+                if self.on_error == 'raise':
+                    raise
+                damaged += expected - count
+                warnings.warn(
+                    f'skipped {expected - count} samples: {error}', stacklevel=2
+                )
+                continue
             if count != expected:
                 raise NotPreparedError(
                     f'{url} has {count} samples, expected {expected}: it was cut short'
@@ -204,17 +216,27 @@ class PreparedStream(IterableDataset[dict[str, Any]]):
         compare(files, dict(zip(names, sums, strict=True)), key, url)
 
 
-def _read_shard(url: str) -> Iterator[_Files]:
+def _read_shard(url: str, size: int) -> Iterator[_Files]:
     """Yield the samples of a shard, in order.
 
+    Args:
+        url: Its path or address.
+        size: Its size in bytes.
+
     Raises:
+        ConnectionLostError: If a remote one cannot be read, after several tries.
         NotPreparedError: If it cannot be opened, or ends in the middle of a sample.
     """
     try:
         # Without decompression, and without links to what is outside of the shard.
-        with open_source(url) as file, tarfile.open(fileobj=file, mode='r|') as tar:
+        with (
+            open_source(url, size) as file,
+            tarfile.open(fileobj=file, mode='r|') as tar,
+        ):
             for key, members in itertools.groupby(tar, lambda m: _split(m.name)[0]):
                 yield key, {_split(m.name)[1]: _content(tar, m) for m in members}
+    except ConnectionLostError:
+        raise
     except (tarfile.TarError, OSError) as error:
         raise NotPreparedError(
             f'{url} cannot be read to its end ({error}): it was cut short or damaged;'

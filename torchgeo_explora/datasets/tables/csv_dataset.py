@@ -168,6 +168,8 @@ class CSVDataset(TableDataset):
         self.settle(self.reader, self.path)
         self.bands, self.value_range = self.reader.bands, self.reader.value_range
         self.range_known, self.no_data = self.reader.range_known, self.reader.no_data
+        if not self.range_known:
+            self.warn_of_dark_images(self.value_range)
 
     def read_rows(self) -> pd.DataFrame:
         """Return the rows of the CSV file, with the columns that are named.
