@@ -82,8 +82,7 @@ class Deltas[M: nn.Module](Mapping[str, M]):
         """Return a plain backbone whose weights are the mean of several.
 
         The mean is taken over whole weights, with adapters folded in: the mean of two
-            LoRA
-        products, not the product of two means. The deltas may be of any kind.
+        LoRA products, not the product of two means. The deltas may be of any kind.
 
         Args:
             weights: Share of each delta by name, sum 1; equal shares of all if None.

@@ -72,18 +72,24 @@ def bash_script() -> str:
 
 def _classes() -> dict[str, list[str]]:
     """Return the short names of the classes that an option can name."""
+    from lightning.pytorch import Callback
     from torchgeo.datamodules import BaseDataModule
     from torchgeo.tasks import BaseTask
 
     from torchgeo_explora import callbacks, datamodules, tasks
 
-    found = {'--trainer.callbacks': sorted(callbacks.__all__)}
+    found = {}
     for option, module, base in (
+        ('--trainer.callbacks', callbacks, Callback),
         ('--model', tasks, BaseTask),
         ('--data', datamodules, BaseDataModule),
     ):
-        names = sorted(module.__all__)
-        found[option] = [n for n in names if issubclass(getattr(module, n), base)]
+        kinds = {name: getattr(module, name) for name in sorted(module.__all__)}
+        found[option] = [
+            name
+            for name, kind in kinds.items()
+            if isinstance(kind, type) and issubclass(kind, base)
+        ]
     return found
 
 
