@@ -99,9 +99,9 @@ def test_gdal_keeps_little_of_a_file(values, tmp_path, monkeypatch):
     limits = []
     opened = rasterio.open
 
-    def spy(path):
+    def spy(path, driver):
         limits.append(rasterio.env.getenv()['GDAL_CACHEMAX'])
-        return opened(path)
+        return opened(path, driver=driver)
 
     monkeypatch.setattr(rasterio, 'open', spy)
     assert blocks[0]['image'].shape[0] == 2
