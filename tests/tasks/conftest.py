@@ -4,6 +4,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from torchgeo_explora.callbacks import (
+    Curves,
+    Pictures,
+    Reconstructions,
+    pretraining_callbacks,
+)
+
 TINY = {
     'model': 'vit_tiny_patch16_224',
     'weights': None,
@@ -22,6 +29,23 @@ TINY = {
     # Large: a short run must move the weights.
     'base_lr': 0.05,
 }
+
+
+@pytest.fixture(autouse=True)
+def no_default_pictures(monkeypatch):
+    """Leave out the pictures that a task draws of its own accord.
+
+    They take most of the time of a short run. Those that a test asks for are drawn, and
+    the tests of callbacks look at the defaults.
+    """
+
+    def few(*arguments):
+        drawing = (Curves, Pictures, Reconstructions)
+        found = pretraining_callbacks(*arguments)
+        return [callback for callback in found if not isinstance(callback, drawing)]
+
+    base = 'torchgeo_explora.tasks.pretraining.base'
+    monkeypatch.setattr(f'{base}.pretraining_callbacks', few)
 
 
 @pytest.fixture(scope='session')

@@ -127,7 +127,7 @@ def test_weights_of_a_file_are_those_of_a_plain_vit_or_of_its_own_kind(kind, tmp
     rest = {'mask_token': torch.ones(1, 1, 8), 'decoder_norm.bias': torch.ones(8)}
     save_file(plain().canonical_state_dict() | rest, tmp_path / 'plain.safetensors')
     own = backbone(kind, weights=tmp_path / 'plain.safetensors')
-    assert own.record.untrained == LEFT[kind]
+    assert own.record.untrained == own.own
     assert_close(own.record.extras, rest)
 
     state = {key: v.contiguous() for key, v in own.canonical_state_dict().items()}
@@ -173,9 +173,9 @@ def test_the_positions_of_images_that_are_not_square_start_at_sin_cos(kind):
 def test_what_a_partial_load_leaves_out_still_has_to_train(kind):
     own, whole = backbone(kind), backbone(kind, seed=1).state_dict()
     own.load_state_dict({k: v for k, v in whole.items() if 'pos' in k}, strict=False)
-    assert own.scratch == type(own).own
+    assert own.record.untrained == own.own
     own.load_state_dict(whole)
-    assert own.scratch == ()
+    assert own.record.untrained == ()
 
 
 @pytest.mark.parametrize('kind', KINDS)

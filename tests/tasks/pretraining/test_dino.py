@@ -208,6 +208,28 @@ def test_load_from_checkpoint_restores_the_adapter(tmp_path, folder, tiny):
         assert torch.equal(again.state_dict()[key], value)
 
 
+@pytest.mark.parametrize(
+    ('given', 'rank', 'alpha'),
+    [({}, 64, 1), ({'rank': 8}, 8, 1), ({'rank': 8, 'alpha': 4}, 8, 4)],
+)
+def test_default_adapter_is_the_papers_lora(tiny, given, rank, alpha):
+    del tiny['rank']
+    task = _task(tiny, **given)
+    layer = task.backbone.blocks[0].attn.q
+    assert layer.r['default'] == rank
+    assert layer.scaling['default'] == alpha / rank
+
+
+def test_statistics_of_other_channels_are_the_mean_of_the_bases(tiny):
+    base = {'model': 'vit_tiny_patch16_224.augreg_in21k', 'in_channels': 4}
+    assert _task(tiny, **base).mean == (0.5,) * 4
+    base['model'] = 'vit_small_patch14_dinov2'
+    task = _task(tiny, **base)
+    assert task.mean == pytest.approx([(0.485 + 0.456 + 0.406) / 3] * 4)
+    assert task.std == pytest.approx([(0.229 + 0.224 + 0.225) / 3] * 4)
+    assert _task(tiny, **base, mean=[0.1] * 4).mean == (0.1,) * 4
+
+
 def test_endless_run_is_refused(tmp_path, folder, tiny):
     with pytest.raises(ValueError, match='has no end'):
         _trainer(tmp_path, max_steps=-1, max_epochs=-1).fit(_task(tiny), _data(folder))
@@ -329,6 +351,7 @@ def test_compiled_run_works_with_the_callbacks_it_brings(
     tmp_path, folder, tiny, masked, monkeypatch
 ):
     """Views and batches of kNN and pictures are not those of the training."""
+    monkeypatch.undo()  # the pictures are wanted here
     # An eager backend: what is compiled anew counts, not how fast it is.
     compile_with = partial(torch.compile, backend='eager')
     monkeypatch.setattr(torch, 'compile', compile_with)

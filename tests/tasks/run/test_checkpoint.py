@@ -14,6 +14,7 @@ from torchgeo_explora.datamodules import ImageFolderDataModule
 from torchgeo_explora.tasks import ExploraClassificationTask, ExploraDinoTask
 from torchgeo_explora.tasks.run.checkpoint import (
     DeltaCheckpointIO,
+    require_fit,
     require_whole,
     write_to,
 )
@@ -168,6 +169,41 @@ def test_another_place_gets_checkpoint_and_delta(tmp_path, monkeypatch):
     io.remove_checkpoint(path)
     assert not files.find('/explora/run')
     assert not [*tmp_path.iterdir()]
+
+
+def test_a_place_gets_its_folder_before_the_delta(monkeypatch):
+    """Other file systems than memory need it."""
+    made = []
+    files = type(fsspec.filesystem('memory'))
+    monkeypatch.setattr(
+        files, 'makedirs', lambda self, path, exist_ok: made.append((path, exist_ok))
+    )
+    write_to('memory://explora/deep/run', 'delta.safetensors', write_delta)
+    assert set(made) == {('/explora/deep/run', True)}
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'explora': None}, 'not written by a task'),
+        (
+            {'explora': {'base': 'b', 'groups': None}},
+            'was trained on base b, .* base a',
+        ),
+        (
+            {'explora': {'base': 'a', 'groups': [['B02']]}},
+            r"groups \[\['B02'\]\], .* None",
+        ),
+        ({'state_dict': {'x': 1}}, r"missing \['y'\], unexpected \[\]"),
+        ({'state_dict': {'x': 1, 'y': 2, 'z': 3}}, r"missing \[\], unexpected \['z'\]"),
+    ],
+)
+def test_a_checkpoint_of_something_else_is_refused(change, message):
+    expected = {'base': 'a', 'groups': None}
+    good = {'explora': {**expected, 'more': 1}, 'state_dict': {'x': 1, 'y': 2}}
+    assert require_fit(good, expected, {'x', 'y'}) == good['explora']
+    with pytest.raises(ValueError, match=message):
+        require_fit({**good, **change}, expected, {'x', 'y'})
 
 
 def test_writer_in_the_background_is_refused():
