@@ -190,7 +190,9 @@ class Given(Callback):
         generator = torch.Generator().manual_seed(0)
         # More to hide in some images would weigh them differently: the same share.
         masks = torch.rand(32, 16, generator=generator).argsort(1) < 12
-        objective.draw_mask = lambda images, grid: masks[batch['index'].cpu()]
+        index = batch['index'].cpu()
+        # Pictures are drawn of fewer images.
+        objective.draw_mask = lambda images, grid: masks[index][:images]
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         self.gradient = {
@@ -202,10 +204,11 @@ class Given(Callback):
 
 def test_accumulated_gradient_is_that_of_one_large_batch(tmp_path, published):
     random = np.random.default_rng(0)
-    (tmp_path / 'train').mkdir()
+    images = tmp_path / 'images'
+    (images / 'train').mkdir(parents=True)
     for index in range(16):
         image = random.integers(0, 256, (32, 32, 3)).astype(np.uint8)
-        Image.fromarray(image).save(tmp_path / 'train' / f'{index:02}.png')
+        Image.fromarray(image).save(images / 'train' / f'{index:02}.png')
     found = []
     for batch_size, accumulated in ((8, 1), (4, 2), (2, 4)):
         given = Given()
@@ -214,7 +217,7 @@ def test_accumulated_gradient_is_that_of_one_large_batch(tmp_path, published):
             max_steps=1,
             callbacks=[given],
             accumulate_grad_batches=accumulated,
-        ).fit(_task(weights=published), _data(tmp_path, batch_size))
+        ).fit(_task(weights=published), _data(images, batch_size))
         found.append(given.gradient)
     assert found[0]['objective.student.cls_token'].abs().max() > 1e-4
     for other in found[1:]:
