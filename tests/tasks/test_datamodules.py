@@ -340,7 +340,7 @@ def test_reflectance_under_the_default_range_is_refused(fit, scene):
 
 def test_another_number_of_bands_says_what_to_set(fit, eurosat):
     data = EuroSATDataModule(root=eurosat, batch_size=4)
-    with pytest.raises(ValueError, match=r'\(4, 13, 32, 32\).*set \*in_channels\*'):
+    with pytest.raises(ValueError, match=r', 13, 32, 32\).*set \*in_channels\*'):
         fit(data)
     data = EuroSATDataModule(root=eurosat, batch_size=4, bands=RGB)
     with pytest.raises(ValueError, match=r'expected \(B, 13, H, W\): choose its bands'):

@@ -45,7 +45,8 @@ class ScenesDataModule(SplitDataModule):
         )
         given = [paths] if isinstance(paths, str | os.PathLike) else paths
         self.paths = [expanded(path) for path in given]
-        self.kwargs = expand_paths(dataset)
+        self.kwargs = dataset
+        expand_paths(self.kwargs)
 
     def open_split(self, split: str, **dataset: Any) -> SceneWindows:
         """Return the windows, whatever the split.

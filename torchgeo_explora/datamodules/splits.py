@@ -65,14 +65,11 @@ def _column(values: Tensor | Sequence[float] | float) -> Tensor:
     return torch.as_tensor(values, dtype=torch.float32).reshape(-1, 1, 1)
 
 
-def expand_paths(dataset: dict[str, Any]) -> dict[str, Any]:
-    """Return arguments of a data set with `~` and environment variables replaced."""
-    paths = {
-        name: expanded(dataset[name])
-        for name in ('csv', 'index_dir')
-        if dataset.get(name) is not None
-    }
-    return {**dataset, **paths}
+def expand_paths(dataset: dict[str, Any]) -> None:
+    """Replace `~` and environment variables in a data set's arguments, in place."""
+    for name in ('csv', 'index_dir'):
+        if dataset.get(name) is not None:
+            dataset[name] = expanded(dataset[name])
 
 
 class SplitDataModule(NonGeoDataModule):
@@ -142,7 +139,9 @@ class SplitDataModule(NonGeoDataModule):
             'test': test_split,
             'predict': predict_split or self.predicted,
         }
-        self.kwargs = expand_paths(dataset)
+        # As given, by which the command finds whose arguments they are.
+        self.kwargs = dataset
+        expand_paths(self.kwargs)
         self.collate_fn = self.collate
         self.aug = self._own_aug = self._normalize()
 

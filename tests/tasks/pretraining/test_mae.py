@@ -204,10 +204,11 @@ class Given(Callback):
 
 def test_accumulated_gradient_is_that_of_one_large_batch(tmp_path, published):
     random = np.random.default_rng(0)
-    (tmp_path / 'train').mkdir()
+    images = tmp_path / 'images'
+    (images / 'train').mkdir(parents=True)
     for index in range(16):
         image = random.integers(0, 256, (32, 32, 3)).astype(np.uint8)
-        Image.fromarray(image).save(tmp_path / 'train' / f'{index:02}.png')
+        Image.fromarray(image).save(images / 'train' / f'{index:02}.png')
     found = []
     for batch_size, accumulated in ((8, 1), (4, 2), (2, 4)):
         given = Given()
@@ -216,7 +217,7 @@ def test_accumulated_gradient_is_that_of_one_large_batch(tmp_path, published):
             max_steps=1,
             callbacks=[given],
             accumulate_grad_batches=accumulated,
-        ).fit(_task(weights=published), _data(tmp_path, batch_size))
+        ).fit(_task(weights=published), _data(images, batch_size))
         found.append(given.gradient)
     assert found[0]['objective.student.cls_token'].abs().max() > 1e-4
     for other in found[1:]:

@@ -13,7 +13,7 @@ from torchgeo_explora.models.backbones.backbone import Backbone
 from torchgeo_explora.objectives import MAE, MAEOptions
 from torchgeo_explora.tasks.pretraining.base import PretrainingOptions, PretrainingTask
 from torchgeo_explora.tasks.run.adaptation import as_options, plain
-from torchgeo_explora.tasks.run.optimizer import Schedule
+from torchgeo_explora.tasks.run.optimizer import Schedule, without_decay
 from torchgeo_explora.tasks.run.raw_images import no_data as declared_no_data
 
 #: MAE's: 1 of 200 epochs of warm-up.
@@ -129,9 +129,7 @@ class ExploraMAETask(PretrainingTask):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return matrices and, without weight decay, vectors, as MAE does."""
         (group,) = super().parameter_groups()
-        matrices = [p for p in group['params'] if p.ndim > 1]
-        vectors = [p for p in group['params'] if p.ndim < 2]
-        return [{'params': matrices}, {'params': vectors, 'weight_decay': 0.0}]
+        return without_decay(group)
 
     def setup(self, stage: str) -> None:
         """Ask the data module for the value that means no data, too."""
