@@ -112,6 +112,35 @@ def test_micro_batch_changes_no_schedule(
     assert record.progress == [0.0, 0.25, 0.5, 0.75]
 
 
+def test_teacher_moves_with_the_progress_of_the_steps_forward(
+    tmp_path, folder, tiny, monkeypatch
+):
+    task, forward, after = _task(tiny), [], []
+    task.objective.register_forward_pre_hook(
+        lambda _, inputs: forward.append(inputs[1])
+    )
+    monkeypatch.setattr(task.objective, 'after_step', after.append)
+    _trainer(tmp_path, accumulate_grad_batches=2).fit(task, _data(folder))
+    assert after == [0.0, 0.25, 0.5, 0.75]
+    assert forward == [progress for progress in after for _ in range(2)]
+    # A run that goes on past its plan has no more progress than 1.
+    task.planned_steps = 3
+    assert task.progress == 1
+
+
+def test_embedding_leaves_the_mode_as_it_was(tmp_path, folder, tiny):
+    task = _task(tiny)
+    _trainer(tmp_path, max_steps=1).fit(task, _data(folder))
+    batch = {'image': torch.rand(2, 3, 40, 40) * 255}
+    modes = []
+    for mode in (True, False):
+        task.train(mode)
+        task.embed(batch)
+        student, teacher = task.objective.student, task.objective.teacher
+        modes.append((task.training, student.training, teacher.training))
+    assert modes == [(True, True, False), (False, False, False)]
+
+
 def test_checkpoint_holds_no_base_and_loads_safely(tmp_path, folder, tiny):
     task = _task(tiny)
     _trainer(tmp_path).fit(task, _data(folder))
@@ -247,6 +276,13 @@ def test_nan_loss_names_its_term(tmp_path, folder, tiny):
     with torch.no_grad():
         task.objective.head.mlp[0].weight.fill_(float('nan'))
     with pytest.raises(FloatingPointError, match='dino_local'):
+        _trainer(tmp_path).fit(task, _data(folder))
+
+
+def test_one_term_that_is_not_finite_stops_the_run(tmp_path, folder, tiny):
+    task = _task(tiny)
+    task.objective.koleo_weight = float('nan')
+    with pytest.raises(FloatingPointError, match='the loss term koleo is not finite'):
         _trainer(tmp_path).fit(task, _data(folder))
 
 

@@ -173,13 +173,21 @@ def test_another_place_gets_checkpoint_and_delta(tmp_path, monkeypatch):
 
 def test_a_place_gets_its_folder_before_the_delta(monkeypatch):
     """Other file systems than memory need it."""
-    made = []
+    done = []
     files = type(fsspec.filesystem('memory'))
-    monkeypatch.setattr(
-        files, 'makedirs', lambda self, path, exist_ok: made.append((path, exist_ok))
-    )
+
+    def watch(name, own):
+        def spy(self, *arguments, **options):
+            done.append(name)
+            return own(self, *arguments, **options)
+
+        monkeypatch.setattr(files, name, spy)
+
+    watch('makedirs', files.makedirs)
+    watch('put_file', files.put_file)
     write_to('memory://explora/deep/run', 'delta.safetensors', write_delta)
-    assert set(made) == {('/explora/deep/run', True)}
+    assert done[:2] == ['makedirs', 'put_file']
+    assert fsspec.filesystem('memory').isdir('/explora/deep/run')
 
 
 @pytest.mark.parametrize(

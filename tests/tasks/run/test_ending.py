@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from torchgeo_explora.adapt import delta_state_dict, read_delta, read_delta_meta
 from torchgeo_explora.datamodules import ImageFolderDataModule
 from torchgeo_explora.models import ViT
 from torchgeo_explora.tasks import ExploraDinoTask
+from torchgeo_explora.tasks.run.ending import RunEnd
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 
@@ -152,6 +154,31 @@ def test_signal_keeps_every_micro_batch(
     found = weights(last)
     for key, value in expected.items():
         assert torch.equal(value, found[key]), key
+
+
+def test_accumulated_gradients_are_a_mean_of_all_devices_and_a_copy():
+    model = torch.nn.Linear(2, 1)
+    strategy = SimpleNamespace(reduce=lambda tensor, reduce_op: (tensor, reduce_op))
+    trainer = SimpleNamespace(
+        accumulate_grad_batches=2,
+        limit_train_batches=1.0,
+        strategy=strategy,
+        train_dataloader=SimpleNamespace(batch_size=4),
+        world_size=2,
+    )
+    end = RunEnd(trainer)
+    model.weight.grad = torch.ones(1, 2)
+    checkpoints = [{}, {}]
+    end.on_train_batch_end(trainer, model, None, None, 0)
+    end.on_save_checkpoint(trainer, model, checkpoints[0])
+    end.on_before_optimizer_step(trainer, model, None)
+    end.on_train_batch_end(trainer, model, None, None, 1)
+    end.on_save_checkpoint(trainer, model, checkpoints[1])
+    model.weight.grad.zero_()
+    assert checkpoints[0]['accumulated'].keys() == {'weight'}
+    gradient, operation = checkpoints[0]['accumulated']['weight']
+    assert (gradient.tolist(), operation) == ([[1, 1]], 'mean')
+    assert 'accumulated' not in checkpoints[1]
 
 
 def test_changed_rate_is_used_and_said(tiny, folder, tmp_path, caplog):

@@ -1,5 +1,7 @@
 """Where AdamW's fused kernel serves."""
 
+import math
+
 import pytest
 import torch
 
@@ -18,6 +20,21 @@ from torchgeo_explora.tasks.run.optimizer import Schedule, may_fuse, optimizer_p
 )
 def test_fused_kernel_serves_where_nothing_scales_the_loss(device, precision, expected):
     assert may_fuse(torch.device(device), precision) is expected
+
+
+def test_shares_of_a_run_are_whole_steps_as_in_dinov2():
+    """5 % of 30 steps are 1.5: one step of warm-up, and one of standing still."""
+    weights = [torch.nn.Parameter(torch.ones(1)) for _ in range(2)]
+    groups = [{'params': [weights[0]]}, {'params': [weights[1]], 'still': 0.05}]
+    plan = optimizer_plan(groups, 0.1, 30, Schedule(0.01, 0.05), False)
+    rates = []
+    for _ in range(31):
+        rates.append([group['lr'] for group in plan['optimizer'].param_groups])
+        plan['optimizer'].step()
+        plan['lr_scheduler']['scheduler'].step()
+    cosine = [0.01 + 0.09 * (1 + math.cos(math.pi * n / 29)) / 2 for n in range(30)]
+    assert [first for first, _ in rates] == pytest.approx([0, *cosine])
+    assert [second for _, second in rates] == pytest.approx([0, *cosine])
 
 
 def test_fused_steps_are_those_of_the_plain_kernel():

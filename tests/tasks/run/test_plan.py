@@ -1,6 +1,7 @@
 """What a run plans is what it does."""
 
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 
 from torchgeo_explora.datamodules import ImageFolderDataModule
 from torchgeo_explora.tasks import ExploraDinoTask
+from torchgeo_explora.tasks.run.plan import layout, require_layout, require_steady
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 
@@ -103,6 +105,30 @@ def test_callbacks_that_contradict_the_plan_are_refused(
 ):
     with pytest.raises(ValueError, match=f'{type(callback).__name__} .*{message}'):
         make(tmp_path, callback).fit(new(tiny), data(folder))
+
+
+def test_a_trial_of_lightnings_tuner_is_not_refused():
+    """It looks for a batch size on runs that end early."""
+    finder = BatchSizeFinder()
+    trainer = SimpleNamespace(callbacks=[finder])
+    with pytest.raises(ValueError, match='after the run is planned'):
+        require_steady(trainer)
+    finder._early_exit = True
+    assert require_steady(trainer) is None
+
+
+def test_layout_counts_the_images_of_all_devices():
+    loader = SimpleNamespace(batch_size=4)
+    trainer = SimpleNamespace(
+        world_size=2, accumulate_grad_batches=3, train_dataloader=loader
+    )
+    here = {'batch': 8, 'accumulated': 3, 'devices': 2}
+    assert layout(trainer) == here
+    # The same images on other devices.
+    require_layout({**here, 'devices': 1}, here)
+    for name in ('batch', 'accumulated'):
+        with pytest.raises(ValueError, match='was written with 8 images'):
+            require_layout({**here, name: 5}, here)
 
 
 def test_run_without_batches_is_refused(tiny, folder, tmp_path):
