@@ -38,6 +38,11 @@ def step_of(path):
 
 
 @pytest.fixture
+def no_default_pictures():
+    """Draw the pictures: this file is about them."""
+
+
+@pytest.fixture
 def dino(tiny):
     torch.manual_seed(0)
     return ExploraDinoTask(**tiny)
