@@ -39,7 +39,7 @@ def test_a_copy_has_no_marks(clock):
 
 
 @pytest.mark.parametrize('wait', [0.0, 3.0])
-def test_task_logs_the_share_of_the_time_in_which_data_was_waited_for(
+def test_task_logs_how_long_it_waited_for_data_and_how_many_images_it_saw(
     tmp_path, monkeypatch, wait
 ):
     """On a clock that stands still but while data is awaited and in a step."""
@@ -54,7 +54,7 @@ def test_task_logs_the_share_of_the_time_in_which_data_was_waited_for(
 
     class Shares(Callback):
         def __init__(self):
-            self.found = []
+            self.found, self.rates = [], []
 
         def on_before_backward(self, *_):
             now[0] += 1.0
@@ -62,6 +62,9 @@ def test_task_logs_the_share_of_the_time_in_which_data_was_waited_for(
         def on_train_batch_start(self, trainer, *_):
             if 'device_idle' in trainer.callback_metrics:
                 self.found.append(float(trainer.callback_metrics['device_idle']))
+
+        def on_train_batch_end(self, trainer, *_):
+            self.rates.append(float(trainer.callback_metrics['images_per_second']))
 
     shares = Shares()
     task = ExploraDinoTask(
@@ -86,3 +89,4 @@ def test_task_logs_the_share_of_the_time_in_which_data_was_waited_for(
     trainer.fit(task, Slow(num_train=24, num_val=2, num_test=2, batch_size=4))
     # The first two steps only set the marks, and a value is read one step later.
     assert shares.found == pytest.approx([wait / (wait + 1)] * 3)
+    assert shares.rates == pytest.approx([4 / (wait + 1)] * 6)
