@@ -6,8 +6,9 @@ import re
 import sys
 from argparse import ArgumentError
 from collections.abc import Iterator, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any
 
 # Importing TorchGeo takes seconds. The garbage collector would add a sixth to them, and
@@ -72,7 +73,7 @@ def run(arguments: Sequence[str]) -> None:
     except SystemExit:
         if {'-h', '--help'} & {*arguments}:
             names = {
-                module.__name__.rpartition('.')[2]: ', '.join(module.__all__)
+                module.__name__.rpartition('.')[2]: ', '.join(_selectable(module))
                 for module in (tasks, datamodules, callbacks)
             }
             print(_HELP.format(command=arguments[0], **names))
@@ -199,3 +200,13 @@ def _of_parser(error: ArgumentError) -> str:
     found = dict.fromkeys(m[1] for m in map(key.match, map(str, errors)) if m)
     reason = ' '.join(key.sub('', str(errors[-1])).split())
     return f'--{".".join(found)}: {reason}' if found else reason
+
+
+def _selectable(module: ModuleType) -> list[str]:
+    """Return the public classes of a module, without functions and options."""
+    found = {name: getattr(module, name) for name in module.__all__}
+    return [
+        name
+        for name, kind in found.items()
+        if isinstance(kind, type) and not is_dataclass(kind)
+    ]
