@@ -212,6 +212,59 @@ def test_scene_without_a_coordinate_system_works_and_says_so(tmp_path):
         predict(segmenter(), path, tmp_path / 'out.tif')
 
 
+def write_values(path, values, **profile):
+    bands, height, width = values.shape
+    with rasterio.open(
+        path,
+        'w',
+        count=bands,
+        height=height,
+        width=width,
+        dtype=values.dtype,
+        **profile,
+    ) as file:
+        file.write(values)
+    return path
+
+
+def test_scene_may_start_without_data(tmp_path):
+    """Its value of 65535 is far from the range, and means nothing."""
+    values = np.random.default_rng(0).integers(1, 9000, (3, 100, 96)).astype('uint16')
+    values[:, :48, :48] = 65535
+    path = write_values(tmp_path / 'in.tif', values, nodata=65535)
+    dark = values * (values != 65535)
+    black = write_values(tmp_path / 'black.tif', dark, nodata=0)
+    task = segmenter()
+    predict(task, path, tmp_path / 'out.tif', overlap=0)
+    predict(task, black, tmp_path / 'expected.tif', overlap=0)
+    with (
+        rasterio.open(tmp_path / 'out.tif') as file,
+        rasterio.open(tmp_path / 'expected.tif') as other,
+    ):
+        classes = file.read(1)
+        assert np.array_equal(classes, other.read(1))
+    assert (classes[:48, :48] == 255).all()
+    assert (classes[48:] != 255).all()
+
+
+def test_wrong_range_is_found_after_blocks_without_data(tmp_path):
+    values = np.full((3, 96, 48), 60_000, 'uint16')
+    values[:, :48] = 65535
+    path = write_values(tmp_path / 'in.tif', values, nodata=65535)
+    with pytest.raises(ValueError, match='lie outside the value range'):
+        predict(segmenter(), path, tmp_path / 'out.tif', overlap=0)
+
+
+def test_alpha_of_a_scene_is_no_band(tmp_path):
+    values = np.random.default_rng(0).integers(1, 255, (4, 64, 64)).astype('uint8')
+    values[3] = 255
+    values[3, :32, :32] = 0
+    path = write_values(tmp_path / 'in.tif', values, photometric='RGB', alpha='YES')
+    predict(segmenter(), path, tmp_path / 'out.tif')
+    with rasterio.open(tmp_path / 'out.tif') as file:
+        assert np.array_equal(file.read(1) == 255, values[3] == 0)
+
+
 def test_scene_without_any_data_is_all_no_data(tmp_path):
     path, target = tmp_path / 'in.tif', tmp_path / 'out.tif'
     with rasterio.open(

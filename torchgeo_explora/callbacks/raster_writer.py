@@ -73,6 +73,7 @@ class RasterWriter(BasePredictionWriter):
                     *(datamodule.size, datamodule.stride, datamodule.block),
                     *(str(datamodule.value_range), datamodule.bands),
                     datamodule.predict_dataset.channels,
+                    datamodule.predict_dataset.nodata,
                     *_file_state(datamodule.path),
                 ]
             )

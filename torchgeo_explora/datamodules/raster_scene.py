@@ -29,7 +29,8 @@ class RasterSceneDataModule(BaseDataModule):
         value_range: (low, high) of the values; the default follows the stored type.
         num_workers: Worker processes that read blocks.
         channels: Numbers of the bands that are read, from 1, in the model's order; all
-            if None.
+            but alpha if None.
+        nodata: Value of pixels without data, if the file does not declare it.
 
     Attributes:
         finished: Returns the numbers of finished blocks; set by the writer.
@@ -45,6 +46,7 @@ class RasterSceneDataModule(BaseDataModule):
         value_range: tuple[Any, Any] | None = None,
         num_workers: int = 0,
         channels: Sequence[int] | None = None,
+        nodata: float | None = None,
     ) -> None:
         """Keep the arguments; the header is read in `setup`.
 
@@ -62,7 +64,7 @@ class RasterSceneDataModule(BaseDataModule):
         self.path = path
         self.size, self.stride = size, size - overlap
         self.block = max(1, round(block / self.stride)) * self.stride
-        self.channels = channels
+        self.channels, self.nodata = channels, nodata
         self.bands: tuple[str, ...] = tuple(bands or ())
         self.value_range = value_range
         self.range_known = value_range is not None
@@ -92,6 +94,7 @@ class RasterSceneDataModule(BaseDataModule):
             self.block,
             skip=self.finished,
             channels=self.channels,
+            nodata=self.nodata,
         )
 
     def predict_dataloader(self) -> DataLoader[Any]:

@@ -6,10 +6,16 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from affine import Affine
+from rasterio import warp
+from rasterio.control import GroundControlPoint
+from rasterio.crs import CRS as RasterCRS
+from rasterio.rpc import RPC
 from torchgeo.datasets import DatasetNotFoundError
 
 from torchgeo_explora.datasets import SceneWindows
 from torchgeo_explora.datasets.pixels.image_file import UnreadableImageError
+from torchgeo_explora.datasets.scenes import index as index_module
 from torchgeo_explora.datasets.scenes.band_stack import stack_bands
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*has no geotransform')
@@ -276,6 +282,13 @@ def place(path, crs, transform, bands=3, **profile):
         file.write(np.ones((bands, 64, 64), 'uint16'))
 
 
+ENGINEERING = (
+    'ENGCRS["site",EDATUM["gate"],CS[Cartesian,2],AXIS["east",east],'
+    'AXIS["north",north],LENGTHUNIT["metre",1]]'
+)
+
+
+@pytest.mark.parametrize('crs_of_all', [None, 'EPSG:3857'])
 @pytest.mark.parametrize(
     ('crs', 'corner', 'pixel', 'fault'),
     [
@@ -284,18 +297,188 @@ def place(path, crs, transform, bands=3, **profile):
         ('EPSG:32632', (3e7, 5e6), 10, 'outside the area'),
         ('LOCAL_CS["site",UNIT["metre",1]]', (0, 0), 10, 'not one of the Earth'),
         ('IAU_2015:30100', (10, 10), 0.1, 'not one of the Earth'),
+        ('EPSG:4978', (0, 0), 10, 'not one of the Earth'),
+        (ENGINEERING, (0, 0), 10, 'not one of the Earth'),
+        # In its system's area by its first corner only.
+        ('EPSG:32632', (500_000, 5_000_000), 1e5, 'outside the area'),
+        # Plausible places, but thousands of times the ground of all others.
+        ('EPSG:4326', (-30, 30), 1.0, '10,000 times larger or smaller'),
+        # Degrees labelled as metres.
+        ('EPSG:32632', (9, 45), 1e-4, '10,000 times larger or smaller'),
+        ('EPSG:32632', (500_000, 5_000_000), np.nan, 'outside the area'),
     ],
 )
 def test_one_scene_in_a_wrong_place_never_kills_an_index(
-    make, root, crs, corner, pixel, fault
+    make, root, crs, corner, pixel, fault, crs_of_all
 ):
     grid = rasterio.transform.from_origin(*corner, pixel, pixel)
-    place(root / 'x.tif', crs, grid)
+    place(root / 'x.tif', crs, grid @ Affine.scale(1.5))
+    only_it_is_left_out(root, fault, crs=crs_of_all)
+
+
+def only_it_is_left_out(root, fault, **arguments):
+    # Warped, the scenes of two zones have windows that are hardly usable.
+    arguments = {'paths': root, 'size': 16, 'length': 10} | arguments
     with pytest.warns(UserWarning, match='1 cannot be used'):
-        dataset = SceneWindows(root, size=32, length=10, max_missing=0.5)
+        dataset = SceneWindows(**arguments, on_error='skip')
     assert dataset.index.table.num_rows == 4
     report = next(root.glob('.scenes_*.report.csv')).read_text()
     assert fault in report
+    assert {dataset[i]['path'] for i in range(10)} <= set(map(str, root.rglob('*.tif')))
+
+
+def control(path, crs, points):
+    place(path, None, None)
+    with rasterio.open(path, 'r+') as file:
+        file.gcps = (
+            [GroundControlPoint(row, column, x, y) for row, column, x, y in points],
+            RasterCRS.from_user_input(crs),
+        )
+
+
+def test_ground_control_points_tell_the_place(make, root):
+    corners = [
+        (row, column, 500_000 + 10 * column, 5_000_000 - 10 * row)
+        for row in (0, 64)
+        for column in (0, 64)
+    ]
+    control(root / 'x.tif', 'EPSG:32632', corners)
+    make.write_scene(root / 'y.tif', size=(64, 64))
+    dataset = SceneWindows(root, size=16, length=10)
+    rows = {row['name'][-5]: row for row in dataset.index.table.to_pylist()}
+    assert len(rows) == 6
+    for name in ('crs', 'origin', 'pixel', 'shape', 'windows'):
+        assert rows['x'][name] == rows['y'][name]
+
+
+@pytest.mark.parametrize(
+    ('crs', 'points', 'fault'),
+    [
+        ('EPSG:32632', [(0, 0, 5e5, 5e6)], 'without georeference'),
+        ('EPSG:32632', [(i, i, 5e5, 5e6) for i in range(4)], 'without georeference'),
+        (
+            'EPSG:4326',
+            [(0, 0, 5e5, 5e6), (0, 64, 6e5, 5e6), (64, 0, 5e5, 4e6)],
+            'outside the area',
+        ),
+    ],
+)
+@pytest.mark.parametrize('crs_of_all', [None, 'EPSG:3857'])
+def test_wrong_ground_control_points_are_a_fault(root, crs, points, fault, crs_of_all):
+    control(root / 'x.tif', crs, points)
+    only_it_is_left_out(root, fault, crs=crs_of_all)
+
+
+def test_rational_polynomials_are_named(root):
+    place(root / 'x.tif', None, None)
+    one, first, second = np.eye(20)[:3].tolist()
+    with rasterio.open(root / 'x.tif', 'r+') as file:
+        file.rpcs = RPC(
+            height_off=0,
+            height_scale=500,
+            lat_off=45,
+            lat_scale=0.05,
+            line_off=32,
+            line_scale=32,
+            long_off=9,
+            long_scale=0.05,
+            samp_off=32,
+            samp_scale=32,
+            line_num_coeff=second,
+            line_den_coeff=one,
+            samp_num_coeff=first,
+            samp_den_coeff=one,
+            err_bias=None,
+            err_rand=None,
+        )
+    only_it_is_left_out(root, 'RPCs only: orthorectify')
+
+
+def test_container_without_a_band_is_a_fault(root):
+    """So are STACIT, netCDF and SAFE opened: as names of other rasters."""
+    for more in ('NO', 'YES'):
+        with rasterio.open(
+            root / 'x.gpkg',
+            'w',
+            driver='GPKG',
+            count=1,
+            height=64,
+            width=64,
+            dtype='uint8',
+            crs='EPSG:4326',
+            transform=rasterio.transform.from_origin(5, 5, 0.1, 0.1),
+            raster_table=f'table{more}',
+            append_subdataset=more,
+        ) as file:
+            file.write(np.ones((1, 64, 64), 'uint8'))
+    only_it_is_left_out(root, 'files without bands', paths=[root, root / 'x.gpkg'])
+
+
+def test_empty_giant_is_a_fault(root):
+    """A few bytes that claim a million rows and columns."""
+    side = 1_000_000
+    with rasterio.open(
+        root / 'x.tif',
+        'w',
+        driver='GTiff',
+        count=3,
+        height=side,
+        width=side,
+        dtype='uint16',
+        crs='EPSG:32632',
+        transform=rasterio.transform.from_origin(5e5, 5e6, 0.1, 0.1),
+        SPARSE_OK=True,
+        tiled=True,
+        blockxsize=16384,
+        blockysize=16384,
+    ):
+        pass
+    only_it_is_left_out(root, 'unreadable scenes')
+
+
+def test_scene_for_which_memory_is_too_small_is_a_fault(make, root, monkeypatch):
+    make.write_scene(root / 'x.tif', size=(320, 320))
+    monkeypatch.setattr(index_module, '_memory', lambda: 24 * 20 * 20 + 1)
+    only_it_is_left_out(root, 'more memory than there is')
+
+
+@pytest.mark.parametrize('failure', [MemoryError(), RuntimeError('x'), OSError('x')])
+def test_failure_at_one_scene_is_a_fault(make, root, monkeypatch, failure):
+    path = make.write_scene(root / 'x.tif')
+    look = index_module.visible_shares
+
+    def fail(handle, *arguments):
+        if handle.name == str(path):
+            raise failure
+        return look(handle, *arguments)
+
+    monkeypatch.setattr(index_module, 'visible_shares', fail)
+    only_it_is_left_out(root, 'x.tif')
+
+
+def test_no_scene_weighs_more_at_the_date_line_and_the_poles(tmp_path):
+    """Degrees jump by 360 there, and the same ground is wider in them."""
+    home = rasterio.transform.from_origin(500_000, 5_000_000, 10, 10)
+    place(tmp_path / 'a.tif', 'EPSG:32632', home)
+    pole = rasterio.transform.from_origin(-320, 320, 10, 10)
+    place(tmp_path / 'b.tif', 'EPSG:3031', pole)
+    # 180 degrees east is about 170 km west of the zone's middle, 3 degrees.
+    (x,), (y,) = warp.transform('EPSG:4326', 'EPSG:32601', [180], [60])
+    line = rasterio.transform.from_origin(x - 320, y + 320, 10, 10)
+    place(tmp_path / 'c.tif', 'EPSG:32601', line)
+    dataset = SceneWindows(tmp_path, size=16, length=3000)
+    counts = np.bincount(dataset.windows[:, 0])
+    assert counts.min() > 900
+
+
+def test_unusable_scenes_stop_or_are_left_out(make, root):
+    for name in ('x', 'y', 'z', 'zz', 'zzz'):
+        (root / f'{name}.tif').write_bytes(b'no raster')
+    with pytest.raises(FileNotFoundError, match=r'9 samples, of which 5 cannot'):
+        SceneWindows(root, size=32, length=10)
+    with pytest.warns(UserWarning, match='5 cannot be used'):
+        dataset = SceneWindows(root, size=32, length=10, on_error='skip')
+    assert dataset.index.table.num_rows == 4
 
 
 def test_file_name_that_is_not_text_is_a_fault(make, root):

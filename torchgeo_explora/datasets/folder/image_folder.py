@@ -70,8 +70,8 @@ class ImageFolder(TableDataset):
         paths: Paths of the split's images, sorted.
         labels: Their labels, or None.
         classes: Names of the classes, in the order of the labels.
-        no_data: Value of pixels without data, in all bands; None if the first file does
-            not declare any.
+        no_data: Value of pixels without data, in all bands; None if no file that was
+            looked at declares any, or has a mask or an alpha channel.
         range_known: Whether *value_range* is certain: given, or of 8 bits or a float.
             The usual scale of 16 bits is a guess.
 

@@ -13,12 +13,13 @@ import rasterio
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader
 from torch import Tensor
 
-from torchgeo_explora.datasets.pixels.raster_file import open_raster
+from torchgeo_explora.datasets.pixels.masks import find_layout
+from torchgeo_explora.datasets.pixels.raster_file import open_raster, refuse_pipe
 
 #: Suffixes that are read, in lower case.
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.tif', '.tiff', '.webp')
@@ -80,16 +81,6 @@ def naming(path: str) -> Iterator[None]:
         ) from error
 
 
-def refuse_pipe(path: str) -> None:
-    """Raise if a path is a pipe or a device, which may wait forever when it is opened.
-
-    Raises:
-        OSError: If it is.
-    """
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise OSError('it is not a plain file')
-
-
 class ImageFile:
     """An open image: its header at once, its pixels on demand.
 
@@ -98,8 +89,8 @@ class ImageFile:
     RGB. Of several pages the first one is read.
 
     TIFF, and PNG with 16 bits in several bands, go through rasterio; JPEG, WebP and
-    other PNG through Pillow, where a palette becomes RGB and an alpha channel is
-    dropped.
+    other PNG through Pillow, where a palette becomes RGB. An alpha channel is no band:
+    there is no data where it is 0, as outside of other masks.
 
     Args:
         path: File to open, with one of `SUFFIXES`.
@@ -165,12 +156,9 @@ class ImageFile:
             image = self._stack.enter_context(open_raster(self.path))
         # Fetched once: GDAL is asked for each band.
         names, colours = image.descriptions, image.colorinterp
-        kept = list(range(image.count))
-        # In a TIFF "alpha" is often near infrared that GDAL labelled so by default.
-        if image.driver == 'PNG':
-            kept = [i for i in kept if colours[i] != ColorInterp.alpha]
-        self._raster_indices = [i + 1 for i in kept]
-        self.described = all(names)
+        self._raster_indices, self._masked = find_layout(image)
+        kept = [i - 1 for i in self._raster_indices]
+        self.described = all(names[i] for i in kept)
         self.bands = tuple(
             names[i] or (colours[i].name if colours[i] in _TRUE_COLOUR else str(i + 1))
             for i in kept
@@ -178,12 +166,11 @@ class ImageFile:
         if image.tags(ns='IMAGE_STRUCTURE').get('SOURCE_COLOR_SPACE') == 'CMYK':
             # GDAL has converted it; its fourth band is full everywhere.
             self._raster_indices, self.bands = [1, 2, 3], _RGB[2]
+            self._masked = False
         self._table = _value_table(image)
         if self._table is not None and len(self._table) == 3:
             self._raster_indices, self.bands = [1, 1, 1], _RGB[2]
         self.pages = max(1, len(image.subdatasets))
-        flags = image.mask_flag_enums[0]
-        self._masked = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
         if self._masked or image.nodata is not None:
             self.no_data = 0.0
         self.dtype = image.dtypes[0]
@@ -195,6 +182,9 @@ class ImageFile:
         self._mode, self.dtype, self.bands = _MODES.get(image.mode, _RGB)
         self.described = False
         self.size = (image.height, image.width)
+        self._masked = image.has_transparency_data
+        if self._masked:
+            self.no_data = 0.0
         self._image = image
 
     @property
@@ -257,6 +247,9 @@ class ImageFile:
                     picture = picture.convert(self._mode)
                 # (H, W) or (H, W, C) -> (C, H, W)
                 values = np.atleast_3d(np.asarray(picture)).transpose(2, 0, 1)[indices]
+                if self._masked:
+                    alpha = np.asarray(self._image.convert('RGBA').getchannel('A'))
+                    values = np.where(alpha == 0, 0, values)
             else:
                 raw = self._image.read([self._raster_indices[i] for i in indices])
                 values = raw

@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from torchgeo_explora.datasets.pixels.image_file import PICTURES, naming, refuse_pipe
+from torchgeo_explora.datasets.pixels.image_file import PICTURES, naming
+from torchgeo_explora.datasets.pixels.raster_file import refuse_pipe
 
 #: (left, top, right, bottom) in pixels, right and bottom not included.
 type Region = tuple[float, float, float, float]

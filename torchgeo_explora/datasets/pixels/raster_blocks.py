@@ -11,6 +11,7 @@ import torch
 from rasterio.windows import Window
 from torchgeo.datasets import NonGeoDataset
 
+from torchgeo_explora.datasets.pixels.masks import find_layout
 from torchgeo_explora.datasets.pixels.raster_file import open_raster
 from torchgeo_explora.functional.windows import window_starts
 
@@ -33,7 +34,9 @@ class RasterBlocks(NonGeoDataset):
         stride: Pixels from one window to the next.
         block: Side of a block, a multiple of *stride*.
         skip: Returns the numbers of the blocks that need not be read.
-        channels: Numbers of the bands that are read, from 1; all if None.
+        channels: Numbers of the bands that are read, from 1; all if None. An alpha band
+            is not among them: there is no data where it is 0.
+        nodata: Value of pixels without data, if the file does not declare it.
 
     Attributes:
         height: Height of the raster in pixels.
@@ -54,6 +57,7 @@ class RasterBlocks(NonGeoDataset):
         block: int,
         skip: Callable[[], set[int]] = set,
         channels: Sequence[int] | None = None,
+        nodata: float | None = None,
     ) -> None:
         """Read the header."""
         self.path = Path(path)
@@ -68,7 +72,10 @@ class RasterBlocks(NonGeoDataset):
         with open_raster(path) as file:
             self.height, self.width = file.height, file.width
             self.dtype = file.dtypes[0]
-            self.channels = list(channels or file.indexes)
+            layout = find_layout(file)
+            self.marked = layout.marked
+            self.nodata = file.nodata if nodata is None else nodata
+            self.channels = list(channels or layout.bands)
             if missing := set(self.channels).difference(file.indexes):
                 raise ValueError(
                     f'{path} has {file.count} bands, *channels* asks for'
@@ -104,9 +111,9 @@ class RasterBlocks(NonGeoDataset):
         """Return a block and its surroundings.
 
         Returns:
-            'image' (C, h, w) float32, 'valid' (h, w) bool, False where the file has no
-            data; 'block', its number; 'inside', where the block starts in the image,
-            (top, left).
+            'image' (C, h, w) float32, NaN where a band has no data; 'valid' (h, w)
+            bool, False where all bands have none or one is not finite; 'block', its
+            number; 'inside', where the block starts in the image, (top, left).
         """
         number = self.numbers[index]
         top, left = self.corner(number)
@@ -114,9 +121,15 @@ class RasterBlocks(NonGeoDataset):
         columns = self._span(left, self.width)
         window = Window.from_slices(rows, columns)
         with rasterio.Env(GDAL_CACHEMAX=CACHE), open_raster(self.path) as file:
-            image = file.read(self.channels, window=window).astype(np.float32)
-            valid = file.dataset_mask(window=window) > 0
-        valid &= np.isfinite(image).all(0)
+            values = file.read(self.channels, window=window)
+            known = np.ones(values.shape, bool)
+            if self.marked:
+                known &= file.read_masks(self.channels, window=window) > 0
+        if self.nodata is not None:
+            known &= values != self.nodata
+        image = values.astype(np.float32)
+        valid = known.any(0) & np.isfinite(image).all(0)
+        image[~known] = np.nan
         return {
             'image': torch.from_numpy(image),
             'valid': torch.from_numpy(valid),

@@ -2,6 +2,7 @@
 
 import os
 
+import numpy as np
 import rasterio
 from rasterio.errors import RasterioIOError
 from rasterio.io import DatasetReader, MemoryFile
@@ -26,6 +27,11 @@ OWN_PIXELS = tuple(suffix for suffix in _DRIVERS if suffix != '.vrt')
 # with the square of their number.
 _MOST_BANDS = 4096
 
+# Uncompressed bytes that a file may claim for each one it has: codecs reach a thousand,
+# some ten thousand where all pixels are equal. Smaller images are read in any case.
+_MOST_EXPANSION = 20_000
+_SMALL = 2**28
+
 
 def raster_suffix(path: str | os.PathLike[str]) -> str:
     """Return the suffix of a path or an address in lower case, with its dot."""
@@ -44,11 +50,29 @@ def open_raster(path: str | os.PathLike[str]) -> DatasetReader:
             driver of files with other suffixes than those of images.
 
     Raises:
-        RasterioIOError: If it cannot be opened as such, or has thousands of bands.
+        RasterioIOError: If it cannot be opened as such, has thousands of bands, or
+            claims far more pixels than its bytes can hold.
+        OSError: If it is a pipe or a device.
     """
     virtual = os.fspath(path).startswith('<')
-    driver = 'VRT' if virtual else _DRIVERS.get(raster_suffix(path))
-    return _check(rasterio.open(path, driver=driver), os.fspath(path))
+    if virtual:
+        return _check(rasterio.open(path, driver='VRT'), os.fspath(path))
+    refuse_pipe(path)
+    suffix = raster_suffix(path)
+    file = _check(rasterio.open(path, driver=_DRIVERS.get(suffix)), os.fspath(path))
+    if suffix in OWN_PIXELS and os.path.isfile(path):
+        _check_claim(file, os.path.getsize(path))
+    return file
+
+
+def refuse_pipe(path: str | os.PathLike[str]) -> None:
+    """Raise if a path is a pipe or a device, which may wait forever when it is opened.
+
+    Raises:
+        OSError: If it is.
+    """
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        raise OSError(f'{os.fspath(path)} is a pipe or a device, not a plain file')
 
 
 def open_tiff(memory: MemoryFile) -> DatasetReader:
@@ -68,3 +92,18 @@ def _check(file: DatasetReader, path: str) -> DatasetReader:
             f' damaged, or not an image'
         )
     return file
+
+
+def _check_claim(file: DatasetReader, size: int) -> None:
+    """Close and refuse a file that is damaged or as good as empty.
+
+    Looking at each of its pixels would take hours.
+    """
+    itemsize = np.dtype(file.dtypes[0]).itemsize
+    claimed = file.count * itemsize * file.width * file.height
+    if claimed > max(_SMALL, size * _MOST_EXPANSION):
+        file.close()
+        raise RasterioIOError(
+            f'{file.name} has {size} bytes and claims {file.count} bands of'
+            f' {file.height} x {file.width} pixels: it is damaged, or nearly empty'
+        )

@@ -46,8 +46,8 @@ class ImageReader:
         value_range: (low, high).
         range_known: Whether the range was given or is all that the stored type can
             mean, and not only the usual scale of 16 bits.
-        no_data: Value of pixels without data, in all bands; None if the file that
-            decided does not declare any.
+        no_data: Value of pixels without data, in all bands; None if no file that was
+            looked at declares any.
     """
 
     bands: tuple[str, ...]
@@ -107,7 +107,8 @@ class ImageReader:
         # The first of equals, as they are in the order of the files.
         file = firsts[max(counts, key=counts.__getitem__)]
         self._first = (file.path, file.bands, file.dtype, file.size)
-        self.no_data = file.no_data
+        declared = (header.no_data for header in headers)
+        self.no_data = next((v for v in declared if v is not None), None)
         indices = list(range(len(file.bands)))
         if self._wanted is not None:
             indices = file.find(self._wanted)
@@ -143,6 +144,7 @@ class ImageReader:
             with ImageFile(path, self._names) as file:
                 image = file.read(self.check(file))
                 height, width = file.size
+                no_data = file.no_data
         except UnreadableImageError:
             raise
         except ValueError as error:
@@ -150,7 +152,7 @@ class ImageReader:
         if self.size is None:
             return image, (0, 0, width, height)
         region = middle_square(width, height)
-        return fit_square(image, self.size, self.no_data), region
+        return fit_square(image, self.size, no_data), region
 
     def check(self, header: ImageFile) -> list[int]:
         """Return the bands to read from a file that fits most others.

@@ -58,6 +58,8 @@ def visible_shares(
     shares = np.zeros((height, width), np.float32)
     if not shares.size:
         return shares
+    # Fetched once: GDAL is asked for each band.
+    floats = handle.dtypes[band - 1].startswith('float')
     with ExitStack() as stack:
         clouds = None if mask is None else stack.enter_context(_aligned(mask, handle))
         for top in range(0, height, _ROWS):
@@ -68,7 +70,7 @@ def visible_shares(
                 'resampling': Resampling.nearest,
             }
             visible = handle.read_masks(band, **options) > 0
-            if handle.dtypes[band - 1].startswith('float'):
+            if floats:
                 visible &= np.isfinite(handle.read(band, **options))
             if clouds is not None:
                 values = clouds.read(1, **options)

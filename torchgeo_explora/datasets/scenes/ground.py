@@ -11,6 +11,8 @@ from pyproj import Transformer
 from rasterio.warp import transform_bounds
 from shapely import STRtree
 
+from torchgeo_explora.datasets.scenes.place import on_sphere
+
 type Floats = NDArray[np.float64]
 type Bits = NDArray[np.bool_]
 type Integers = NDArray[np.int64]
@@ -47,7 +49,7 @@ class Ground:
     def _box(self, scene: int) -> tuple[float, float, float, float]:
         (left, top), (width, height) = self.origins[scene], self.pixels[scene]
         rows, columns = (self.shapes[scene] - 1) * self.step + self.size
-        return transform_bounds(
+        bounds = transform_bounds(
             self.system(scene),
             'EPSG:4326',
             left,
@@ -55,6 +57,12 @@ class Ground:
             left + columns * width,
             top,
         )
+        west, south, east, north = bounds
+        if not np.isfinite(bounds).all():
+            # A view of the whole Earth, whose corners are not on it.
+            return -180, -90, 180, 90
+        # Across the date line: a band around the Earth, of which it is a part.
+        return bounds if west <= east else (-180, south, 180, north)
 
     def bits(self, scene: int, name: str = 'usable') -> Bits:
         """Return which positions of a scene are usable (or owned), (h, w)."""
@@ -119,14 +127,16 @@ class Ground:
         return first, second
 
     def areas(self) -> Floats:
-        """Return the area that one position of each scene represents."""
+        """Return the area that one position of each scene represents, in radii²."""
         scenes = np.arange(len(self.shapes))
         rows, columns = (self.shapes - 1).T / 2
         east, north = self.centres(scenes, rows, columns)
-        right = np.subtract(self.centres(scenes, rows, columns + 1), (east, north))
-        down = np.subtract(self.centres(scenes, rows + 1, columns), (east, north))
-        cross = np.abs(right[0] * down[1] - right[1] * down[0])
-        return cross * np.cos(np.radians(north))
+        # On the sphere, as degrees jump at the date line and end at the poles.
+        place = on_sphere(east, north)
+        right = on_sphere(*self.centres(scenes, rows, columns + 1)) - place
+        down = on_sphere(*self.centres(scenes, rows + 1, columns)) - place
+        areas: Floats = np.linalg.norm(np.cross(right, down), axis=-1)
+        return areas
 
     def scenes_at(
         self, longitudes: Floats, latitudes: Floats

@@ -1,6 +1,5 @@
 """The index of scenes: their contents, and where a window can be cut out."""
 
-import math
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from pyproj import CRS, Transformer
+from pyproj import CRS
 from pyproj.exceptions import ProjError
 from rasterio._err import CPLE_BaseError
 from rasterio.enums import ColorInterp
@@ -20,19 +19,30 @@ from rasterio.vrt import WarpedVRT
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from torchgeo_explora.datasets.pixels.image_file import UnreadableImageError, naming
+from torchgeo_explora.datasets.pixels.masks import find_layout
 from torchgeo_explora.datasets.pixels.raster_file import open_raster
 from torchgeo_explora.datasets.scenes.coverage import positions, visible_shares
 from torchgeo_explora.datasets.scenes.listing import Scene
 from torchgeo_explora.datasets.scenes.owners import add_owners
+from torchgeo_explora.datasets.scenes.place import (
+    NO_PLACE,
+    NOT_EARTH,
+    ONLY_RPCS,
+    OTHER_SCALE,
+    OUTSIDE,
+    examine_place,
+    fits,
+    usual_pixel,
+)
 from torchgeo_explora.datasets.scenes.raster_dataset import Scenes
 from torchgeo_explora.datasets.tables.index_file import TableFile, file_stamp
 from torchgeo_explora.datasets.tables.problems import with_notes
 
 _UNREADABLE = 'unreadable scenes'
 _NO_BAND = 'files without bands, such as containers of others'
-_NOT_EARTH = 'scenes whose coordinate system is not one of the Earth'
-_OUTSIDE = 'scenes outside the area of their coordinate system'
-_NO_PLACE = 'scenes without georeference'
+_NO_GRID = 'scenes that cannot be brought to *crs*'
+_OTHER_UNITS = 'scenes with pixels over 1,000 times larger than *res*'
+_TOO_LARGE = 'scenes that need more memory than there is: cut them, or give *res*'
 _NO_MASK = 'scenes without a cloud mask that fits'
 _OTHER_BANDS = 'scenes without the bands of most others'
 _OTHER_TYPE = 'scenes of another data type than most others'
@@ -41,9 +51,14 @@ EMPTY = 'scenes without a usable window'
 FAULTS = (
     _UNREADABLE,
     _NO_BAND,
-    _NO_PLACE,
-    _NOT_EARTH,
-    _OUTSIDE,
+    NO_PLACE,
+    ONLY_RPCS,
+    NOT_EARTH,
+    OUTSIDE,
+    OTHER_SCALE,
+    _NO_GRID,
+    _OTHER_UNITS,
+    _TOO_LARGE,
     _NO_MASK,
     _OTHER_BANDS,
     _OTHER_TYPE,
@@ -56,6 +71,7 @@ _SCHEMA = pa.schema(
         'time': pa.string(),
         'crs': pa.string(),
         'bands': pa.list_(pa.int16()),
+        'marked': pa.bool_(),
         'origin': pa.list_(pa.float64(), 2),
         'pixel': pa.list_(pa.float64(), 2),
         'scale': pa.float64(),
@@ -91,10 +107,27 @@ class Cutting:
 
 # Mistaking metres for degrees, or the reverse, is a factor of 100,000.
 _FINEST = 1e-3
+# Bytes of memory for each position of a window.
+_POSITION = 24
+
+# What GDAL, PROJ and shortage of memory raise for one scene.
+_FAILURES = (
+    ValueError,
+    OSError,
+    RuntimeError,
+    MemoryError,
+    RasterioError,
+    CPLE_BaseError,
+    ProjError,
+)
 
 
 class _Unfit(Exception):
     """A scene cannot be used; the message says why."""
+
+
+class _UnitsError(Exception):
+    """The pixels of a scene are so much larger than *res* that its units differ."""
 
 
 def open_scene_index(
@@ -128,7 +161,7 @@ def open_scene_index(
         ],
         'cutting': asdict(cutting),
         'any_type': any_type,
-        'version': 3,
+        'version': 4,
     }
     return TableFile(
         path,
@@ -148,14 +181,22 @@ def _build(
     # GDAL works without Python's lock: threads read and decode side by side.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         headers = list(pool.map(_read_header, scenes))
-    most = _choose([found for found in headers if isinstance(found, _Header)])
+    readable = [found for found in headers if isinstance(found, _Header)]
+    most = _choose(readable)
     wanted = _wanted(cutting.bands, most.bands) if most else ()
+    usual = usual_pixel([header.metres for header in readable]) if readable else 0.0
+    units: list[str] = []
 
     def describe(scene: Scene, header: _Header | str) -> dict[str, Any] | str:
         if isinstance(header, str) or most is None:
             return str(header)
+        if not fits(header.metres, usual):
+            return OTHER_SCALE
         try:
             return _describe(scene, header, cutting, wanted, most, any_type)
+        except _UnitsError as error:
+            units.append(str(error))
+            return _OTHER_UNITS
         except _Unfit as error:
             return str(error)
 
@@ -170,17 +211,26 @@ def _build(
                 problems.append((scene.name, EMPTY))
             else:
                 rows.append(row)
+    if units and not rows:
+        raise ValueError(units[0])
     table = add_owners(pa.Table.from_pylist(rows, _SCHEMA), cutting.size, cutting.step)
     known = {'bands': list(wanted), 'dtype': most.dtype if most else None}
     return with_notes(table, problems, listed, path, **known)
 
 
 class _Header(NamedTuple):
-    """What must be alike in all scenes, and whether the bands are described."""
+    """What must be alike in all scenes, and how to read a scene.
+
+    `numbers` are those of the bands in the file; `marked` is that of `Layout`;
+    `described` is whether the bands are; `metres` is the side of a pixel.
+    """
 
     bands: tuple[str, ...]
     dtype: str
+    numbers: tuple[int, ...]
+    marked: bool
     described: bool
+    metres: float
 
 
 def _read_header(scene: Scene) -> _Header | str:
@@ -189,59 +239,23 @@ def _read_header(scene: Scene) -> _Header | str:
         with naming(scene.name), open_raster(scene.path) as file:
             if not file.count:
                 return _NO_BAND
-            described = all(file.descriptions)
-            header = _Header(_names(file), file.dtypes[0], described)
-            return _misplaced(file) or header
+            metres = examine_place(file)
+            if isinstance(metres, str):
+                return metres
+            numbers, marked = find_layout(file)
+            bands, described = _names(file, numbers)
+            kind = file.dtypes[0]
+            return _Header(bands, kind, tuple(numbers), marked, described, metres)
     except UnreadableImageError:
         return _UNREADABLE
+    except (CPLE_BaseError, ProjError):
+        return NO_PLACE
 
 
 def _choose(headers: Sequence[_Header]) -> _Header | None:
     """Return the first of the headers that most are like, None without any."""
     counts = Counter((frozenset(h.bands), h.dtype) for h in headers)
     return max(headers, key=lambda h: counts[frozenset(h.bands), h.dtype], default=None)
-
-
-# The equatorial radius of the Earth is 6,378 km in all its models.
-_RADII = (6.3e6, 6.45e6)
-# Degrees by which a scene may leave the area that its coordinate system is made for.
-_MARGIN = 15.0
-
-
-def _misplaced(file: DatasetReader) -> str:
-    """Return why a scene cannot be where its header says, '' if it can.
-
-    Metres that are labelled as degrees would cover thousands of times the area of all
-    other scenes, and so take nearly all of the windows.
-    """
-    if file.crs is None or file.transform.is_identity:
-        # Ground control points may tell its place.
-        return ''
-    crs = CRS.from_wkt(file.crs.to_wkt())
-    ellipsoid = crs.ellipsoid
-    known = crs.is_geographic or crs.is_projected
-    if not known or not ellipsoid:
-        return _NOT_EARTH
-    if not _RADII[0] < ellipsoid.semi_major_metre < _RADII[1]:
-        return _NOT_EARTH
-    left, right = sorted((file.bounds.left, file.bounds.right))
-    bottom, top = sorted((file.bounds.bottom, file.bounds.top))
-    if crs.is_geographic:
-        inside = left > -361 and right < 361 and bottom > -91 and top < 91
-        return '' if inside else _OUTSIDE
-    degrees = Transformer.from_crs(crs, 4326, always_xy=True)
-    x, y = degrees.transform((left + right) / 2, (bottom + top) / 2)
-    area = crs.area_of_use
-    if not (math.isfinite(x) and math.isfinite(y)):
-        return _OUTSIDE
-    if area is None:
-        return ''
-    # An area across the date line ends to the west of where it starts.
-    width = ((area.east - area.west) % 360 or 360) + 2 * _MARGIN
-    within = width >= 360 or (x - area.west + _MARGIN) % 360 <= width
-    if within and area.south - _MARGIN <= y <= area.north + _MARGIN:
-        return ''
-    return _OUTSIDE
 
 
 def _describe(
@@ -257,18 +271,22 @@ def _describe(
     if header.dtype != most.dtype and not any_type:
         raise _Unfit(_OTHER_TYPE)
     if header.described and set(wanted) <= set(names):
-        bands = [names.index(name) + 1 for name in wanted]
+        chosen = [names.index(name) for name in wanted]
     elif len(names) == len(most.bands):
-        bands = [most.bands.index(name) + 1 for name in wanted]
+        chosen = [most.bands.index(name) for name in wanted]
     else:
         raise _Unfit(_OTHER_BANDS)
+    bands = [header.numbers[i] for i in chosen]
     crs = None if cutting.crs is None else CRS.from_user_input(cutting.crs)
     try:
         grid = Scenes([scene], crs, cutting.nodata)
         handle = grid.handle(scene.path)
-    except (ValueError, OSError, RasterioError, CPLE_BaseError, ProjError) as error:
-        raise _Unfit(_NO_PLACE) from error
+    except _FAILURES as error:
+        raise _Unfit(NO_PLACE if crs is None else _NO_GRID) from error
     scale = _scale(handle, cutting)
+    cells = handle.width * handle.height / (cutting.step * scale) ** 2
+    if cells * _POSITION > _memory():
+        raise _Unfit(_TOO_LARGE)
     try:
         with naming(scene.name):
             shares = visible_shares(
@@ -279,16 +297,19 @@ def _describe(
                 scene.mask,
                 cutting.cloud_values,
             )
-    except UnreadableImageError as error:
+        usable = positions(shares, cutting.size // cutting.step, cutting.max_invalid)
+    except MemoryError as error:
+        raise _Unfit(_TOO_LARGE) from error
+    except _FAILURES as error:
         unfit = _NO_MASK if scene.mask is not None else _UNREADABLE
         raise _Unfit(unfit) from error
-    usable = positions(shares, cutting.size // cutting.step, cutting.max_invalid)
     return {
         'name': scene.name,
         'path': scene.path,
         'time': scene.time,
         'crs': handle.crs.to_string(),
         'bands': bands,
+        'marked': header.marked,
         'origin': [handle.transform.c, handle.transform.f],
         'pixel': [handle.transform.a * scale, -handle.transform.e * scale],
         'scale': scale,
@@ -299,32 +320,42 @@ def _describe(
     }
 
 
+def _memory() -> int:
+    """Return the bytes of memory of this machine."""
+    return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+
+
 def _scale(handle: DatasetReader | WarpedVRT, cutting: Cutting) -> float:
     """Return how many pixels of the file a pixel of the window is.
 
     Raises:
-        ValueError: If *res* is so small that it must be in other units.
+        _UnitsError: If *res* is so small that it must be in other units.
     """
     if cutting.res is None:
         return 1.0
     scale = cutting.res / handle.res[0]
     if scale < _FINEST:
-        raise ValueError(
+        raise _UnitsError(
             f'*res* is {cutting.res} units of {handle.crs.to_string()}, where a pixel'
             f' of the scene has {handle.res[0]}: pass it in these units'
         )
     return scale
 
 
-def _names(file: DatasetReader) -> tuple[str, ...]:
-    """Return the name of each band: its description, its colour or its number."""
-    colours = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
-    return tuple(
-        description or (colour.name if colour in colours else str(number))
-        for number, description, colour in zip(
-            file.indexes, file.descriptions, file.colorinterp, strict=True
-        )
+def _names(file: DatasetReader, numbers: Sequence[int]) -> tuple[tuple[str, ...], bool]:
+    """Return the name of each band, and whether all are the file's descriptions.
+
+    A band without a description is named by its colour, or by its number.
+    """
+    known = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
+    # Fetched once: GDAL is asked for each band.
+    descriptions, colours = file.descriptions, file.colorinterp
+    names = tuple(
+        descriptions[i - 1]
+        or (colours[i - 1].name if colours[i - 1] in known else str(i))
+        for i in numbers
     )
+    return names, all(descriptions[i - 1] for i in numbers)
 
 
 def _wanted(

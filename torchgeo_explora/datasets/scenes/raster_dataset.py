@@ -21,6 +21,7 @@ from torchgeo.datasets import RasterDataset
 from torchgeo_explora.datasets.pixels.image_file import naming
 from torchgeo_explora.datasets.pixels.raster_file import open_raster
 from torchgeo_explora.datasets.scenes.listing import Scene
+from torchgeo_explora.datasets.scenes.place import georeference
 
 # Number of files that a process keeps open.
 _HANDLES = 64
@@ -97,19 +98,21 @@ class Scenes(RasterDataset):
         if filepath in self._headers:
             return self._headers[filepath]
         source = open_raster(filepath)
-        place, system = source.transform, source.crs
-        if place.is_identity or system is None:
-            try:
-                system, place = self._compute_affine_georeferencing(source)
-            except ValueError:
-                source.close()
-                raise
+        known = georeference(source)
+        if known is None:
+            source.close()
+            raise ValueError(
+                f'{_shorten(filepath)} has no usable affine transform with a coordinate'
+                f' system, and no three ground control points: georeference it'
+            )
+        system, place = known
         target = RasterCRS.from_user_input(crs or getattr(self, 'crs', system))
         grid, width, height, warped = self._compute_affine_warp_grid(
             system, place, source.width, source.height, target
         )
         nodata = source.nodata if self.nodata is None else self.nodata
-        if not warped and nodata == source.nodata:
+        own = (source.crs, source.transform) == (system, place)
+        if own and not warped and nodata == source.nodata:
             return source
         options: dict[str, Any] = {}
         if nodata is not None:
@@ -149,6 +152,7 @@ class Scenes(RasterDataset):
         bands: Sequence[int],
         window: Window,
         size: int,
+        marked: bool = False,
     ) -> NDArray[Any]:
         """Read a window of one scene.
 
@@ -157,6 +161,7 @@ class Scenes(RasterDataset):
             bands: Numbers of its bands, from 1.
             window: In pixels of the scene's (warped) grid.
             size: Side of the result; the window is resampled bilinearly to it.
+            marked: Whether the scene has a mask beside its values; see `Layout`.
 
         Returns:
             Stored values, (C, size, size); pixels without data are 0.
@@ -174,6 +179,11 @@ class Scenes(RasterDataset):
                 out_shape=(len(bands), size, size),
                 resampling=Resampling.nearest if same else Resampling.bilinear,
             )
+            if marked:
+                known = handle.read_masks(
+                    bands[0], window=window, out_shape=(size, size)
+                )
+                values[:, known == 0] = 0
         return _without_nodata(values, handle.nodata)
 
     def read_place(

@@ -72,7 +72,8 @@ class SceneWindows(TableDataset):
             default follows the type: uint8 (0, 255), 16 bits (0, 10000), float (0, 1).
         index_dir: Folder of the index file; that of the first path by default.
         max_missing: Largest share of scenes that may be unusable, in [0, 1].
-        on_error: 'raise' stops at an unreadable window, 'skip' uses the next one.
+        on_error: 'raise' stops at an unreadable window, 'skip' uses the next one, and
+            leaves out any number of unusable scenes.
         transforms: Applied to each sample.
 
     Attributes:
@@ -138,9 +139,8 @@ class SceneWindows(TableDataset):
             os.path.join(folder, f'.scenes_{_digest(given, self.cutting)}.arrow'),
             any_type=value_range is not None,
         )
-        self._check_index(
-            max_missing, f'{len(given)} paths ({os.fspath(given[0])} ...)'
-        )
+        allowed = 1.0 if on_error == 'skip' else max_missing
+        self._check_index(allowed, f'{len(given)} paths ({os.fspath(given[0])} ...)')
         self.bands: tuple[str, ...] = tuple(self.index.note('bands'))
         self.range_known = value_range is not None
         self.value_range = self._range(value_range)
@@ -240,6 +240,7 @@ class SceneWindows(TableDataset):
             self._field('bands', scene),
             Window(column * step, row * step, self.size * scale, self.size * scale),
             self.size,
+            self._field('marked', scene),
         )
         return torch.from_numpy(pixels.astype(np.float32))
 

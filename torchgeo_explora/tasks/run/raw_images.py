@@ -87,7 +87,8 @@ class RawImages(nn.Module):
         """
         if not self._checked:
             self.unit_range.check(image)
-            self._checked = True
+            # A batch without any data says nothing of the next one.
+            self._checked = bool(image.isfinite().any())
         unit: Tensor = self.unit_range(image)
         return unit
 

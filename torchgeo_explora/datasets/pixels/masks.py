@@ -1,0 +1,62 @@
+"""Which bands of a raster are data, and whether another one marks where data are."""
+
+from typing import NamedTuple
+
+import numpy as np
+from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.io import DatasetReader
+from rasterio.vrt import WarpedVRT
+from rasterio.windows import Window
+
+# Side in pixels of the part that tells what a band is: a block or two of the file.
+_SIDE = 64
+# A mask has edges that are partly transparent; no picture is black or white alone.
+_TWO_VALUES = 0.5
+
+
+class Layout(NamedTuple):
+    """Bands of an open raster.
+
+    `bands` are the numbers of those that are data, from 1. `marked` is whether a mask
+    beside the values tells where there is no data: an alpha band, a mask inside the
+    file or one in a `.msk` file.
+    """
+
+    bands: list[int]
+    marked: bool
+
+
+def find_layout(file: DatasetReader | WarpedVRT) -> Layout:
+    """Return which bands are data, and whether there is a mask.
+
+    A band that is labelled as alpha is the mask, unless it has another name or the
+    values of a picture: GDAL labels the fourth of four bands of bytes so, which often
+    is near infrared.
+
+    Raises:
+        RasterioError: If the band labelled as alpha cannot be read.
+    """
+    # Fetched once: GDAL is asked for each band.
+    colours, names = file.colorinterp, file.descriptions
+    alpha = [
+        number
+        for number, colour, name in zip(file.indexes, colours, names, strict=True)
+        if colour == ColorInterp.alpha
+        and (name or 'alpha').lower() == 'alpha'
+        and (file.driver == 'PNG' or _has_two_values(file, number))
+    ]
+    if len(alpha) == file.count:
+        alpha = []
+    flags = file.mask_flag_enums[0]
+    marked = MaskFlags.per_dataset in flags
+    if MaskFlags.alpha in flags:
+        marked = bool(alpha)
+    return Layout([number for number in file.indexes if number not in alpha], marked)
+
+
+def _has_two_values(file: DatasetReader | WarpedVRT, band: int) -> bool:
+    """Return whether the middle of a band is nearly only 0 and one other value."""
+    height, width = (min(side, _SIDE) for side in (file.height, file.width))
+    left, top = (file.width - width) // 2, (file.height - height) // 2
+    values = file.read(band, window=Window(left, top, width, height))
+    return bool(np.isin(values, (0, values.max())).mean() >= _TWO_VALUES)
