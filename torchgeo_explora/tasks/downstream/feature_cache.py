@@ -24,14 +24,18 @@ class CachedFeatures(Dataset[dict[str, Tensor]]):
 
     Args:
         path: The array of features, (N, ...) float32; the labels are next to it.
-        source: The data set of the images.
+        source: The data set of the images, which workers need not have.
     """
 
-    def __init__(self, path: Path, source: Dataset[Any]) -> None:
+    def __init__(self, path: Path, source: Dataset[Any] | None) -> None:
         """Map the file into memory."""
-        self.source = source
+        self.path, self.source = path, source
         self.features = np.load(path, mmap_mode='r')
         self.labels = np.load(_labels_of(path))
+
+    def __reduce__(self) -> tuple[type, tuple[Path, None]]:
+        """Let a spawned worker map the file itself."""
+        return CachedFeatures, (self.path, None)
 
     def __len__(self) -> int:
         """Return the number of images."""
