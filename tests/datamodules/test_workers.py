@@ -66,7 +66,7 @@ def build(name, fake, images, root):
     if name == 'ScenesDataModule':
         return kind(fake('scenes').write_scenes(root), size=32, length=4)
     if name == 'RasterSceneDataModule':
-        scene = sorted(fake('scenes').write_scenes(root).rglob('*.tif'))[0]
+        scene = min(fake('scenes').write_scenes(root).rglob('*.tif'))
         return kind(str(scene), size=32, overlap=0, block=64)
     if name == 'SyntheticScenesDataModule':
         return kind(num_train=10, num_val=10, num_test=10, size=16, batch_size=2)
