@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 
-from torchgeo_explora.adapt import base_fingerprint
+from torchgeo_explora.adapt import fingerprint
 from torchgeo_explora.augment import SingleCrop
 from torchgeo_explora.callbacks.parquet import ProbabilityWriter
 from torchgeo_explora.functional import cosine_schedule
@@ -160,12 +160,14 @@ class ExploraLinearProbeTask(DownstreamTask):
         for module in (self.backbone, self.raw_images, self.view):
             module.to(device)
         # Backbones with the same weights may still read different bands.
-        kept = ('model', 'model_args', 'image_size', 'crop_fraction', 'value_range')
+        kept = ('model', 'model_args', 'image_size', 'crop_fraction')
         identity = str(
             [
-                base_fingerprint(self.backbone),
+                # As they are, whatever file they come from, and with the delta.
+                fingerprint(self.backbone.state_dict()),
                 *(self.hparams[name] for name in kept),
                 *(self.mean, self.std, self.heads.depth, self.trainer.precision),
+                (self.pooling, any(each.average for each in self.heads.settings)),
                 self.raw_images.unit_range.low.tolist(),
                 self.raw_images.unit_range.high.tolist(),
             ]
