@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from torchgeo_explora.functional import knn_vote
+from torchgeo_explora.models.backbones.tokens import Pooling
 
 
 class OnlineKNN(Callback):
@@ -32,6 +33,9 @@ class OnlineKNN(Callback):
         queries: Largest number of validation images used, evenly spaced.
         batch_size: Images embedded at once.
         tolerance: Fall of the accuracy below the start that causes a warning.
+        pooling: What stands for an image: 'cls' for the class token, 'mean' for the
+            mean patch token, 'both' for one after the other; if None, what the method
+            trains: 'cls' for DINO, 'mean' for MAE. The delta records it.
 
     Attributes:
         history: Accuracy by optimizer step.
@@ -46,6 +50,7 @@ class OnlineKNN(Callback):
         queries: int = 5_000,
         batch_size: int = 128,
         tolerance: float = 0.05,
+        pooling: Pooling | None = None,
     ) -> None:
         """Keep the settings."""
         self.every_n_steps = every_n_steps
@@ -54,6 +59,7 @@ class OnlineKNN(Callback):
         self.queries = queries
         self.batch_size = batch_size
         self.tolerance = tolerance
+        self.pooling = pooling
         self.history: dict[int, float] = {}
         self.off: str | None = None
         self._epoch_start = 0
@@ -179,6 +185,8 @@ class OnlineKNN(Callback):
         self, trainer: Trainer, split: str, most: int, pl_module: LightningModule
     ) -> tuple[Tensor, Tensor]:
         """Return L2-normalised embeddings (N, D) and labels (N,) of a split."""
+        # A task of your own need not know of pooling.
+        chosen = {'pooling': self.pooling} if self.pooling else {}
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         dataset: Dataset[Any] = getattr(datamodule, f'{split}_dataset')
         size = len(dataset)  # type: ignore[arg-type]
@@ -201,7 +209,7 @@ class OnlineKNN(Callback):
                 for name, value in batch.items()
                 if isinstance(value, Tensor)
             }
-            features.append(pl_module.embed(batch))  # type: ignore[operator]
+            features.append(pl_module.embed(batch, **chosen))  # type: ignore[operator]
             labels.append(batch['label'].long())
         embeddings = torch.nn.functional.normalize(torch.cat(features), dim=-1)
         return embeddings, torch.cat(labels).to(embeddings.device)

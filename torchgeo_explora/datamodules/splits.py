@@ -72,6 +72,28 @@ def expand_paths(dataset: dict[str, Any]) -> None:
             dataset[name] = expanded(dataset[name])
 
 
+def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return a batch; boxes, and labels of boxes, stay apart by image.
+
+    Workers get this function and nothing else of a data module, whose tensors and
+    trainer do not belong into another process.
+
+    Args:
+        samples: Of one data set.
+    """
+    apart = {'bbox_xyxy'} & samples[0].keys()
+    if apart and samples[0].get('label') is not None:
+        apart |= {'label'} if samples[0]['label'].ndim else set()
+    batch: dict[str, Any] = default_collate(
+        [{k: v for k, v in sample.items() if k not in apart} for sample in samples]
+    )
+    # Boxes of an image with one label do not stack, and no task takes them.
+    if 'label' in apart:
+        boxes: dict[str, Any] = dict(collate_fn_detection(samples))
+        batch |= {key: boxes[key] for key in apart}
+    return batch
+
+
 class SplitDataModule(NonGeoDataModule):
     """Batches of a data set with splits.
 
@@ -142,7 +164,7 @@ class SplitDataModule(NonGeoDataModule):
         # As given, by which the command finds whose arguments they are.
         self.kwargs = dataset
         expand_paths(self.kwargs)
-        self.collate_fn = self.collate
+        self.collate_fn = collate
         self.aug = self._own_aug = self._normalize()
 
     def _normalize(self) -> _NormalizeBatch:
@@ -256,20 +278,6 @@ class SplitDataModule(NonGeoDataModule):
             {split.split: split.places for split in (train, other)},
             type(train).__name__,
         )
-
-    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return a batch; boxes, and labels of boxes, stay apart by image."""
-        apart = {'bbox_xyxy'} & samples[0].keys()
-        if apart and samples[0].get('label') is not None:
-            apart |= {'label'} if samples[0]['label'].ndim else set()
-        batch: dict[str, Any] = default_collate(
-            [{k: v for k, v in sample.items() if k not in apart} for sample in samples]
-        )
-        # Boxes of an image with one label do not stack, and no task takes them.
-        if 'label' in apart:
-            boxes: dict[str, Any] = dict(collate_fn_detection(samples))
-            batch |= {key: boxes[key] for key in apart}
-        return batch
 
     def _dataloader_factory(self, split: str) -> DataLoader[dict[str, Any]]:
         dataset = self._valid_attribute(f'{split}_dataset', 'dataset')

@@ -99,6 +99,8 @@ class DINOv2(Objective):
         **options: Fields of `DINOv2Options`.
     """
 
+    pooling = 'cls'
+
     def __init__(
         self,
         student: Backbone,

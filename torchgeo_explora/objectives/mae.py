@@ -94,6 +94,9 @@ class MAE(Objective):
             together.
     """
 
+    # The class token has no target of its own.
+    pooling = 'mean'
+
     def __init__(
         self,
         student: Backbone,

@@ -2,11 +2,12 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from torchgeo_explora.models.backbones.backbone import Backbone
+from torchgeo_explora.models.backbones.tokens import Pooling
 
 
 class Objective(nn.Module, ABC):
@@ -24,6 +25,8 @@ class Objective(nn.Module, ABC):
     student: Backbone
     augment: nn.Module | None
     diagnostics: dict[str, Tensor]
+    #: What stands for an image where this method trained; None for the backbone's own.
+    pooling: ClassVar[Pooling | None] = None
 
     @property
     @abstractmethod

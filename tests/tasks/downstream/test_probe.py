@@ -155,6 +155,20 @@ def test_cache_of_other_weights_is_another_file(splits, tmp_path):
     assert len(list(cache.glob('val-*.labels.npy'))) == 2
 
 
+def test_cache_of_weights_changed_in_place_or_of_other_tokens_is_another_file(
+    splits, tmp_path
+):
+    cache = tmp_path / 'cache'
+    for change, pooling in ((0, 'cls'), (1, 'cls'), (1, 'mean'), (1, 'both')):
+        torch.manual_seed(0)
+        task = ExploraLinearProbeTask(
+            **{**VIT, **PROBE, 'cache': str(cache), 'pooling': pooling}
+        )
+        task.backbone.norm.weight.data[0] += change
+        trainer(tmp_path).validate(task, module(splits), verbose=False)
+    assert len(list(cache.glob('val-*.labels.npy'))) == 4
+
+
 def test_cache_of_other_bands_is_another_file(splits, tmp_path):
     cache, small = tmp_path / 'cache', {'embed_dim': 32, 'depth': 4, 'num_heads': 2}
     state = None

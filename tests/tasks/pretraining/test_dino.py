@@ -424,13 +424,17 @@ def test_weight_decay_spares_vectors_and_magnitudes(tiny, tmp_path, folder):
 
 
 def test_delta_records_the_pixels_it_saw(tiny, tmp_path, folder):
-    _trainer(tmp_path, max_steps=1).fit(_task(tiny), _data(folder))
+    task = _task(tiny)
+    _trainer(tmp_path, max_steps=1).fit(task, _data(folder))
     found = read_delta_metadata(tmp_path / 'delta.safetensors')
     assert json.loads(found['value_range']) == [[0.0], [255.0]]
     assert json.loads(found['bands']) == ['red', 'green', 'blue']
     assert json.loads(found['quantize']) is False
     assert json.loads(found['crop_fraction']) == 1.0
     assert found['pooling'] == 'cls'
+    # What is recorded is what online kNN judged by.
+    task.trainer.callbacks.append(OnlineKNN(pooling='both'))
+    assert task.delta_metadata()['pooling'] == 'both'
 
 
 def test_the_users_own_writer_is_kept(tmp_path, folder, tiny):

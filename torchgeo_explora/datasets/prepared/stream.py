@@ -7,11 +7,14 @@ import posixpath
 import tarfile
 import warnings
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from torchgeo_explora.datasets.pixels.image_file import UnreadableImageError
@@ -75,8 +78,7 @@ class PreparedStream(IterableDataset[dict[str, Any]]):
         self.split = split
         self.buffer, self.seed, self.on_error = buffer, seed, on_error
         self.manifest = self._read_manifest()
-        self.table = self._read_index()
-        self.keys = self.table['key'].to_numpy().astype(np.int64)
+        self._index = self._read_index()
         self.classes: list[str] = self.manifest['classes'] or []
         self.attributes: dict[str, Any] = self.manifest['attributes']
         self.urls = [self._url(shard['name']) for shard in self.manifest['shards']]
@@ -110,8 +112,8 @@ class PreparedStream(IterableDataset[dict[str, Any]]):
             ) from error
         return check_manifest(manifest, self.folder)
 
-    def _read_index(self) -> pa.Table:
-        """Return keys, places, names and checksums of all samples."""
+    def _read_index(self) -> Tensor:
+        """Return the bytes of the index, in memory that workers share, (n,) uint8."""
         data = self._fetch(INDEX)
         expected = self.manifest['index']['sha256']
         if hashlib.sha256(data).hexdigest() != expected:
@@ -119,8 +121,22 @@ class PreparedStream(IterableDataset[dict[str, Any]]):
                 f'{INDEX} of {self.folder} has changed: its SHA-256 is not {expected};'
                 f' copy it again'
             )
-        table = pa.ipc.open_file(pa.py_buffer(data)).read_all()
+        return torch.frombuffer(bytearray(data), dtype=torch.uint8).share_memory_()
+
+    @cached_property
+    def table(self) -> pa.Table:
+        """Keys, places, names and checksums of all samples."""
+        table = pa.ipc.open_file(pa.py_buffer(self._index.numpy())).read_all()
         return table.select(['key', 'place', 'names', 'sums'])
+
+    @cached_property
+    def keys(self) -> NDArray[np.int64]:
+        """The numbers of all samples, in order."""
+        return self.table['key'].to_numpy().astype(np.int64)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what is made of the index: a spawned worker shares its bytes."""
+        return {k: v for k, v in self.__dict__.items() if k not in ('table', 'keys')}
 
     @property
     def places(self) -> list[str]:

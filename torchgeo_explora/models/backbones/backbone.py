@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.models._api import WeightsEnum
 
 from torchgeo_explora.models.backbones.record import Record
-from torchgeo_explora.models.backbones.tokens import Features, Tokens
+from torchgeo_explora.models.backbones.tokens import Features, Pooling, Tokens
 from torchgeo_explora.models.formats.fingerprint import fingerprint
 from torchgeo_explora.models.formats.names import fuse_qkv, split_qkv
 from torchgeo_explora.models.heads.mae_decoder import MAEDecoder
@@ -53,6 +53,9 @@ class Backbone(nn.Module, ABC):
         bands: Names of the channels, where the backbone knows them.
         mean: Mean of the images that the base was trained on, in [0, 1], by channel.
         std: Standard deviation, by channel.
+        pooling: What stands for an image unless a task is told: 'mean' where the base
+            was trained by masked autoencoding, which leaves the class token without a
+            target.
         checkpointing: Whether activations are recomputed in the backward pass: a block
             keeps only its input.
     """
@@ -89,6 +92,7 @@ class Backbone(nn.Module, ABC):
         self.bands: tuple[str, ...] | None = None
         self.mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN
         self.std: tuple[float, ...] = IMAGENET_DEFAULT_STD
+        self.pooling: Pooling = 'cls'
         self.checkpointing = False
 
     @classmethod

@@ -98,6 +98,8 @@ class CodedBackbone(Backbone):
             {**arguments, **shared}, embed_dim, patch_size, in_channels, size
         )
         self.code_dim = code_dim
+        # SatMAE trains its class token no more than MAE does.
+        self.pooling = 'mean'
         self.record.untrained = self.own
         self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, embed_dim))
         table = sincos_2d(self.grid, embed_dim - code_dim)

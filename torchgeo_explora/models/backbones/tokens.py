@@ -1,9 +1,16 @@
 """Tokens of a batch, what becomes of them, and the sizes of images in patches."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
-from torch import Tensor
+from torch import Tensor, cat
+
+#: What stands for a whole image: the class token, the mean of the patch tokens, or one
+#: after the other.
+type Pooling = Literal['cls', 'mean', 'both']
+
+#: All of them.
+POOLINGS: tuple[str, ...] = get_args(Pooling.__value__)
 
 
 class Tokens(NamedTuple):
@@ -24,6 +31,22 @@ class Features(NamedTuple):
     """(B, D)."""
     patch: Tensor
     """(B, K, D), in the order of the tokens encoded; (M, D) where M were *wanted*."""
+
+    def pooled(self, pooling: str) -> Tensor:
+        """Return what stands for each image, (B, D), (B, 2 D) for 'both'.
+
+        Args:
+            pooling: One of `POOLINGS`.
+
+        Raises:
+            ValueError: If it is another one.
+        """
+        if pooling not in POOLINGS:
+            raise ValueError(f'*pooling* is {pooling!r}: choose from {POOLINGS}')
+        if pooling == 'cls':
+            return self.cls
+        mean = self.patch.mean(1)
+        return mean if pooling == 'mean' else cat([self.cls, mean], dim=-1)
 
 
 def pair(size: int | Sequence[int]) -> tuple[int, int]:

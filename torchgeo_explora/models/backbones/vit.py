@@ -108,6 +108,7 @@ class ViT(Backbone):
         )
         self.mean = tuple(vit.pretrained_cfg['mean'])
         self.std = tuple(vit.pretrained_cfg['std'])
+        self.pooling = 'mean' if model.endswith('.mae') else 'cls'
         self.patch_embed = vit.patch_embed
         self.cls_token = vit.cls_token
         self.reg_token = vit.reg_token

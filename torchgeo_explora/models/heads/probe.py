@@ -15,7 +15,7 @@ class ProbeSetting(NamedTuple):
     """One classifier of the grid."""
 
     blocks: int
-    """Number of last blocks whose class tokens are used."""
+    """Number of last blocks whose tokens are used."""
     average: bool
     """Whether the mean patch token of the last block is used, too."""
     base_lr: float

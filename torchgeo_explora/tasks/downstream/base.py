@@ -9,7 +9,13 @@ from lightning.pytorch import Callback
 from torch import Tensor, nan
 from torch.nn.functional import max_pool2d
 
-from torchgeo_explora.adapt import Adaptation, adapt, count, delta_state_dict
+from torchgeo_explora.adapt import (
+    Adaptation,
+    adapt,
+    count,
+    delta_state_dict,
+    read_delta_metadata,
+)
 from torchgeo_explora.augment import CentreCrop
 from torchgeo_explora.callbacks.defaults import downstream_callbacks
 from torchgeo_explora.callbacks.parquet import EmbeddingWriter
@@ -17,7 +23,7 @@ from torchgeo_explora.callbacks.raster_writer import RasterWriter
 from torchgeo_explora.datamodules.raster_scene import RasterSceneDataModule
 from torchgeo_explora.functional.windows import slide
 from torchgeo_explora.models.backbones.prompts import Prompts
-from torchgeo_explora.models.backbones.tokens import Features
+from torchgeo_explora.models.backbones.tokens import Features, Pooling
 from torchgeo_explora.models.heads.pooling import token_map
 from torchgeo_explora.objectives.objective import batch_metadata
 from torchgeo_explora.tasks.downstream.batches import explain_mixed_sizes
@@ -26,9 +32,11 @@ from torchgeo_explora.tasks.downstream.options import (
     DownstreamOptions,
     FinetuningOptions,
 )
+from torchgeo_explora.tasks.downstream.recorded import recorded, warn_of_differences
 from torchgeo_explora.tasks.run.backbone import build_backbone, fold_delta, statistics
 from torchgeo_explora.tasks.run.checkpoint import identity, require_fit
 from torchgeo_explora.tasks.run.plan import require_replicas
+from torchgeo_explora.tasks.run.raw_images import band_names
 from torchgeo_explora.tasks.run.resumable import ResumableTask
 
 #: Nothing of the backbone trains.
@@ -60,6 +68,9 @@ class DownstreamTask(ResumableTask):
     writer: type[Callback] = EmbeddingWriter
     #: Whether `dense` gives class probabilities, so that a map shows the likeliest one.
     labels_cells = False
+    #: What stands for an image where features are judged as they are; None where a head
+    #: is trained on them in its own way.
+    pooling: Pooling | None = None
 
     def __init__(self, options: DownstreamOptions) -> None:
         """Build the backbone and what reads it."""
@@ -85,8 +96,12 @@ class DownstreamTask(ResumableTask):
             model_args=options.model_args,
         )
         self.backbone.record.take_extras()
+        #: What the delta says of its making that was not compared yet.
+        self.recorded: dict[str, Any] = {}
         if options.delta:
             self.backbone = fold_delta(self.backbone, options.delta)
+            self.recorded = recorded(read_delta_metadata(options.delta))
+            self.backbone.pooling = self.recorded.get('pooling', self.backbone.pooling)
         self.mean, self.std = statistics(self.backbone, options.mean, options.std)
         self.image_size = options.image_size or self.backbone.image_size[0]
         self.view = CentreCrop(
@@ -110,9 +125,27 @@ class DownstreamTask(ResumableTask):
         """Prepare the images, and compare their range with that of the training."""
         super().setup(stage)
         self.raw_images.compare(self._trained_range)
+        warn_of_differences(self.recorded, self._seen(), self.options.delta)
+        self.recorded = {}
         explain_mixed_sizes(getattr(self.trainer, 'datamodule', None))
         if stage == 'fit':
             require_replicas(self.trainer)
+
+    def _seen(self) -> dict[str, Any]:
+        """Return how the task sees and judges images, as deltas record it."""
+        bands = self.backbone.bands
+        bands = bands or band_names(getattr(self.trainer, 'datamodule', None))
+        seen = {
+            'value_range': self.raw_images.value_range,
+            'bands': None if bands is None else list(bands),
+            'quantize': False,
+        }
+        if self.pooling is None:
+            return seen
+        return seen | {
+            'crop_fraction': self.options.crop_fraction,
+            'pooling': self.pooling,
+        }
 
     def features(self, view: Tensor, batch: Mapping[str, Any]) -> Features:
         """Return the backbone's features of views, with the metadata of their batch."""

@@ -10,9 +10,11 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from torchgeo_explora.tasks.downstream.contents import contents
 from torchgeo_explora.writing import replacing
 
 #: Features (B, ...) of a raw batch.
@@ -24,14 +26,18 @@ class CachedFeatures(Dataset[dict[str, Tensor]]):
 
     Args:
         path: The array of features, (N, ...) float32; the labels are next to it.
-        source: The data set of the images.
+        source: The data set of the images, which workers need not have.
     """
 
-    def __init__(self, path: Path, source: Dataset[Any]) -> None:
+    def __init__(self, path: Path, source: Dataset[Any] | None) -> None:
         """Map the file into memory."""
-        self.source = source
+        self.path, self.source = path, source
         self.features = np.load(path, mmap_mode='r')
         self.labels = np.load(_labels_of(path))
+
+    def __reduce__(self) -> tuple[type, tuple[Path, None]]:
+        """Let a spawned worker map the file itself."""
+        return CachedFeatures, (self.path, None)
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -41,7 +47,7 @@ class CachedFeatures(Dataset[dict[str, Tensor]]):
         """Return the features of an image, as read from disk."""
         return {
             'features': torch.from_numpy(np.array(self.features[index])),
-            'label': torch.tensor(int(self.labels[index])),
+            'label': torch.from_numpy(np.array(self.labels[index])),
         }
 
 
@@ -92,8 +98,8 @@ def cache_features(
 ) -> CachedFeatures:
     """Return the features of a data set, from disk if they are there.
 
-    The file's name holds a hash of what the features depend on: *identity*, the number
-    of images, and a sample of them.
+    The file's name holds a hash of what the features depend on: *identity*, and all
+    images and labels (see `contents`).
 
     Args:
         folder: Where the files are.
@@ -102,19 +108,13 @@ def cache_features(
         loader: Loads the data set in its order, without random changes.
         compute: Features (B, ...) of a raw batch.
     """
-    digest = hashlib.sha256(identity.encode())
     dataset: Any = loader.dataset
-    size = len(dataset)
-    digest.update(f'{type(dataset).__name__} {size}'.encode())
-    for index in np.linspace(0, size - 1, min(size, 8)).astype(int).tolist():
-        sample = dataset[index]
-        digest.update(np.ascontiguousarray(sample['image'].numpy()).tobytes())
-        digest.update(str(int(sample['label'])).encode())
+    digest = hashlib.sha256(f'{identity} {contents(loader)}'.encode())
     path = folder / f'{split}-{digest.hexdigest()[:16]}.npy'
     if path.exists() and _labels_of(path).exists():
         rank_zero_info(f'features of {split}: {path}')
     else:
-        _fill(path, size, loader, compute)
+        _fill(path, len(dataset), loader, compute)
         rank_zero_info(f'features of {split}: written to {path}')
     return CachedFeatures(path, dataset)
 
@@ -127,7 +127,7 @@ def _fill(
 ) -> None:
     """Write features and labels; an interruption leaves no partial file."""
     array: Any = None
-    labels = np.zeros(size, np.int64)
+    labels: list[NDArray[Any]] = []
     first = 0
     # The array is put in its place last.
     with replacing(path) as part, replacing(_labels_of(path)) as labels_part:
@@ -138,11 +138,11 @@ def _fill(
                 array = open_memmap(part, 'w+', np.float32, shape)
             last = first + len(features)
             array[first:last] = features
-            labels[first:last] = batch['label'].cpu().numpy()
+            labels.append(batch['label'].cpu().numpy())
             first = last
         array.flush()
         with labels_part.open('wb') as file:
-            np.save(file, labels)
+            np.save(file, np.concatenate(labels))
 
 
 def _labels_of(path: Path) -> Path:

@@ -11,6 +11,7 @@ from torch.nn.functional import normalize
 from torch.utils.data import DataLoader, Subset
 
 from torchgeo_explora.functional import knn_vote
+from torchgeo_explora.models.backbones.tokens import Pooling
 from torchgeo_explora.tasks.downstream.accuracies import AccuracyOfEach, write_table
 from torchgeo_explora.tasks.downstream.base import DownstreamTask
 from torchgeo_explora.tasks.downstream.options import DownstreamOptions
@@ -19,18 +20,22 @@ from torchgeo_explora.tasks.downstream.options import DownstreamOptions
 class ExploraKNNTask(DownstreamTask):
     """Weighted nearest neighbours in a frozen backbone's features, by `torchgeo test`.
 
-    DINOv2's evaluation (`eval/knn.py`): class tokens after the final norm, cosine
-    similarity, and a softmax with temperature over the neighbours. The bank is the data
+    DINOv2's evaluation (`eval/knn.py`): class tokens after the final norm (the mean
+    patch tokens where the weights come from MAE), cosine similarity, and a softmax with
+    temperature over the neighbours. The bank is the data
     module's training set; the queries are its test set (`test`) or its validation set
     (`validate`). Several processes fill the bank together. `predict` gives embeddings.
 
     Nothing trains, so there is no `fit`.
     """
 
+    pooling: Pooling
+
     def __init__(
         self,
         k: Sequence[int] = (5, 10, 20, 100, 200),
         temperature: float = 0.07,
+        pooling: Pooling | None = None,
         **downstream: Any,
     ) -> None:
         """Build the frozen backbone.
@@ -39,6 +44,9 @@ class ExploraKNNTask(DownstreamTask):
             k: Numbers of neighbours that vote; those above the size of the bank are
                 reduced to it.
             temperature: Temperature of the softmax over cosine similarities.
+            pooling: What stands for an image: 'cls' for the class token, 'mean' for the
+                mean patch token, 'both' for one after the other; if None, what the
+                delta was judged by, or the backbone's own.
             **downstream: See `DownstreamOptions`. DINOv2's evaluation has a
                 *crop_fraction* of 0.875.
 
@@ -50,8 +58,9 @@ class ExploraKNNTask(DownstreamTask):
         super().__init__(DownstreamOptions(**downstream))
 
     def configure_heads(self) -> None:
-        """Freeze the backbone."""
+        """Freeze the backbone, and choose what stands for an image."""
         self.adapt_backbone()
+        self.pooling = self.hparams['pooling'] or self.backbone.pooling
 
     def configure_callbacks(self) -> list[Callback]:
         """Write embeddings; refuse to fit, with a better message than Lightning's.
@@ -87,8 +96,7 @@ class ExploraKNNTask(DownstreamTask):
 
         In steps and for the bank, matrix products have the trainer's precision.
         """
-        view = self.view(self.unit_image(batch))
-        return normalize(self.features(view, batch).cls.float(), dim=-1)
+        return normalize(self.predict_batch(dict(batch)), dim=-1)
 
     # The bank -----------------------------------------------------------------------
 
@@ -194,4 +202,5 @@ class ExploraKNNTask(DownstreamTask):
 
     def predict_batch(self, batch: dict[str, Any]) -> Tensor:
         """Return embeddings after the final norm, (B, D)."""
-        return self.features(self.view(self.unit_image(batch)), batch).cls.float()
+        features = self.features(self.view(self.unit_image(batch)), batch)
+        return features.pooled(self.pooling).float()

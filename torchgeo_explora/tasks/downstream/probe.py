@@ -11,11 +11,11 @@ from torch.nn.functional import cross_entropy
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 
-from torchgeo_explora.adapt import base_fingerprint
+from torchgeo_explora.adapt import fingerprint
 from torchgeo_explora.augment import SingleCrop
 from torchgeo_explora.callbacks.parquet import ProbabilityWriter
 from torchgeo_explora.functional import cosine_schedule
-from torchgeo_explora.models.backbones.tokens import Features
+from torchgeo_explora.models.backbones.tokens import Features, Pooling
 from torchgeo_explora.models.heads.probe import ProbeHeads
 from torchgeo_explora.objectives.objective import batch_metadata
 from torchgeo_explora.paths import expanded
@@ -48,7 +48,8 @@ class ExploraLinearProbeTask(DownstreamTask):
 
     The recipe is DINOv2's evaluation, as the authors of ExPLoRA use it: the class
     tokens of the last 1 or 4 blocks, with or without the mean patch token, for every
-    learning rate; SGD with momentum and a cosine schedule to 0.
+    learning rate; SGD with momentum and a cosine schedule to 0. Where the weights come
+    from MAE, mean patch tokens are read instead of class tokens; see *pooling*.
 
     `test` reports two protocols. *paper* is the best classifier on the reported split,
     as DINOv2 and the paper report it, and optimistic. *held_out* is the classifier that
@@ -65,17 +66,19 @@ class ExploraLinearProbeTask(DownstreamTask):
     mode = 'max'
     labels_cells = True
     writer = ProbabilityWriter
+    pooling: Pooling
 
     def __init__(
         self,
         num_classes: int,
         grid: Literal['explora', 'dinov2'] | Sequence[float] = 'explora',
         blocks: Sequence[int] = (1, 4),
-        averages: Sequence[bool] = (False, True),
+        averages: Sequence[bool] | None = None,
         crop_scale: tuple[float, float] = (0.08, 1.0),
         cache: str | None = None,
         momentum: float = 0.9,
         augmentations: nn.Module | None = None,
+        pooling: Pooling | None = None,
         **downstream: Any,
     ) -> None:
         """Build the frozen backbone and its classifiers.
@@ -84,18 +87,23 @@ class ExploraLinearProbeTask(DownstreamTask):
             num_classes: Number of classes.
             grid: Learning rates for a batch of 256 (the rate in use is this times
                 effective batch / 256): 'explora', 'dinov2', or a list.
-            blocks: Numbers of last blocks whose class tokens are read.
-            averages: Whether the last block's mean patch token is read.
+            blocks: Numbers of last blocks whose tokens are read.
+            averages: Whether the last block's mean patch token is read, too; if None,
+                [false, true] for *pooling* 'cls', and [false] for others, which have it
+                anyway.
             crop_scale: Range of a training view's share of the image's area.
             cache: Folder for features; None to compute them in every epoch.
             momentum: Momentum of SGD.
             augmentations: Module from (B, C, H, W) in [0, 1] to normalised views,
                 instead of random crops and flips.
+            pooling: What stands for an image in each block: 'cls' for the class token,
+                'mean' for the mean patch token, 'both' for one after the other; if
+                None, what the delta was judged by, or the backbone's own.
             **downstream: See `DownstreamOptions`.
 
         Raises:
-            ValueError: If the grid holds a classifier twice, or augmentations are given
-                for cached features.
+            ValueError: If the grid holds a classifier twice, the mean patch token is to
+                be read twice, or augmentations are given for cached features.
         """
         if cache is not None and augmentations is not None:
             raise ValueError(
@@ -111,12 +119,21 @@ class ExploraLinearProbeTask(DownstreamTask):
         hparams = self.hparams
         self.adapt_backbone()
         grid = hparams['grid']
+        self.pooling = hparams['pooling'] or self.backbone.pooling
+        averages = hparams['averages']
+        if averages is None:
+            averages = (False, True) if self.pooling == 'cls' else (False,)
+        if self.pooling != 'cls' and any(averages):
+            raise ValueError(
+                f'*pooling* {self.pooling!r} reads the mean patch token anyway: leave'
+                ' out *averages*'
+            )
         self.heads = ProbeHeads(
-            self.backbone.embed_dim,
+            self.backbone.embed_dim * (2 if self.pooling == 'both' else 1),
             hparams['num_classes'],
             GRIDS[grid] if isinstance(grid, str) else tuple(grid),
             tuple(hparams['blocks']),
-            tuple(hparams['averages']),
+            tuple(averages),
         )
 
     def configure_metrics(self) -> None:
@@ -143,12 +160,14 @@ class ExploraLinearProbeTask(DownstreamTask):
         for module in (self.backbone, self.raw_images, self.view):
             module.to(device)
         # Backbones with the same weights may still read different bands.
-        kept = ('model', 'model_args', 'image_size', 'crop_fraction', 'value_range')
+        kept = ('model', 'model_args', 'image_size', 'crop_fraction')
         identity = str(
             [
-                base_fingerprint(self.backbone),
+                # As they are, whatever file they come from, and with the delta.
+                fingerprint(self.backbone.state_dict()),
                 *(self.hparams[name] for name in kept),
                 *(self.mean, self.std, self.heads.depth, self.trainer.precision),
+                (self.pooling, any(each.average for each in self.heads.settings)),
                 self.raw_images.unit_range.low.tolist(),
                 self.raw_images.unit_range.high.tolist(),
             ]
@@ -159,9 +178,11 @@ class ExploraLinearProbeTask(DownstreamTask):
         )
 
     def _cacheable(self, batch: dict[str, Any]) -> Tensor:
-        """Return class tokens and the last mean patch token, (B, depth + 1, D).
+        """Return what the classifiers read of an image, (B, depth or depth + 1, D).
 
-        They have the trainer's precision, as in a step; the file holds them as float32.
+        These are the tokens of the last blocks, and the last mean patch token if one of
+        the classifiers reads it. They have the trainer's precision, as in a step; the
+        file holds them as float32.
         """
         device = self.trainer.strategy.root_device
         batch = {k: v.to(device) for k, v in batch.items() if isinstance(v, Tensor)}
@@ -169,20 +190,28 @@ class ExploraLinearProbeTask(DownstreamTask):
         # Lightning enters the run's precision only for its steps.
         with self.trainer.precision_plugin.forward_context():
             features = self.read(self.view(self.unit_image(batch)), batch)
-            tokens = [*(f.cls for f in features), features[-1].patch.mean(1)]
+            tokens = [feature.cls for feature in features]
+            if any(setting.average for setting in self.heads.settings):
+                tokens.append(features[-1].patch.mean(1))
         return torch.stack(tokens, dim=1)
 
     @torch.no_grad()
     def read(self, view: Tensor, batch: Mapping[str, Any]) -> list[Features]:
-        """Return the features of the last blocks for normalised views."""
+        """Return the features of the last blocks for normalised views.
+
+        What stands for an image is in the place of the class token.
+        """
         last = range(-self.heads.depth, 0)
-        return self.backbone.features(view, last, **batch_metadata(batch))
+        found = self.backbone.features(view, last, **batch_metadata(batch))
+        return [Features(each.pooled(self.pooling), each.patch) for each in found]
 
     def forward(self, batch: dict[str, Any]) -> Tensor:
         """Return the logits of all classifiers for a raw batch, (heads, B, classes)."""
         if 'features' in batch:
-            *tokens, mean = batch['features'].unbind(1)
-            features = [Features(cls, mean[:, None]) for cls in tokens]
+            tokens = batch['features'].unbind(1)
+            # Of the patches, only the mean of the last block is read, if anything.
+            patch = tokens[-1][:, None]
+            features = [Features(cls, patch) for cls in tokens[: self.heads.depth]]
         else:
             image = self.unit_image(batch)
             view = self.augmentations(image) if self.training else self.view(image)
@@ -283,9 +312,21 @@ class ExploraLinearProbeTask(DownstreamTask):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the classifiers and their validation."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint['explora'] |= self.selection.state()
+        checkpoint['explora'] |= self.selection.state() | {'pooling': self.pooling}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the classifiers and their validation."""
+        """Restore the classifiers and their validation.
+
+        Raises:
+            ValueError: If the checkpoint belongs to another base or architecture, or
+                its classifiers read other tokens.
+        """
         super().on_load_checkpoint(checkpoint)
+        # Earlier versions knew the class token only.
+        trained = checkpoint['explora'].get('pooling', 'cls')
+        if trained != self.pooling:
+            raise ValueError(
+                f'the classifiers of the checkpoint were trained with *pooling*'
+                f' {trained!r}, and the task has {self.pooling!r}: give {trained!r}'
+            )
         self.selection.load_state(checkpoint['explora'])

@@ -27,9 +27,10 @@ from torchgeo_explora.adapt import (
 )
 from torchgeo_explora.augment import Preprocess
 from torchgeo_explora.callbacks.defaults import pretraining_callbacks
+from torchgeo_explora.callbacks.knn import OnlineKNN
 from torchgeo_explora.callbacks.parquet import EmbeddingWriter
 from torchgeo_explora.models.backbones.backbone import Backbone, compile_blocks
-from torchgeo_explora.models.backbones.tokens import check_size
+from torchgeo_explora.models.backbones.tokens import Pooling, check_size
 from torchgeo_explora.objectives import Objective
 from torchgeo_explora.objectives.objective import batch_metadata
 from torchgeo_explora.tasks.run.adaptation import choose_adapter, make_trainable, plain
@@ -209,21 +210,31 @@ class PretrainingTask(ResumableTask):
         """Return `unit_image`, NaN where a method knows that there is no data."""
         return self.unit_image(batch)
 
+    @property
+    def pooling(self) -> Pooling:
+        """What stands for an image: the method knows, or else the backbone."""
+        return self.objective.pooling or self.backbone.pooling
+
     @torch.no_grad()
-    def embed(self, batch: dict[str, Any]) -> Tensor:
-        """Return the class-token embeddings of a raw batch, (B, D), float32.
+    def embed(self, batch: dict[str, Any], pooling: Pooling | None = None) -> Tensor:
+        """Return the embeddings of a raw batch, (B, D) or (B, 2 D), float32.
 
         They have the precision of the caller: `predict` embeds under the trainer's
         autocast (bf16-mixed, 16-mixed), whose products are rounded; `OnlineKNN` embeds
         between steps, where autocast is off. There, layers that *frozen_dtype* stores
         in bfloat16 still work in bfloat16, and the rest in float32.
+
+        Args:
+            batch: Of the data module.
+            pooling: What stands for an image; `self.pooling` if None.
         """
         mode = self.training
         self.eval()
         try:
             # 0 is the mean of normalised pixels: what training shows there, too.
             view = self.view(self.known_image(batch)).nan_to_num(0)
-            return self.backbone(view, **batch_metadata(batch)).cls.float()
+            features = self.backbone(view, **batch_metadata(batch))
+            return features.pooled(pooling or self.pooling).float()
         finally:
             self.train(mode)
 
@@ -381,6 +392,8 @@ class PretrainingTask(ResumableTask):
         view and embedding it was judged: lists and numbers are JSON.
         """
         raw_images, bands = self.raw_images, self.backbone.bands
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        judges = [each.pooling for each in callbacks if isinstance(each, OnlineKNN)]
         if bands is None:
             bands = band_names(getattr(self.trainer, 'datamodule', None))
         return {
@@ -393,9 +406,9 @@ class PretrainingTask(ResumableTask):
             'value_range': json.dumps(raw_images.value_range),
             'bands': json.dumps(None if bands is None else list(bands)),
             'quantize': json.dumps(self.quantizes),
-            # `Preprocess` cuts nothing off, and `embed` returns the class token.
+            # `Preprocess` cuts nothing off.
             'crop_fraction': json.dumps(1.0),
-            'pooling': 'cls',
+            'pooling': next(filter(None, judges), self.pooling),
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
