@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import huggingface_hub
 import torch
@@ -146,14 +147,60 @@ def _check_exists(path: Path) -> None:
         )
 
 
-def fetch(url: str, sha256: str | None = None, progress: bool = True) -> Path:
+def fetch_address(url: str) -> Path:
+    """Return the path of the file at an address, downloading it once.
+
+    Where the name ends with the start of its SHA-256, as torch.hub and FAIR write it,
+    the download is compared with that.
+
+    Args:
+        url: Of a weight file, http:// or https://. What follows a question mark, such
+            as a signature, is sent but not part of the file's name.
+
+    Raises:
+        FileNotFoundError: If it is not in the cache and cannot be downloaded.
+        OSError: If the cache cannot be written.
+        ValueError: If the address is not one of a weight file, or its SHA-256 differs.
+    """
+    parts = urlsplit(url)
+    name = parts.path.rpartition('/')[2]
+    if parts.scheme not in ('http', 'https'):
+        raise ValueError(
+            f'*weights* {printable(url)} is not fetched: expected an https:// address;'
+            ' download the file and give its path'
+        )
+    if not name.endswith(SUFFIXES):
+        raise ValueError(
+            f'*weights* {printable(url)} is not the address of a weight file'
+            f' ({", ".join(SUFFIXES)}): download the file and give its path'
+        )
+    if parts.hostname == 'huggingface.co' and '/blob/' in parts.path:
+        raise ValueError(
+            f'*weights* {printable(url)} is the page about a file: give the address of'
+            f' the file, {url.replace("/blob/", "/resolve/")}'
+        )
+    known = torch.hub.HASH_REGEX.search(name)
+    if not known:
+        # Many repositories call their file model.safetensors.
+        place = f'{parts.netloc}{parts.path}'.encode()
+        name = f'{hashlib.sha256(place).hexdigest()[:16]}-{name}'
+    return fetch(url, known[1] if known else None, name=name)
+
+
+def fetch(
+    url: str,
+    sha256: str | None = None,
+    progress: bool = True,
+    name: str | None = None,
+) -> Path:
     """Return the path of a published file in torch.hub's cache, downloading it first.
 
     Args:
-        url: Where it is published; its last part is the name in the cache.
-        sha256: What its SHA-256 must be, None where that is not known; a warning then
-            says so, since nobody checks what was sent.
+        url: Where it is published.
+        sha256: What its SHA-256 must start with, None where that is not known; a
+            warning then says so, since nobody checks what was sent.
         progress: Whether to show a progress bar.
+        name: Its name in the cache; the last part of the address if None.
 
     Raises:
         FileNotFoundError: If it is not in the cache and cannot be downloaded.
@@ -161,7 +208,7 @@ def fetch(url: str, sha256: str | None = None, progress: bool = True) -> Path:
         ValueError: If its SHA-256 differs; a download is then not kept.
     """
     folder = Path(torch.hub.get_dir()) / 'checkpoints'
-    path = folder / url.rpartition('/')[2]
+    path = folder / (name or url.rpartition('/')[2])
     if not path.is_file():
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -170,11 +217,16 @@ def fetch(url: str, sha256: str | None = None, progress: bool = True) -> Path:
             # Goes to a temporary file, which is renamed when it is whole.
             with impatient():
                 torch.hub.download_url_to_file(url, str(path), sha256, progress)
-        except (*_NO_NETWORK, TimeoutError) as error:
+        except urllib.error.HTTPError as error:
+            if error.code not in (401, 403):
+                raise _unreachable(url, path, error) from error
             raise FileNotFoundError(
-                f'could not download {url} ({error}): without a network, get the file'
-                f' elsewhere and put it at {path}'
+                f'{urlsplit(url).hostname} does not give {url} to everybody ({error}):'
+                ' open the page of the model in a browser, log in or accept its licence'
+                f' there, download the file and put it at {path}, or give its path'
             ) from error
+        except (*_NO_NETWORK, TimeoutError) as error:
+            raise _unreachable(url, path, error) from error
         except OSError as error:
             raise OSError(
                 error.errno,
@@ -186,12 +238,21 @@ def fetch(url: str, sha256: str | None = None, progress: bool = True) -> Path:
                 f'what {url} sends is not the published file ({error}): try again, and'
                 ' do not use the file if the error stays'
             ) from error
-    elif sha256 is not None and (found := _sha256(path)) != sha256:
+    elif sha256 is not None and not (found := _sha256(path)).startswith(
+        sha256
+    ):
         raise ValueError(
             f'{path} has SHA-256 {found[:12]}, the published file {sha256[:12]}: remove'
             ' it, so that it is downloaded again'
         )
     return path
+
+
+def _unreachable(url: str, path: Path, error: Exception) -> FileNotFoundError:
+    return FileNotFoundError(
+        f'could not download {url} ({error}): without a network, get the file elsewhere'
+        f' and put it at {path}'
+    )
 
 
 def warn_unchecked(url: str) -> None:
