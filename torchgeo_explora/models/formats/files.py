@@ -10,8 +10,8 @@ import socket
 import threading
 import urllib.error
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -265,30 +265,86 @@ def warn_unchecked(url: str) -> None:
 
 
 @contextmanager
-def hub_or_offline() -> Iterator[None]:
+def hub_or_offline(endpoint: str | None = None) -> Iterator[None]:
     """Let Hugging Face's client use its cache at once if the Hub does not answer.
 
-    It would ask several times for each of several files, which takes minutes.
+    It would ask several times for each of several files, which takes minutes. Here the
+    Hub is asked once whether it is there, for at most `PATIENCE` seconds, and the first
+    request of the client that gets no answer is its last.
+
+    Args:
+        endpoint: Address of the Hub; the client's own if None.
     """
+    constants = huggingface_hub.constants
     answers: list[object] = []
 
     def ask() -> None:
         with suppress(Exception):
-            hub = huggingface_hub.constants.ENDPOINT
+            hub = endpoint or constants.ENDPOINT
             answers.append(huggingface_hub.get_session().head(hub, timeout=PATIENCE))
 
-    before = huggingface_hub.constants.HF_HUB_OFFLINE
+    before = constants.HF_HUB_OFFLINE
     if not before:
         # Looking up a name has no timeout of its own.
         thread = threading.Thread(target=ask, daemon=True)
         thread.start()
         thread.join(PATIENCE)
     try:
-        huggingface_hub.constants.HF_HUB_OFFLINE = before or not answers
-        with impatient():
+        constants.HF_HUB_OFFLINE = before or not answers
+        with impatient(), _asked_once():
             yield
     finally:
-        huggingface_hub.constants.HF_HUB_OFFLINE = before
+        constants.HF_HUB_OFFLINE = before
+
+
+@contextmanager
+def _asked_once() -> Iterator[None]:
+    """Let Hugging Face's client be offline as soon as a request gets no answer."""
+    constants = huggingface_hub.constants
+
+    @contextmanager
+    def noticed() -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            # An answer that says no is an answer.
+            if getattr(error, 'response', None) is None:
+                constants.HF_HUB_OFFLINE = True
+            raise
+
+    def once(ask: Callable[..., Any]) -> Callable[..., Any]:
+        def asked(*args: Any, **kwargs: Any) -> Any:
+            with noticed():
+                return ask(*args, **{'retry_on_exceptions': (), **kwargs})
+
+        return asked
+
+    def once_streamed(ask: Callable[..., Any]) -> Callable[..., Any]:
+        @contextmanager
+        def asked(*args: Any, **kwargs: Any) -> Iterator[Any]:
+            with ExitStack() as stack:
+                with noticed():
+                    response = stack.enter_context(ask(*args, **kwargs))
+                yield response
+
+        return asked
+
+    # It has no setting for this; where a version has other names, it is as patient as
+    # it likes.
+    wrappers = (('http_backoff', once), ('http_stream_backoff', once_streamed))
+    found = [
+        (module, name, getattr(module, name), wrap)
+        for module in (huggingface_hub.file_download, huggingface_hub.utils._http)
+        for name, wrap in wrappers
+        if hasattr(module, name)
+    ]
+    try:
+        for module, name, ask, wrap in found:
+            setattr(module, name, wrap(ask))
+        yield
+    finally:
+        for module, name, ask, _ in found:
+            setattr(module, name, ask)
 
 
 @contextmanager
