@@ -29,6 +29,7 @@ from torchgeo_explora.tasks.downstream.options import (
 from torchgeo_explora.tasks.run.backbone import build_backbone, fold_delta, statistics
 from torchgeo_explora.tasks.run.checkpoint import identity, require_fit
 from torchgeo_explora.tasks.run.plan import require_replicas
+from torchgeo_explora.tasks.run.refusal import told_by_command
 from torchgeo_explora.tasks.run.resumable import ResumableTask
 
 #: Nothing of the backbone trains.
@@ -74,6 +75,7 @@ class DownstreamTask(ResumableTask):
     def configure_heads(self) -> None:
         """Call `adapt_backbone`, and build what reads the backbone."""
 
+    @told_by_command()
     def configure_models(self) -> None:
         """Build the backbone and what reads it."""
         options = self.options
