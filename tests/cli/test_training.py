@@ -12,6 +12,7 @@ from PIL import Image
 from torch._utils import ExceptionWrapper
 
 from torchgeo_explora.cli import main, training
+from torchgeo_explora.tasks.run.refusal import refusal
 
 pytestmark = [pytest.mark.cli, pytest.mark.filterwarnings('ignore')]
 SIZES = {'embed_dim': 24, 'depth': 2, 'num_heads': 2}
@@ -106,7 +107,7 @@ def test_what_the_package_refuses_is_told_in_one_sentence(tmp_path, monkeypatch)
     ):
         run(*arguments)
     monkeypatch.setenv('JSONARGPARSE_DEBUG', 'true')
-    with pytest.raises(ValueError, match=r'weights file nothing.pth does not exist'):
+    with pytest.raises(FileNotFoundError, match=r'nothing.pth does not exist'):
         run(*arguments)
 
 
@@ -118,7 +119,7 @@ def test_refusal_in_a_worker_of_a_loader_is_told_without_its_traceback(name):
         wrapped = ExceptionWrapper(where='in DataLoader worker process 0')
     with pytest.raises((ValueError, TypeError), match='Original Traceback') as caught:
         wrapped.reraise()
-    said = training._refusal(caught.value)
+    said = refusal(caught.value)
     if name == 3:
         # Raised by Python's own library: not a refusal.
         assert said is None

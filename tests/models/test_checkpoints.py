@@ -160,6 +160,12 @@ def test_a_file_with_code_is_refused(state, tmp_path):
         read_state(tmp_path / 'code.pth', MODEL)
 
 
+def test_the_home_folder_is_known(state, tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    save_file(state, tmp_path / 'weights.safetensors')
+    assert_close(read_state('~/weights.safetensors', MODEL)[0], without_mask(state))
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r'none\.pth does not exist'):
         read_state(tmp_path / 'none.pth', MODEL)

@@ -291,9 +291,25 @@ def test_published_weights_without_a_network_say_what_to_fetch(
     monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
     monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'cache'))
     config = write_config(tmp_path, {'weights': True})
-    # The parser of the command wraps what a constructor raises.
-    with pytest.raises(ValueError, match=r'download model\.safetensors from https'):
+    # F37: one sentence, without the types that the parser tried.
+    with pytest.raises(
+        SystemExit, match=r'^could not get .*download model\.safetensors from https'
+    ) as error:
         main(['fit', '--config', config])
+    assert '\n' not in str(error.value)
+    assert 'Subtypes' not in str(error.value)
+
+
+def test_what_does_not_fit_is_told_by_the_command(write_config, tmp_path):
+    """F37: a task refuses weights, names and deltas in one sentence."""
+    torch.save({'cls_token': torch.ones(1, 1, 3)}, tmp_path / 'other.pth')
+    for model, message in (
+        ({'weights': str(tmp_path / 'other.pth')}, r'^the weights do not fit.*Missing'),
+        ({'weights': str(tmp_path / 'no.pth')}, r'^weights file .*no\.pth does not'),
+        ({'model': 'dinov2_vitb14'}, r'its name there is vit_base_patch14_dinov2'),
+    ):
+        with pytest.raises(SystemExit, match=rf'(?s){message}'):
+            main(['fit', '--config', write_config(tmp_path, model)])
 
 
 def test_data_without_a_predict_set_names_the_module_to_use(write_config, tmp_path):

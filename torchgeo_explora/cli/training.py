@@ -5,10 +5,10 @@ import os
 import re
 import sys
 from argparse import ArgumentError
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Any
 
 # Importing TorchGeo takes seconds. The garbage collector would add a sixth to them, and
@@ -20,6 +20,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI  # noqa:
 import torchgeo_explora  # noqa: E402
 from torchgeo_explora import callbacks, datamodules, tasks  # noqa: E402
 from torchgeo_explora.cli.commands import wants_traceback  # noqa: E402
+from torchgeo_explora.tasks.run.refusal import Refused, chain, refusal  # noqa: E402
 
 gc.freeze()
 gc.enable()
@@ -66,10 +67,14 @@ def run(arguments: Sequence[str]) -> None:
         print(f'{name}: {_of_parser(error)}; see `{name} --help`', file=sys.stderr)
         sys.exit(2)
     except (OSError, ValueError, RuntimeError, ImportError) as error:
-        refusal = next(filter(None, map(_refusal, _chain(error))), None)
-        if refusal is None or wants_traceback():
+        said = next(filter(None, map(refusal, chain(error))), None)
+        if said is None or wants_traceback():
             raise
-        sys.exit(f'explora {arguments[0]}: {refusal}')
+        sys.exit(f'explora {arguments[0]}: {said}')
+    except Refused as refused:
+        if wants_traceback():
+            raise refused.__cause__ or refused from None
+        sys.exit(f'explora {arguments[0]}: {refused}')
     except SystemExit:
         if {'-h', '--help'} & {*arguments}:
             names = {
@@ -163,39 +168,10 @@ def shipped_path(name: str) -> str:
     )
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error, then what it was raised from, and so on."""
-    following: BaseException | None = error
-    while following is not None:
-        yield following
-        following = following.__cause__ or following.__context__
-
-
-def _refusal(error: BaseException) -> str | None:
-    """Return the message of an error if a line of this package raised it."""
-    # The message of an error in a worker of a data loader has the traceback.
-    trace = str(error).partition('Original Traceback (most recent call last):\n')[2]
-    if frames := [*re.finditer(r'^  File "(.*)", line .*$', trace, re.MULTILINE)]:
-        said = re.search(
-            r'^[\w.]+: (.*)', trace[frames[-1].end() :], re.MULTILINE | re.DOTALL
-        )
-        ours = Path(frames[-1][1]).is_relative_to(
-            Path(torchgeo_explora.__file__).parent
-        )
-        return said[1].strip() if said and ours else None
-    last: TracebackType | None = error.__traceback__
-    if last is None:
-        return None
-    while last.tb_next is not None:
-        last = last.tb_next
-    name = last.tb_frame.f_globals.get('__name__', '')
-    return str(error) if name.startswith('torchgeo_explora.') else None
-
-
 def _of_parser(error: ArgumentError) -> str:
     """Return which argument is wrong and why, without the types that were tried."""
     key = re.compile(r'Parser key "([\w.]+)":\s*')
-    errors = [*_chain(error)]
+    errors = [*chain(error)]
     # Each part of the argument's name is told by another of the errors.
     found = dict.fromkeys(m[1] for m in map(key.match, map(str, errors)) if m)
     reason = ' '.join(key.sub('', str(errors[-1])).split())

@@ -17,6 +17,7 @@ from huggingface_hub.errors import (
 )
 
 from torchgeo_explora.export.card import model_card
+from torchgeo_explora.models.formats.files import hub_or_offline
 
 _NAME = 'delta.safetensors'
 
@@ -92,7 +93,8 @@ def from_hub(
     """
     api = api or HfApi()
     try:
-        return Path(api.hf_hub_download(repo, filename, revision=revision))
+        with hub_or_offline(api.endpoint):
+            return Path(api.hf_hub_download(repo, filename, revision=revision))
     except LocalEntryNotFoundError as error:
         raise FileNotFoundError(
             f'{filename} of {repo} is not in the cache, and {api.endpoint} cannot be'

@@ -18,12 +18,14 @@ from torchvision.models._api import WeightsEnum
 
 from torchgeo_explora.models.formats.files import (
     SUFFIXES,
+    fetch_address,
     hub_or_offline,
     impatient,
     read_file,
     read_metadata,
     warn_unchecked,
 )
+from torchgeo_explora.models.formats.model_names import timm_name
 from torchgeo_explora.models.formats.names import State, fuse_qkv, split_qkv, unwrapped
 from torchgeo_explora.models.formats.published import (
     from_dinov2,
@@ -49,6 +51,7 @@ from torchgeo_explora.models.formats.wrapped import (
     to_torchgeo,
     unwrapped_backbone,
 )
+from torchgeo_explora.paths import expanded
 
 __all__ = [
     'State',
@@ -112,9 +115,10 @@ def read_state(
 
     Args:
         weights: True for timm's own weights of *model* at their native size; the path
-            of a .safetensors, .pth, .pt, .bin or .ckpt file in one of these formats;
-            the name of another timm model, for its weights; a torchvision weights enum,
-            or the name of one that `torchgeo.models.get_weight` knows.
+            or the https:// address of a .safetensors, .pth, .pt, .bin or .ckpt file in
+            one of these formats; the name of another timm model, for its weights; a
+            torchvision weights enum, or the name of one that
+            `torchgeo.models.get_weight` knows.
         model: Name of the timm model, used if *weights* is True.
         in_channels: Number of channels wanted. Weights for 3 channels are repeated and
             rescaled, or summed to 1 channel, by timm's rule.
@@ -125,14 +129,19 @@ def read_state(
     Raises:
         FileNotFoundError: If the weights are not on this machine and cannot be
             downloaded.
-        ValueError: If *weights* is unknown, or the file holds more than plain data.
+        ValueError: If *weights* is unknown, the file holds more than plain data, or a
+            plain ViT cannot be what it holds.
     """
     if weights is True:
         state = _from_timm(model)
     elif isinstance(weights, WeightsEnum):
         state = _from_enum(weights)
+    elif isinstance(weights, str) and '://' in weights:
+        path = fetch_address(weights)
+        state = read_file(path)
+        _refuse_delta(state, read_metadata(path), path)
     elif isinstance(weights, PathLike) or Path(str(weights)).suffix in SUFFIXES:
-        path = Path(weights)  # type: ignore[arg-type]
+        path = Path(expanded(weights))  # type: ignore[arg-type]
         state = read_file(path)
         _refuse_delta(state, read_metadata(path), path)
     elif timm.is_model(str(weights)):
@@ -141,6 +150,7 @@ def read_state(
         state = _from_enum(_named(str(weights)))
 
     backbone, rest = from_any(state)
+    _refuse_classifier(backbone, rest, weights)
     kernel = backbone.get('patch_embed.proj.weight')
     if kernel is not None and kernel.shape[1] == 3 != in_channels:
         adapted = adapt_input_conv(in_channels, kernel)
@@ -158,6 +168,23 @@ def _refuse_delta(
             f'{path} holds a delta, not a whole backbone: build the backbone with the'
             ' weights of its base and call load_delta with the .safetensors file, or'
             ' merge the delta into its base with `explora merge`'
+        )
+
+
+def _refuse_classifier(backbone: State, rest: State, weights: object) -> None:
+    """Refuse what has other tokens, or another norm, than the backbones here."""
+    if 'dist_token' in backbone:
+        raise ValueError(
+            f'*weights* {weights} are of a distilled DeiT, whose distillation token'
+            ' (dist_token) a plain ViT does not have: use weights that were trained'
+            ' without distillation, such as deit_base_patch16_224'
+        )
+    if 'norm.weight' not in backbone and 'fc_norm.weight' in rest:
+        raise ValueError(
+            f'*weights* {weights} are of a classifier on the mean of the patch tokens:'
+            ' they normalise that mean (fc_norm) and have no final norm of the tokens'
+            ' (norm), which a backbone needs; use the weights from before the'
+            ' fine-tuning, such as vit_base_patch16_224.mae'
         )
 
 
@@ -215,8 +242,11 @@ def _named(name: str) -> WeightsEnum:
     try:
         return get_weight(name)
     except ValueError as error:
+        known = timm_name(name)
+        hint = f': for the weights that timm calls {known}, give that name'
         raise ValueError(
-            f'weights {name!r} is neither a file ({", ".join(SUFFIXES)}) nor a name'
+            f'weights {name!r} is neither a file ({", ".join(SUFFIXES)}), nor an'
+            ' address, nor a model of timm, nor a name'
             " like 'ViTSmall16_Weights.SENTINEL2_ALL_MOCO' that"
-            ' torchgeo.models.get_weight knows'
+            f' torchgeo.models.get_weight knows{hint if known else ""}'
         ) from error

@@ -2,7 +2,9 @@ import argparse
 import errno
 import pickle
 import socket
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import huggingface_hub
 import numpy as np
@@ -152,6 +154,56 @@ def test_hub_that_does_not_answer_is_given_up_soon(answering, monkeypatch):
         assert constants.HF_HUB_OFFLINE is not answering
     assert constants.HF_HUB_OFFLINE is False
     assert time.perf_counter() - start < 15
+
+
+@pytest.mark.parametrize('silent', ['HEAD', 'GET'])
+def test_hub_that_falls_silent_is_asked_once(silent, tmp_path, monkeypatch):
+    """F37: an answer to the first question does not make the client ask for minutes."""
+    asked = []
+    closing = threading.Event()
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            asked.append(('HEAD', self.path))
+            if silent == 'HEAD' and self.path != '/':
+                closing.wait()
+                return
+            self.send_response(200)
+            self.send_header('X-Repo-Commit', '0' * 40)
+            self.send_header('ETag', '"abc"')
+            self.send_header('Content-Length', '4')
+            self.end_headers()
+
+        def do_GET(self):
+            asked.append(('GET', self.path))
+            closing.wait()
+
+        def log_message(self, *_):
+            pass
+
+    constants = huggingface_hub.constants
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
+    monkeypatch.setattr(constants, 'HF_HUB_ETAG_TIMEOUT', 0.3)
+    monkeypatch.setattr(constants, 'HF_HUB_DOWNLOAD_TIMEOUT', 0.3)
+    pauses = []
+    monkeypatch.setattr(time, 'sleep', pauses.append)
+    with ThreadingHTTPServer(('127.0.0.1', 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        api = huggingface_hub.HfApi(f'http://127.0.0.1:{server.server_port}')
+        before = huggingface_hub.utils._http.http_backoff
+        try:
+            for name in ('model.safetensors', 'model.bin'):
+                with hub_or_offline(api.endpoint), pytest.raises(OSError):
+                    api.hf_hub_download('user/name', name, cache_dir=tmp_path)
+        finally:
+            closing.set()
+            server.shutdown()
+    assert huggingface_hub.utils._http.http_backoff is before
+    assert constants.HF_HUB_OFFLINE is False
+    files_asked = [kind for kind, path in asked if path != '/']
+    assert files_asked.count(silent) == 2
+    assert len(files_asked) <= 4
+    assert sum(pauses) <= 2
 
 
 def test_server_that_goes_silent_is_given_up(tmp_path, monkeypatch):

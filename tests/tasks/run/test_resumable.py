@@ -147,3 +147,11 @@ def test_all_global_generators_come_back():
     numbers()
     restore_generators(states)
     assert (*numbers(), np.random.randn()) == first
+
+
+def test_a_checkpoint_may_not_have_an_address_opened(tmp_path, tiny):
+    """E33: addresses are fetched for the user, never for a file."""
+    path = tmp_path / 'last.ckpt'
+    torch.save({'base_weights': 'http://127.0.0.1:9/base.pth'}, path)
+    with pytest.raises(ValueError, match=r'may not have anything downloaded: pass'):
+        ExploraDinoTask.load_from_checkpoint(path)

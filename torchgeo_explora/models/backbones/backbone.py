@@ -359,7 +359,12 @@ class Backbone(nn.Module, ABC):
         """
         published = fuse_qkv(state_dict)
         fitted = split_qkv(self._fitted(published))
-        keys = super().load_state_dict(fitted, strict, assign)
+        try:
+            keys = super().load_state_dict(fitted, strict, assign)
+        except RuntimeError as error:
+            raise RuntimeError(
+                f'the weights do not fit, choose the *model* that they are of: {error}'
+            ) from error
         if not (keys.missing_keys or keys.unexpected_keys or self._adapted):
             self.record.fingerprint = fingerprint(published)
         return keys

@@ -18,6 +18,7 @@ from torchgeo_explora.models.backbones.backbone import Backbone
 from torchgeo_explora.models.backbones.tokens import Tokens, check_size, pair
 from torchgeo_explora.models.backbones.vit import ViT
 from torchgeo_explora.models.checkpoints import read_state
+from torchgeo_explora.models.formats.model_names import suggestion
 
 _SUPPORTED = (
     "RotaryViT takes timm's Eva models with a class token, rotary positions and no"
@@ -212,7 +213,9 @@ def _scaled(x: Tensor, gamma: Tensor | None) -> Tensor:
 def _build(model: str, options: dict[str, Any]) -> Any:
     """Return the timm model, or say why it cannot be a backbone."""
     if not timm.is_model(model.partition('.')[0]):
-        raise ValueError(f'*model* {model!r} is not known to timm: {_SUPPORTED}')
+        raise ValueError(
+            f'*model* {model!r} is not known to timm ({suggestion(model)}): {_SUPPORTED}'
+        )
     try:
         # The final norm stays where it is.
         vit: Any = timm.create_model(

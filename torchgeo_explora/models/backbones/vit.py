@@ -1,6 +1,5 @@
 """Any plain Vision Transformer of timm as a backbone."""
 
-import difflib
 from collections.abc import Sequence
 from math import isqrt
 from os import PathLike
@@ -19,6 +18,7 @@ from torchgeo_explora.models.backbones.attention import Attention
 from torchgeo_explora.models.backbones.backbone import Backbone
 from torchgeo_explora.models.backbones.tokens import Tokens, check_size, pair
 from torchgeo_explora.models.checkpoints import read_state
+from torchgeo_explora.models.formats.model_names import suggestion
 
 _SUPPORTED = (
     'ViT takes a plain timm VisionTransformer with a class token and a learned position'
@@ -49,7 +49,7 @@ class ViT(Backbone):
         model: Name of a timm model.
         weights: None for random weights, or a source that
             `torchgeo_explora.models.checkpoints.read_state` takes: True for timm's own,
-            a path, a weights enum or the name of one.
+            a path or address, a weights enum or the name of one.
         in_channels: C, channels of an image.
         image_size: Training size in pixels, one number or height and width; timm's
             default for the model if None.
@@ -217,9 +217,9 @@ def _build(model: str, options: dict[str, Any], timm_kwargs: dict[str, Any]) -> 
         if name in _SOURCES:
             raise ValueError(f'*{name}* cannot be chosen: give *weights* instead')
     if not timm.is_model(model):
-        near = difflib.get_close_matches(model, timm.list_models(), n=5)
-        hint = f'did you mean {", ".join(near)}?' if near else 'see timm.list_models()'
-        raise ValueError(f'*model* {model!r} is not known to timm: {hint}')
+        raise ValueError(
+            f'*model* {model!r} is not known to timm: {suggestion(model)}'
+        )
     try:
         # Without pooling the final norm stays where it is for any model.
         vit = timm.create_model(model, num_classes=0, global_pool='', **options)

@@ -10,10 +10,11 @@ import socket
 import threading
 import urllib.error
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import huggingface_hub
 import torch
@@ -146,14 +147,60 @@ def _check_exists(path: Path) -> None:
         )
 
 
-def fetch(url: str, sha256: str | None = None, progress: bool = True) -> Path:
+def fetch_address(url: str) -> Path:
+    """Return the path of the file at an address, downloading it once.
+
+    Where the name ends with the start of its SHA-256, as torch.hub and FAIR write it,
+    the download is compared with that.
+
+    Args:
+        url: Of a weight file, http:// or https://. What follows a question mark, such
+            as a signature, is sent but not part of the file's name.
+
+    Raises:
+        FileNotFoundError: If it is not in the cache and cannot be downloaded.
+        OSError: If the cache cannot be written.
+        ValueError: If the address is not one of a weight file, or its SHA-256 differs.
+    """
+    parts = urlsplit(url)
+    name = parts.path.rpartition('/')[2]
+    if parts.scheme not in ('http', 'https'):
+        raise ValueError(
+            f'*weights* {printable(url)} is not fetched: expected an https:// address;'
+            ' download the file and give its path'
+        )
+    if not name.endswith(SUFFIXES):
+        raise ValueError(
+            f'*weights* {printable(url)} is not the address of a weight file'
+            f' ({", ".join(SUFFIXES)}): download the file and give its path'
+        )
+    if parts.hostname == 'huggingface.co' and '/blob/' in parts.path:
+        raise ValueError(
+            f'*weights* {printable(url)} is the page about a file: give the address of'
+            f' the file, {url.replace("/blob/", "/resolve/")}'
+        )
+    known = torch.hub.HASH_REGEX.search(name)
+    if not known:
+        # Many repositories call their file model.safetensors.
+        place = f'{parts.netloc}{parts.path}'.encode()
+        name = f'{hashlib.sha256(place).hexdigest()[:16]}-{name}'
+    return fetch(url, known[1] if known else None, name=name)
+
+
+def fetch(
+    url: str,
+    sha256: str | None = None,
+    progress: bool = True,
+    name: str | None = None,
+) -> Path:
     """Return the path of a published file in torch.hub's cache, downloading it first.
 
     Args:
-        url: Where it is published; its last part is the name in the cache.
-        sha256: What its SHA-256 must be, None where that is not known; a warning then
-            says so, since nobody checks what was sent.
+        url: Where it is published.
+        sha256: What its SHA-256 must start with, None where that is not known; a
+            warning then says so, since nobody checks what was sent.
         progress: Whether to show a progress bar.
+        name: Its name in the cache; the last part of the address if None.
 
     Raises:
         FileNotFoundError: If it is not in the cache and cannot be downloaded.
@@ -161,7 +208,7 @@ def fetch(url: str, sha256: str | None = None, progress: bool = True) -> Path:
         ValueError: If its SHA-256 differs; a download is then not kept.
     """
     folder = Path(torch.hub.get_dir()) / 'checkpoints'
-    path = folder / url.rpartition('/')[2]
+    path = folder / (name or url.rpartition('/')[2])
     if not path.is_file():
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -170,11 +217,16 @@ def fetch(url: str, sha256: str | None = None, progress: bool = True) -> Path:
             # Goes to a temporary file, which is renamed when it is whole.
             with impatient():
                 torch.hub.download_url_to_file(url, str(path), sha256, progress)
-        except (*_NO_NETWORK, TimeoutError) as error:
+        except urllib.error.HTTPError as error:
+            if error.code not in (401, 403):
+                raise _unreachable(url, path, error) from error
             raise FileNotFoundError(
-                f'could not download {url} ({error}): without a network, get the file'
-                f' elsewhere and put it at {path}'
+                f'{urlsplit(url).hostname} does not give {url} to everybody ({error}):'
+                ' open the page of the model in a browser, log in or accept its licence'
+                f' there, download the file and put it at {path}, or give its path'
             ) from error
+        except (*_NO_NETWORK, TimeoutError) as error:
+            raise _unreachable(url, path, error) from error
         except OSError as error:
             raise OSError(
                 error.errno,
@@ -186,12 +238,21 @@ def fetch(url: str, sha256: str | None = None, progress: bool = True) -> Path:
                 f'what {url} sends is not the published file ({error}): try again, and'
                 ' do not use the file if the error stays'
             ) from error
-    elif sha256 is not None and (found := _sha256(path)) != sha256:
+    elif sha256 is not None and not (found := _sha256(path)).startswith(
+        sha256
+    ):
         raise ValueError(
             f'{path} has SHA-256 {found[:12]}, the published file {sha256[:12]}: remove'
             ' it, so that it is downloaded again'
         )
     return path
+
+
+def _unreachable(url: str, path: Path, error: Exception) -> FileNotFoundError:
+    return FileNotFoundError(
+        f'could not download {url} ({error}): without a network, get the file elsewhere'
+        f' and put it at {path}'
+    )
 
 
 def warn_unchecked(url: str) -> None:
@@ -204,30 +265,86 @@ def warn_unchecked(url: str) -> None:
 
 
 @contextmanager
-def hub_or_offline() -> Iterator[None]:
+def hub_or_offline(endpoint: str | None = None) -> Iterator[None]:
     """Let Hugging Face's client use its cache at once if the Hub does not answer.
 
-    It would ask several times for each of several files, which takes minutes.
+    It would ask several times for each of several files, which takes minutes. Here the
+    Hub is asked once whether it is there, for at most `PATIENCE` seconds, and the first
+    request of the client that gets no answer is its last.
+
+    Args:
+        endpoint: Address of the Hub; the client's own if None.
     """
+    constants = huggingface_hub.constants
     answers: list[object] = []
 
     def ask() -> None:
         with suppress(Exception):
-            hub = huggingface_hub.constants.ENDPOINT
+            hub = endpoint or constants.ENDPOINT
             answers.append(huggingface_hub.get_session().head(hub, timeout=PATIENCE))
 
-    before = huggingface_hub.constants.HF_HUB_OFFLINE
+    before = constants.HF_HUB_OFFLINE
     if not before:
         # Looking up a name has no timeout of its own.
         thread = threading.Thread(target=ask, daemon=True)
         thread.start()
         thread.join(PATIENCE)
     try:
-        huggingface_hub.constants.HF_HUB_OFFLINE = before or not answers
-        with impatient():
+        constants.HF_HUB_OFFLINE = before or not answers
+        with impatient(), _asked_once():
             yield
     finally:
-        huggingface_hub.constants.HF_HUB_OFFLINE = before
+        constants.HF_HUB_OFFLINE = before
+
+
+@contextmanager
+def _asked_once() -> Iterator[None]:
+    """Let Hugging Face's client be offline as soon as a request gets no answer."""
+    constants = huggingface_hub.constants
+
+    @contextmanager
+    def noticed() -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            # An answer that says no is an answer.
+            if getattr(error, 'response', None) is None:
+                constants.HF_HUB_OFFLINE = True
+            raise
+
+    def once(ask: Callable[..., Any]) -> Callable[..., Any]:
+        def asked(*args: Any, **kwargs: Any) -> Any:
+            with noticed():
+                return ask(*args, **{'retry_on_exceptions': (), **kwargs})
+
+        return asked
+
+    def once_streamed(ask: Callable[..., Any]) -> Callable[..., Any]:
+        @contextmanager
+        def asked(*args: Any, **kwargs: Any) -> Iterator[Any]:
+            with ExitStack() as stack:
+                with noticed():
+                    response = stack.enter_context(ask(*args, **kwargs))
+                yield response
+
+        return asked
+
+    # It has no setting for this; where a version has other names, it is as patient as
+    # it likes.
+    wrappers = (('http_backoff', once), ('http_stream_backoff', once_streamed))
+    found = [
+        (module, name, getattr(module, name), wrap)
+        for module in (huggingface_hub.file_download, huggingface_hub.utils._http)
+        for name, wrap in wrappers
+        if hasattr(module, name)
+    ]
+    try:
+        for module, name, ask, wrap in found:
+            setattr(module, name, wrap(ask))
+        yield
+    finally:
+        for module, name, ask, _ in found:
+            setattr(module, name, ask)
 
 
 @contextmanager

@@ -25,6 +25,12 @@ LAYER_SCALE = ('ls1.gamma', 'ls2.gamma')
 _FUSED = re.compile(r'(.*\battn\.)qkv\.(weight|bias)')
 _QUERY = re.compile(r'(.*\battn\.)q\.(weight|bias)')
 _SINGLE = re.compile(r'(.*\battn\.)([qv])_bias')
+# Where training scripts keep the tensors of a file.
+_WRAPPERS = ('model', 'state_dict', 'model_state_dict', 'teacher', 'student', 'module')
+# What torch's wrappers of modules put into names, at any depth.
+_MODULE = re.compile(
+    r'(?<![^.])(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.'
+)
 _BLOCK = re.compile(r'blocks\.(\d+)\.(.+)')
 # Parts of a file that do not belong to the backbone. Only these go to `rest`.
 _REST = ('mask_token', 'decoder_', 'dino_head.', 'ibot_head.', 'head.', 'fc_norm.')
@@ -36,11 +42,27 @@ def is_rest(name: str) -> bool:
 
 
 def unwrapped(state: Mapping[str, Any]) -> State:
-    """Return the tensors of a file, whatever it wraps them in."""
-    for name in ('model', 'state_dict', 'teacher'):
+    """Return the tensors of a file, whatever it wraps them in.
+
+    What DistributedDataParallel, torch.compile and FSDP put into names is taken out. A
+    teacher, whose weights are the ones to keep, is preferred to a student.
+
+    Raises:
+        ValueError: If two tensors would get one name.
+    """
+    for name in _WRAPPERS:
         if isinstance(state.get(name), Mapping):
             return unwrapped(state[name])
-    return dict(state)
+    plain: State = {}
+    for key, value in state.items():
+        name = _MODULE.sub('', key) if isinstance(key, str) else key
+        if name in plain:
+            raise ValueError(
+                f'the weights hold {name} twice, with and without a wrapper such as'
+                ' module. or _orig_mod.: save the state dict of one model'
+            )
+        plain[name] = value
+    return plain
 
 
 def fuse_qkv(state: Mapping[str, Tensor]) -> State:

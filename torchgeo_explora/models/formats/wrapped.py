@@ -1,5 +1,6 @@
 """Backbones inside the checkpoints of TorchGeo and lightly-train."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,11 @@ _LIGHTLY = (
     'student_embedding_model_wrapper._model.',
     'student_embedding_model.wrapped_model._model.',
 )
+# What `from_dinov2` takes off by itself.
+_DINOV2 = ('teacher.backbone.', 'student.backbone.', 'backbone.')
+_EMBEDDING = re.compile(r'(.*?)patch_embed\.(?:\d+\.)?proj\.weight')
+# An average of the weights of a model that stands beside it.
+_TEACHER = re.compile(r'(?:^|[._])(?:teacher|ema|momentum|target)(?:[._]|$)')
 
 
 def from_torchgeo(state: Mapping[str, Any]) -> tuple[State, State]:
@@ -89,13 +95,50 @@ def from_lightly_train(state: Mapping[str, Any]) -> tuple[State, State]:
 
 
 def unwrapped_backbone(state: Mapping[str, Any]) -> tuple[State, State]:
-    """Return a backbone that one of the libraries wrapped, and everything else.
+    """Return a backbone that a library or a training script wrapped, and the rest.
 
     A state without a wrapped backbone is returned unchanged.
+
+    Raises:
+        ValueError: If it holds several backbones, and nothing says which to take.
     """
-    if _prefix(state, _LIGHTLY + _TORCHGEO) is None:
-        return dict(state), {}
-    return _inside(state, _LIGHTLY + _TORCHGEO, 'lightly-train or TorchGeo')
+    known = _LIGHTLY + _TORCHGEO
+    if _prefix(state, known) is None:
+        prefix = _unknown_prefix(state)
+        if prefix is None or prefix in _DINOV2:
+            return dict(state), {}
+        known = (prefix,)
+    return _inside(state, known, 'a training script')
+
+
+def _unknown_prefix(state: Mapping[str, Any]) -> str | None:
+    """Return what stands before the names of the only ViT, or of a teacher."""
+    found = filter(None, map(_EMBEDDING.fullmatch, state))
+    prefixes = list(dict.fromkeys(match[1] for match in found))
+    if not prefixes or '' in prefixes:
+        return None
+    teachers = [prefix for prefix in prefixes if _TEACHER.search(prefix)]
+    if len(prefixes) == 2 and len(teachers) == 1:
+        # Of a teacher that distils, the student is another model.
+        one, two = (_shapes(state, prefix) for prefix in prefixes)
+        if one == two:
+            return teachers[0]
+    if len(prefixes) > 1:
+        raise ValueError(
+            f'the weights hold several ViTs ({", ".join(prefixes)}), and nothing says'
+            ' which is meant: save the state dict of one of them'
+        )
+    return prefixes[0]
+
+
+def _shapes(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Return names and shapes of the embedding, blocks and norm behind a prefix."""
+    parts = tuple(f'{prefix}{part}' for part in ('patch_embed.', 'blocks.', 'norm.'))
+    return {
+        key.removeprefix(prefix): value.shape
+        for key, value in state.items()
+        if key.startswith(parts)
+    }
 
 
 def _prefix(state: Mapping[str, Any], prefixes: Sequence[str]) -> str | None:

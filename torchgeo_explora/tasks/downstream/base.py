@@ -37,6 +37,7 @@ from torchgeo_explora.tasks.run.backbone import build_backbone, fold_delta, stat
 from torchgeo_explora.tasks.run.checkpoint import identity, require_fit
 from torchgeo_explora.tasks.run.plan import require_replicas
 from torchgeo_explora.tasks.run.raw_images import band_names
+from torchgeo_explora.tasks.run.refusal import told_by_command
 from torchgeo_explora.tasks.run.resumable import ResumableTask
 
 #: Nothing of the backbone trains.
@@ -85,6 +86,7 @@ class DownstreamTask(ResumableTask):
     def configure_heads(self) -> None:
         """Call `adapt_backbone`, and build what reads the backbone."""
 
+    @told_by_command()
     def configure_models(self) -> None:
         """Build the backbone and what reads it."""
         options = self.options

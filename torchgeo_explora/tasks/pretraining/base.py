@@ -46,6 +46,7 @@ from torchgeo_explora.tasks.run.optimizer import Schedule, may_fuse, optimizer_p
 from torchgeo_explora.tasks.run.options import TaskOptions
 from torchgeo_explora.tasks.run.plan import plan, require_replicas
 from torchgeo_explora.tasks.run.raw_images import band_names
+from torchgeo_explora.tasks.run.refusal import told_by_command
 from torchgeo_explora.tasks.run.resumable import (
     ResumableTask,
     generator_states,
@@ -161,6 +162,7 @@ class PretrainingTask(ResumableTask):
     def scaled_lr(self, effective_batch: int) -> float:
         """Return the rate in use for images per optimizer step, over all devices."""
 
+    @told_by_command()
     def new_student(self, model: Model) -> Backbone:
         """Return the adapted backbone, and set the size and statistics of its views.
 

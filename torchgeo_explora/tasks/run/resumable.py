@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset, Sampler
 from torchgeo.tasks import BaseTask
 
 from torchgeo_explora.models.backbones.backbone import Backbone
+from torchgeo_explora.models.formats.files import printable
 from torchgeo_explora.paths import require_writable
 from torchgeo_explora.tasks.run.checkpoint import (
     DeltaCheckpointIO,
@@ -85,7 +86,7 @@ class ResumableTask(BaseTask):
             if 'weights' not in kwargs and os.path.isfile(path):
                 content = torch.load(path, 'cpu', weights_only=True, mmap=True)
                 if 'base_weights' in content:
-                    kwargs['weights'] = content['base_weights']
+                    kwargs['weights'] = _local(content['base_weights'], path)
         try:
             return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
         except TypeError as error:
@@ -282,3 +283,13 @@ def restore_generators(states: dict[str, Any]) -> None:
     # Another number of devices is another run: its generators start afresh.
     if torch.cuda.is_available() and len(cuda) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all([state.cpu() for state in cuda])
+
+
+def _local(weights: Any, path: str) -> Any:
+    """Return the weights that a checkpoint names: a file may not open addresses."""
+    if isinstance(weights, str) and '://' in weights:
+        raise ValueError(
+            f'{path} was trained on the weights at {printable(weights)}, and a file may'
+            ' not have anything downloaded: pass *weights* yourself'
+        )
+    return weights
