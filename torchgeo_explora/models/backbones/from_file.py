@@ -231,6 +231,14 @@ def _misfit(name: str, value: Any) -> str | None:
     if name == 'groups':
         good = isinstance(value, list | tuple) and all(map(_is_words, value))
         return None if good else 'lists of names'
+    if name == 'value_range':
+        good = isinstance(value, list | tuple) and len(value) == 2 and all(
+            isinstance(end, list | tuple)
+            and len(end) <= 4096
+            and all(_is_number(number) for number in end)
+            for end in value
+        )
+        return None if good else 'two lists of finite numbers, low and high'
     # The argument of a class of yours.
     return None if _is_plain(value) else 'plain values, at most 100 kB of JSON'
 

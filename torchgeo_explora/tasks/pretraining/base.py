@@ -44,7 +44,6 @@ from torchgeo_explora.tasks.run.idle import IdleClock
 from torchgeo_explora.tasks.run.optimizer import Schedule, may_fuse, optimizer_plan
 from torchgeo_explora.tasks.run.options import TaskOptions
 from torchgeo_explora.tasks.run.plan import plan, require_replicas
-from torchgeo_explora.tasks.run.raw_images import band_names
 from torchgeo_explora.tasks.run.resumable import (
     ResumableTask,
     generator_states,
@@ -380,9 +379,8 @@ class PretrainingTask(ResumableTask):
         `value_range` to `pooling` tell which pixels it was trained on, and by which
         view and embedding it was judged: lists and numbers are JSON.
         """
-        raw_images, bands = self.raw_images, self.backbone.bands
-        if bands is None:
-            bands = band_names(getattr(self.trainer, 'datamodule', None))
+        raw_images = self.raw_images
+        bands = raw_images.bands
         return {
             'objective': type(self.objective).__name__,
             'steps': str(self.trainer.global_step),
