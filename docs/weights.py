@@ -20,7 +20,7 @@ def enums() -> list[type[WeightsEnum]]:
     return [
         kind
         for _, kind in members
-        if issubclass(kind, WeightsEnum) and kind is not WeightsEnum
+        if issubclass(kind, WeightsEnum) and len(kind)
     ]
 
 

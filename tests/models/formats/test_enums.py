@@ -23,7 +23,7 @@ from torchgeo_explora.tasks.run.raw_images import RawImages
 KINDS = [
     kind
     for _, kind in inspect.getmembers(torchgeo.models, inspect.isclass)
-    if issubclass(kind, WeightsEnum) and kind is not WeightsEnum
+    if issubclass(kind, WeightsEnum) and len(kind)
 ]
 ENUMS = [weights for kind in KINDS for weights in kind]
 PLAIN = [weights for weights in ENUMS if misfit(weights) is None]

@@ -17,7 +17,7 @@ from torchgeo_explora.augment import (
     value_range,
 )
 from torchgeo_explora.datasets.pixels import sentinel2
-from torchgeo_explora.models import ViT
+from torchgeo_explora.models import RotaryViT, ViT
 from torchgeo_explora.models.backbones.backbone import Backbone
 from torchgeo_explora.models.formats.enums import Ends
 
@@ -167,8 +167,9 @@ def _names_of(dataset: Any) -> tuple[str, ...]:
 def wanted_bands(backbone: Backbone, datamodule: Any) -> tuple[str, ...] | None:
     """Return the data module's names of the bands that a backbone takes, in its order.
 
-    A backbone of three channels without names takes red, green and blue: where exactly
-    these are named in another order, such as blue, green, red, they change places.
+    A ViT of three channels without names takes red, green and blue, as natural images
+    have them: where exactly these are named in another order, such as blue, green, red,
+    they change places.
 
     Args:
         backbone: Tells its bands where they have names.
@@ -179,7 +180,8 @@ def wanted_bands(backbone: Backbone, datamodule: Any) -> tuple[str, ...] | None:
     """
     bands, names = backbone.bands, band_names(datamodule)
     natural = rgb_order(bands or ())
-    if natural or (bands is None and backbone.in_channels == 3):
+    plain = isinstance(backbone, ViT | RotaryViT)
+    if plain and (natural or (bands is None and backbone.in_channels == 3)):
         found = rgb_order(names or ())
         if found is None:  # nobody says which is which, or there are more
             return bands if names and len(names) != 3 else None
