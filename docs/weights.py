@@ -17,11 +17,7 @@ START, END = '<!-- tables -->', '<!-- end of the tables -->'
 def enums() -> list[type[WeightsEnum]]:
     """Return TorchGeo's enums of weights, by name."""
     members = inspect.getmembers(torchgeo.models, inspect.isclass)
-    return [
-        kind
-        for _, kind in members
-        if issubclass(kind, WeightsEnum) and len(kind)
-    ]
+    return [kind for _, kind in members if issubclass(kind, WeightsEnum) and len(kind)]
 
 
 def plain_row(weights: WeightsEnum) -> str:

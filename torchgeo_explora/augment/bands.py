@@ -8,9 +8,7 @@ from torch import Tensor, nn
 
 # 'B2', 'b02', 'S2_B02' (So2Sat) and 'B2, central wavelength 490 nm' (GDAL), but not
 # Landsat 7's thermal band, which comes with two gains.
-_SENTINEL2 = re.compile(
-    r'(?:S2[_-])?B0*(\d{1,2}A?)(?![0-9A-Z]|_VCID).*', re.IGNORECASE
-)
+_SENTINEL2 = re.compile(r'(?:S2[_-])?B0*(\d{1,2}A?)(?![0-9A-Z]|_VCID).*', re.IGNORECASE)
 # The order in which natural images have their channels, in three spellings.
 _RGB = (('R', 'G', 'B'), ('RED', 'GREEN', 'BLUE'), ('B04', 'B03', 'B02'))
 

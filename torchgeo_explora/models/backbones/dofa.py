@@ -156,7 +156,7 @@ class DOFAViT(Backbone):
         if token is None or 'patch_embed.weight_generator.weight_tokens' not in state:
             raise ValueError(
                 f'*weights* {weights} are not of DOFA: give DOFABase16_Weights.DOFA_MAE,'
-                ' DOFALarge16_Weights.DOFA_MAE, or a file of TorchGeo\'s DOFA'
+                " DOFALarge16_Weights.DOFA_MAE, or a file of TorchGeo's DOFA"
             )
         if token.shape[-1] != self.embed_dim:
             raise ValueError(
