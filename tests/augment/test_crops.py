@@ -8,6 +8,7 @@ from torchgeo_explora.augment.crops import (
     _by_products,
     _one_by_one,
     crop_boxes,
+    quarter_turns,
     random_crops,
     resized_crops,
 )
@@ -123,3 +124,14 @@ def test_products_keep_to_the_device_of_the_image():
     crops = random_crops(image, 4, 16, (0.1, 0.5))
     assert crops.shape == (4, 3, 2, 16, 16)
     assert crops.device.type == 'meta'
+
+
+def test_quarter_turns_have_equal_chances_and_keep_every_pixel():
+    """Overhead views: with mirroring, all eight symmetries of a square."""
+    crops = torch.arange(16.0).view(1, 1, 1, 4, 4).repeat(5, 400, 1, 1, 1)
+    torch.manual_seed(0)
+    turned = quarter_turns(crops.clone()).flatten(0, 1)[:, 0]
+    expected = [crops[0, 0, 0].rot90(count, (-2, -1)) for count in range(4)]
+    counts = [int((turned == each).flatten(1).all(1).sum()) for each in expected]
+    assert sum(counts) == 2000
+    assert all(400 < count < 600 for count in counts)

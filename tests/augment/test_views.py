@@ -310,3 +310,19 @@ def test_statistics_that_are_no_numbers_are_refused_wherever_it_is_built(
         Normalize([0.5], [0.2])
         with pytest.raises(ValueError, match='give finite values'):
             Normalize(mean, std)
+
+
+def test_overhead_views_are_turned_and_off_by_default():
+    options = {'strength': 0, 'global_scale': (1, 1), 'mean': [0.0], 'std': [1.0]}
+    ramp = torch.linspace(0, 1, 32).expand(8, 2, 32, 32)  # brighter to the right
+    for overhead in (False, True):
+        torch.manual_seed(1)
+        augment = MultiCrop(32, 16, 2, overhead=overhead, **options)
+        views = augment(ramp)
+        steps = [view.diff(dim=-2).abs().amax((-3, -2, -1)) for view in views]
+        turned = torch.cat([step.flatten() for step in steps]) > 1e-3
+        assert bool(turned.any()) == overhead
+        assert ('quarter turns' in augment.summary(2)) == overhead
+    assert not MultiCropOptions().overhead
+    built = MultiCropOptions(overhead=True).build(32, 16, [0.5], [0.25])
+    assert built.overhead

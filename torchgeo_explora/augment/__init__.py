@@ -4,6 +4,7 @@ from torchgeo_explora.augment.bands import (
     Quantize,
     SelectBands,
     band_indices,
+    rgb_order,
     spell_band,
 )
 from torchgeo_explora.augment.ranges import UnitRange, value_range
@@ -31,6 +32,7 @@ __all__ = [
     'UnitRange',
     'Views',
     'band_indices',
+    'rgb_order',
     'spell_band',
     'value_range',
 ]

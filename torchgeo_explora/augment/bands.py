@@ -6,8 +6,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-# 'B2', 'b02', 'S2_B02' (So2Sat) and 'B2, central wavelength 490 nm' (GDAL).
-_SENTINEL2 = re.compile(r'(?:S2[_-])?B0*(\d{1,2}A?)(?![0-9A-Z]).*', re.IGNORECASE)
+# 'B2', 'b02', 'S2_B02' (So2Sat) and 'B2, central wavelength 490 nm' (GDAL), but not
+# Landsat 7's thermal band, which comes with two gains.
+_SENTINEL2 = re.compile(r'(?:S2[_-])?B0*(\d{1,2}A?)(?![0-9A-Z]|_VCID).*', re.IGNORECASE)
+# The order in which natural images have their channels, in three spellings.
+_RGB = (('R', 'G', 'B'), ('RED', 'GREEN', 'BLUE'), ('B04', 'B03', 'B02'))
 
 
 def spell_band(name: str) -> str:
@@ -52,6 +55,22 @@ def band_indices(available: Sequence[str], wanted: Sequence[str]) -> tuple[int, 
                 ' *groups*, or other images'
             )
     return tuple(have.index(name) for name in need)
+
+
+def rgb_order(names: Sequence[str]) -> tuple[str, ...] | None:
+    """Return the names of three bands as red, green and blue, in this order.
+
+    Args:
+        names: Names of an image's channels, in their order.
+
+    Returns:
+        None if they are not exactly these three, under one of their usual names.
+    """
+    spelt = {spell_band(name).upper(): name for name in names}
+    for colours in _RGB:
+        if len(names) == 3 and spelt.keys() == set(colours):
+            return tuple(spelt[colour] for colour in colours)
+    return None
 
 
 class SelectBands(nn.Module):

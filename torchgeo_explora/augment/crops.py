@@ -27,6 +27,23 @@ def random_crops(
     return resized_crops(image, boxes.view(views, images, 4), mirrored, size)
 
 
+def quarter_turns(crops: Tensor) -> Tensor:
+    """Turn each crop by 0, 90, 180 or 270 degrees, with equal chances, in place.
+
+    With the mirroring of `random_crops`, these are all eight ways in which a square
+    looks down on a scene. Random numbers come from torch's CPU generator.
+
+    Args:
+        crops: (V, B, C, S, S).
+    """
+    flat = crops.flatten(0, 1)
+    turns = torch.randint(4, (len(flat),))
+    for count in (1, 2, 3):
+        rows = (turns == count).nonzero().squeeze(1).to(crops.device)
+        flat[rows] = flat[rows].rot90(count, (-2, -1))
+    return crops
+
+
 def random_patches(
     image: Tensor, mask: Tensor, size: int, fill: int
 ) -> tuple[Tensor, Tensor]:

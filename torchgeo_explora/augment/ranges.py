@@ -50,6 +50,14 @@ class UnitRange(nn.Module):
         self.register_buffer('low', lows[:, None, None], persistent=False)
         self.register_buffer('high', highs[:, None, None], persistent=False)
 
+    def of(self, channels: Sequence[int]) -> 'UnitRange':
+        """Return the range of some channels, in their order."""
+        index = list(channels)
+        low, high = (
+            end if len(end) == 1 else end[index] for end in (self.low, self.high)
+        )
+        return UnitRange(low, high)
+
     def forward(self, image: Tensor) -> Tensor:
         """Return values in [0, 1], finite.
 

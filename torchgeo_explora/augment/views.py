@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from torchgeo_explora.augment.crops import random_crops
+from torchgeo_explora.augment.crops import quarter_turns, random_crops
 from torchgeo_explora.augment.photometric import band_chain, colour_chain
 from torchgeo_explora.checks import require_positive, require_range
 
@@ -89,6 +89,8 @@ class MultiCropOptions:
         local_scale: Range of a local view's share of the image's area.
         strength: Strength of the photometric changes, in [0, 1]: 1 is DINOv2's, 0
             changes geometry only. Where colour separates the classes, less is better.
+        overhead: Whether each view is also turned by a random number of quarter turns:
+            seen from above, no side of an image is its top.
     """
 
     local_size: int | None = None
@@ -96,6 +98,7 @@ class MultiCropOptions:
     global_scale: tuple[float, float] = (0.32, 1.0)
     local_scale: tuple[float, float] = (0.05, 0.32)
     strength: float = 1.0
+    overhead: bool = False
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -139,6 +142,7 @@ class MultiCropOptions:
             mean,
             std,
             self.strength,
+            self.overhead,
         )
 
 
@@ -167,6 +171,7 @@ class MultiCrop(nn.Module):
         mean: Mean of the normalisation, of values in [0, 1].
         std: Standard deviation of the normalisation, of values in [0, 1].
         strength: See `MultiCropOptions`.
+        overhead: See `MultiCropOptions`.
 
     Raises:
         ValueError: If *strength* is out of range.
@@ -182,6 +187,7 @@ class MultiCrop(nn.Module):
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
         strength: float = MultiCropOptions.strength,
+        overhead: bool = MultiCropOptions.overhead,
     ) -> None:
         """Build the chains."""
         super().__init__()
@@ -191,6 +197,7 @@ class MultiCrop(nn.Module):
         self.global_scale = global_scale
         self.local_scale = local_scale
         self.strength = strength
+        self.overhead = overhead
         self.normalize = Normalize(mean, std)
         if not 0 <= strength <= 1:
             raise ValueError(f'*strength* is {strength}: choose from 0 to 1')
@@ -223,6 +230,8 @@ class MultiCrop(nn.Module):
             local = random_crops(
                 image, self.local_views, self.local_size, self.local_scale
             )
+            if self.overhead:
+                global_, local = quarter_turns(global_), quarter_turns(local)
             if self.strength:
                 chains = self.colour if image.shape[1] == 3 else self.bands
                 parts = (global_[0], global_[1], local.flatten(0, 1))
@@ -247,9 +256,10 @@ class MultiCrop(nn.Module):
                 f' {1 + gain:g}, noise up to {noise:g} of the range, blur; no colour'
                 ' operation'
             )
+        turns = ', quarter turns' if self.overhead else ''
         return (
             f'2 global views of {self.global_size} px, {self.local_views} local views'
-            f' of {self.local_size} px; {changes}'
+            f' of {self.local_size} px{turns}; {changes}'
         )
 
 

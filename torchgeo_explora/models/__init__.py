@@ -5,6 +5,7 @@ Importing it registers ExPLoRA's architectures with timm.
 
 from torchgeo_explora.models.backbones.attention import Attention
 from torchgeo_explora.models.backbones.backbone import Backbone
+from torchgeo_explora.models.backbones.dofa import DOFAViT
 from torchgeo_explora.models.backbones.group_channel import GroupChannelViT
 from torchgeo_explora.models.backbones.rotary import RotaryViT
 from torchgeo_explora.models.backbones.temporal import TemporalViT
@@ -17,6 +18,7 @@ __all__ = [
     'Attention',
     'Backbone',
     'DINOHead',
+    'DOFAViT',
     'Features',
     'GroupChannelViT',
     'RotaryViT',

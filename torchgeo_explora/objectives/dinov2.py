@@ -86,7 +86,8 @@ class DINOv2(Objective):
     schedules are those of the reference implementation. What differs: the teacher
     shares every frozen tensor with the student, so that its moving average covers
     only what trains; Sinkhorn-Knopp subtracts the largest logit of all ranks, which
-    leaves its result unchanged and cannot overflow.
+    leaves its result unchanged and cannot overflow. Of groups of bands, all tokens of a
+    place are hidden together: none gives away the others.
 
     The student must be adapted *before* it comes here: the teacher is its twin.
 
@@ -166,7 +167,7 @@ class DINOv2(Objective):
             (height // patch, width // patch),
             self.mask_probability,
             self.mask_ratio,
-        )
+        ).repeat(1, self.student.layers)
         temperature = self.temperature_at(progress)
         terms = self.terms(views.global_, views.local, mask, temperature)
         self.diagnostics |= {
@@ -209,7 +210,8 @@ class DINOv2(Objective):
             patches = math.prod(
                 side // self.student.patch_size for side in small.shape[2:]
             )
-            none = torch.zeros(len(small), patches, dtype=torch.bool)
+            tokens_each = self.student.layers * patches
+            none = torch.zeros(len(small), tokens_each, dtype=torch.bool)
             rows.append(self.student(small, wanted=none).cls)
         # Their logits are never kept: the losses make them, slice by slice.
         vectors = self.head.bottleneck(torch.cat(rows))

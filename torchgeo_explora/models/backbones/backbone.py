@@ -51,11 +51,15 @@ class Backbone(nn.Module, ABC):
         arguments: As above.
         record: Where the weights come from, and what `adapt` did to them.
         bands: Names of the channels, where the backbone knows them.
+        value_range: (low, high) of the sensor values that were mapped to [0, 1] when
+            the base was trained, each with one value per channel; None if not known.
         mean: Mean of the images that the base was trained on, in [0, 1], by channel.
         std: Standard deviation, by channel.
         pooling: What stands for an image unless a task is told: 'mean' where the base
             was trained by masked autoencoding, which leaves the class token without a
             target.
+        layers: Tokens at each place of the grid, one for each group of bands: the tokens
+            of an image are those of the first group, then those of the next.
         checkpointing: Whether activations are recomputed in the backward pass: a block
             keeps only its input.
     """
@@ -90,9 +94,11 @@ class Backbone(nn.Module, ABC):
         self.norm_pre = nn.Identity()
         self.record = Record()
         self.bands: tuple[str, ...] | None = None
+        self.value_range: tuple[tuple[float, ...], tuple[float, ...]] | None = None
         self.mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN
         self.std: tuple[float, ...] = IMAGENET_DEFAULT_STD
         self.pooling: Pooling = 'cls'
+        self.layers = 1
         self.checkpointing = False
 
     @classmethod

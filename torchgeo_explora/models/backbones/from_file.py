@@ -231,6 +231,12 @@ def _misfit(name: str, value: Any) -> str | None:
     if name == 'groups':
         good = isinstance(value, list | tuple) and all(map(_is_words, value))
         return None if good else 'lists of names'
+    if name == 'wavelengths':
+        return None if _is_numbers(value) else 'a list of finite numbers'
+    if name == 'value_range':
+        pairs = isinstance(value, list | tuple) and len(value) == 2
+        good = pairs and all(map(_is_numbers, value))
+        return None if good else 'two lists of finite numbers, low and high'
     # The argument of a class of yours.
     return None if _is_plain(value) else 'plain values, at most 100 kB of JSON'
 
@@ -240,6 +246,14 @@ def _is_words(value: Any) -> bool:
         isinstance(value, list | tuple)
         and len(value) <= 4096
         and all(isinstance(word, str) and len(word) <= 200 for word in value)
+    )
+
+
+def _is_numbers(value: Any) -> bool:
+    return (
+        isinstance(value, list | tuple)
+        and len(value) <= 4096
+        and all(map(_is_number, value))
     )
 
 

@@ -98,6 +98,7 @@ class GroupChannelViT(CodedBackbone):
         self.group_indices = tuple(
             tuple(names.index(band) for band in group) for group in members
         )
+        self.layers = len(members)
         self.mean = (0.0,) * len(names)
         self.std = (1.0,) * len(names)
         self.patch_embed = nn.ModuleList(

@@ -19,6 +19,7 @@ from torchgeo_explora.models.backbones.tokens import Tokens, check_size, pair
 from torchgeo_explora.models.backbones.vit import ViT
 from torchgeo_explora.models.checkpoints import read_state
 from torchgeo_explora.models.formats.model_names import suggestion
+from torchgeo_explora.models.formats.enums import plain_enum
 
 _SUPPORTED = (
     "RotaryViT takes timm's Eva models with a class token, rotary positions and no"
@@ -93,6 +94,7 @@ class RotaryViT(Backbone):
 
     def start_from(self, weights: WeightsEnum | PathLike[str] | str | bool) -> None:
         """Load weights, as `ViT.start_from` does."""
+        plain_enum(weights)  # refuses other architectures by a sentence
         state, self.record.extras = read_state(
             weights, self.arguments['model'], self.in_channels
         )

@@ -19,6 +19,8 @@ from torchgeo_explora.models.backbones.backbone import Backbone
 from torchgeo_explora.models.backbones.tokens import Tokens, check_size, pair
 from torchgeo_explora.models.checkpoints import read_state
 from torchgeo_explora.models.formats.model_names import suggestion
+from torchgeo_explora.models.formats.enums import Ends, plain_enum, trained_on
+from torchgeo_explora.models.formats.names import State
 
 _SUPPORTED = (
     'ViT takes a plain timm VisionTransformer with a class token and a learned position'
@@ -50,14 +52,21 @@ class ViT(Backbone):
         weights: None for random weights, or a source that
             `torchgeo_explora.models.checkpoints.read_state` takes: True for timm's own,
             a path or address, a weights enum or the name of one.
-        in_channels: C, channels of an image.
-        image_size: Training size in pixels, one number or height and width; timm's
-            default for the model if None.
+        in_channels: C, channels of an image. If None, those of *bands* or of a weights
+            enum, else 3.
+        image_size: Training size in pixels, one number or height and width; if None,
+            that of a weights enum, else timm's default for the model.
+        bands: Names of the channels, in the order of the weights: a task then selects
+            them by name from the bands of its images. If None, those of a weights enum,
+            if it tells any.
+        value_range: (low, high) of the sensor values that are mapped to [0, 1], each
+            with one value per channel; if None, that of a weights enum, if it tells.
         **timm_kwargs: Further arguments of the timm model, such as embed_dim, depth,
             num_heads, patch_size, drop_path_rate.
 
     Attributes:
-        mean: As for `Backbone`; like *std* it has 3 values whatever `in_channels` is.
+        mean: As for `Backbone`, and those of a weights enum where it tells them; else
+            like *std* it has 3 values whatever `in_channels` is.
         std: As *mean*.
 
     Raises:
@@ -65,8 +74,9 @@ class ViT(Backbone):
         RuntimeError: If the weights do not fit; all missing and unexpected keys are
             listed.
         TypeError: If timm does not know an argument.
-        ValueError: If the model is unknown or of another kind, or `image_size` is not
-            a multiple of its patch size.
+        ValueError: If the model is unknown or of another kind, `image_size` is not a
+            multiple of its patch size, or a weights enum is of another architecture or
+            of other channels.
     """
 
     patch_embed: PatchEmbed
@@ -88,11 +98,20 @@ class ViT(Backbone):
         self,
         model: str,
         weights: WeightsEnum | PathLike[str] | str | bool | None = None,
-        in_channels: int = 3,
+        in_channels: int | None = None,
         image_size: int | Sequence[int] | None = None,
+        bands: Sequence[str] | None = None,
+        value_range: Sequence[Sequence[float]] | None = None,
         **timm_kwargs: Any,
     ) -> None:
         """Build the timm model and take it apart."""
+        enum = plain_enum(weights) if weights else None
+        trained = None if enum is None else trained_on(enum)
+        if in_channels is None:
+            named = trained.in_channels if trained and bands is None else None
+            in_channels = len(bands) if bands is not None else named or 3
+        if image_size is None and trained:
+            image_size = trained.image_size
         options = {'in_chans': in_channels, **timm_kwargs}
         if image_size is not None:
             options['img_size'] = pair(image_size)
@@ -118,9 +137,13 @@ class ViT(Backbone):
         self.norm = vit.norm
         for block in vit.blocks:
             block.attn = Attention(block.attn)
-
         if weights:
-            self.start_from(weights)
+            self.start_from(enum or weights)
+        # What is given stands above what the weights say.
+        if bands is not None:
+            self._name_bands(bands)
+        if value_range is not None:
+            self._set_range(value_range)
 
     def start_from(self, weights: WeightsEnum | PathLike[str] | str | bool) -> None:
         """Load weights of any format that `checkpoints.read_state` knows.
@@ -131,11 +154,64 @@ class ViT(Backbone):
         Raises:
             FileNotFoundError: If the weights are not at hand and cannot be downloaded.
             RuntimeError: If the weights do not fit; all misfits are listed.
+            ValueError: If a weights enum is of another architecture or of other
+                channels.
         """
-        state, self.record.extras = read_state(
-            weights, self.arguments['model'], self.in_channels
+        enum = plain_enum(weights)
+        trained = None if enum is None else trained_on(enum)
+        count = trained.in_channels if trained else None
+        # Weights of three channels are fitted to any number.
+        if count not in (None, 3, self.in_channels):
+            raise ValueError(
+                f'*in_channels* is {self.in_channels}, and {enum} takes {count}:'
+                f' {", ".join((trained and trained.bands) or ())}; leave *in_channels*'
+                ' out, or choose other weights'
+            )
+        state, extras = read_state(
+            enum or weights, self.arguments['model'], self.in_channels
         )
+        if enum is not None:
+            self._compare_sizes(state, enum)
         self.load_state_dict(state)
+        self.record.extras = extras
+        if trained is None or count != self.in_channels:
+            return
+        if trained.bands:
+            self._name_bands(trained.bands)
+        if trained.value_range and trained.mean and trained.std:
+            self._set_range(trained.value_range)
+            self.mean, self.std = trained.mean, trained.std
+
+    def _name_bands(self, bands: Sequence[str]) -> None:
+        if len(bands) != self.in_channels:
+            raise ValueError(
+                f'*bands* has {len(bands)} names, {", ".join(bands)}, for in_channels ='
+                f' {self.in_channels}: give one name for each channel'
+            )
+        self.bands = tuple(bands)
+        self.arguments['bands'] = list(bands)
+
+    def _set_range(self, ends: Sequence[Sequence[float]]) -> None:
+        sizes = [len(end) for end in ends]
+        if sizes != [self.in_channels] * 2:
+            raise ValueError(
+                f'*value_range* has {sizes} values, expected low and high with'
+                f' in_channels = {self.in_channels} values each'
+            )
+        low, high = (tuple(float(value) for value in end) for end in ends)
+        self.value_range = (low, high)
+        self.arguments['value_range'] = [list(low), list(high)]
+
+    def _compare_sizes(self, state: State, enum: WeightsEnum) -> None:
+        kernel = state.get('patch_embed.proj.weight')
+        mine = self.patch_embed.proj.weight.shape
+        if kernel is not None and kernel.shape != mine:
+            (width, _, side, _), (own_width, _, own_side, _) = kernel.shape, mine
+            raise ValueError(
+                f'{enum} is of {enum.meta.get("model", "another model")}, {width} wide'
+                f' with patches of {side} pixels; *model* {self.arguments["model"]!r} is'
+                f' {own_width} wide with patches of {own_side}: give that model'
+            )
 
     def embed(self, image: Tensor, **metadata: Tensor) -> Tokens:
         """Return the patch tokens of an image, content and position apart.

@@ -45,7 +45,6 @@ from torchgeo_explora.tasks.run.idle import IdleClock
 from torchgeo_explora.tasks.run.optimizer import Schedule, may_fuse, optimizer_plan
 from torchgeo_explora.tasks.run.options import TaskOptions
 from torchgeo_explora.tasks.run.plan import plan, require_replicas
-from torchgeo_explora.tasks.run.raw_images import band_names
 from torchgeo_explora.tasks.run.refusal import told_by_command
 from torchgeo_explora.tasks.run.resumable import (
     ResumableTask,
@@ -393,11 +392,10 @@ class PretrainingTask(ResumableTask):
         `value_range` to `pooling` tell which pixels it was trained on, and by which
         view and embedding it was judged: lists and numbers are JSON.
         """
-        raw_images, bands = self.raw_images, self.backbone.bands
+        raw_images = self.raw_images
+        bands = raw_images.bands
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         judges = [each.pooling for each in callbacks if isinstance(each, OnlineKNN)]
-        if bands is None:
-            bands = band_names(getattr(self.trainer, 'datamodule', None))
         return {
             'objective': type(self.objective).__name__,
             'steps': str(self.trainer.global_step),

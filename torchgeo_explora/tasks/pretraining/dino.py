@@ -65,7 +65,10 @@ class ExploraDinoTask(PretrainingTask):
             {'objective': plain(objective), 'views': plain(views)}
         )
         student = self.new_student(model)
-        mask_token = student.record.take_extras().get('mask_token')
+        extras = student.record.take_extras()
+        # MAE's mask token is of its decoder.
+        decoder = any(name.startswith('decoder_') for name in extras)
+        mask_token = None if decoder else extras.get('mask_token')
         if augmentations is None:
             augmentations = views.build(
                 self.image_size, student.patch_size, self.mean, self.std

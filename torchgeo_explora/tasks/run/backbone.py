@@ -38,7 +38,8 @@ def build_backbone(
         model: A backbone, the name of a timm model, or the class path of a backbone.
         weights: As for `ViT`; a given backbone loads them by its `start_from`. None
             leaves a given backbone as it is.
-        in_channels: Channels of the images, for a model by name (3 if None).
+        in_channels: Channels of the images, for a model by name; if None, those of a
+            weights enum, else 3.
         image_size: Training size in pixels, for a model by name (224 if None).
         drop_path: Drop-path rate of the last block.
         model_args: Further arguments of a model by name or class path.
@@ -51,12 +52,12 @@ def build_backbone(
         model = {'class_path': model, 'init_args': dict(model_args or {})}
         model_args = None
     if isinstance(model, str):
-        options = {} if drop_path is None else {'drop_path_rate': drop_path}
+        given = {'drop_path_rate': drop_path, 'in_channels': in_channels}
+        options: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
         build: type[RotaryViT | ViT] = RotaryViT if is_rotary(model) else ViT
         return build(
             model,
             weights,
-            in_channels=in_channels or 3,
             image_size=image_size or 224,
             **options,
             **(model_args or {}),

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torchgeo.datasets import IntersectionDataset
 
@@ -11,20 +12,31 @@ from torchgeo_explora.augment import (
     SelectBands,
     UnitRange,
     band_indices,
+    rgb_order,
     spell_band,
     value_range,
 )
 from torchgeo_explora.datasets.pixels import sentinel2
+from torchgeo_explora.models import RotaryViT, ViT
 from torchgeo_explora.models.backbones.backbone import Backbone
+from torchgeo_explora.models.formats.enums import Ends
+
+
+# From one unit to another, a span changes more than this many times.
+_OTHER_UNITS = 5
 
 
 class RawImages(nn.Module):
     """Pick a backbone's bands out of raw images and map them to [0, 1].
 
     Args:
-        backbone: Tells its channels, and its bands where they have names.
+        backbone: Tells its channels, and its bands and the range of their values where
+            its weights say them.
         datamodule: Tells bands and range of the values; after its `setup`.
         value_range: (low, high) of the user, scalars or one per channel.
+
+    Attributes:
+        bands: Names of the channels as the backbone gets them; None if not known.
 
     Raises:
         ValueError: If nothing tells the range, or a band is missing.
@@ -38,12 +50,19 @@ class RawImages(nn.Module):
     ) -> None:
         """Find bands and range."""
         super().__init__()
-        bands = backbone.bands
+        wanted = wanted_bands(backbone, datamodule)
         self.select = (
-            nn.Identity() if bands is None else select_bands(datamodule, bands)
+            nn.Identity() if wanted is None else select_bands(datamodule, wanted)
         )
+        self.bands = wanted or backbone.bands or band_names(datamodule)
         self.channels = backbone.in_channels
-        self.unit_range = unit_range(value_range, datamodule, bands)
+        # Colours that change places keep the range that they have in the other order.
+        named = wanted if backbone.bands else None
+        self.unit_range = unit_range(
+            value_range, datamodule, named, backbone.value_range
+        )
+        if wanted and not named and value_range is None:
+            self.unit_range = self.unit_range.of(self.select.indices)
         self._checked = False
 
     @property
@@ -146,6 +165,42 @@ def _names_of(dataset: Any) -> tuple[str, ...]:
     return next(filter(None, parts), _names_of(getattr(dataset, 'dataset', None)))
 
 
+def wanted_bands(backbone: Backbone, datamodule: Any) -> tuple[str, ...] | None:
+    """Return the data module's names of the bands that a backbone takes, in its order.
+
+    A ViT of three channels without names takes red, green and blue, as natural images
+    have them: where exactly these are named in another order, such as blue, green, red,
+    they change places.
+
+    Args:
+        backbone: Tells its bands where they have names.
+        datamodule: Any data module, after its `setup`; None for loaders without one.
+
+    Returns:
+        None if the images are taken as they are.
+    """
+    bands, names = backbone.bands, band_names(datamodule)
+    natural = rgb_order(bands or ())
+    plain = isinstance(backbone, ViT | RotaryViT)
+    if plain and (natural or (bands is None and backbone.in_channels == 3)):
+        found = rgb_order(names or ())
+        if found is None:  # nobody says which is which, or there are more
+            return bands if names and len(names) != 3 else None
+        order = natural or found
+        chosen = tuple(found[order.index(name)] for name in bands or found)
+        return None if chosen == names else chosen
+    if bands is not None and names is None and isinstance(backbone, ViT):
+        if datamodule is not None:
+            warnings.warn(
+                f'{type(datamodule).__name__} does not name the bands of its images:'
+                f' they are taken to be {", ".join(bands)}, in this order, as the'
+                ' weights have them',
+                stacklevel=2,
+            )
+        return None
+    return bands
+
+
 def select_bands(datamodule: Any, wanted: Sequence[str]) -> SelectBands:
     """Return the map from a data module's images to the bands that a backbone takes.
 
@@ -171,6 +226,7 @@ def unit_range(
     given: tuple[Any, Any] | None,
     datamodule: Any,
     wanted: Sequence[str] | None = None,
+    trained: Ends | None = None,
 ) -> UnitRange:
     """Return the map from raw sensor values to [0, 1].
 
@@ -181,12 +237,18 @@ def unit_range(
             If the data module's names are Sentinel-2's beyond doubt and neither user
             nor data module gave a range, it is SatMAE's: mean -+ 2 standard deviations
             of fMoW-Sentinel.
+        trained: The range of the backbone's weights, where they say one. It goes before
+            the data module's, unless that is in other units: known, and with a span
+            that differs more than five times, such as 8 bits instead of reflectance
+            times 10,000. Where both say another range, a warning tells which is used.
 
     Raises:
         ValueError: If nothing tells the range, or a band is missing.
     """
     if given is not None:
         return UnitRange(*given)
+    if trained is not None and not _other_units(datamodule, trained):
+        return UnitRange(*trained)
     if datamodule is None:
         raise ValueError(
             'no data module tells the range of the pixel values: give *value_range* as'
@@ -196,8 +258,7 @@ def unit_range(
         return UnitRange(*value_range(datamodule))
     bands = [spell_band(name) for name in wanted]
     names = band_names(datamodule) or ()
-    stated = getattr(datamodule, 'value_range', None) is not None
-    known = stated and getattr(datamodule, 'range_known', True)
+    known = _range_known(datamodule)
     sentinel = sentinel2.tells_sentinel2(names) and set(bands) <= set(sentinel2.BANDS)
     if sentinel and not known:
         return UnitRange(*sentinel2.reflectance_range(bands))
@@ -209,6 +270,35 @@ def unit_range(
             for end in (low, high)
         )
     )
+
+
+def _range_known(datamodule: Any) -> bool:
+    stated = getattr(datamodule, 'value_range', None) is not None
+    return stated and getattr(datamodule, 'range_known', True)
+
+
+def _other_units(datamodule: Any, trained: Ends) -> bool:
+    """Return whether a data module's own range is in other units than the weights'."""
+    if not _range_known(datamodule):
+        return False
+    own = [torch.as_tensor(end).flatten().float() for end in datamodule.value_range]
+    theirs = [torch.tensor(end) for end in trained]
+    spans = [float((high - low).max()) for low, high in (own, theirs)]
+    other = max(spans) > _OTHER_UNITS * min(spans)
+    if other or any((a != b).any() for a, b in zip(own, theirs, strict=True)):
+        used = 'the data module' if other else 'the weights'
+        warnings.warn(
+            f'the weights were trained on values in {_short(theirs)}, and'
+            f' {type(datamodule).__name__} has values in {_short(own)}: the range of'
+            f' {used} is used; give *value_range* for another one',
+            stacklevel=3,
+        )
+    return other
+
+
+def _short(ends: Sequence[Tensor]) -> list[float]:
+    low, high = ends
+    return [round(float(low.min()), 4), round(float(high.max()), 4)]
 
 
 def no_data(datamodule: Any) -> float | None:
