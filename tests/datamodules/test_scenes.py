@@ -24,11 +24,30 @@ def test_batches(root):
     assert data.val_dataloader() == []
 
 
-def test_prediction_goes_over_the_windows_in_order(root):
+def test_prediction_covers_every_pixel_in_order(root):
+    """The windows of training are drawn; those of prediction lie side by side."""
     data = ScenesDataModule(root, batch_size=4, size=32, length=10)
     data.setup('predict')
     batches = list(data.predict_dataloader())
-    assert torch.cat([batch['index'] for batch in batches]).tolist() == list(range(10))
+    # Four scenes of 160 x 160 pixels.
+    assert torch.cat([batch['index'] for batch in batches]).tolist() == list(range(100))
+    assert [int(batch['part']) for batch in batches] == list(range(25))
+
+
+def test_parts_are_left_out_and_shared(root):
+    data = ScenesDataModule(root, batch_size=8, size=32)
+    data.finished, data.share = lambda: {1, 2}, (1, 2)
+    data.setup('predict')
+    parts = [int(batch['part']) for batch in data.predict_dataloader()]
+    assert parts == [3, 5, 7, 9, 11]
+    data.finished = lambda: set(range(13))
+    # One is left, or the result would not be written.
+    assert [int(batch['part']) for batch in data.predict_dataloader()] == [11]
+
+
+def test_resolution_of_a_prediction_is_that_of_the_scenes(root):
+    with pytest.raises(ValueError, match=r'\*res\* is not for prediction'):
+        ScenesDataModule(root, size=32, res=20).setup('predict')
 
 
 def test_augmentation_of_a_task_survives_another_stage(root):
@@ -65,5 +84,6 @@ def test_workers_read_what_the_main_process_reads(root, workers):
     data = ScenesDataModule(root, 2, workers, size=32, length=16)
     data.setup('predict')
     alone = [data.predict_dataset[i]['image'] for i in range(16)]
+    data.finished = lambda: set(range(8, 50))
     batches = list(data.predict_dataloader())
     assert torch.equal(torch.cat([b['image'] for b in batches]), torch.stack(alone))

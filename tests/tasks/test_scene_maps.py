@@ -128,7 +128,7 @@ def test_map_stops_on_sigterm_and_goes_on(scene, tmp_path, monkeypatch, caplog):
     with pytest.raises(SIGTERMException) as stopped:
         predict(task, scene, target)
     assert stopped.value.code == 143
-    assert '3 blocks of' in caplog.text
+    assert '3 parts of' in caplog.text
     assert not target.exists()
     assert predict(task, scene, target) == whole
     assert len(mapped) == len(set(mapped))

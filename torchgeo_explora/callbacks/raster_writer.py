@@ -1,9 +1,6 @@
 """A raster of classes or embeddings, written block by block."""
 
-import hashlib
-import json
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,85 +8,54 @@ from typing import Any
 import numpy as np
 import rasterio
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from rasterio.transform import Affine
 from rasterio.windows import Window
 from torch import Tensor
 
-from torchgeo_explora.adapt import base_fingerprint, delta_state_dict, fingerprint
+from torchgeo_explora.callbacks.part_writer import PartWriter
 from torchgeo_explora.datasets.pixels.raster_blocks import CACHE
 from torchgeo_explora.datasets.pixels.raster_file import open_raster
-from torchgeo_explora.paths import expanded, require_writable
 from torchgeo_explora.writing import replacing
 
 #: Value of 8-bit classes where there is no data.
 _NO_CLASS = 255
 
 
-class RasterWriter(BasePredictionWriter):
+class RasterWriter(PartWriter):
     """Write a task's map of a `RasterSceneDataModule` as a GeoTIFF.
 
     Coordinate system and transform are those of the scene. Classes have 8 bits, 255
     where there is no data; embeddings are float32 with one band per value, NaN where
     there is no data.
 
-    Every block is first written to its own file, in a folder beside the result; at the
-    end the blocks are joined in a fixed order. So a run that was killed continues where
-    it stopped and gives the same file, and several processes can share the work. Blocks
-    of another model, scene or setting are deleted. `Trainer.predict` returns nothing.
+    A part is a block of the scene; see `PartWriter` for runs that are interrupted or
+    shared. `Trainer.predict` returns nothing.
 
     Args:
         path: The file; `scene.tif` in the trainer's root folder if None.
     """
 
-    def __init__(self, path: str | Path | None = None) -> None:
-        """Write while predicting."""
-        super().__init__(write_interval='batch')
-        self.path = Path(expanded(path)) if path is not None else None
+    file = 'scene.tif'
+    suffix = '.npy'
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let the data module skip finished blocks."""
-        self._target = self.path or Path(trainer.default_root_dir) / 'scene.tif'
-        if trainer.is_global_zero:
-            require_writable(self._target.parent)
-        self._parts = self._target.with_name(f'.{self._target.name}.parts')
-        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        # Called when the loader is made: the model has its checkpoint by then.
-        datamodule.finished = lambda: self._finished(trainer, pl_module)
+        super().setup(trainer, pl_module, stage)
         # Lightning would keep every block until the end, and a scene may not fit.
         trainer.predict_loop.return_predictions = False
 
-    def _finished(self, trainer: Trainer, pl_module: Any) -> set[int]:
-        """Return the numbers of the finished blocks; delete those of another run."""
+    def state(self, trainer: Trainer, pl_module: Any) -> list[Any]:
+        """Return what the blocks depend on beside the model."""
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if trainer.is_global_zero:
-            state = json.dumps(
-                [
-                    fingerprint(delta_state_dict(pl_module)),
-                    base_fingerprint(pl_module.backbone),
-                    *(str(dict(pl_module.hparams)), trainer.precision),
-                    *(pl_module.mean, pl_module.std, pl_module.cell),
-                    *(datamodule.size, datamodule.stride, datamodule.block),
-                    *(str(datamodule.value_range), datamodule.bands),
-                    datamodule.predict_dataset.channels,
-                    datamodule.predict_dataset.nodata,
-                    *_file_state(datamodule.path),
-                ]
-            )
-            identity = hashlib.sha256(state.encode()).hexdigest()
-            note = self._parts / 'identity'
-            if not note.exists() or note.read_text() != identity:
-                shutil.rmtree(self._parts, ignore_errors=True)
-                self._parts.mkdir(parents=True)
-                note.write_text(identity)
-        trainer.strategy.barrier('blocks cleared')
-        done = {int(path.stem) for path in self._parts.glob('*.npy')}
-        # No process writes before all have looked.
-        trainer.strategy.barrier('blocks listed')
-        if done:
-            rank_zero_info(f'{self._target}: {len(done)} blocks are already done')
-        return done
+        return [
+            pl_module.cell,
+            *(datamodule.size, datamodule.stride, datamodule.block),
+            *(str(datamodule.value_range), datamodule.bands),
+            datamodule.predict_dataset.channels,
+            datamodule.predict_dataset.nodata,
+            *_file_state(datamodule.path),
+        ]
 
     def write_on_batch_end(
         self,
@@ -102,43 +68,28 @@ class RasterWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """Write a block to its file."""
-        path = self._parts / f'{int(batch["block"])}.npy'
-        with replacing(path) as part, part.open('wb') as file:
+        with replacing(self.part(int(batch['block']))) as part, part.open('wb') as file:
             np.save(file, prediction.cpu().numpy())
 
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
-        """Say what an interrupted map has."""
-        parts = getattr(self, '_parts', None)
-        if parts is not None and parts.is_dir() and trainer.is_global_zero:
-            rank_zero_info(
-                f'{len(list(parts.glob("*.npy")))} blocks of {self._target} are kept:'
-                ' repeat the command to continue'
-            )
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Join the blocks."""
-        trainer.strategy.barrier('blocks written')
+    def join(self, trainer: Trainer, pl_module: Any, parts: list[Path]) -> None:
+        """Write the map from its blocks."""
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if trainer.is_global_zero:
-            self._join(datamodule, pl_module)
-            shutil.rmtree(self._parts)
-            rank_zero_info(f'scene: {self._target}')
+        self._join(datamodule, pl_module)
+        rank_zero_info(f'scene: {self.target}')
 
     def _join(self, datamodule: Any, pl_module: Any) -> None:
         dataset, cell = datamodule.predict_dataset, pl_module.cell
-        first = np.load(self._parts / '0.npy', mmap_mode='r')
+        first = np.load(self.part(0), mmap_mode='r')
         with open_raster(datamodule.path) as scene:
             crs, transform = scene.crs, scene.transform
         if crs is None:
             rank_zero_warn(
-                f'{datamodule.path} has no coordinate system, so {self._target} will'
+                f'{datamodule.path} has no coordinate system, so {self.target} will'
                 ' have none'
             )
         classes = first.dtype == np.uint8
         with (
-            replacing(self._target) as part,
+            replacing(self.target) as part,
             rasterio.Env(GDAL_CACHEMAX=CACHE),
             rasterio.open(
                 part,
@@ -160,7 +111,7 @@ class RasterWriter(BasePredictionWriter):
         ):
             for number in range(dataset.blocks):
                 top, left = (side // cell for side in dataset.corner(number))
-                values = np.load(self._parts / f'{number}.npy')
+                values = np.load(self.part(number))
                 height, width = values.shape[1:]
                 file.write(values, window=Window(left, top, width, height))
 

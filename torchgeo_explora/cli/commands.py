@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentError, ArgumentParser
 
+from torchgeo_explora.cli.embed import embed
+
 # Heavy libraries are imported by the command that needs them, so that help is quick.
 
 Format = Literal[
@@ -310,5 +312,6 @@ COMMANDS: dict[Callable[..., int | None], tuple[str, ...]] = {
     pull: ('repo', 'output'),
     prepare: ('dataset', 'output'),
     verify: ('folders',),
+    embed: ('source', 'output'),
     completion: (),
 }

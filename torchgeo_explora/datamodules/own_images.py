@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from torchgeo_explora.datamodules.splits import SplitDataModule
+from torchgeo_explora.datamodules.parts import PartsDataModule
 from torchgeo_explora.datasets.folder.image_folder import ImageFolder
 from torchgeo_explora.datasets.folder.layout import has_split_folder
 from torchgeo_explora.datasets.tables.csv_dataset import CSVDataset
 
 
-class _OwnImagesDataModule(SplitDataModule):
+class _OwnImagesDataModule(PartsDataModule):
     """Images whose bands and range only the files know.
 
     Attributes:

@@ -4,16 +4,20 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from torchgeo_explora.datamodules.splits import SplitDataModule, expand_paths
+from torchgeo_explora.datamodules.parts import PartsDataModule
+from torchgeo_explora.datamodules.splits import expand_paths
+from torchgeo_explora.datasets.scenes.tiles import SceneTiles
 from torchgeo_explora.datasets.scenes.windows import SceneWindows
 from torchgeo_explora.paths import expanded
 
 
-class ScenesDataModule(SplitDataModule):
+class ScenesDataModule(PartsDataModule):
     """Unlabelled batches of `SceneWindows`.
 
-    There is nothing to validate or test with. Prediction goes over the same windows in
-    their order. *aug* maps *value_range* to [0, 1].
+    There is nothing to validate or test with. Prediction covers every pixel once, by
+    the windows of `SceneTiles`, whose arguments are those of the same names here; cloud
+    masks and *max_invalid* have no influence. Only series, with *times* above 1, are
+    predicted for the windows drawn. *aug* maps *value_range* to [0, 1].
 
     Args:
         paths: Folders, patterns, rasters, VRTs or `.json` files of STAC items.
@@ -25,6 +29,7 @@ class ScenesDataModule(SplitDataModule):
     """
 
     clip = True
+    predicted = 'predict'
 
     def __init__(
         self,
@@ -48,15 +53,29 @@ class ScenesDataModule(SplitDataModule):
         self.kwargs = dataset
         expand_paths(self.kwargs)
 
-    def open_split(self, split: str, **dataset: Any) -> SceneWindows:
-        """Return the windows, whatever the split.
+    def open_split(self, split: str, **dataset: Any) -> SceneWindows | SceneTiles:
+        """Return windows drawn, or for the split 'predict' those side by side.
 
         Raises:
             NoSamplesError: If no scene has a usable window.
+            ValueError: If *res* is given for prediction.
         """
+        if split == 'predict' and self.kwargs.get('times', 1) == 1:
+            return self._tiles()
         return SceneWindows(self.paths, **dataset)
 
-    def adopt(self, dataset: SceneWindows) -> None:
+    def _tiles(self) -> SceneTiles:
+        if self.kwargs.get('res') is not None:
+            raise ValueError(
+                '*res* is not for prediction, which reads the scenes as they are: give'
+                ' scenes of this resolution, such as VRTs'
+            )
+        names = ('size', 'crs', 'bands', 'assets', 'nodata', 'value_range', 'on_error')
+        return SceneTiles(
+            self.paths, **{n: self.kwargs[n] for n in names if n in self.kwargs}
+        )
+
+    def adopt(self, dataset: SceneWindows | SceneTiles) -> None:
         """Take the bands of the scenes, and their range."""
         self.adopt_range(dataset)
 

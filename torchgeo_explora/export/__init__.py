@@ -1,5 +1,6 @@
-"""Backbones with their delta merged, written for other libraries."""
+"""Backbones with their delta merged, written for other libraries, and embeddings."""
 
+from torchgeo_explora.export.embeddings import embed
 from torchgeo_explora.export.hub import from_hub, push_to_hub
 from torchgeo_explora.export.onnx_file import export_onnx
 from torchgeo_explora.export.peft_folder import export_peft, export_peft_transformers
@@ -13,6 +14,7 @@ from torchgeo_explora.export.timm_file import (
 from torchgeo_explora.export.transformers_folder import export_transformers
 
 __all__ = [
+    'embed',
     'export_dinov2',
     'export_onnx',
     'export_peft',

@@ -267,16 +267,7 @@ def _describe(
     any_type: bool,
 ) -> dict[str, Any]:
     """Return the row of a scene."""
-    names = header.bands
-    if header.dtype != most.dtype and not any_type:
-        raise _Unfit(_OTHER_TYPE)
-    if header.described and set(wanted) <= set(names):
-        chosen = [names.index(name) for name in wanted]
-    elif len(names) == len(most.bands):
-        chosen = [most.bands.index(name) for name in wanted]
-    else:
-        raise _Unfit(_OTHER_BANDS)
-    bands = [header.numbers[i] for i in chosen]
+    bands = _numbers(header, wanted, most, any_type)
     crs = None if cutting.crs is None else CRS.from_user_input(cutting.crs)
     try:
         grid = Scenes([scene], crs, cutting.nodata)
@@ -375,3 +366,65 @@ def _wanted(
                 f' {", ".join(have)}: *bands* takes these names, or numbers from 1'
             )
     return tuple(names)
+
+
+def _numbers(
+    header: _Header, wanted: Sequence[str], most: _Header, any_type: bool
+) -> list[int]:
+    """Return the numbers of the wanted bands in a scene."""
+    names = header.bands
+    if header.dtype != most.dtype and not any_type:
+        raise _Unfit(_OTHER_TYPE)
+    if header.described and set(wanted) <= set(names):
+        chosen = [names.index(name) for name in wanted]
+    elif len(names) == len(most.bands):
+        chosen = [most.bands.index(name) for name in wanted]
+    else:
+        raise _Unfit(_OTHER_BANDS)
+    return [header.numbers[index] for index in chosen]
+
+
+class Selection(NamedTuple):
+    """Scenes that fit each other: the numbers of the bands in each, and their names.
+
+    `problems` are (name, problem) of those that do not fit or cannot be read.
+    """
+
+    scenes: list[Scene]
+    numbers: list[list[int]]
+    bands: tuple[str, ...]
+    dtype: str
+    problems: list[tuple[str, str]]
+
+
+def select_scenes(
+    scenes: Sequence[Scene], bands: Sequence[int | str] | None, any_type: bool
+) -> Selection:
+    """Find the bands of scenes, by their headers only.
+
+    Args:
+        scenes: The scenes.
+        bands: Names or numbers of the bands, all if None.
+        any_type: Whether scenes may differ in their data type.
+
+    Raises:
+        ValueError: If a band is in no scene.
+    """
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        headers = list(pool.map(_read_header, scenes))
+    most = _choose([found for found in headers if isinstance(found, _Header)])
+    named = None if bands is None or most is None else tuple(bands)
+    wanted = _wanted(named, most.bands if most else ())
+    chosen = Selection([], [], wanted, most.dtype if most else '', [])
+    for scene, header in zip(scenes, headers, strict=True):
+        if isinstance(header, str) or most is None:
+            chosen.problems.append((scene.name, str(header)))
+            continue
+        try:
+            numbers = _numbers(header, wanted, most, any_type)
+        except _Unfit as error:
+            chosen.problems.append((scene.name, str(error)))
+            continue
+        chosen.scenes.append(scene)
+        chosen.numbers.append(numbers)
+    return chosen

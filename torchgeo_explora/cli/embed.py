@@ -1,0 +1,94 @@
+"""The commands on images and scenes: embed, search and map."""
+
+from typing import Any, Literal
+
+
+def embed(
+    source: str,
+    output: str,
+    model: str,
+    weights: bool | str = True,
+    delta: str | None = None,
+    image_size: int | None = None,
+    window: int | None = None,
+    pooling: Literal['cls', 'mean', 'both'] = 'cls',
+    dtype: Literal['float32', 'float16', 'int8'] = 'float32',
+    kind: Literal['auto', 'images', 'scenes'] = 'auto',
+    bands: list[int | str] | None = None,
+    assets: list[str] | None = None,
+    in_channels: int | None = None,
+    value_range: tuple[Any, Any] | None = None,
+    nodata: float | None = None,
+    crs: str | None = None,
+    on_error: Literal['raise', 'skip'] = 'raise',
+    batch_size: int = 64,
+    num_workers: int = 0,
+    share: str = '0/1',
+    overwrite: bool = False,
+    devices: int = 1,
+    num_nodes: int = 1,
+    precision: str | None = None,
+) -> None:
+    """Write embeddings of images, or of all windows of scenes as GeoParquet.
+
+    If it is interrupted, the same command continues where it stopped.
+
+    Args:
+        source: A folder of images; or a scene, a folder of scenes, a pattern, a VRT or
+            a .json file of STAC items.
+        output: The file to write.
+        model: Name of a timm model, or the class path of a backbone.
+        weights: A file or the name of published weights; timm's own by default.
+        delta: The file of a delta for these weights.
+        image_size: Side of the images that the model sees; 224 by default.
+        window: Side of the windows of scenes in pixels; image_size by default.
+        pooling: The class token, the mean of the patch tokens, or both.
+        dtype: Type of the values; int8 has a column of scales.
+        kind: Whether a folder holds images or scenes; auto looks at its first raster.
+        bands: Names or numbers of the bands, in the model's order.
+        assets: Keys of the assets of STAC items, in the order of the bands.
+        in_channels: Channels of the model; 3 by default.
+        value_range: Lowest and highest value; that of the stored type by default.
+        nodata: Value of pixels without data, if scenes do not declare it.
+        crs: Coordinate system of the geometries; that of the scenes by default, or
+            longitude and latitude where they have several.
+        on_error: Whether to stop at what cannot be read, or to leave it out.
+        batch_size: Images at once.
+        num_workers: Processes that read images.
+        share: For jobs that Lightning does not start, which part of the work to do,
+            such as 0/4; without it, the parts of all jobs are joined.
+        overwrite: Whether to replace the output.
+        devices: GPUs, or processes on a CPU.
+        num_nodes: Machines, if Lightning runs on several.
+        precision: Lightning's, such as bf16-mixed; float32 by default.
+    """
+    from torchgeo_explora import export
+
+    written = export.embed(
+        source,
+        output,
+        model,
+        weights,
+        delta,
+        image_size,
+        window=window,
+        pooling=pooling,
+        dtype=dtype,
+        kind=kind,
+        bands=bands,
+        assets=assets or (),
+        in_channels=in_channels,
+        value_range=value_range,
+        nodata=nodata,
+        crs=crs,
+        on_error=on_error,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        share=share,
+        overwrite=overwrite,
+        devices=devices,
+        num_nodes=num_nodes,
+        precision=precision,
+    )
+    if share == '0/1':
+        print(f'wrote {written}')
