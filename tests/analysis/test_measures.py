@@ -99,7 +99,7 @@ def test_cka_compares_the_same_inputs():
 
 
 def test_attention_of_known_weights():
-    """Uniform attention has entropy 1; attention to itself has entropy and distance 0."""
+    """Uniform attention has entropy 1; attention to itself has 0, and distance 0."""
     grid = (1, 2, 2)
     uniform = summarize(torch.full((1, 2, 5, 5), 0.2), grid)
     torch.testing.assert_close(uniform.entropy, torch.ones(1))

@@ -146,7 +146,9 @@ def analyze_blocks(
         raise ValueError('an analysis needs at least 2 images')
     # Groups and times of one place have one position.
     where = torch.cat(places) % (grid[1] * grid[2])
-    classes = torch.cat(labels) if labels and sum(map(len, labels)) == len(where) else None
+    classes = (
+        torch.cat(labels) if labels and sum(map(len, labels)) == len(where) else None
+    )
     return [
         _report(number, part, where, grid[1] * grid[2], classes)
         for number, part in enumerate(parts)

@@ -54,10 +54,10 @@ def linear_accuracy(
             optimizer.zero_grad()
             value = F.cross_entropy(F.linear(x, weight, bias), labels)
             value = value + decay * weight.square().sum()
-            value.backward()  # type: ignore[no-untyped-call]
+            value.backward()
             return value
 
-        optimizer.step(loss)  # type: ignore[arg-type, no-untyped-call]
+        optimizer.step(loss)
         with torch.no_grad():
             chosen = F.linear(other, weight, bias).argmax(1)
             return float((chosen == held_labels).float().mean())

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from torchgeo_explora.analysis.attention import truncated
@@ -39,6 +40,7 @@ def curves(models: Mapping[str, Sequence[BlockReport]]) -> Figure:
         axes.set_title(_PANELS[name], fontsize=9)
         axes.set_xlabel('block')
         axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
     figure.axes[0].legend(fontsize=8)
     return figure
@@ -143,9 +145,9 @@ def _rows(
         axes.set_yticks([])
     for column, number in enumerate(chosen, start=1):
         grid[0][column].set_title(f'block {number + 1}', fontsize=8)
-        for offset, (model, blocks) in enumerate(models.items()):
-            for image, picture in enumerate(drawn(blocks[number])):
-                axes = grid[image * len(models) + offset][column]
+        for offset, blocks in enumerate(models.values()):
+            for index, picture in enumerate(drawn(blocks[number])):
+                axes = grid[index * len(models) + offset][column]
                 axes.imshow(picture.numpy(), cmap='magma')
     for row in range(rows):
         image = images[row // len(models)].permute(1, 2, 0).clamp(0, 1)

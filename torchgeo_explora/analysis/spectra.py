@@ -10,9 +10,9 @@ def principal_eigenvalues(tokens: Tensor, count: int = 10) -> Tensor:
 
     Khanna et al., *ExPLoRA*, section on block-wise analysis: large where patches of an
     image differ (local information), small where all of them say the same (global
-    information). The paper leaves the scale open. Here every token is first standardised
-    over its channels, so that blocks, and models of one width, can be compared: the
-    eigenvalues of an image add up to at most D.
+    information). The paper leaves the scale open. Here every token is first
+    standardised over its channels, so that blocks, and models of one width, can be
+    compared: the eigenvalues of an image add up to at most D * N / (N - 1).
 
     Args:
         tokens: (B, N, D), with at least 2 tokens.
