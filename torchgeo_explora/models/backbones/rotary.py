@@ -18,8 +18,8 @@ from torchgeo_explora.models.backbones.backbone import Backbone
 from torchgeo_explora.models.backbones.tokens import Tokens, check_size, pair
 from torchgeo_explora.models.backbones.vit import ViT
 from torchgeo_explora.models.checkpoints import read_state
-from torchgeo_explora.models.formats.model_names import suggestion
 from torchgeo_explora.models.formats.enums import plain_enum
+from torchgeo_explora.models.formats.model_names import suggestion
 
 _SUPPORTED = (
     "RotaryViT takes timm's Eva models with a class token, rotary positions and no"

@@ -18,8 +18,8 @@ from torchgeo_explora.models.backbones.attention import Attention
 from torchgeo_explora.models.backbones.backbone import Backbone
 from torchgeo_explora.models.backbones.tokens import Tokens, check_size, pair
 from torchgeo_explora.models.checkpoints import read_state
+from torchgeo_explora.models.formats.enums import plain_enum, trained_on
 from torchgeo_explora.models.formats.model_names import suggestion
-from torchgeo_explora.models.formats.enums import Ends, plain_enum, trained_on
 from torchgeo_explora.models.formats.names import State
 
 _SUPPORTED = (
@@ -293,9 +293,7 @@ def _build(model: str, options: dict[str, Any], timm_kwargs: dict[str, Any]) -> 
         if name in _SOURCES:
             raise ValueError(f'*{name}* cannot be chosen: give *weights* instead')
     if not timm.is_model(model):
-        raise ValueError(
-            f'*model* {model!r} is not known to timm: {suggestion(model)}'
-        )
+        raise ValueError(f'*model* {model!r} is not known to timm: {suggestion(model)}')
     try:
         # Without pooling the final norm stays where it is for any model.
         vit = timm.create_model(model, num_classes=0, global_pool='', **options)

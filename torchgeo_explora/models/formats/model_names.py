@@ -6,8 +6,13 @@ import re
 import timm
 
 _SIZES = {
-    **{'t': 'tiny', 's': 'small', 'b': 'base', 'l': 'large', 'h': 'huge'},
-    **{'g': 'giant', '7b': '7b'},
+    't': 'tiny',
+    's': 'small',
+    'b': 'base',
+    'l': 'large',
+    'h': 'huge',
+    'g': 'giant',
+    '7b': '7b',
 }
 # A pattern of a name, and timm's name of the same weights: {size} stands for the words
 # of `_SIZES`.

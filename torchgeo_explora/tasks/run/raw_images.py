@@ -21,7 +21,6 @@ from torchgeo_explora.models import RotaryViT, ViT
 from torchgeo_explora.models.backbones.backbone import Backbone
 from torchgeo_explora.models.formats.enums import Ends
 
-
 # From one unit to another, a span changes more than this many times.
 _OTHER_UNITS = 5
 
