@@ -1,3 +1,4 @@
+import os
 import pickle
 import random
 import sys
@@ -438,6 +439,22 @@ def test_images_that_are_black_or_lie_low_in_a_range_are_not_warned_of(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         ImageFolder(tmp_path, value_range=(-30, 0))
+
+
+def test_file_names_that_are_not_text_are_read_or_named(tmp_path):
+    save_png(tmp_path / 'a.png')
+    save_tiff(tmp_path / 'b.tif', values(0, (3, 8, 8)))
+    for name in ('a.png', 'b.tif'):
+        odd = os.fsencode(tmp_path / name).replace(b'/' + name[:1].encode(), b'/\xff')
+        os.rename(tmp_path / name, os.fsdecode(odd))
+    dataset = ImageFolder(tmp_path)
+    assert len(dataset) == 2
+    assert dataset[0]['image'].shape == (3, 8, 8)
+    with pytest.raises(UnreadableImageError, match=r'udcff\.tif') as error:
+        dataset[1]
+    assert str(error.value).encode()
+    with pytest.warns(UserWarning, match='skipped sample 1'):
+        assert ImageFolder(tmp_path, on_error='skip')[1]['index'] == 0
 
 
 def test_types_without_a_usual_range_need_one(tmp_path):

@@ -91,6 +91,8 @@ def naming(path: str) -> Iterator[None]:
         yield
     except _DAMAGE as error:
         reason = ' '.join(str(error).split()) or type(error).__name__
+        # A name that is not UTF-8 cannot be printed as it is.
+        path = path.encode(errors='backslashreplace').decode()
         raise UnreadableImageError(
             f'cannot read image {path}: {reason}. Replace the file, or pass'
             f" on_error='skip' to continue without it"
