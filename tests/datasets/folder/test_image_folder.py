@@ -1,3 +1,4 @@
+import os
 import pickle
 import random
 import sys
@@ -407,6 +408,53 @@ def test_bytes_stored_in_16_bits_are_warned_of(tmp_path):
         ImageFolder(tmp_path, value_range=(0, 255))
         save_tiff(tmp_path / 'a.tif', values(0, (3, 8, 8), 'uint16', 3000))
         ImageFolder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('dtype', 'high', 'given', 'advice'),
+    [
+        ('uint16', 2048, (0, 65535), r'up to 65535.*value_range=\(0, 2047\)'),
+        ('uint16', 256, ([0, 0, 0], [6000, 7000, 8000]), r'value_range=\(0, 255\)'),
+        ('float32', 1, (0, 10000), r'value_range=\(0\.\d+, 0\.9\d+\)'),
+    ],
+)
+def test_given_range_that_is_far_too_wide_is_warned_of_once(
+    tmp_path, dtype, high, given, advice
+):
+    array = np.random.default_rng(0).uniform(0, high, (3, 8, 8)).astype(dtype)
+    for name in 'abcd':
+        save_tiff(tmp_path / f'{name}.tif', array)
+    with pytest.warns(UserWarning, match=advice) as caught:
+        ImageFolder(tmp_path, value_range=given)
+    assert sum('almost black' in str(w.message) for w in caught) == 1
+
+
+def test_images_that_are_black_or_lie_low_in_a_range_are_not_warned_of(tmp_path):
+    save_tiff(tmp_path / 'a.tif', np.zeros((3, 8, 8), 'uint16'))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        ImageFolder(tmp_path)
+    # Decibels.
+    save_tiff(tmp_path / 'a.tif', np.full((3, 8, 8), -10, 'float32'))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        ImageFolder(tmp_path, value_range=(-30, 0))
+
+
+def test_file_names_that_are_not_text_are_read_or_named(tmp_path):
+    save_png(tmp_path / 'a.png')
+    save_tiff(tmp_path / 'b.tif', values(0, (3, 8, 8)))
+    for name in ('a.png', 'b.tif'):
+        odd = os.fsencode(tmp_path / name).replace(b'/' + name[:1].encode(), b'/\xff')
+        os.rename(tmp_path / name, os.fsdecode(odd))
+    dataset = ImageFolder(tmp_path)
+    assert len(dataset) == 2
+    assert dataset[0]['image'].shape == (3, 8, 8)
+    with pytest.raises(UnreadableImageError, match=r'udcff\.tif') as error:
+        dataset[1]
+    assert str(error.value).encode()
+    with pytest.warns(UserWarning, match='skipped sample 1'):
+        assert ImageFolder(tmp_path, on_error='skip')[1]['index'] == 0
 
 
 def test_types_without_a_usual_range_need_one(tmp_path):

@@ -1,14 +1,16 @@
 """Listing a folder ends, and finds each file once, whatever is in it."""
 
+import glob
 import os
 
 import pytest
 import rasterio
 
 from torchgeo_explora.datasets import ImageFolder, UnreadableImageError
-from torchgeo_explora.datasets.folder.walk import walk
+from torchgeo_explora.datasets.folder.walk import find_files, walk
 from torchgeo_explora.datasets.pixels.image_file import ImageFile
 from torchgeo_explora.datasets.pixels.picture import open_picture
+from torchgeo_explora.datasets.pixels.raster_file import open_raster
 from torchgeo_explora.datasets.scenes.listing import list_scenes
 
 
@@ -40,16 +42,51 @@ def test_scenes_are_listed_once(tangled):
     (tangled / 'gone.tif').unlink()
     scenes, _ = list_scenes(tangled)
     assert len(scenes) == 3
-    (tangled / 'b/root').unlink()
-    (tangled / 'linked').unlink()
-    (tangled / 'a/up').unlink()
-    scenes, _ = list_scenes(str(tangled / '**/*.tif'))
-    assert [os.path.basename(scene.path) for scene in scenes] == ['1.tif', '2.tif']
+    (tangled / 'twice').symlink_to(tangled / 'b')
+    (tangled / 'b/4.tif').symlink_to('2.tif')
+    for given in (tangled, str(tangled / '**/*.tif'), str(tangled / '**')):
+        scenes, _ = list_scenes(given)
+        names = sorted(os.path.basename(scene.path) for scene in scenes)
+        assert names == ['1.tif', '2.tif', '3.tif']
+
+
+@pytest.mark.parametrize(
+    ('pattern', 'expected'),
+    [
+        ('*.tif', ['a.tif']),
+        ('**/*.tif', ['a.tif', 's2/b.tif', 's2/x/c.tif', 's2/x/y/c.tif']),
+        ('s2/**/*.tif', ['s2/b.tif', 's2/x/c.tif', 's2/x/y/c.tif']),
+        ('s?/**/c.tif', ['s2/x/c.tif', 's2/x/y/c.tif']),
+        ('s2/**/y/*', ['s2/x/y/c.tif']),
+        ('**/x/**/c.*', ['s2/x/c.tif', 's2/x/y/c.tif']),
+        ('s2/**', ['s2/b.tif', 's2/x/c.tif', 's2/x/d.txt', 's2/x/y/c.tif']),
+        ('**/[a-b].tif', ['a.tif', 's2/b.tif']),
+        ('s9/**/*.tif', []),
+    ],
+)
+@pytest.mark.parametrize('absolute', [False, True])
+def test_patterns_mean_what_they_do_elsewhere(
+    tmp_path, monkeypatch, pattern, expected, absolute
+):
+    for name in ('a.tif', 's2/b.tif', 's2/x/c.tif', 's2/x/d.txt', 's2/x/y/c.tif'):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / 's2/.hidden').touch()
+    monkeypatch.chdir(tmp_path)
+    if absolute:
+        pattern = f'{tmp_path}/{pattern}'
+        expected = [f'{tmp_path}/{name}' for name in expected]
+    assert sorted(find_files(pattern)) == expected
+    known = glob.glob(pattern, recursive=True)
+    assert expected == sorted(name for name in known if os.path.isfile(name))
 
 
 def test_pipe_that_is_named_is_refused(tmp_path):
     path = tmp_path / 'a.png'
     os.mkfifo(path)
+    os.mkfifo(tmp_path / 'a.tif')
+    with pytest.raises(OSError, match='not a plain file'):
+        open_raster(tmp_path / 'a.tif')
     with pytest.raises(UnreadableImageError, match='not a plain file'):
         ImageFile(path)
     with (

@@ -180,6 +180,35 @@ def test_infrared_that_is_labelled_as_alpha_is_a_band(infrared):
     assert sample['valid'].all()
 
 
+@pytest.mark.parametrize('times', [1, 2])
+def test_infrared_that_is_labelled_as_alpha_weighs_no_colours(infrared, times):
+    """A warped scene, and a series, are those of a file without the label."""
+    path, values = infrared
+    images = []
+    for photometric in ('RGB', 'MINISBLACK'):
+        folder = path.parent / photometric
+        folder.mkdir()
+        options = {'alpha': 'YES'} if photometric == 'RGB' else {}
+        for day in range(times):
+            write(
+                folder / f'2020010{day + 1}.tif',
+                values.astype('uint8'),
+                photometric=photometric,
+                **options,
+            )
+        dataset = SceneWindows(
+            folder,
+            size=32,
+            length=3,
+            crs='EPSG:32633',
+            max_invalid=0.5,
+            times=times,
+            bands=[1, 2, 3, 4],
+        )
+        images.append(torch.stack([sample['image'] for sample in dataset]))
+    assert torch.equal(*images)
+
+
 def test_alpha_with_another_name_is_a_band(tmp_path):
     write_marked(tmp_path / 'a.tif', 'alpha')
     with rasterio.open(tmp_path / 'a.tif', 'r+') as file:

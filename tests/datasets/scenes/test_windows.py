@@ -1,5 +1,6 @@
 import os
 import pickle
+import warnings
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -235,6 +236,19 @@ def test_value_range_follows_the_type_or_is_given(make, tmp_path):
     assert dataset.range_known
 
 
+def test_bytes_stored_in_16_bits_are_warned_of(tmp_path):
+    grid = rasterio.transform.from_origin(500_000, 5_000_000, 10, 10)
+    for name, value in (('a', 200), ('b', 255)):
+        place(tmp_path / f'{name}.tif', 'EPSG:32632', grid, value=value)
+    for _ in ('the first start', 'a later start'):
+        with pytest.warns(UserWarning, match=r'value_range=\(0, 255\)') as caught:
+            SceneWindows(tmp_path, size=16, length=10)
+        assert sum('almost black' in str(w.message) for w in caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        SceneWindows(tmp_path, size=16, length=10, value_range=(0, 255))
+
+
 def test_faults_are_counted_and_named(make, root):
     (root / 'x1.tif').write_bytes(b'no raster')
     make.write_scene(root / 'x2.tif', bands=('B04', 'B03'))
@@ -267,7 +281,7 @@ def test_most_scenes_decide_what_the_others_must_have(make, root):
     assert dataset.bands == make.BANDS
 
 
-def place(path, crs, transform, bands=3, **profile):
+def place(path, crs, transform, bands=3, value=1000, **profile):
     with rasterio.open(
         path,
         'w',
@@ -279,7 +293,7 @@ def place(path, crs, transform, bands=3, **profile):
         transform=transform,
         **profile,
     ) as file:
-        file.write(np.ones((bands, 64, 64), 'uint16'))
+        file.write(np.full((bands, 64, 64), value, 'uint16'))
 
 
 ENGINEERING = (

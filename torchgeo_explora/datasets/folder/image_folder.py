@@ -48,7 +48,8 @@ class ImageFolder(TableDataset):
         split: 'train', 'val', 'test' or 'predict'.
         size: Side in pixels of the square images returned: the shorter side is resized
             to it (bilinear, antialiased) and the centre is cropped. Needed if the
-            images differ in size; None returns them as they are.
+            images differ in size; None returns them as they are. TIFFs of more than
+            four million pixels are read at a fraction of their size if that is enough.
         bands: Bands to return and their order: numbers from 1, or names as in the
             band descriptions ('red', 'green', 'blue' in JPEG and PNG). All by default;
             the attribute *bands* has their names.
@@ -65,6 +66,11 @@ class ImageFolder(TableDataset):
         transforms: Applied to each sample.
         band_names: Names of the bands in every file, in their order, for files that do
             not name them: GeoTIFFs without band descriptions.
+        upright: Whether to turn JPEG, PNG and WebP as their EXIF orientation says, as
+            viewers do.
+        max_pixels: Pixels of the largest image that is read. By default 179 million for
+            JPEG, PNG and WebP, as a small file may claim any size, and 2**31 values
+            for TIFF.
 
     Attributes:
         paths: Paths of the split's images, sorted.
@@ -97,6 +103,8 @@ class ImageFolder(TableDataset):
         on_error: OnError = 'raise',
         transforms: Transform | None = None,
         band_names: Sequence[str] | None = None,
+        upright: bool = True,
+        max_pixels: int | None = None,
     ) -> None:
         """List the files and read the header of the first one."""
         check_choice('split', split, SPLITS)
@@ -113,11 +121,14 @@ class ImageFolder(TableDataset):
         self.labels = layout.labels(split)
         what = f'split {split!r} in {self.root}'
         super().__init__(len(self.paths), what, on_error, transforms)
-        self.reader = ImageReader(size, bands, value_range, band_names)
+        self.reader = ImageReader(
+            size, bands, value_range, band_names, upright, max_pixels
+        )
         self.settle(self.reader, self.paths.__getitem__)
         self.bands, self.value_range = self.reader.bands, self.reader.value_range
         self.range_known, self.no_data = self.reader.range_known, self.reader.no_data
-        if not self.range_known:
+        # Bytes and fractions use what they use.
+        if value_range is not None or not self.range_known:
             self.warn_of_dark_images(self.value_range)
 
     def read(self, index: int) -> dict[str, Any]:

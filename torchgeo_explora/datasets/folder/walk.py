@@ -1,8 +1,10 @@
-"""The files below a folder."""
+"""The files below a folder, all of them or by a pattern."""
 
+import glob
 import os
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
 
 
 def walk(root: str) -> Iterator[str]:
@@ -35,3 +37,41 @@ def walk(root: str) -> Iterator[str]:
 def _is_loop(root: str, above: tuple[str, ...], link: str) -> bool:
     target = os.path.realpath(link)
     return any(os.path.realpath(os.path.join(root, name)) == target for name in above)
+
+
+def find_files(pattern: str) -> Iterator[str]:
+    """Yield the plain files that a pattern such as `s2/**/*.tif` matches.
+
+    `**` is any number of folders, as `walk` finds them: links are not followed in
+    circles, as they are by Python's own `glob`.
+
+    Args:
+        pattern: A path in which `*`, `?` and `[...]` stand for parts of names.
+    """
+    parts = pattern.split('/')
+    if '**' not in parts:
+        yield from (path for path in glob.glob(pattern) if os.path.isfile(path))
+        return
+    first = parts.index('**')
+    above, below = '/'.join(parts[:first]), parts[first:]
+    folders = glob.glob(above or '/') if first else ['.']
+    for folder in filter(os.path.isdir, folders):
+        for name in walk(folder):
+            path = os.path.join(folder, name) if first else name
+            if _matches(name.split('/'), below) and os.path.isfile(path):
+                yield path
+
+
+def _matches(names: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Return whether the parts of a path match those of a pattern."""
+    if not pattern:
+        return not names
+    if pattern[0] == '**':
+        # At the end of a pattern it is any file.
+        rest = pattern[1:] or ['*']
+        return any(_matches(names[i:], rest) for i in range(len(names)))
+    return (
+        bool(names)
+        and fnmatchcase(names[0], pattern[0])
+        and _matches(names[1:], pattern[1:])
+    )

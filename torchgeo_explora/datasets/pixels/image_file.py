@@ -1,5 +1,6 @@
 """One image on disk, whatever its format: bands by name, pixels as stored."""
 
+import math
 import os
 import struct
 import warnings
@@ -13,7 +14,7 @@ import rasterio
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from rasterio.enums import ColorInterp
+from rasterio.enums import ColorInterp, Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader
 from torch import Tensor
@@ -36,8 +37,23 @@ _MODES = {'1': _GRAY, 'L': _GRAY, 'LA': _GRAY, 'I': _DEEP, 'I;16': _DEEP}
 
 _TRUE_COLOUR = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
 
-# Values of the largest image that is read as a whole: 8 GB in memory.
+# How to turn a picture of each EXIF orientation upright.
+_ORIENTATION = 274
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_LYING = (5, 6, 7, 8)
+
+# Values of the largest raster that is read as a whole: 8 GB in memory.
 _MOST_VALUES = 2**31
+# Pixels of a raster from which on it is read at a fraction of its size.
+_LARGE = 2**22
 
 # What Pillow and GDAL raise on damaged bytes.
 _DAMAGE = (
@@ -75,10 +91,43 @@ def naming(path: str) -> Iterator[None]:
         yield
     except _DAMAGE as error:
         reason = ' '.join(str(error).split()) or type(error).__name__
+        # A name that is not UTF-8 cannot be printed as it is.
+        path = path.encode(errors='backslashreplace').decode()
         raise UnreadableImageError(
             f'cannot read image {path}: {reason}. Replace the file, or pass'
             f" on_error='skip' to continue without it"
         ) from error
+
+
+def open_limited(path: str, max_pixels: int | None = None) -> Image.Image:
+    """Open a picture that is not too large.
+
+    Args:
+        path: The file.
+        max_pixels: Its most pixels; Pillow's limit, 179 million, if None. A higher one
+            holds for the whole process.
+
+    Raises:
+        ValueError: If it has more pixels.
+    """
+    limit = Image.MAX_IMAGE_PIXELS
+    if max_pixels is not None and limit is not None:
+        Image.MAX_IMAGE_PIXELS = max(limit, max_pixels)
+    try:
+        image = Image.open(path, formats=PICTURES)
+    except Image.DecompressionBombError as error:
+        raise ValueError(
+            f'it is very large ({error}): pass *max_pixels* to read it nevertheless, or'
+            f' make it a GeoTIFF and use it as a scene, with `SceneWindows`'
+        ) from error
+    if max_pixels is not None and image.width * image.height > max_pixels:
+        image.close()
+        raise ValueError(
+            f'it has {image.height} x {image.width} pixels, *max_pixels* is'
+            f' {max_pixels}: raise it, or make it a GeoTIFF and use it as a scene, with'
+            f' `SceneWindows`'
+        )
+    return image
 
 
 class ImageFile:
@@ -95,13 +144,16 @@ class ImageFile:
     Args:
         path: File to open, with one of `SUFFIXES`.
         names: Names of the bands, instead of what the file says.
+        upright: Whether to turn JPEG, PNG and WebP as their EXIF orientation says.
+        max_pixels: Pixels of the largest image that is read; if None, 179 million for
+            pictures, and as many as make 2**31 values for rasters.
 
     Attributes:
         bands: A name for each band: the one given, else its description in the file,
             else its colour, else its number from 1.
         described: Whether the names are the file's own descriptions.
         dtype: NumPy's name of the stored type, such as 'uint8'.
-        size: (H, W) in pixels.
+        size: (H, W) in pixels, upright.
         pages: Number of pages of a TIFF, 1 for other files.
         no_data: What `read` returns for pixels without data, None if the file does not
             declare any.
@@ -116,12 +168,18 @@ class ImageFile:
     no_data: float | None = None
     pages = 1
     _mode = ''
+    _turn: Image.Transpose | None = None
 
     def __init__(
-        self, path: str | os.PathLike[str], names: Sequence[str] | None = None
+        self,
+        path: str | os.PathLike[str],
+        names: Sequence[str] | None = None,
+        upright: bool = True,
+        max_pixels: int | None = None,
     ) -> None:
         """Open the file and read its header."""
         self.path = os.fspath(path)
+        self._max_pixels = max_pixels
         self._stack = ExitStack()
         self._image: Any = None
         try:
@@ -133,7 +191,7 @@ class ImageFile:
                 ):
                     self._open_raster()
                 else:
-                    self._open_picture()
+                    self._open_picture(upright)
             if names is not None:
                 self._rename(names)
         except (UnreadableImageError, ValueError):
@@ -177,11 +235,15 @@ class ImageFile:
         self.size: tuple[int, int] = (image.height, image.width)
         self._image = image
 
-    def _open_picture(self) -> None:
-        image = self._stack.enter_context(Image.open(self.path, formats=PICTURES))
+    def _open_picture(self, upright: bool) -> None:
+        image = self._stack.enter_context(open_limited(self.path, self._max_pixels))
         self._mode, self.dtype, self.bands = _MODES.get(image.mode, _RGB)
         self.described = False
         self.size = (image.height, image.width)
+        orientation = _orientation(image) if upright else 1
+        self._turn = _TURNS.get(orientation)
+        if orientation in _LYING:
+            self.size = (image.width, image.height)
         self._masked = image.has_transparency_data
         if self._masked:
             self.no_data = 0.0
@@ -219,11 +281,17 @@ class ImageFile:
                 )
         return indices
 
-    def read(self, indices: Sequence[int] | None = None) -> Tensor:
+    def read(
+        self, indices: Sequence[int] | None = None, side: int | None = None
+    ) -> Tensor:
         """Read the pixels.
 
         Args:
             indices: Bands to read, from 0, in the order wanted; all by default.
+            side: Shorter side that the image will be resized to. A raster of more than
+                four million pixels whose sides are four times as long or more is read
+                at a fraction of its size (the mean of squares of its pixels, or its
+                overviews), with sides at least twice as long.
 
         Returns:
             Stored values, (C, H, W). Pixels without data (NaN, the nodata value of the
@@ -235,37 +303,74 @@ class ImageFile:
         indices = list(range(len(self.bands)) if indices is None else indices)
         # All in NumPy: threads of PyTorch gain nothing here and fight in workers.
         with naming(self.path):
-            height, width = self.size
-            if len(indices) * height * width > _MOST_VALUES:
-                raise ValueError(
-                    f'it has {len(indices)} bands of {height} x {width} pixels, too'
-                    f' many to read at once: use it as a scene, with `SceneWindows`'
-                )
             if isinstance(self._image, Image.Image):
-                picture = self._image
-                if self._mode and picture.mode != self._mode:
-                    picture = picture.convert(self._mode)
-                # (H, W) or (H, W, C) -> (C, H, W)
-                values = np.atleast_3d(np.asarray(picture)).transpose(2, 0, 1)[indices]
-                if self._masked:
-                    alpha = np.asarray(self._image.convert('RGBA').getchannel('A'))
-                    values = np.where(alpha == 0, 0, values)
+                values = self._read_picture(self._image)[indices]
             else:
-                raw = self._image.read([self._raster_indices[i] for i in indices])
-                values = raw
-                if self._table is not None:
-                    rows = [i % len(self._table) for i in indices]
-                    values = np.stack(
-                        [self._table[r][v] for r, v in zip(rows, raw, strict=True)]
-                    )
-                if self._image.nodata is not None:
-                    values[raw == self._image.nodata] = 0
-                if self._masked:
-                    values[:, self._image.dataset_mask() == 0] = 0
+                values = self._read_raster(self._image, indices, side)
         image = np.ascontiguousarray(values, dtype=np.float32)
         if values.dtype.kind == 'f':
             image = np.nan_to_num(image, nan=0.0, posinf=0.0, neginf=0.0)
         return torch.from_numpy(image)
+
+    def _read_picture(self, image: Image.Image) -> NDArray[Any]:
+        """Return all bands of a picture, (C, H, W)."""
+        picture = image if self._turn is None else image.transpose(self._turn)
+        alpha = None
+        if self._masked:
+            alpha = np.asarray(picture.convert('RGBA').getchannel('A'))
+        if self._mode and picture.mode != self._mode:
+            picture = picture.convert(self._mode)
+        # (H, W) or (H, W, C) -> (C, H, W)
+        values = np.atleast_3d(np.asarray(picture)).transpose(2, 0, 1)
+        return values if alpha is None else np.where(alpha == 0, 0, values)
+
+    def _read_raster(
+        self, file: DatasetReader, indices: list[int], side: int | None
+    ) -> NDArray[Any]:
+        """Return bands of a raster, (C, H, W).
+
+        Raises:
+            ValueError: If it is too large.
+        """
+        shape = self._shape_to_read(side)
+        # Without overviews, all pixels are read on the way to a smaller image.
+        height, width = shape if file.overviews(1) else self.size
+        most = _MOST_VALUES
+        if self._max_pixels is not None:
+            most = self._max_pixels * len(indices)
+        if len(indices) * height * width > most:
+            raise ValueError(
+                f'it has {len(indices)} bands of {height} x {width} pixels, too many to'
+                f' read at once: use it as a scene, with `SceneWindows`, or pass a'
+                f' larger *max_pixels*'
+            )
+        options: dict[str, Any] = {}
+        if shape != self.size:
+            options = {'out_shape': shape, 'resampling': Resampling.average}
+        raw = file.read([self._raster_indices[i] for i in indices], **options)
+        values = raw
+        if self._table is not None:
+            rows = [i % len(self._table) for i in indices]
+            values = np.stack(
+                [self._table[r][v] for r, v in zip(rows, raw, strict=True)]
+            )
+        if file.nodata is not None:
+            values[raw == file.nodata] = 0
+        if self._masked:
+            options.pop('resampling', None)
+            values[:, file.dataset_mask(**options) == 0] = 0
+        return values
+
+    def _shape_to_read(self, side: int | None) -> tuple[int, int]:
+        """Return the height and width at which a raster is read."""
+        height, width = self.size
+        # The mean of numbers of colours is another colour.
+        if side is None or height * width < _LARGE or self._table is not None:
+            return self.size
+        factor = min(height, width) // (2 * side)
+        if factor < 2:
+            return self.size
+        return math.ceil(height / factor), math.ceil(width / factor)
 
     def __enter__(self) -> Self:
         """Return the open image."""
@@ -275,6 +380,18 @@ class ImageFile:
         """Close the file; what its header told stays known."""
         self._stack.close()
         self._image = None
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation of a picture, 1 if it has none that is readable."""
+    # To look for one at the end of a PNG would decode all of it.
+    if 'exif' not in image.info:
+        return 1
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except _DAMAGE:
+        return 1
+    return value if value in _TURNS else 1
 
 
 def _value_table(image: DatasetReader) -> NDArray[np.uint8] | None:

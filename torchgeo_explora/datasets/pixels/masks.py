@@ -4,9 +4,12 @@ from typing import NamedTuple
 
 import numpy as np
 from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.io import DatasetReader
+from rasterio.io import DatasetReader, MemoryFile
+from rasterio.shutil import copy
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
+
+from torchgeo_explora.datasets.pixels.raster_file import open_raster
 
 # Side in pixels of the part that tells what a band is: a block or two of the file.
 _SIDE = 64
@@ -52,6 +55,23 @@ def find_layout(file: DatasetReader | WarpedVRT) -> Layout:
     if MaskFlags.alpha in flags:
         marked = bool(alpha)
     return Layout([number for number in file.indexes if number not in alpha], marked)
+
+
+def with_true_alpha(file: DatasetReader) -> DatasetReader:
+    """Return a raster whose bands are labelled as alpha only if they are a mask.
+
+    GDAL weighs colours by alpha when it warps, and hides what alpha does.
+
+    Args:
+        file: An open raster, which is closed if another one is returned.
+    """
+    if ColorInterp.alpha not in file.colorinterp or find_layout(file).marked:
+        return file
+    with file, MemoryFile(ext='.vrt') as memory:
+        copy(file, memory.name, driver='VRT')
+        xml = memory.read().decode()
+    labels = '<ColorInterp>Alpha</ColorInterp>', '<ColorInterp>Undefined</ColorInterp>'
+    return open_raster(xml.replace(*labels))
 
 
 def _has_two_values(file: DatasetReader | WarpedVRT, band: int) -> bool:

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from torchgeo_explora.datasets.pixels.image_file import PICTURES, naming
+from torchgeo_explora.datasets.pixels.image_file import naming, open_limited
 from torchgeo_explora.datasets.pixels.raster_file import refuse_pipe
 
 #: (left, top, right, bottom) in pixels, right and bottom not included.
@@ -19,15 +19,19 @@ type Region = tuple[float, float, float, float]
 
 
 @contextmanager
-def open_picture(path: str) -> Iterator[Image.Image]:
+def open_picture(path: str, max_pixels: int | None = None) -> Iterator[Image.Image]:
     """Open a picture; its pixels are decoded when they are needed.
+
+    Args:
+        path: The file.
+        max_pixels: Its most pixels; Pillow's limit, 179 million, if None.
 
     Raises:
         UnreadableImageError: If the file is missing, truncated, or not a picture.
     """
     with naming(path):
         refuse_pipe(path)
-        with Image.open(path, formats=PICTURES) as image:
+        with open_limited(path, max_pixels) as image:
             yield image
 
 

@@ -40,6 +40,8 @@ class ImageReader:
         bands: Bands to return and their order, numbers from 1 or names; all if None.
         value_range: (low, high) of the sensor values; by the stored type if None.
         names: Names of the bands in every file, where the files do not say.
+        upright: Whether to turn pictures as their EXIF orientation says.
+        max_pixels: Pixels of the largest image that is read; see `ImageFile`.
 
     Attributes:
         bands: Names of the bands returned.
@@ -61,9 +63,12 @@ class ImageReader:
         bands: Sequence[int | str] | None = None,
         value_range: Sequence[Any] | None = None,
         names: Sequence[str] | None = None,
+        upright: bool = True,
+        max_pixels: int | None = None,
     ) -> None:
         """Keep the arguments."""
         self.size = size
+        self._upright, self._max_pixels = upright, max_pixels
         self._wanted = None if bands is None else tuple(bands)
         self._given = value_range
         self._names = names
@@ -75,8 +80,11 @@ class ImageReader:
             UnreadableImageError: If it cannot be read.
             ValueError: If *names* are not as many as its bands.
         """
-        with ImageFile(path, self._names) as file:
+        with self._open(path) as file:
             return file
+
+    def _open(self, path: str) -> ImageFile:
+        return ImageFile(path, self._names, self._upright, self._max_pixels)
 
     def choose(self, headers: Sequence[ImageFile]) -> None:
         """Take bands, type and size from the first of the files that most are like.
@@ -141,8 +149,8 @@ class ImageReader:
                 *size*, another size than most.
         """
         try:
-            with ImageFile(path, self._names) as file:
-                image = file.read(self.check(file))
+            with self._open(path) as file:
+                image = file.read(self.check(file), self.size)
                 height, width = file.size
                 no_data = file.no_data
         except UnreadableImageError:
@@ -197,6 +205,7 @@ class StretchedReader:
 
     Args:
         size: Side in pixels of the images; None keeps the files' pixels.
+        max_pixels: Pixels of the largest picture that is read; 179 million if None.
     """
 
     bands = _COLOUR
@@ -204,9 +213,9 @@ class StretchedReader:
     range_known = True
     no_data = None
 
-    def __init__(self, size: int | None) -> None:
-        """Keep the argument."""
-        self.size = size
+    def __init__(self, size: int | None, max_pixels: int | None = None) -> None:
+        """Keep the arguments."""
+        self.size, self._max_pixels = size, max_pixels
 
     def header(self, path: str) -> None:
         """Do nothing: every picture has these bands."""
@@ -223,7 +232,7 @@ class StretchedReader:
         Raises:
             UnreadableImageError: If the file cannot be read.
         """
-        with open_picture(path) as picture:
+        with open_picture(path, self._max_pixels) as picture:
             region = (0, 0, *picture.size)
             size = None if self.size is None else (self.size, self.size)
             return cut(picture, region, size), region

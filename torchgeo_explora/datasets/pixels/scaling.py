@@ -57,6 +57,34 @@ def to_unit(image: Tensor, value_range: ValueRange) -> Tensor:
     return ((image - low) / (high - low)).clamp(0, 1)
 
 
+# Share of a range below which images are almost black.
+_DARK = 0.05
+
+
+def unused_range(lowest: Tensor, highest: Tensor, value_range: ValueRange) -> str:
+    """Say that values use next to nothing of a range, '' if they use enough of it.
+
+    Such are values of 8 bits that are stored in 16.
+
+    Args:
+        lowest: Lowest value of each band of some images, (C,).
+        highest: Highest value of each band, (C,).
+        value_range: The (low, high) that they would be mapped from.
+    """
+    low, high = (torch.as_tensor(end, dtype=torch.float64) for end in value_range)
+    share = float(((highest - low) / (high - low)).max())
+    if share >= _DARK or not bool(highest.any()):
+        return ''
+    first, last = float(lowest.min()), float(highest.max())
+    if first >= 0 and last > 1 and last.is_integer():
+        first, last = 0, 2 ** max(8, int(last).bit_length()) - 1
+    return (
+        f'use less than {_DARK:.0%} of the range up to {float(high.max()):g}: their'
+        f' highest value is {float(highest.max()):g}. Pass'
+        f' value_range=({first:g}, {last:g}), for instance, or they are almost black'
+    )
+
+
 def measure_range(
     dataset: Dataset[dict[str, Any]], images: int = 256, deviations: float = 2.0
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -16,6 +16,7 @@ from rasterio.enums import ColorInterp
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 from rasterio.vrt import WarpedVRT
+from rasterio.windows import Window
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from torchgeo_explora.datasets.pixels.image_file import UnreadableImageError, naming
@@ -148,7 +149,8 @@ def open_scene_index(
 
     Returns:
         A table with `_SCHEMA` and owners, one row per scene, with the notes `bands`
-        (names) and `dtype` and those of `with_notes`. `usable` are packed bits for the
+        (names), `dtype`, `extremes` (lowest and highest values of each band in a few
+        windows, or None) and those of `with_notes`. `usable` are packed bits for the
         `shape` positions that a window can have, `step` pixels apart. `origin` is the
         upper left corner on the scene's grid and `pixel` the size of a window's pixel,
         both in units of `crs`; the pixel is `scale` times that of the scene, whose
@@ -214,7 +216,11 @@ def _build(
     if units and not rows:
         raise ValueError(units[0])
     table = add_owners(pa.Table.from_pylist(rows, _SCHEMA), cutting.size, cutting.step)
-    known = {'bands': list(wanted), 'dtype': most.dtype if most else None}
+    known = {
+        'bands': list(wanted),
+        'dtype': most.dtype if most else None,
+        'extremes': _extremes(rows, cutting),
+    }
     return with_notes(table, problems, listed, path, **known)
 
 
@@ -309,6 +315,33 @@ def _describe(
         'windows': int(usable.sum()),
         'usable': np.packbits(usable).tobytes(),
     }
+
+
+def _extremes(
+    rows: Sequence[dict[str, Any]], cutting: Cutting
+) -> list[list[float]] | None:
+    """Return the lowest and the highest values of each band in a few windows."""
+    found = []
+    for number in sorted({0, len(rows) // 2} & set(range(len(rows)))):
+        row = rows[number]
+        bits = np.unpackbits(np.frombuffer(row['usable'], np.uint8))
+        places = np.flatnonzero(bits)
+        top, left = divmod(int(places[len(places) // 2]), row['shape'][1])
+        step, side = cutting.step * row['scale'], cutting.size * row['scale']
+        window = Window(left * step, top * step, side, side)
+        crs = None if cutting.crs is None else CRS.from_user_input(cutting.crs)
+        scene = Scene(row['name'], row['path'], row['time'])
+        try:
+            values = Scenes([scene], crs, cutting.nodata).read_window(
+                row['path'], row['bands'], window, cutting.size, row['marked']
+            )
+        except UnreadableImageError:
+            continue
+        found.append([values.min((1, 2)), values.max((1, 2))])
+    if not found:
+        return None
+    lowest, highest = np.stack(found, 1).astype(float)
+    return [lowest.min(0).tolist(), highest.max(0).tolist()]
 
 
 def _memory() -> int:

@@ -1,6 +1,5 @@
 """Which scenes there are: folders, patterns, files, and STAC items."""
 
-import glob
 import json
 import os
 import re
@@ -9,7 +8,7 @@ from typing import Any, NamedTuple
 
 from rasterio.errors import RasterioError
 
-from torchgeo_explora.datasets.folder.walk import walk
+from torchgeo_explora.datasets.folder.walk import find_files, walk
 from torchgeo_explora.datasets.pixels.raster_file import OWN_PIXELS, raster_suffix
 from torchgeo_explora.datasets.scenes.band_stack import stack_bands
 
@@ -119,13 +118,11 @@ def _files(path: str) -> list[str]:
         return [path]
     if os.path.isdir(path):
         names = [name for name in walk(path) if name.lower().endswith(_SUFFIXES)]
-        files = [os.path.join(path, name) for name in names]
+        found = [os.path.join(path, name) for name in names]
     else:
-        files = [f for f in glob.glob(path, recursive=True) if os.path.isfile(f)]
-        # Links may lead to the same file, or to the folder they are in.
-        files = list(
-            {os.path.realpath(f): f for f in sorted(files, reverse=True)}.values()
-        )
+        found = list(find_files(path))
+    # Links may lead to the same file.
+    files = list({os.path.realpath(f): f for f in sorted(found, reverse=True)}.values())
     if not files:
         raise FileNotFoundError(
             f'no scene found in {path}: *paths* takes folders with'

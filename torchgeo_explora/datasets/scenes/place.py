@@ -8,7 +8,6 @@ import numpy as np
 from affine import Affine
 from numpy.typing import NDArray
 from pyproj import CRS, Transformer
-from pyproj.aoi import AreaOfUse
 from rasterio.crs import CRS as RasterCRS
 from rasterio.io import DatasetReader
 from rasterio.transform import from_gcps
@@ -31,6 +30,10 @@ _MARGIN = 15.0
 _PARTS = 5
 # Mistaking metres for degrees, or the reverse, is a factor of 100,000.
 _FACTOR = 10_000
+
+
+# West, south, east and north in degrees.
+type _Area = tuple[float, float, float, float]
 
 
 class Place(NamedTuple):
@@ -60,7 +63,7 @@ def examine_place(file: DatasetReader) -> str | float:
     if place is None:
         return NO_PLACE if file.rpcs is None else ONLY_RPCS
     if not abs(place.transform.determinant) > 0:
-        return NO_PLACE if np.isfinite(place.transform).all() else OUTSIDE
+        return NO_PLACE if np.isfinite(tuple(place.transform)).all() else OUTSIDE
     degrees, geographic, area = _system(place.crs.to_wkt())
     if degrees is None:
         return NOT_EARTH
@@ -89,29 +92,32 @@ def examine_place(file: DatasetReader) -> str | float:
 
 
 @lru_cache
-def _system(wkt: str) -> tuple[Transformer | None, bool, AreaOfUse | None]:
+def _system(wkt: str) -> tuple[Transformer | None, bool, _Area | None]:
     """Return the way to degrees, None if it is not on the Earth, and its area."""
     crs = CRS.from_wkt(wkt)
-    known = (crs.is_geographic or crs.is_projected) and crs.ellipsoid
-    if not known or not _RADII[0] < crs.ellipsoid.semi_major_metre < _RADII[1]:
+    ellipsoid = crs.ellipsoid
+    if not (crs.is_geographic or crs.is_projected) or ellipsoid is None:
+        return None, False, None
+    if not _RADII[0] < ellipsoid.semi_major_metre < _RADII[1]:
         return None, False, None
     degrees = Transformer.from_crs(crs, 4326, always_xy=True)
     # The text that a file holds has no area, but the number that it mentions has.
     number = None if crs.is_geographic else crs.to_authority()
     area = None if number is None else CRS.from_authority(*number).area_of_use
-    return degrees, crs.is_geographic, area
+    return degrees, crs.is_geographic, None if area is None else area.bounds
 
 
 def _within(
-    area: AreaOfUse, longitudes: NDArray[np.float64], latitudes: NDArray[np.float64]
+    area: _Area, longitudes: NDArray[np.float64], latitudes: NDArray[np.float64]
 ) -> NDArray[np.bool_]:
+    west, south, east, north = area
     # An area across the date line ends to the west of where it starts.
-    width = ((area.east - area.west) % 360 or 360) + 2 * _MARGIN
+    width = ((east - west) % 360 or 360) + 2 * _MARGIN
     with np.errstate(invalid='ignore'):
-        east = (longitudes - area.west + _MARGIN) % 360
-        high = np.abs(latitudes - (area.south + area.north) / 2)
-    tallest = (area.north - area.south) / 2 + _MARGIN
-    return ((east <= width) | (width >= 360)) & (high <= tallest)
+        right = (longitudes - west + _MARGIN) % 360
+        high = np.abs(latitudes - (south + north) / 2)
+    tallest = (north - south) / 2 + _MARGIN
+    return ((right <= width) | (width >= 360)) & (high <= tallest)
 
 
 def on_sphere(

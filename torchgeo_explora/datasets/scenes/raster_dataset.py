@@ -19,6 +19,7 @@ from rasterio.windows import Window
 from torchgeo.datasets import RasterDataset
 
 from torchgeo_explora.datasets.pixels.image_file import naming
+from torchgeo_explora.datasets.pixels.masks import with_true_alpha
 from torchgeo_explora.datasets.pixels.raster_file import open_raster
 from torchgeo_explora.datasets.scenes.listing import Scene
 from torchgeo_explora.datasets.scenes.place import georeference
@@ -97,7 +98,7 @@ class Scenes(RasterDataset):
         """Open a scene on a north-up grid in the common coordinate system."""
         if filepath in self._headers:
             return self._headers[filepath]
-        source = open_raster(filepath)
+        source = with_true_alpha(open_raster(filepath))
         known = georeference(source)
         if known is None:
             source.close()
@@ -212,7 +213,7 @@ class Scenes(RasterDataset):
         grid = Affine(pixel[0], 0, corner[0], 0, -pixel[1], corner[1])
         with (
             naming(_shorten(path)),
-            open_raster(path) as source,
+            with_true_alpha(open_raster(path)) as source,
             WarpedVRT(
                 source,
                 crs=RasterCRS.from_user_input(self.crs),

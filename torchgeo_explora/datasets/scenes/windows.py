@@ -14,7 +14,12 @@ from rasterio.windows import Window
 from torch import Tensor
 
 from torchgeo_explora.datasets.pixels.figure import true_colour
-from torchgeo_explora.datasets.pixels.scaling import RANGES, check_range, to_unit
+from torchgeo_explora.datasets.pixels.scaling import (
+    RANGES,
+    check_range,
+    to_unit,
+    unused_range,
+)
 from torchgeo_explora.datasets.scenes.draw import draw_windows, fair_length
 from torchgeo_explora.datasets.scenes.ground import Ground
 from torchgeo_explora.datasets.scenes.index import (
@@ -144,6 +149,11 @@ class SceneWindows(TableDataset):
         self.bands: tuple[str, ...] = tuple(self.index.note('bands'))
         self.range_known = value_range is not None
         self.value_range = self._range(value_range)
+        extremes = self.index.note('extremes')
+        if extremes and not (value_range is None and self.range_known):
+            lowest, highest = torch.tensor(extremes)
+            if text := unused_range(lowest, highest, self.value_range):
+                warnings.warn(f'the scenes {text}', stacklevel=2)
         self.ground = Ground(self.index.table, size, self.cutting.step)
         self.scenes = self._open_scenes()
         length = fair_length(self.ground) if length is None else length

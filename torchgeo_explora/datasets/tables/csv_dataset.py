@@ -91,6 +91,9 @@ class CSVDataset(TableDataset):
             band. By default follows the stored type, as for `ImageFolder`.
         band_names: Names of the bands in every file, in their order, where the files do
             not say.
+        upright: Whether to turn JPEG, PNG and WebP as their EXIF orientation says;
+            boxes are in pixels of the upright image. Not with *stretch*.
+        max_pixels: Pixels of the largest image that is read, as for `ImageFolder`.
         index_dir: Folder of the index file; that of the CSV file by default.
         max_missing: Largest share of listed files that may be missing, in [0, 1].
         on_error: 'raise' stops at an unreadable image, 'skip' takes the next one.
@@ -133,6 +136,8 @@ class CSVDataset(TableDataset):
         | tuple[Sequence[float], Sequence[float]]
         | None = None,
         band_names: Sequence[str] | None = None,
+        upright: bool = True,
+        max_pixels: int | None = None,
         index_dir: str | os.PathLike[str] | None = None,
         max_missing: float = 0.01,
         on_error: OnError = 'raise',
@@ -161,14 +166,15 @@ class CSVDataset(TableDataset):
             codes = np.where(codes == _EMPTY, -1, codes)[self.rows]
             self.domains = torch.from_numpy(codes)
         self.reader = (
-            StretchedReader(size)
+            StretchedReader(size, max_pixels)
             if stretch
-            else ImageReader(size, bands, value_range, band_names)
+            else ImageReader(size, bands, value_range, band_names, upright, max_pixels)
         )
         self.settle(self.reader, self.path)
         self.bands, self.value_range = self.reader.bands, self.reader.value_range
         self.range_known, self.no_data = self.reader.range_known, self.reader.no_data
-        if not self.range_known:
+        # Bytes and fractions use what they use.
+        if value_range is not None or not self.range_known:
             self.warn_of_dark_images(self.value_range)
 
     def read_rows(self) -> pd.DataFrame:

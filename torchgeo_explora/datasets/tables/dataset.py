@@ -13,14 +13,12 @@ from torchgeo.datasets import DatasetNotFoundError, NonGeoDataset
 
 from torchgeo_explora.datasets.pixels.figure import plot_image
 from torchgeo_explora.datasets.pixels.image_file import UnreadableImageError
-from torchgeo_explora.datasets.pixels.scaling import ValueRange
+from torchgeo_explora.datasets.pixels.scaling import ValueRange, unused_range
 
 # Headers that are read at the start: to know what most images have, and with
 # *on_error* 'skip' to find those that do not fit.
 _FEW_LOOKS = 32
 _MANY_LOOKS = 20_000
-# Share of the range below which images are almost black.
-_DARK = 0.05
 
 type OnError = Literal['raise', 'skip']
 type Transform = Callable[[dict[str, Any]], dict[str, Any]]
@@ -193,29 +191,23 @@ class TableDataset(NonGeoDataset):
             self._tell(*next(iter(wrong.items())))
 
     def warn_of_dark_images(self, value_range: ValueRange) -> None:
-        """Warn if a few images use next to nothing of a range that was only assumed.
-
-        Such are values of 8 bits that are stored in 16.
+        """Warn if a few images use next to nothing of a range that may be wrong.
 
         Args:
-            value_range: The usual (low, high) of the type.
+            value_range: The (low, high) that is given, or usual for the type.
         """
-        highest = 0.0
+        ends = []
         for index in {0, len(self) // 2, len(self) - 1}:
             try:
-                highest = max(highest, float(self.read(index)['image'].max()))
+                pixels = self.read(index)['image'].flatten(1)
             except (UnreadableImageError, ValueError):
                 continue
-        high = float(torch.as_tensor(value_range[1]).max())
-        if 0 < highest < _DARK * high:
-            bits = max(8, int(highest).bit_length())
-            warnings.warn(
-                f'the images of {self._what} use less than {_DARK:.0%} of the usual'
-                f' range up to {high:g}: their highest value is {highest:g}. Pass'
-                f' value_range=(0, {2**bits - 1}), for instance, or they are almost'
-                f' black',
-                stacklevel=4,
-            )
+            ends.append(torch.stack([pixels.amin(1), pixels.amax(1)]))
+        if not ends:
+            return
+        lowest, highest = torch.stack(ends).unbind(1)
+        if text := unused_range(lowest.amin(0), highest.amax(0), value_range):
+            warnings.warn(f'the images of {self._what} {text}', stacklevel=4)
 
     def _nothing_left(self) -> UnreadableImageError:
         return UnreadableImageError(
