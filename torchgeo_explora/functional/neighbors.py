@@ -24,24 +24,32 @@ def knn_vote(
 
     Args:
         bank: Features of known class, (N, D), L2-normalised.
-        labels: Classes of the bank, (N,) int64 in [0, num_classes).
+        labels: Classes of the bank, (N,) int64 in [0, num_classes); or which of several
+            labels each has, (N, num_classes) of 0 and 1.
         queries: (Q, D), L2-normalised.
         k: Number of neighbours that vote, at most N.
         num_classes: Number of classes.
         temperature: Temperature of the softmax over cosine similarities.
 
     Returns:
-        Votes, (Q, num_classes) float32; rows sum to 1.
+        Votes, (Q, num_classes) float32 in [0, 1]; with one class each, rows sum to 1.
 
     Raises:
-        ValueError: If *k* is not in [1, N], or a label not in [0, num_classes).
+        ValueError: If *k* is not in [1, N], or the labels do not fit *num_classes*.
     """
     if not 1 <= k <= len(bank):
         raise ValueError(
             f'*k* = {k} neighbours cannot come from a bank of {len(bank)} features: '
             f'lower k to {len(bank)} or less, or fill the bank'
         )
-    if labels.min() < 0 or labels.max() >= num_classes:
+    several = labels.ndim == 2
+    if several and (labels.shape[1] != num_classes or not is_multi_hot(labels)):
+        raise ValueError(
+            f'labels of shape {tuple(labels.shape)} from {labels.min():g} to'
+            f' {labels.max():g} do not fit *num_classes* = {num_classes}: expected 0 or'
+            ' 1 for each of them'
+        )
+    if not several and (labels.min() < 0 or labels.max() >= num_classes):
         raise ValueError(
             f'labels from {int(labels.min())} to {int(labels.max())} do not fit '
             f'*num_classes* = {num_classes}: expected 0 to {num_classes - 1}'
@@ -54,5 +62,15 @@ def knn_vote(
         for rows, counts in chunks:
             similarity, nearest = (rows.float() @ columns).topk(k)  # (q, N) -> (q, k)
             weight = (similarity / temperature).softmax(dim=-1)
-            counts.scatter_add_(1, labels[nearest], weight)
+            if several:
+                counts.copy_(
+                    torch.einsum('qk,qkl->ql', weight, labels[nearest].float())
+                )
+            else:
+                counts.scatter_add_(1, labels[nearest], weight)
     return votes
+
+
+def is_multi_hot(labels: Tensor) -> bool:
+    """Return whether all values are 0 or 1."""
+    return bool(((labels == 0) | (labels == 1)).all())

@@ -17,7 +17,7 @@ from torchgeo_explora.datasets.pixels.raster_blocks import RasterBlocks
 from torchgeo_explora.datasets.pixels.raster_file import open_raster, open_tiff
 from torchgeo_explora.datasets.prepared.format import decode_sample
 from torchgeo_explora.datasets.scenes.band_stack import stack_bands
-from torchgeo_explora.datasets.scenes.listing import OTHER_ASSET, stac_scenes
+from torchgeo_explora.datasets.scenes.stac import OTHER_ASSET, stac_scenes
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 

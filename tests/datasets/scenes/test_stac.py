@@ -4,8 +4,18 @@ import numpy as np
 import pytest
 import rasterio
 
+from torchgeo_explora.datasets.pixels.image_file import UnreadableImageError
+from torchgeo_explora.datasets.scenes import band_stack
 from torchgeo_explora.datasets.scenes.band_stack import stack_bands
-from torchgeo_explora.datasets.scenes.listing import NO_ASSET, NO_STACK, stac_scenes
+from torchgeo_explora.datasets.scenes.listing import list_scenes
+from torchgeo_explora.datasets.scenes.raster_dataset import Scenes
+from torchgeo_explora.datasets.scenes.stac import (
+    MALFORMED,
+    NO_ASSET,
+    NO_STACK,
+    NOT_STAC,
+    stac_scenes,
+)
 
 BANDS = ('B04', 'B03', 'B02')
 
@@ -110,3 +120,156 @@ def test_bands_of_files_with_several_are_numbered(fake, tmp_path):
     path = write(tmp_path / 'a.tif', bands=('x', 'y'))
     with rasterio.open(stack_bands({'a': str(path)})) as file:
         assert file.descriptions == ('a_1', 'a_2')
+
+
+def split(items):
+    """Write each item to a file of its own, and return their folder."""
+    for item in json.loads(items.read_text())['features']:
+        for asset in item['assets'].values():
+            asset['href'] = f'../{asset["href"]}'
+        (items.parent / 'single').mkdir(exist_ok=True)
+        (items.parent / f'single/{item["id"]}.json').write_text(json.dumps(item))
+    return items.parent / 'single'
+
+
+def test_patterns_and_folders_of_items(items):
+    folder = split(items)
+    expected, _ = list_scenes(items, BANDS)
+    names = [scene.name for scene in expected]
+    assert names == ['item0', 'item1']
+    for place in (folder / '*.json', items.parent / '**/item*.json', folder):
+        found, problems = list_scenes(place, BANDS)
+        assert [scene.name for scene in found] == names
+        assert not problems
+    with pytest.raises(FileNotFoundError, match='no file matches'):
+        list_scenes(folder / 'x*.json', BANDS)
+    # Without assets, a folder is one of rasters.
+    assert len(list_scenes(items.parent)[0]) == 6
+
+
+def test_other_json_files_of_a_folder_are_passed_over(items):
+    folder = split(items)
+    (folder / 'catalog.json').write_text('{"type": "Catalog", "links": []}')
+    (folder / 'notes.json').write_text('[not JSON')
+    found, problems = list_scenes(folder, BANDS)
+    assert len(found) == 2
+    assert problems == [
+        (str(folder / 'catalog.json'), NOT_STAC),
+        (str(folder / 'notes.json'), NOT_STAC),
+    ]
+    with pytest.raises(ValueError, match=r'notes\.json is not a STAC file'):
+        list_scenes(folder / 'notes.json', BANDS)
+
+
+def tell(items, change):
+    """Change what the items tell of their assets."""
+    content = json.loads(items.read_text())
+    for number, item in enumerate(content['features']):
+        for key, asset in item['assets'].items():
+            change(number, key, item, asset)
+    items.write_text(json.dumps(content))
+
+
+def read(scene):
+    with rasterio.open(scene.path) as file:
+        return file.read()
+
+
+def test_items_that_cannot_be_are_named_and_do_not_stop_the_others(items):
+    def change(number, key, item, asset):
+        if number == 0 and key == 'B03':
+            del asset['href']
+
+    tell(items, change)
+    content = json.loads(items.read_text())
+    content['features'] += [3, {'id': 'other', 'assets': []}]
+    items.write_text(json.dumps(content))
+    found, problems = stac_scenes(str(items), BANDS, None)
+    assert [scene.name for scene in found] == ['item1']
+    names = ['item0', str(items), 'other']
+    assert problems == [(name, MALFORMED) for name in names]
+
+
+@pytest.mark.parametrize('form', ['1.0', '1.1', 'asset'])
+def test_sentinel2_before_and_after_baseline_04_00_get_one_scale(items, form):
+    """Later values are 1,000 above earlier ones; dark pixels stay valid."""
+
+    def change(number, key, item, asset):
+        values = {'scale': 0.0001, 'offset': -0.1 * number}
+        names = {f'raster:{name}': value for name, value in values.items()}
+        if form == '1.0':
+            asset['raster:bands'] = [values]
+        elif form == '1.1':
+            asset['bands'] = [names]
+        else:
+            asset |= names
+
+    raw = [read(scene) for scene in stac_scenes(str(items), BANDS, None)[0]]
+    tell(items, change)
+    before, after = (read(s) for s in stac_scenes(str(items), BANDS, None)[0])
+    assert np.array_equal(before, raw[0])
+    valid = raw[1] > 0
+    assert np.array_equal(after[valid], np.maximum(raw[1][valid].astype(int) - 1000, 1))
+    assert (after[~valid] == 0).all()
+    # One asset is corrected, too, and stays a plain file where there is nothing to do.
+    one = stac_scenes(str(items), ('B04',), None)[0]
+    assert one[0].path == str(items.parent / 'item0/B04.tif')
+    assert np.array_equal(read(one[1])[0], after[0])
+
+
+def test_an_offset_that_was_applied_is_not_applied_again(items):
+    def change(number, key, item, asset):
+        asset['raster:bands'] = [{'scale': 0.0001, 'offset': -0.1 * number}]
+        item['properties']['earthsearch:boa_offset_applied'] = True
+
+    raw = [read(scene) for scene in stac_scenes(str(items), BANDS, None)[0]]
+    tell(items, change)
+    for scene, pixels in zip(stac_scenes(str(items), BANDS, None)[0], raw, strict=True):
+        assert np.array_equal(read(scene), pixels)
+
+
+def test_the_scale_of_most_items_is_that_of_all(items):
+    def change(number, key, item, asset):
+        asset['raster:bands'] = [{'scale': 0.5 if number else 1.0}]
+
+    content = json.loads(items.read_text())
+    content['features'].append(content['features'][0] | {'id': 'item2'})
+    items.write_text(json.dumps(content))
+    raw = [read(scene) for scene in stac_scenes(str(items), ('B02',), None)[0]]
+    tell(items, lambda n, k, i, a: change(n % 2, k, i, a))
+    first, second, _ = (read(s) for s in stac_scenes(str(items), ('B02',), None)[0])
+    assert np.array_equal(first, raw[0])
+    assert np.array_equal(second, np.round(raw[1] / 2))
+
+
+@pytest.mark.parametrize('code', [{'proj:code': 'EPSG:32632'}, {'proj:epsg': 32632}])
+def test_assets_that_tell_their_grid_are_not_opened(items, code, monkeypatch):
+    expected = [read(scene) for scene in stac_scenes(str(items), BANDS, None)[0]]
+
+    def change(number, key, item, asset):
+        with rasterio.open(items.parent / asset['href']) as file:
+            asset['proj:shape'] = file.shape
+            asset['proj:transform'] = [*file.transform]
+            asset['raster:bands'] = [{'data_type': 'uint16', 'nodata': file.nodata}]
+        item['properties'] |= code
+
+    tell(items, change)
+    monkeypatch.setattr(band_stack, 'open_raster', lambda path: pytest.fail(path))
+    found, problems = stac_scenes(str(items), BANDS, None)
+    assert not problems
+    for scene, pixels in zip(found, expected, strict=True):
+        assert np.array_equal(read(scene), pixels)
+        with rasterio.open(scene.path) as file:
+            assert file.crs == 'EPSG:32632'
+
+
+def test_errors_name_the_item(items):
+    found, _ = stac_scenes(str(items), BANDS, None)
+    path = found[0].path.replace('item="item0"', 'item="a &quot;b&quot;"')
+    assert band_stack.item_of(path) == 'a "b"'
+    scenes = Scenes([found[0]])
+    (items.parent / 'item0/B03.tif').write_bytes(b'')
+    with pytest.raises(UnreadableImageError, match='item item0'):
+        scenes.read_window(
+            found[0].path, (1, 2), rasterio.windows.Window(0, 0, 8, 8), 8
+        )

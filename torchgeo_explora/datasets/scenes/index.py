@@ -23,7 +23,6 @@ from torchgeo_explora.datasets.pixels.image_file import UnreadableImageError, na
 from torchgeo_explora.datasets.pixels.masks import find_layout
 from torchgeo_explora.datasets.pixels.raster_file import open_raster
 from torchgeo_explora.datasets.scenes.coverage import positions, visible_shares
-from torchgeo_explora.datasets.scenes.listing import Scene
 from torchgeo_explora.datasets.scenes.owners import add_owners
 from torchgeo_explora.datasets.scenes.place import (
     NO_PLACE,
@@ -36,6 +35,7 @@ from torchgeo_explora.datasets.scenes.place import (
     usual_pixel,
 )
 from torchgeo_explora.datasets.scenes.raster_dataset import Scenes
+from torchgeo_explora.datasets.scenes.scene import Scene
 from torchgeo_explora.datasets.tables.index_file import TableFile, file_stamp
 from torchgeo_explora.datasets.tables.problems import with_notes
 

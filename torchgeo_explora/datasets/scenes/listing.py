@@ -1,42 +1,22 @@
 """Which scenes there are: folders, patterns, files, and STAC items."""
 
-import json
 import os
 import re
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
-
-from rasterio.errors import RasterioError
+from collections.abc import Sequence
 
 from torchgeo_explora.datasets.folder.walk import find_files, walk
-from torchgeo_explora.datasets.pixels.raster_file import OWN_PIXELS, raster_suffix
-from torchgeo_explora.datasets.scenes.band_stack import stack_bands
+from torchgeo_explora.datasets.scenes.scene import Scene
+from torchgeo_explora.datasets.scenes.stac import stac_files, stac_scenes
 
 # Suffixes of scenes in a folder, in lower case.
 _SUFFIXES = ('.tif', '.tiff', '.vrt', '.jp2')
-NO_ASSET = 'STAC items without the assets'
 NOT_TEXT = 'files whose names are not UTF-8'
-OTHER_ASSET = 'STAC items with assets of other kinds than TIFF, JPEG 2000, PNG and JPEG'
-NO_STACK = 'STAC items whose assets cannot be stacked'
 
 # A date, perhaps with a time: 20200131, 2020-01-31, 20200131T102030.
 _DATE = re.compile(
     r'(?<!\d)((?:19|20)\d\d)[-_]?(0[1-9]|1[0-2])[-_]?(0[1-9]|[12]\d|3[01])'
     r'(?:T([01]\d|2[0-3]):?([0-5]\d)?:?([0-5]\d)?)?(?!\d)'
 )
-
-
-class Scene(NamedTuple):
-    """One scene.
-
-    `path` is a file or the XML of a virtual raster, `time` is in ISO format or empty,
-    and `mask` is the file of its cloud mask.
-    """
-
-    name: str
-    path: str
-    time: str = ''
-    mask: str | None = None
 
 
 def _file_scene(path: str, mask: str | None = None) -> Scene:
@@ -68,7 +48,8 @@ def list_scenes(
 
     Args:
         paths: Folders (with their sub-folders), patterns such as `s2/**/*.tif`, rasters
-            that GDAL reads (VRTs and /vsi paths too), `.json` files of STAC items.
+            that GDAL reads (VRTs and /vsi paths too), `.json` files of STAC items or
+            patterns of them; with *assets*, a folder of them, too.
         assets: Keys of the assets of a STAC item to use, in the order of the bands.
         mask: Where cloud masks are: what replaces the suffix of a scene's file, such as
             `_cloud.tif`, or the key of a STAC item's asset.
@@ -86,8 +67,9 @@ def list_scenes(
     problems: list[tuple[str, str]] = []
     for place in given:
         path = os.fspath(place)
-        if path.lower().endswith('.json'):
-            found, faults = stac_scenes(path, assets, mask)
+        items = stac_files(path, assets)
+        if items is not None:
+            found, faults = stac_scenes(items, assets, mask)
             problems += faults
         else:
             files = [f for f in _files(path) if mask is None or not f.endswith(mask)]
@@ -129,82 +111,3 @@ def _files(path: str) -> list[str]:
             f' {", ".join(_SUFFIXES)} files, patterns, files and STAC items (.json)'
         )
     return files
-
-
-def stac_scenes(
-    path: str, assets: Sequence[str], mask: str | None
-) -> tuple[list[Scene], list[tuple[str, str]]]:
-    """Return the items of a STAC file as scenes.
-
-    Args:
-        path: An item, an item collection, or a list of items or of their paths.
-        assets: Keys of the assets to stack, in the order of the bands; all bands of an
-            asset are used.
-        mask: Key of the asset with the cloud mask.
-
-    Returns:
-        The scenes, and (name, problem) of items that cannot be used.
-
-    Raises:
-        ValueError: If no asset is chosen, or the file is not a STAC file.
-    """
-    scenes: list[Scene] = []
-    problems: list[tuple[str, str]] = []
-    for base, item in _items(path):
-        name = str(item.get('id', 'an item'))
-        have = item.get('assets') or {}
-        if not assets:
-            raise ValueError(
-                f'*assets* must name the assets of the STAC items, in the order of the'
-                f' bands: item {name} of {path} has {", ".join(have) or "none"}'
-            )
-        wanted = [*assets, *([mask] if mask else [])]
-        if not set(wanted) <= set(have):
-            problems.append((name, NO_ASSET))
-            continue
-        links = {key: _link(base, have[key]['href']) for key in wanted}
-        # A virtual raster could make anything of the item's author be opened.
-        if any(raster_suffix(link) not in OWN_PIXELS for link in links.values()):
-            problems.append((name, OTHER_ASSET))
-            continue
-        properties = item.get('properties') or {}
-        time = properties.get('datetime') or properties.get('start_datetime') or ''
-        try:
-            raster = (
-                links[assets[0]]
-                if len(assets) == 1
-                else stack_bands({key: links[key] for key in assets})
-            )
-        except (RasterioError, ValueError):
-            problems.append((name, NO_STACK))
-            continue
-        scenes.append(Scene(name, raster, str(time), links[mask] if mask else None))
-    return scenes, problems
-
-
-def _items(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the items of a file with the folder that their links start at."""
-    with open(path, encoding='utf-8') as file:
-        content = json.load(file)
-    base = os.path.dirname(os.path.abspath(path))
-    if isinstance(content, dict):
-        single = content.get('type') == 'Feature'
-        content = [content] if single else content.get('features')
-    if not isinstance(content, list):
-        raise ValueError(
-            f'{path} is not a STAC item, an item collection or a list of items'
-        )
-    for item in content:
-        if isinstance(item, str):
-            yield from _items(os.path.join(base, item))
-        else:
-            yield base, item
-
-
-def _link(base: str, href: str) -> str:
-    """Return a link in the form that GDAL opens."""
-    if href.startswith('s3://'):
-        return f'/vsis3/{href[5:]}'
-    if href.startswith('file://'):
-        return href[7:]
-    return href if '://' in href else os.path.join(base, href)

@@ -21,8 +21,9 @@ from torchgeo.datasets import RasterDataset
 from torchgeo_explora.datasets.pixels.image_file import naming
 from torchgeo_explora.datasets.pixels.masks import with_true_alpha
 from torchgeo_explora.datasets.pixels.raster_file import open_raster
-from torchgeo_explora.datasets.scenes.listing import Scene
+from torchgeo_explora.datasets.scenes.band_stack import item_of
 from torchgeo_explora.datasets.scenes.place import georeference
+from torchgeo_explora.datasets.scenes.scene import Scene
 
 # Number of files that a process keeps open.
 _HANDLES = 64
@@ -242,5 +243,8 @@ def _without_nodata(values: NDArray[Any], nodata: float | None) -> NDArray[Any]:
 
 
 def _shorten(path: str) -> str:
-    """Return a path, or the start of a virtual raster's XML, for an error."""
-    return f'{path[:60]}...' if path.startswith('<') else path
+    """Return a path, or what a virtual raster in XML is of, for an error."""
+    if not path.startswith('<'):
+        return path
+    item = item_of(path)
+    return f'item {item}' if item else f'{path[:60]}...'

@@ -28,8 +28,9 @@ from torchgeo_explora.datasets.scenes.index import (
     Cutting,
     open_scene_index,
 )
-from torchgeo_explora.datasets.scenes.listing import Scene, list_scenes
+from torchgeo_explora.datasets.scenes.listing import list_scenes
 from torchgeo_explora.datasets.scenes.raster_dataset import Header, Scenes
+from torchgeo_explora.datasets.scenes.scene import Scene
 from torchgeo_explora.datasets.tables.dataset import (
     NoSamplesError,
     OnError,
@@ -53,14 +54,16 @@ class SceneWindows(TableDataset):
 
     Args:
         paths: Folders (with their sub-folders), patterns, rasters, VRTs or `.json`
-            files of STAC items; one of them or several.
+            files of STAC items; one of them or several. With *assets*, a folder with
+            `.json` files is one of STAC items.
         size: Side of the windows in pixels.
         length: N, number of windows; if None, enough to cover each scene about once.
             More cost nothing: pass the number of images that a run uses.
         bands: Bands to return and their order: names as in the band descriptions, or
             numbers from 1; all by default. Scenes with band names are matched by name.
             The attribute *bands* has the names.
-        assets: Keys of a STAC item's assets, in the order of the bands.
+        assets: Keys of a STAC item's assets, in the order of the bands. Items that
+            differ in scale or offset (`raster:bands`) get those that most have.
         crs: Coordinate system to warp all scenes to, such as 'EPSG:3857'.
         res: Size of a pixel in units of the coordinate system; the scene's by default.
         nodata: Value of pixels without data, if the files do not declare it.

@@ -1,4 +1,4 @@
-"""Accuracies of many classifiers at once: counted, chosen from, and written."""
+"""Scores of many classifiers at once: counted, chosen from, and written."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -10,6 +10,11 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.functional.classification import (
+    multilabel_average_precision,
+    multilabel_f1_score,
+)
+from torchmetrics.utilities import dim_zero_cat
 
 from torchgeo_explora.writing import replacing
 
@@ -19,8 +24,12 @@ class AccuracyOfEach(Metric):
 
     Args:
         heads: Number of classifiers.
+
+    Attributes:
+        names: Names of what `compute` returns; the first one chooses.
     """
 
+    names = ('accuracy',)
     full_state_update = False
     right: Tensor
     total: Tensor
@@ -32,34 +41,84 @@ class AccuracyOfEach(Metric):
         self.add_state('right', zero, dist_reduce_fx='sum')
         self.add_state('total', torch.tensor(0), dist_reduce_fx='sum')
 
-    def update(self, predicted: Tensor, labels: Tensor) -> None:
+    def update(self, scores: Tensor, labels: Tensor) -> None:
         """Count a batch.
 
         Args:
-            predicted: Class numbers, (heads, B).
+            scores: The largest one wins, (heads, B, classes).
             labels: (B,).
         """
-        self.right += (predicted == labels).sum(1)
+        self.right += (scores.argmax(-1) == labels).sum(1)
         self.total += len(labels)
 
     def compute(self) -> Tensor:
-        """Return the accuracies, (heads,), in [0, 1]."""
-        return self.right / self.total.clamp(min=1)
+        """Return the accuracies, (1, heads), in [0, 1]."""
+        return (self.right / self.total.clamp(min=1))[None]
+
+
+class MultilabelScoresOfEach(Metric):
+    """Mean average precision and F1 of several classifiers of several labels.
+
+    `mAP` is the mean over the labels (macro), `F1` counts all labels together (micro)
+    at a probability of 0.5, as TorchGeo's `OverallF1Score`.
+
+    Attributes:
+        names: Names of what `compute` returns; the first one chooses.
+    """
+
+    names = ('mAP', 'F1')
+    full_state_update = False
+    scores: list[Tensor]
+    labels: list[Tensor]
+
+    def __init__(self) -> None:
+        """Start with no images."""
+        super().__init__()
+        for name in ('scores', 'labels'):
+            self.add_state(name, [], dist_reduce_fx='cat')
+
+    def update(self, scores: Tensor, labels: Tensor) -> None:
+        """Keep a batch.
+
+        Args:
+            scores: Probabilities, (heads, B, labels).
+            labels: 0 or 1, (B, labels).
+        """
+        # Beyond [0, 1], if only by rounding, torchmetrics would take them for logits.
+        self.scores.append(scores.clamp(0, 1).transpose(0, 1))
+        self.labels.append(labels.long())
+
+    def compute(self) -> Tensor:
+        """Return mAP and F1, (2, heads), in [0, 1]."""
+        scores, labels = dim_zero_cat(self.scores), dim_zero_cat(self.labels)
+        count = labels.shape[1]
+        both = [
+            (
+                multilabel_average_precision(of_head, labels, count),
+                multilabel_f1_score(of_head, labels, count, average='micro'),
+            )
+            for of_head in scores.unbind(1)
+        ]
+        return torch.tensor(both, device=labels.device).T
 
 
 class Selection:
     """The classifier that counts: two protocols.
 
     *paper* is the best classifier on the split that is reported, which is optimistic;
-    *held_out* is the accuracy there of the classifier that was best in validation.
+    *held_out* is the score there of the classifier that was best in validation.
+
+    Args:
+        score: Name of the score.
 
     Attributes:
-        validated: Accuracy of each classifier in the last validation; None before it.
-        best: Best accuracy of all classifiers and validations so far.
+        validated: Score of each classifier in the last validation; None before it.
+        best: Best score of all classifiers and validations so far.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, score: str = 'accuracy') -> None:
         """Start without a validation."""
+        self.score = score
         self.validated: list[float] | None = None
         self.best = 0.0
 
@@ -77,22 +136,22 @@ class Selection:
             )
         return self.validated.index(max(self.validated))
 
-    def validate(self, accuracy: list[float]) -> dict[str, float]:
-        """Take the accuracies of a validation, and return the metrics to log."""
-        self.validated = accuracy
-        self.best = max(self.best, *accuracy)
-        return {'val_accuracy': max(accuracy), 'val_paper': self.best}
+    def validate(self, scores: list[float]) -> dict[str, float]:
+        """Take the scores of a validation, and return the metrics to log."""
+        self.validated = scores
+        self.best = max(self.best, *scores)
+        return {f'val_{self.score}': max(scores), 'val_paper': self.best}
 
-    def test(self, accuracy: list[float]) -> dict[str, float]:
+    def test(self, scores: list[float]) -> dict[str, float]:
         """Return the metrics of a test: both protocols, or *paper* with a warning."""
-        metrics = {'test_paper': max(accuracy)}
+        metrics = {'test_paper': max(scores)}
         if self.validated is None:
             rank_zero_warn(
                 'no held_out figure: no validation chose a classifier; fit with a'
                 ' validation set, and test its checkpoint (--ckpt_path)'
             )
         else:
-            metrics['test_held_out'] = accuracy[self.chosen]
+            metrics['test_held_out'] = scores[self.chosen]
         return metrics
 
     def state(self) -> dict[str, Any]:

@@ -1,12 +1,14 @@
 """Batches of labelled images: mixed sizes, and labels that no output stands for."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import isnan
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+
+from torchgeo_explora.functional.neighbors import is_multi_hot
 
 type Collate = Callable[[list[dict[str, Any]]], Any]
 
@@ -89,6 +91,42 @@ def wrap_collate(datamodule: Any, wrap: Callable[[Collate], Collate]) -> None:
         datamodule.collate_fn = wrap(collate)
 
 
+def labels_of(batch: Mapping[str, Any]) -> Tensor:
+    """Return the labels of a batch.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    if 'label' not in batch:
+        raise ValueError(
+            'the images have no labels (a batch holds'
+            f' {", ".join(sorted(batch))}), and the task needs one for each: put the'
+            ' images of every class into a folder of its own, name the column of labels'
+            ' of a CSV file, or choose another split'
+        )
+    labels: Tensor = batch['label']
+    return labels
+
+
+def check_multi_hot(labels: Tensor, outputs: int) -> None:
+    """Raise unless there is 0 or 1 for every output.
+
+    Args:
+        labels: Of a batch.
+        outputs: Number of outputs.
+
+    Raises:
+        ValueError: If the labels have another shape or other values.
+    """
+    if labels.ndim != 2 or labels.shape[1] != outputs or not is_multi_hot(labels):
+        raise ValueError(
+            f'the labels have shape {tuple(labels.shape)} and values from'
+            f' {labels.min():g} to {labels.max():g}, expected (B, {outputs}) of 0 and 1'
+            " for *task* 'multilabel': set *num_classes* to the number of labels, or"
+            " *task* to 'multiclass' for one class number for each image"
+        )
+
+
 def check_labels(labels: Tensor, classes: int, ignore_index: int | None = None) -> None:
     """Raise unless every label has an output.
 
@@ -100,6 +138,11 @@ def check_labels(labels: Tensor, classes: int, ignore_index: int | None = None) 
     Raises:
         ValueError: If a label is not in [0, classes); the error lists such labels.
     """
+    if labels.ndim == 2 and labels.shape[1] == classes and is_multi_hot(labels):
+        raise ValueError(
+            f'the labels are {classes} numbers of 0 or 1 for each image, expected one'
+            " class number: set *task* to 'multilabel'"
+        )
     wrong = (labels < 0) | (labels >= classes)
     if ignore_index is not None:
         wrong &= labels != ignore_index

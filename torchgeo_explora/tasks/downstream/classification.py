@@ -14,7 +14,11 @@ from torchgeo_explora.callbacks.figures import save_figure
 from torchgeo_explora.callbacks.parquet import ProbabilityWriter
 from torchgeo_explora.models.heads.pooling import PooledHead
 from torchgeo_explora.tasks.downstream.base import DownstreamTask
-from torchgeo_explora.tasks.downstream.batches import check_labels, check_lengths
+from torchgeo_explora.tasks.downstream.batches import (
+    check_labels,
+    check_lengths,
+    labels_of,
+)
 from torchgeo_explora.tasks.downstream.options import FinetuningOptions
 
 
@@ -140,7 +144,7 @@ class ExploraClassificationTask(ClassificationMixin, DownstreamTask):
 
     def _step(self, batch: dict[str, Any], split: str) -> Tensor:
         """Return the loss of a batch, logged and counted."""
-        labels = batch['label']
+        labels = labels_of(batch)
         if self._one_of_many:
             check_labels(
                 labels, self.hparams['num_classes'], self.hparams['ignore_index']

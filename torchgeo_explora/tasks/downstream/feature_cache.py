@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from torchgeo_explora.tasks.downstream.batches import labels_of
 from torchgeo_explora.tasks.downstream.contents import contents
 from torchgeo_explora.writing import replacing
 
@@ -138,7 +139,7 @@ def _fill(
                 array = open_memmap(part, 'w+', np.float32, shape)
             last = first + len(features)
             array[first:last] = features
-            labels.append(batch['label'].cpu().numpy())
+            labels.append(labels_of(batch).cpu().numpy())
             first = last
         array.flush()
         with labels_part.open('wb') as file:

@@ -12,8 +12,13 @@ from torch.utils.data import DataLoader, Subset
 
 from torchgeo_explora.functional import knn_vote
 from torchgeo_explora.models.backbones.tokens import Pooling
-from torchgeo_explora.tasks.downstream.accuracies import AccuracyOfEach, write_table
+from torchgeo_explora.tasks.downstream.accuracies import (
+    AccuracyOfEach,
+    MultilabelScoresOfEach,
+    write_table,
+)
 from torchgeo_explora.tasks.downstream.base import DownstreamTask
+from torchgeo_explora.tasks.downstream.batches import check_multi_hot, labels_of
 from torchgeo_explora.tasks.downstream.options import DownstreamOptions
 
 
@@ -25,6 +30,9 @@ class ExploraKNNTask(DownstreamTask):
     temperature over the neighbours. The bank is the data
     module's training set; the queries are its test set (`test`) or its validation set
     (`validate`). Several processes fill the bank together. `predict` gives embeddings.
+
+    With several labels per image, 0 or 1 for each, the neighbours vote on every label,
+    and mean average precision over the labels and F1 take the place of the accuracy.
 
     Nothing trains, so there is no `fit`.
     """
@@ -124,7 +132,7 @@ class ExploraKNNTask(DownstreamTask):
             # Lightning enters the run's precision only for its steps.
             with self.trainer.precision_plugin.forward_context():
                 features.append(self(tensors))
-            labels.append(tensors['label'])
+            labels.append(labels_of(tensors))
         self.bank = self._gathered(torch.cat(features))[:size]
         self.bank_labels = self._gathered(torch.cat(labels))[:size]
         wanted = self.hparams['k']
@@ -134,12 +142,23 @@ class ExploraKNNTask(DownstreamTask):
                 f'the bank has {size} images: *k* {[k for k in wanted if k > size]} are'
                 f' reduced to {size}'
             )
-        self.classes = int(self.bank_labels.max()) + 1
-        missing = self.classes - len(self.bank_labels.unique())
+        if self._several:
+            self.classes = self.bank_labels.shape[1]
+            check_multi_hot(self.bank_labels, self.classes)
+            seen = int(self.bank_labels.any(0).sum())
+        else:
+            self.classes = int(self.bank_labels.max()) + 1
+            seen = len(self.bank_labels.unique())
+        missing = self.classes - seen
         rank_zero_info(
             f'kNN bank: {size} images of {self.classes - missing} classes'
             + (f'; {missing} classes have no images' if missing else '')
         )
+
+    @property
+    def _several(self) -> bool:
+        """Whether an image may have several labels."""
+        return self.bank_labels.ndim == 2
 
     def _gathered(self, values: Tensor) -> Tensor:
         """Return the values of all processes in the order of the data set."""
@@ -152,7 +171,9 @@ class ExploraKNNTask(DownstreamTask):
     def on_test_epoch_start(self) -> None:
         """Fill the bank."""
         self._fill_bank()
-        self.accuracy = AccuracyOfEach(len(self.k)).to(self.device)
+        several, heads = self._several, len(self.k)
+        scores = MultilabelScoresOfEach() if several else AccuracyOfEach(heads)
+        self.scores = scores.to(self.device)
 
     def on_validation_epoch_start(self) -> None:
         """Fill the bank."""
@@ -164,8 +185,10 @@ class ExploraKNNTask(DownstreamTask):
         self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Let the neighbours of each image vote."""
-        queries = self(batch)
-        winners = [
+        labels, queries = labels_of(batch), self(batch)
+        if self._several:
+            check_multi_hot(labels, self.classes)
+        votes = [
             knn_vote(
                 self.bank,
                 self.bank_labels,
@@ -173,10 +196,10 @@ class ExploraKNNTask(DownstreamTask):
                 k,
                 self.classes,
                 self.hparams['temperature'],
-            ).argmax(-1)
+            )
             for k in self.k
         ]
-        self.accuracy.update(torch.stack(winners), batch['label'])
+        self.scores.update(torch.stack(votes), labels)
 
     def validation_step(
         self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0
@@ -185,19 +208,26 @@ class ExploraKNNTask(DownstreamTask):
         self.test_step(batch, batch_idx)
 
     def on_test_epoch_end(self) -> None:
-        """Log the accuracy of each number of neighbours."""
+        """Log the scores of each number of neighbours."""
         self._report('test')
 
     def on_validation_epoch_end(self) -> None:
-        """Log the accuracy of each number of neighbours."""
+        """Log the scores of each number of neighbours."""
         self._report('val')
 
     def _report(self, split: str) -> None:
-        accuracy = dict(
-            zip(self.k, self.accuracy.compute().view(-1).tolist(), strict=True)
-        )
-        self.log_dict({f'{split}_knn_{k}': value for k, value in accuracy.items()})
-        rows = [{'k': k, f'{split}_accuracy': value} for k, value in accuracy.items()]
+        names = self.scores.names
+        # A single number comes without dimensions; (scores, k) -> a row for each k
+        table = self.scores.compute().view(len(names), -1).T.tolist()
+        for k, values in zip(self.k, table, strict=True):
+            ends = [f'_{name}' for name in names] if self._several else ['']
+            keys = [f'{split}_knn_{k}{end}' for end in ends]
+            self.log_dict(dict(zip(keys, values, strict=True)))
+        columns = ['k', *(f'{split}_{name}' for name in names)]
+        rows = [
+            dict(zip(columns, (k, *values), strict=True))
+            for k, values in zip(self.k, table, strict=True)
+        ]
         write_table(self.trainer, f'knn_{split}', rows)
 
     def predict_batch(self, batch: dict[str, Any]) -> Tensor:

@@ -1,13 +1,13 @@
 """Linear probing: all classifiers of a grid in one run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -21,11 +21,16 @@ from torchgeo_explora.objectives.objective import batch_metadata
 from torchgeo_explora.paths import expanded
 from torchgeo_explora.tasks.downstream.accuracies import (
     AccuracyOfEach,
+    MultilabelScoresOfEach,
     Selection,
     write_table,
 )
 from torchgeo_explora.tasks.downstream.base import DownstreamTask
-from torchgeo_explora.tasks.downstream.batches import check_labels
+from torchgeo_explora.tasks.downstream.batches import (
+    check_labels,
+    check_multi_hot,
+    labels_of,
+)
 from torchgeo_explora.tasks.downstream.feature_cache import use_cached_features
 from torchgeo_explora.tasks.downstream.options import DownstreamOptions
 from torchgeo_explora.tasks.run.plan import plan
@@ -38,6 +43,8 @@ GRIDS: dict[str, tuple[float, ...]] = {
         *(1e-2, 2e-2, 5e-2, 0.1),
     ),
 }
+
+type Scores = AccuracyOfEach | MultilabelScoresOfEach
 
 #: Splits that a stage reads.
 _READ = {'fit': ('train', 'val'), 'validate': ('val',), 'test': ('test',)}
@@ -56,6 +63,10 @@ class ExploraLinearProbeTask(DownstreamTask):
     was best in validation, evaluated on the reported split. In `fit`, `val_paper` is
     the best of all classifiers and validations so far, for data sets whose validation
     split is the reported one. `probe.csv` has a row for each classifier.
+
+    With several labels per image (*task* 'multilabel') the loss is binary
+    cross-entropy, and the score is `val_mAP`, the mean average precision over the
+    labels; F1 is in the table.
 
     Without *cache*, every image passes through the frozen backbone in every epoch. With
     it, an image does so once: the features of whole images are kept on disk. Training
@@ -79,12 +90,13 @@ class ExploraLinearProbeTask(DownstreamTask):
         momentum: float = 0.9,
         augmentations: nn.Module | None = None,
         pooling: Pooling | None = None,
+        task: Literal['multiclass', 'multilabel'] = 'multiclass',
         **downstream: Any,
     ) -> None:
         """Build the frozen backbone and its classifiers.
 
         Args:
-            num_classes: Number of classes.
+            num_classes: Number of classes, or of labels for 'multilabel'.
             grid: Learning rates for a batch of 256 (the rate in use is this times
                 effective batch / 256): 'explora', 'dinov2', or a list.
             blocks: Numbers of last blocks whose tokens are read.
@@ -99,6 +111,8 @@ class ExploraLinearProbeTask(DownstreamTask):
             pooling: What stands for an image in each block: 'cls' for the class token,
                 'mean' for the mean patch token, 'both' for one after the other; if
                 None, what the delta was judged by, or the backbone's own.
+            task: 'multiclass' for one class per image, 'multilabel' for several labels
+                per image, 0 or 1 for each.
             **downstream: See `DownstreamOptions`.
 
         Raises:
@@ -137,11 +151,16 @@ class ExploraLinearProbeTask(DownstreamTask):
         )
 
     def configure_metrics(self) -> None:
-        """Count correct predictions of each classifier."""
-        count = len(self.heads.settings)
-        self.val_accuracy = AccuracyOfEach(count)
-        self.test_accuracy = AccuracyOfEach(count)
-        self.selection = Selection()
+        """Count predictions of each classifier."""
+        self.val_scores, self.test_scores = (
+            MultilabelScoresOfEach()
+            if self._several
+            else AccuracyOfEach(len(self.heads.settings))
+            for _ in range(2)
+        )
+        score = self.val_scores.names[0]
+        self.selection = Selection(score)
+        self.monitor = f'val_{score}'
 
     def train(self, mode: bool = True) -> 'ExploraLinearProbeTask':
         """Set the mode of all but the backbone, which stays in evaluation mode."""
@@ -244,49 +263,72 @@ class ExploraLinearProbeTask(DownstreamTask):
         self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0
     ) -> Tensor:
         """Return the sum of the classifiers' cross-entropies."""
-        labels = batch['label']
-        check_labels(labels, self.hparams['num_classes'])
+        labels = self._labels(batch)
         with self.seeded():
             logits = self(batch)
-        each = torch.stack([cross_entropy(of_head, labels) for of_head in logits])
+        entropy: Callable[[Tensor, Tensor], Tensor] = cross_entropy
+        if self._several:
+            entropy, labels = binary_cross_entropy_with_logits, labels.float()
+        each = torch.stack([entropy(of_head, labels) for of_head in logits])
         self.log('train_loss', each.mean(), prog_bar=True, batch_size=len(labels))
         return each.sum()
 
     def validation_step(
         self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Count the correct predictions of each classifier."""
-        self._count(batch, self.val_accuracy)
+        """Count the predictions of each classifier."""
+        self._count(batch, self.val_scores)
 
     def test_step(
         self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Count the correct predictions of each classifier."""
-        self._count(batch, self.test_accuracy)
+        """Count the predictions of each classifier."""
+        self._count(batch, self.test_scores)
 
-    def _count(self, batch: dict[str, Any], metric: AccuracyOfEach) -> None:
-        check_labels(batch['label'], self.hparams['num_classes'])
-        metric.update(self(batch).argmax(-1), batch['label'])
+    @property
+    def _several(self) -> bool:
+        """Whether an image may have several labels."""
+        return bool(self.hparams['task'] == 'multilabel')
+
+    def _labels(self, batch: dict[str, Any]) -> Tensor:
+        labels = labels_of(batch)
+        check = check_multi_hot if self._several else check_labels
+        check(labels, self.hparams['num_classes'])
+        return labels
+
+    def _probabilities(self, logits: Tensor) -> Tensor:
+        return logits.sigmoid() if self._several else logits.softmax(-1)
+
+    def _count(self, batch: dict[str, Any], metric: Scores) -> None:
+        labels = self._labels(batch)
+        logits = self(batch)
+        metric.update(logits.sigmoid() if self._several else logits, labels)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the accuracy of the best classifier now and so far."""
-        accuracy = self.val_accuracy.compute().view(-1).tolist()
-        self.val_accuracy.reset()
+        """Log the score of the best classifier now and so far."""
+        columns = self._columns('val', self.val_scores)
         if not self.trainer.sanity_checking:
-            metrics = self.selection.validate(accuracy)
-            self.log('val_accuracy', metrics.pop('val_accuracy'), prog_bar=True)
+            metrics = self.selection.validate(columns[self.monitor])
+            self.log(self.monitor, metrics.pop(self.monitor), prog_bar=True)
             self.log_dict(metrics)
-            self._report({'val_accuracy': accuracy})
+            self._report(columns)
 
     def on_test_epoch_end(self) -> None:
         """Log both protocols."""
-        accuracy = self.test_accuracy.compute().view(-1).tolist()
-        self.test_accuracy.reset()
-        self.log_dict(self.selection.test(accuracy))
-        columns = {'test_accuracy': accuracy}
+        columns = self._columns('test', self.test_scores)
+        self.log_dict(self.selection.test(next(iter(columns.values()))))
         if self.selection.validated is not None:
-            columns = {'val_accuracy': self.selection.validated, **columns}
+            columns = {self.monitor: self.selection.validated, **columns}
         self._report(columns)
+
+    @staticmethod
+    def _columns(split: str, metric: Scores) -> dict[str, list[float]]:
+        """Return the scores of all classifiers by name, and start again."""
+        # A single number comes without dimensions.
+        scores = metric.compute().view(len(metric.names), -1).tolist()
+        metric.reset()
+        names = [f'{split}_{name}' for name in metric.names]
+        return dict(zip(names, scores, strict=True))
 
     def _report(self, columns: Mapping[str, Sequence[float]]) -> None:
         rows = [
@@ -300,12 +342,12 @@ class ExploraLinearProbeTask(DownstreamTask):
 
     def predict_batch(self, batch: dict[str, Any]) -> Tensor:
         """Return the probabilities of the chosen classifier, (B, classes)."""
-        return self(batch)[self.selection.chosen].softmax(-1)
+        return self._probabilities(self(batch)[self.selection.chosen])
 
     def dense(self, image: Tensor) -> Tensor:
         """Return the probabilities of each image at all of its patches."""
         features = self.read(self.view.normalize(image.clone()), {})
-        values = self.heads(features)[self.selection.chosen].softmax(-1)
+        values = self._probabilities(self.heads(features)[self.selection.chosen])
         side = image.shape[-1] // self.cell
         return values[:, :, None, None].expand(-1, -1, side, side)
 
