@@ -16,6 +16,14 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from timm.models import adapt_input_conv
 from torchvision.models._api import WeightsEnum
 
+from torchgeo_explora.models.formats.dinov3 import (
+    from_dinov3,
+    from_transformers_dinov3,
+    is_dinov3,
+    is_transformers_dinov3,
+    to_dinov3,
+    to_transformers_dinov3,
+)
 from torchgeo_explora.models.formats.files import (
     SUFFIXES,
     fetch_address,
@@ -58,6 +66,7 @@ __all__ = [
     'fold_class_code',
     'from_any',
     'from_dinov2',
+    'from_dinov3',
     'from_explora',
     'from_lightly_train',
     'from_mae',
@@ -66,13 +75,16 @@ __all__ = [
     'from_timm',
     'from_torchgeo',
     'from_transformers',
+    'from_transformers_dinov3',
     'fuse_qkv',
     'read_state',
     'split_qkv',
     'to_dinov2',
+    'to_dinov3',
     'to_timm',
     'to_torchgeo',
     'to_transformers',
+    'to_transformers_dinov3',
 ]
 
 
@@ -97,7 +109,11 @@ def from_any(state: Mapping[str, Any]) -> tuple[State, State]:
             ' model.state_dict()'
         )
     inner, outer = unwrapped_backbone(content)
-    if is_transformers(inner):
+    if is_transformers_dinov3(inner):
+        backbone, rest = from_transformers_dinov3(inner)
+    elif is_dinov3(inner):
+        backbone, rest = from_dinov3(inner)
+    elif is_transformers(inner):
         backbone, rest = from_transformers(inner)
     else:
         # ExPLoRA's names include DINOv2's, which include MAE's and timm's. A rule does

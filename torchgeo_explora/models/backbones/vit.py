@@ -216,9 +216,7 @@ def _build(model: str, options: dict[str, Any], timm_kwargs: dict[str, Any]) -> 
         if name in _SOURCES:
             raise ValueError(f'*{name}* cannot be chosen: give *weights* instead')
     if not timm.is_model(model):
-        raise ValueError(
-            f'*model* {model!r} is not known to timm: {suggestion(model)}'
-        )
+        raise ValueError(f'*model* {model!r} is not known to timm: {suggestion(model)}')
     try:
         # Without pooling the final norm stays where it is for any model.
         vit = timm.create_model(model, num_classes=0, global_pool='', **options)

@@ -238,9 +238,7 @@ def fetch(
                 f'what {url} sends is not the published file ({error}): try again, and'
                 ' do not use the file if the error stays'
             ) from error
-    elif sha256 is not None and not (found := _sha256(path)).startswith(
-        sha256
-    ):
+    elif sha256 is not None and not (found := _sha256(path)).startswith(sha256):
         raise ValueError(
             f'{path} has SHA-256 {found[:12]}, the published file {sha256[:12]}: remove'
             ' it, so that it is downloaded again'
