@@ -13,6 +13,7 @@ from typing import Any
 import timm
 import torch
 from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub.errors import GatedRepoError
 from timm.models import adapt_input_conv
 from torchvision.models._api import WeightsEnum
 
@@ -59,6 +60,7 @@ from torchgeo_explora.models.formats.wrapped import (
     to_torchgeo,
     unwrapped_backbone,
 )
+from torchgeo_explora.models.zoo.licences import where_to_get
 from torchgeo_explora.paths import expanded
 
 __all__ = [
@@ -158,6 +160,10 @@ def read_state(
         _refuse_delta(state, read_metadata(path), path)
     elif isinstance(weights, PathLike) or Path(str(weights)).suffix in SUFFIXES:
         path = Path(expanded(weights))  # type: ignore[arg-type]
+        if not path.is_file() and (terms := where_to_get(path.name)):
+            raise FileNotFoundError(
+                f'weights file {path} does not exist: {terms}; put the file there'
+            )
         state = read_file(path)
         _refuse_delta(state, read_metadata(path), path)
     elif timm.is_model(str(weights)):
@@ -216,10 +222,16 @@ def _from_timm(model: str) -> Mapping[str, Any]:
                 f'timm has no weights for model {model!r}: give the path of a'
                 ' checkpoint as weights, or weights=None for random ones'
             ) from error
+        page = f'https://huggingface.co/{hub}'
+        terms = where_to_get(model)
+        note = f'; {terms}' if terms else ''
+        if isinstance(error, GatedRepoError):
+            note = f'; they are gated: accept their licence at {page}, and log in with'
+            note += f' `hf auth login` first{f"; {terms}" if terms else ""}'
         raise FileNotFoundError(
             f'could not get the weights of {model!r}: download model.safetensors from'
-            f' https://huggingface.co/{hub} and give its path as weights, or fetch it'
-            f' into {HF_HUB_CACHE} with: hf download {hub} model.safetensors'
+            f' {page} and give its path as weights, or fetch it into {HF_HUB_CACHE}'
+            f' with: hf download {hub} model.safetensors{note}'
         ) from error
     return vit.state_dict()
 
