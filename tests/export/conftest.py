@@ -6,10 +6,12 @@ import torch
 from timm.models import register_model
 
 from torchgeo_explora.adapt import Adaptation, adapt, lora
-from torchgeo_explora.models import GroupChannelViT, ViT
+from torchgeo_explora.models import GroupChannelViT, RotaryViT, ViT
 
 # Four blocks, as many as a DPT decoder taps.
 SIZES = {'embed_dim': 24, 'depth': 4, 'num_heads': 2}
+
+ROTARY = {'image_size': 32, 'embed_dim': 48, 'depth': 2, 'num_heads': 2}
 
 
 @register_model
@@ -26,6 +28,8 @@ BACKBONES = {
     ),
     'registers': lambda: ViT('vit_small_patch14_reg4_dinov2', image_size=28, **SIZES),
     'mae': lambda: ViT('vit_base_patch16_224.mae', image_size=32, **SIZES),
+    'rotary': lambda: RotaryViT('vit_small_patch16_dinov3_qkvb', **ROTARY),
+    'rotary gated': lambda: RotaryViT('vit_small_plus_patch16_dinov3', **ROTARY),
     'stock': lambda: ViT('explora_tiny_export'),
     'groups': lambda: GroupChannelViT(
         image_size=16, patch_size=8, channel_embed_dim=8, **SIZES

@@ -187,6 +187,28 @@ def test_non_commercial_base_makes_the_delta_so(name, trained, tmp_path):
     assert 'Not measured.' in card.text
 
 
+def test_card_tells_the_terms_of_dinov3(trained, tmp_path):
+    """The Hub knows such a licence by a name and a page only."""
+    path = tmp_path / 'delta.safetensors'
+    save_delta(trained('rotary'), path)
+    recorder = Recorder(tmp_path / 'uploaded')
+    base = 'timm/vit_small_patch16_dinov3_qkvb.lvd1689m'
+    push_to_hub(path, 'user/x', base, 'data', api=recorder)
+    card = ModelCard.load(recorder.folder / 'README.md')
+    assert card.data.license == 'other'
+    assert card.data.license_name == 'dinov3-license'
+    assert card.data.license_link.endswith('/dinov3-license/')
+    assert f'1. Base ({base}): dinov3-license (Meta' in card.text
+    recorder = Recorder(tmp_path / 'other')
+    base = 'timm/vit_small_patch16_dinov3_qkvb.eupe_lvd1689m'
+    with pytest.raises(ValueError, match=r'non-commercial \(fair-noncommercial-'):
+        push_to_hub(path, 'user/x', base, 'data', licence='mit', api=recorder)
+    push_to_hub(path, 'user/x', base, 'data', api=recorder)
+    card = ModelCard.load(recorder.folder / 'README.md')
+    assert card.data.license_name == 'fair-noncommercial-research-license'
+    assert 'Non-commercial, as are models' in card.text
+
+
 def test_unknown_licence_must_be_given(trained, tmp_path):
     path = tmp_path / 'delta.safetensors'
     save_delta(trained('groups'), path)
@@ -216,6 +238,15 @@ def test_file_that_is_no_delta_is_not_pushed(make, tmp_path):
         ('timm/vit_large_patch14_dinov2.lvd142m', 'apache-2.0'),
         ('facebook/dinov2-with-registers-large', 'apache-2.0'),
         ('timm/vit_large_patch16_224.mae', 'cc-by-nc-4.0'),
+        ('timm/vit_large_patch16_dinov3.sat493m', 'dinov3-license'),
+        ('facebook/dinov3-vitl16-pretrain-sat493m', 'dinov3-license'),
+        ('facebook/dinov2-base', 'apache-2.0'),
+        ('belfner/vit_base_patch16_lingbot.robbyant', 'apache-2.0'),
+        ('somebody/vit_base_patch16_lingbot.robbyant', None),
+        (
+            'timm/vit_base_patch16_dinov3_qkvb.eupe_lvd1689m',
+            'fair-noncommercial-research-license',
+        ),
         ('SatMAE, fMoW', 'cc-by-nc-4.0'),
         ('ExploraWeights.FMOW_SENTINEL', 'cc-by-nc-4.0'),
         ('ExploraWeights.FMOW_RGB', None),

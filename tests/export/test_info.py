@@ -119,3 +119,14 @@ def test_delta_and_whole_weights_are_not_compared(path, make, tmp_path):
     ):
         with pytest.raises(ValueError, match=r'delta.safetensors is a delta and the'):
             compare_files(*files)
+
+
+def test_licence_of_weights_is_told_by_their_name(trained, make, tmp_path):
+    save_delta(trained('rotary'), tmp_path / 'delta.safetensors')
+    text = summarize_file(tmp_path / 'delta.safetensors')
+    line = 'licence of vit_small_patch16_dinov3_qkvb: dinov3-license (Meta'
+    assert line in text
+    assert '/dinov3-license/)' in text
+    name = 'dinov3_vits16_pretrain_lvd1689m-08c60483.pth'
+    torch.save(make('rotary').canonical_state_dict(), tmp_path / name)
+    assert f'licence of {name}: dinov3-license' in summarize_file(tmp_path / name)

@@ -6,7 +6,7 @@ from torch.testing import assert_close
 from transformers import AutoImageProcessor, AutoModel
 
 from torchgeo_explora.export import export_transformers
-from torchgeo_explora.models import ViT
+from torchgeo_explora.models import RotaryViT, ViT
 
 
 @pytest.mark.parametrize(
@@ -16,6 +16,8 @@ from torchgeo_explora.models import ViT
         ('gated', 'Dinov2Model'),
         ('registers', 'Dinov2WithRegistersModel'),
         ('mae', 'ViTModel'),
+        ('rotary', 'DINOv3ViTModel'),
+        ('rotary gated', 'DINOv3ViTModel'),
     ],
 )
 @torch.no_grad()
@@ -68,3 +70,26 @@ def test_missing_library_is_named(make, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'transformers', None)
     with pytest.raises(ModuleNotFoundError, match=r'needs transformers: .*\[export\]'):
         export_transformers(make('dinov2'), tmp_path)
+
+
+@torch.no_grad()
+def test_rotary_positions_are_the_same_at_any_size(trained, picture, tmp_path):
+    backbone = trained('rotary')
+    export_transformers(backbone, tmp_path)
+    model = AutoModel.from_pretrained(tmp_path).eval()
+    image = picture(backbone, (48, 80))
+    tokens, expected = model(image).last_hidden_state, backbone(image)
+    assert_close(tokens[:, 5:], expected.patch, rtol=0, atol=1e-5)
+
+
+def test_rotary_settings_that_transformers_lacks_are_refused(tmp_path):
+    backbone = RotaryViT(
+        'vit_small_patch16_dinov3',
+        image_size=32,
+        embed_dim=48,
+        depth=1,
+        num_heads=2,
+        rope_grid_indexing='xy',
+    )
+    with pytest.raises(ValueError, match=r'no model like .*dinov3.*use export_timm'):
+        export_transformers(backbone, tmp_path / 'model')

@@ -3,6 +3,7 @@ import argparse
 import pytest
 import timm
 import torch
+from huggingface_hub.errors import GatedRepoError
 from safetensors.torch import save_file
 from torch.testing import assert_close
 from torchvision.models._api import Weights, WeightsEnum
@@ -224,6 +225,27 @@ def test_weights_of_timm_that_cannot_be_had_say_where_to_get_them(
     monkeypatch.setattr(checkpoints.timm, 'create_model', offline)
     with pytest.raises(FileNotFoundError, match=message):
         read_state(True, model)
+
+
+def test_a_gated_file_says_where_its_licence_is_accepted(monkeypatch, tmp_path):
+    def gated(name, **options):
+        # Its constructor wants an answer of a server.
+        raise GatedRepoError.__new__(GatedRepoError, 'gated')
+
+    monkeypatch.setattr(checkpoints.timm, 'create_model', gated)
+    name = 'vit_large_patch16_dinov3.sat493m'
+    page = rf'https://huggingface\.co/timm/{name}'
+    with pytest.raises(
+        FileNotFoundError,
+        match=rf'gated: accept their licence at {page}, and log in with `hf auth'
+        r'.*dinov3-license.*accepted.*dinov3-downloads',
+    ):
+        read_state(name, name)
+    path = tmp_path / 'dinov3_vitl16_pretrain_sat493m-eadcf0ff.pth'
+    with pytest.raises(
+        FileNotFoundError, match=r'does not exist: .*dinov3-downloads/; put the file'
+    ):
+        read_state(path, name)
 
 
 def test_weights_of_an_enum_are_fetched_and_their_absence_is_explained(

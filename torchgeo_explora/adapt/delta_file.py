@@ -155,6 +155,7 @@ def load_delta[M: nn.Module](backbone: M, path: str | os.PathLike[str]) -> M:
             f'{(base or "without values")[:12]}: load the same weights'
         )
     _check_groups(backbone, metadata['arguments'])
+    _check_rotary(backbone, metadata['arguments'])
     adaptation = Adaptation.from_dict(metadata['adaptation'])
     plain = adapted(backbone) is None
     if not plain:
@@ -191,6 +192,24 @@ def load_delta[M: nn.Module](backbone: M, path: str | os.PathLike[str]) -> M:
         for name, tensor in delta_state_dict(backbone).items():
             tensor.copy_(tensors[name])
     return backbone
+
+
+def _check_rotary(backbone: nn.Module, stored: Mapping[str, Any]) -> None:
+    # Positions that are computed are not among the weights.
+    here, there = (
+        {
+            name: value
+            for name, value in arguments.items()
+            # How coordinates vary in training is no part of the function.
+            if name.startswith('rope_') and not name.endswith('_coords')
+        }
+        for arguments in (arguments_of(backbone), stored)
+    )
+    if here != there:
+        raise ValueError(
+            f'the delta is for rotary settings {printable(there)} beside those of its'
+            f' model, this backbone has {here}: build it with the settings of the delta'
+        )
 
 
 def _check_groups(backbone: nn.Module, stored: Mapping[str, Any]) -> None:

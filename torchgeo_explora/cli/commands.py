@@ -14,6 +14,7 @@ from torchgeo_explora.cli.embed import embed
 
 Format = Literal[
     'timm',
+    'timm-folder',
     'dinov2',
     'torchgeo',
     'torchgeo-segmentation',
@@ -71,7 +72,8 @@ def export(
     Args:
         file: The file of a delta, the output of `explora merge`, or the checkpoint of
             a fine-tuned classifier (ExploraClassificationTask).
-        output: The file to write; a folder for transformers and peft.
+        output: The file to write; a folder for timm-folder, transformers
+            and peft.
         format: What to write. A peft folder holds only the delta. The torchgeo format
             includes the head of a fine-tuned classifier.
         weights: Weights of the base: a file, or the name of published weights such as
@@ -99,6 +101,7 @@ def export(
         return
     write: dict[str, Callable[[Any, str], None]] = {
         'timm': exports.export_timm,
+        'timm-folder': exports.export_timm_folder,
         'dinov2': exports.export_dinov2,
         'transformers': exports.export_transformers,
         'peft': exports.export_peft,

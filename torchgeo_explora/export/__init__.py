@@ -11,6 +11,7 @@ from torchgeo_explora.export.timm_file import (
     export_torchgeo,
     export_torchgeo_segmentation,
 )
+from torchgeo_explora.export.timm_folder import export_timm_folder
 from torchgeo_explora.export.transformers_folder import export_transformers
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     'export_peft',
     'export_peft_transformers',
     'export_timm',
+    'export_timm_folder',
     'export_torchgeo',
     'export_torchgeo_segmentation',
     'export_transformers',

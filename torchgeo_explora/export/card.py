@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import timm
 from huggingface_hub import ModelCard, ModelCardData
@@ -11,13 +12,18 @@ from torch import nn
 
 from torchgeo_explora.adapt import Adaptation, read_delta
 from torchgeo_explora.export.rebuild import outline
+from torchgeo_explora.models.zoo.licences import (
+    TERMS,
+    described,
+    is_noncommercial,
+    licence_of,
+)
 from torchgeo_explora.models.zoo.weights import ExploraWeights
 
 # Metadata of training that the card shows, in this order.
 _RECIPE = ('objective', 'steps', 'effective_batch', 'mean', 'std', 'mean_of', 'shares')
 # Names that contain MAE, SatMAE or ScaleMAE as a word.
 _MAE = re.compile(r'(?i)(?<![a-z])(?:sat|scale)?-?mae(?![a-z])')
-_DINOV2 = re.compile(r'facebook/dinov2-[\w-]+')
 _TEMPLATE = """---
 {data}
 ---
@@ -66,11 +72,7 @@ def base_licence(base: str) -> str | None:
     published = {str(each): each.meta['license'] for each in list(ExploraWeights)}
     if _MAE.search(base) or 'CC-BY-NC' in published.get(base, ''):
         return 'cc-by-nc-4.0'
-    if _DINOV2.fullmatch(base):
-        return 'apache-2.0'
-    owner, _, name = base.partition('/')
-    config = timm.get_pretrained_cfg(name) if owner == 'timm' and name else None
-    return config.license if config else None
+    return licence_of(base) if '/' in base else None
 
 
 def model_card(
@@ -111,7 +113,7 @@ def model_card(
             f'the licence of the base {base} is not known here: name a licence that'
             ' this delta may have, such as cc-by-4.0'
         )
-    if of_base and '-nc' in of_base and '-nc' not in licence:
+    if of_base and is_noncommercial(of_base) and not is_noncommercial(licence):
         raise ValueError(
             f'the base is non-commercial ({of_base}), and so is everything derived'
             f' from it: {licence!r} would allow more'
@@ -120,8 +122,13 @@ def model_card(
     adaptation = Adaptation.from_dict(metadata['adaptation'])
     rows = [f'| {key} | {metadata[key]} |' for key in _RECIPE if metadata.get(key)]
     measured = [f'- {name}: {value:g}' for name, value in (scores or {}).items()]
+    # The Hub knows only some licences; others come with a name and a page.
+    terms: dict[str, Any] = {'license': licence}
+    if licence in TERMS:
+        page = TERMS[licence].page
+        terms = {'license': 'other', 'license_name': licence, 'license_link': page}
     header = ModelCardData(
-        license=licence,
+        **terms,
         library_name='torchgeo-explora',
         tags=['torchgeo', 'remote-sensing', 'explora', 'lora'],
         base_model=base if base.count('/') == 1 and ' ' not in base else None,
@@ -147,10 +154,10 @@ def model_card(
 
 def _chain(base: str, of_base: str | None, licence: str) -> str:
     lines = [
-        f'1. Base ({base}): {of_base or "see its source"}.',
-        f'2. This delta, derived from it: {licence}.',
+        f'1. Base ({base}): {described(of_base) if of_base else "see its source"}.',
+        f'2. This delta, derived from it: {described(licence)}.',
     ]
-    if '-nc' in licence:
+    if is_noncommercial(licence):
         lines.append('\nNon-commercial, as are models that this delta is merged into.')
     return '\n'.join(lines)
 

@@ -14,6 +14,7 @@ from torchgeo_explora.export.rebuild import outline
 from torchgeo_explora.models import Backbone
 from torchgeo_explora.models.checkpoints import from_any
 from torchgeo_explora.models.formats.files import printable, read_file, read_metadata
+from torchgeo_explora.models.zoo.licences import described, licence_of
 
 # Names of metadata that no other kind of file has.
 _OF_DELTAS = {'delta', 'adaptation', 'metadata_sha256'}
@@ -36,6 +37,7 @@ def summarize_file(path: str | os.PathLike[str]) -> str:
             *('format', 'format_version', 'metadata_sha256'),
         )
         notes = {k: v for k, v in metadata.items() if k not in hidden and v != ''}
+        notes |= _licence(metadata['arguments'].get('model'))
     else:
         content = read_file(path)
         if 'explora' in content:
@@ -46,6 +48,7 @@ def summarize_file(path: str | os.PathLike[str]) -> str:
                 f'weights, {len(state)} tensors of a backbone and {len(rest)} others'
             )
             notes = {k: v for k, v in read_metadata(path).items() if v != ''}
+            notes |= _licence(path.name)
     numbers = sum(each.numel() for each in state.values() if isinstance(each, Tensor))
     size = path.stat().st_size
     lines = [
@@ -147,6 +150,12 @@ def _of_training(
         hyper = {**hyper, 'weights': content['base_weights']}
     notes = {n: hyper[n] for n in ('model', 'weights', 'delta') if n in hyper}
     return title, state, {'base': ours['base'], **notes}  # type: ignore[return-value]
+
+
+def _licence(weights: object) -> dict[str, str]:
+    """Return a note on the licence of published weights, none where it is not known."""
+    found = licence_of(weights) if isinstance(weights, str) else None
+    return {f'licence of {weights}': described(found)} if found else {}
 
 
 def _title(path: Path, metadata: dict[str, Any]) -> str:

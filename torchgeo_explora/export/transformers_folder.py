@@ -4,10 +4,13 @@ import os
 from typing import Any
 
 import torch
-from torch import Tensor
+from timm.layers.mlp import SwiGLU
+from timm.layers.pos_embed_sincos import RotaryEmbeddingDinoV3
+from torch import Tensor, nn
 
 from torchgeo_explora.adapt import merged
-from torchgeo_explora.models import Backbone, ViT
+from torchgeo_explora.models import Backbone, RotaryViT, ViT
+from torchgeo_explora.models.formats.dinov3 import to_transformers_dinov3
 from torchgeo_explora.models.formats.transformers import to_transformers
 from torchgeo_explora.writing import filling
 
@@ -16,9 +19,10 @@ def export_transformers(backbone: Backbone, folder: str | os.PathLike[str]) -> N
     """Write a folder that `transformers.AutoModel.from_pretrained` loads.
 
     It holds a Dinov2Model if the backbone has LayerScale (a Dinov2WithRegistersModel
-    with registers), otherwise a ViTModel, and an image processor with the base's mean
-    and standard deviation. Features are the same at the backbone's image size; for
-    other sizes transformers resizes positions by its own rule.
+    with registers), a DINOv3ViTModel for a `RotaryViT`, otherwise a ViTModel, and an
+    image processor with the base's mean and standard deviation. Features are the same
+    at the backbone's image size; for other sizes transformers resizes tables of
+    positions by its own rule. Rotary positions are the same at any size.
 
     Args:
         backbone: Adapted or plain.
@@ -60,6 +64,8 @@ def transformers_model(backbone: Backbone) -> Any:
             "this export needs transformers: pip install 'torchgeo-explora[export]'"
         ) from error
 
+    if isinstance(backbone, RotaryViT):
+        return _loaded(transformers, 'DINOv3ViT', *_rotary(backbone))
     if not isinstance(backbone, ViT):
         raise ValueError(
             f'transformers has no model for a {type(backbone).__name__}: use'
@@ -88,18 +94,71 @@ def transformers_model(backbone: Backbone) -> Any:
     rest = (
         {'mask_token': torch.zeros(1, plain.embed_dim)} if 'reg_token' in state else {}
     )
+    return _loaded(transformers, kind, to_transformers(state, rest), options)
+
+
+def _loaded(
+    transformers: Any, kind: str, state: dict[str, Tensor], options: dict[str, Any]
+) -> Any:
+    """Return a model of transformers with the tensors of a file."""
     build = getattr(transformers, f'{kind}Model')
     extra = {'add_pooling_layer': False} if kind == 'ViT' else {}
     model, report = build.from_pretrained(
         None,
         config=getattr(transformers, f'{kind}Config')(**options),
-        state_dict=to_transformers(state, rest),
+        state_dict=state,
         output_loading_info=True,
         **extra,
     )
     if wrong := {name: keys for name, keys in report.items() if keys}:
         raise ValueError(f'transformers cannot hold these weights: {wrong}')
     return model.eval()
+
+
+def _rotary(backbone: RotaryViT) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors of a DINOv3ViTModel, and the options of its configuration."""
+    plain: Any = merged(backbone).cpu().eval()
+    block, rope = plain.blocks[0], plain.rope
+    gated = isinstance(block.mlp, SwiGLU)
+    parts = [plain.patch_embed.norm, plain.norm_pre, block.mlp.norm, block.attn.norm]
+    parts += [block.attn.q_norm, block.attn.k_norm]
+    if (
+        not isinstance(rope, RotaryEmbeddingDinoV3)
+        or not rope.rotate_half
+        or rope.min_period is not None
+        or (rope.normalize_coords, rope.grid_offset, rope.grid_indexing)
+        != ('separate', 0, 'ij')
+        or block.gamma_1 is None
+        or any(not isinstance(part, nn.Identity) for part in parts)
+        or not isinstance(block.mlp.act, nn.SiLU if gated else nn.GELU)
+    ):
+        raise ValueError(
+            f'transformers has no model like {plain.arguments["model"]}: its'
+            ' DINOv3ViTModel has the rotary positions, LayerScale and MLP of DINOv3;'
+            ' use export_timm'
+        )
+    state = plain.canonical_state_dict()
+    biased = 'blocks.0.attn.q_bias' in state
+    return to_transformers_dinov3(state), {
+        'hidden_size': plain.embed_dim,
+        'intermediate_size': block.mlp.fc2.in_features,
+        'num_hidden_layers': len(plain.blocks),
+        'num_attention_heads': block.attn.num_heads,
+        'num_register_tokens': plain.prefix().shape[1] - 1,
+        'image_size': plain.image_size,
+        'patch_size': plain.patch_size,
+        'num_channels': plain.in_channels,
+        'layer_norm_eps': plain.norm.eps,
+        'rope_theta': rope.temperature,
+        'use_gated_mlp': gated,
+        'hidden_act': 'silu' if gated else 'gelu',
+        'query_bias': biased,
+        'key_bias': False,
+        'value_bias': biased,
+        'pos_embed_shift': rope.shift_coords,
+        'pos_embed_jitter': rope.jitter_coords,
+        'pos_embed_rescale': rope.rescale_coords,
+    }
 
 
 def _kind(state: dict[str, Tensor]) -> tuple[str, dict[str, Any]]:

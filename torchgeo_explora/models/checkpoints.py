@@ -13,9 +13,18 @@ from typing import Any
 import timm
 import torch
 from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub.errors import GatedRepoError
 from timm.models import adapt_input_conv
 from torchvision.models._api import WeightsEnum
 
+from torchgeo_explora.models.formats.dinov3 import (
+    from_dinov3,
+    from_transformers_dinov3,
+    is_dinov3,
+    is_transformers_dinov3,
+    to_dinov3,
+    to_transformers_dinov3,
+)
 from torchgeo_explora.models.formats.files import (
     SUFFIXES,
     fetch_address,
@@ -51,6 +60,7 @@ from torchgeo_explora.models.formats.wrapped import (
     to_torchgeo,
     unwrapped_backbone,
 )
+from torchgeo_explora.models.zoo.licences import where_to_get
 from torchgeo_explora.paths import expanded
 
 __all__ = [
@@ -58,6 +68,7 @@ __all__ = [
     'fold_class_code',
     'from_any',
     'from_dinov2',
+    'from_dinov3',
     'from_explora',
     'from_lightly_train',
     'from_mae',
@@ -66,13 +77,16 @@ __all__ = [
     'from_timm',
     'from_torchgeo',
     'from_transformers',
+    'from_transformers_dinov3',
     'fuse_qkv',
     'read_state',
     'split_qkv',
     'to_dinov2',
+    'to_dinov3',
     'to_timm',
     'to_torchgeo',
     'to_transformers',
+    'to_transformers_dinov3',
 ]
 
 
@@ -97,7 +111,11 @@ def from_any(state: Mapping[str, Any]) -> tuple[State, State]:
             ' model.state_dict()'
         )
     inner, outer = unwrapped_backbone(content)
-    if is_transformers(inner):
+    if is_transformers_dinov3(inner):
+        backbone, rest = from_transformers_dinov3(inner)
+    elif is_dinov3(inner):
+        backbone, rest = from_dinov3(inner)
+    elif is_transformers(inner):
         backbone, rest = from_transformers(inner)
     else:
         # ExPLoRA's names include DINOv2's, which include MAE's and timm's. A rule does
@@ -142,6 +160,10 @@ def read_state(
         _refuse_delta(state, read_metadata(path), path)
     elif isinstance(weights, PathLike) or Path(str(weights)).suffix in SUFFIXES:
         path = Path(expanded(weights))  # type: ignore[arg-type]
+        if not path.is_file() and (terms := where_to_get(path.name)):
+            raise FileNotFoundError(
+                f'weights file {path} does not exist: {terms}; put the file there'
+            )
         state = read_file(path)
         _refuse_delta(state, read_metadata(path), path)
     elif timm.is_model(str(weights)):
@@ -200,10 +222,16 @@ def _from_timm(model: str) -> Mapping[str, Any]:
                 f'timm has no weights for model {model!r}: give the path of a'
                 ' checkpoint as weights, or weights=None for random ones'
             ) from error
+        page = f'https://huggingface.co/{hub}'
+        terms = where_to_get(model)
+        note = f'; {terms}' if terms else ''
+        if isinstance(error, GatedRepoError):
+            note = f'; they are gated: accept their licence at {page}, and log in with'
+            note += f' `hf auth login` first{f"; {terms}" if terms else ""}'
         raise FileNotFoundError(
             f'could not get the weights of {model!r}: download model.safetensors from'
-            f' https://huggingface.co/{hub} and give its path as weights, or fetch it'
-            f' into {HF_HUB_CACHE} with: hf download {hub} model.safetensors'
+            f' {page} and give its path as weights, or fetch it into {HF_HUB_CACHE}'
+            f' with: hf download {hub} model.safetensors{note}'
         ) from error
     return vit.state_dict()
 

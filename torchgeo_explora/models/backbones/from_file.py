@@ -40,16 +40,21 @@ _NUMBERS = {
     'patch_drop_rate': (0, 1),
     'pos_drop_rate': (0, 1),
     'proj_drop_rate': (0, 1),
+    'rope_grid_offset': (-100, 100),
     'rope_jitter_coords': (1, 100),
     'rope_rescale_coords': (1, 100),
     'rope_shift_coords': (0, 100),
+    'rope_temperature': (1, 1e9),
 }
 _FLAGS = {
     *('dynamic_img_pad', 'dynamic_img_size', 'fc_norm', 'final_norm', 'fix_init'),
     *('no_embed_class', 'pre_norm', 'proj_bias', 'qk_norm', 'qkv_bias'),
-    *('scale_attn_norm', 'scale_mlp_norm'),
+    *('rope_rotate_half', 'scale_attn_norm', 'scale_mlp_norm'),
 }
-_NAMES = {'act_layer', 'embed_norm_layer', 'model', 'norm_layer', 'weight_init'}
+_NAMES = {
+    *('act_layer', 'embed_norm_layer', 'model', 'norm_layer', 'rope_grid_indexing'),
+    'weight_init',
+}
 _LARGEST_SIDE = 16_384
 _MOST_TOKENS = 2**18
 _MOST_PARAMETERS = 10**10

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
+from pathlib import PurePath
 from typing import Any
 
 import timm
@@ -19,6 +20,7 @@ from torchgeo_explora.models.backbones.tokens import Tokens, check_size, pair
 from torchgeo_explora.models.backbones.vit import ViT
 from torchgeo_explora.models.checkpoints import read_state
 from torchgeo_explora.models.formats.enums import plain_enum
+from torchgeo_explora.models.formats.dinov3 import PERIODS, without_zero_biases
 from torchgeo_explora.models.formats.model_names import suggestion
 
 _SUPPORTED = (
@@ -35,17 +37,24 @@ class RotaryViT(Backbone):
     rotates queries and keys by it, so there is no table to resize, and any image size
     is used as it is. Class and register tokens are not rotated.
 
-    Siméoni et al., *DINOv3* (https://arxiv.org/abs/2508.10104). Coordinates can be
-    shifted, jittered and rescaled in training (`rope_shift_coords`,
-    `rope_jitter_coords`, `rope_rescale_coords`; DINOv3 rescales by up to 2): drawn for
-    each batch by torch's CPU generator, and never in evaluation, so not for a teacher.
+    Siméoni et al., *DINOv3* (https://arxiv.org/abs/2508.10104). In training,
+    coordinates can be shifted, then jittered, then rescaled: drawn for each batch by
+    torch's CPU generator, and never in evaluation, so not for a teacher. DINOv3
+    rescales by up to 2. Mean and standard deviation are those that timm knows of the
+    weights: weights of SAT-493M have their own.
 
     Args:
         model: Name of a timm model.
-        weights: As for `ViT`.
+        weights: As for `ViT`. A file of SAT-493M is known by that word in its name.
         in_channels: C, channels of an image.
         image_size: Training size in pixels, one number or height and width; timm's
             default for the model if None.
+        rope_shift_coords: s; coordinates, in [-1, 1], are shifted along each axis by
+            up to s either way.
+        rope_jitter_coords: j; they are multiplied by a factor for each axis,
+            log-uniform in [1 / j, j].
+        rope_rescale_coords: r; they are multiplied by one factor, log-uniform in
+            [1 / r, r].
         **timm_kwargs: Further arguments of the timm model, such as embed_dim, depth,
             num_heads, patch_size, drop_path_rate.
 
@@ -53,13 +62,15 @@ class RotaryViT(Backbone):
         FileNotFoundError: If the weights are not at hand and cannot be downloaded.
         RuntimeError: If the weights do not fit.
         TypeError: If timm does not know an argument.
-        ValueError: If the model is unknown or of another kind, or `image_size` is not a
-            multiple of its patch size.
+        ValueError: If the model is unknown or of another kind, `image_size` is not a
+            multiple of its patch size, the weights are of another kind of model, or a
+            range of the coordinates makes no sense.
     """
 
     file_arguments = (
         *ViT.file_arguments,
-        *('rope_jitter_coords', 'rope_rescale_coords', 'rope_shift_coords'),
+        *('rope_grid_indexing', 'rope_grid_offset', 'rope_rotate_half'),
+        'rope_temperature',
     )
 
     def __init__(
@@ -68,9 +79,18 @@ class RotaryViT(Backbone):
         weights: WeightsEnum | PathLike[str] | str | bool | None = None,
         in_channels: int = 3,
         image_size: int | Sequence[int] | None = None,
+        rope_shift_coords: float | None = None,
+        rope_jitter_coords: float | None = None,
+        rope_rescale_coords: float | None = None,
         **timm_kwargs: Any,
     ) -> None:
         """Build the timm model and take it apart."""
+        ranges = {
+            'rope_shift_coords': rope_shift_coords,
+            'rope_jitter_coords': rope_jitter_coords,
+            'rope_rescale_coords': rope_rescale_coords,
+        }
+        timm_kwargs |= {k: v for k, v in ranges.items() if v is not None}
         options = {'in_chans': in_channels, **timm_kwargs}
         if image_size is not None:
             options['img_size'] = pair(image_size)
@@ -93,12 +113,81 @@ class RotaryViT(Backbone):
             self.start_from(weights)
 
     def start_from(self, weights: WeightsEnum | PathLike[str] | str | bool) -> None:
-        """Load weights, as `ViT.start_from` does."""
+        """Load weights, as `ViT.start_from` does, with their mean and deviation.
+
+        Biases of q and v that are all zero are the same as none.
+
+        Args:
+            weights: As for the constructor; True for timm's own of this model.
+
+        Raises:
+            FileNotFoundError: If the weights are not at hand and cannot be downloaded.
+            RuntimeError: If the weights do not fit; all misfits are listed.
+            ValueError: If they are of another kind of model; the message says which.
+        """
         plain_enum(weights)  # refuses other architectures by a sentence
-        state, self.record.extras = read_state(
-            weights, self.arguments['model'], self.in_channels
-        )
+        model = self.arguments['model']
+        state, extras = read_state(weights, model, self.in_channels)
+        periods = extras.pop(PERIODS, None)
+        if reason := self._misfit(state, periods):
+            raise ValueError(f'*weights* {weights} do not fit {model}: they {reason}')
+        if not self._biased:
+            state = without_zero_biases(state)
+        elif 'blocks.0.attn.q_bias' not in state:
+            none = torch.zeros(self.embed_dim)
+            for index in range(len(self.blocks)):
+                state |= {f'blocks.{index}.attn.{name}_bias': none for name in 'qv'}
+        self.record.extras = extras
         self.load_state_dict(state)
+        if config := _configuration(weights):
+            self.mean, self.std = tuple(config.mean), tuple(config.std)
+
+    @property
+    def _biased(self) -> bool:
+        return 'blocks.0.attn.q.bias' in self.state_dict()
+
+    def _misfit(
+        self, state: Mapping[str, Tensor], periods: Tensor | None
+    ) -> str | None:
+        """Return what about weights is of another model, None if nothing obvious is."""
+        if 'pos_embed' in state:
+            return (
+                'hold a table of positions (pos_embed), and a rotary model has none:'
+                ' choose the *model* that they are of'
+            )
+        tokens: list[Any] = [state.get('reg_token'), self.reg_token]
+        found, own = (0 if token is None else token.shape[1] for token in tokens)
+        if found != own:
+            return (
+                f'hold {found} register (storage) tokens, expected {own}: choose the'
+                ' *model* that they are of'
+            )
+        kernel = state.get('patch_embed.proj.weight')
+        if kernel is not None and kernel.shape[-1] != self.patch_size:
+            return (
+                f'embed patches of {kernel.shape[-1]} pixels, expected'
+                f' {self.patch_size}: choose the *model* that they are of, or give'
+                f' patch_size={kernel.shape[-1]}'
+            )
+        if not self._biased and any(
+            key.endswith('.attn.q_bias') for key in without_zero_biases(state)
+        ):
+            return (
+                'have biases of queries and values: choose the *model* of that kind,'
+                ' such as vit_small_patch16_dinov3_qkvb'
+            )
+        # FAIR's files have them in bfloat16, of 8 bits; timm computes them.
+        rope: Any = self.rope
+        if periods is not None and (
+            periods.shape != rope.periods.shape
+            or not torch.allclose(periods.float(), rope.periods, rtol=2**-7)
+        ):
+            return (
+                f'rotate by other periods, {periods.float().tolist()[:4]} ..., expected'
+                f' {rope.periods.tolist()[:4]} ...: give the *num_heads* and the'
+                ' *rope_temperature* that they are of'
+            )
+        return None
 
     def embed(self, image: Tensor, **metadata: Tensor) -> Tokens:
         """Return the patch tokens of an image; positions are (1, h * w, 2 D / heads).
@@ -208,6 +297,18 @@ def is_rotary(model: str) -> bool:
     return bool(timm.models.model_entrypoint(name).__module__ == 'timm.models.eva')
 
 
+def _configuration(weights: object) -> Any:
+    """Return what timm knows of weights beside their values, None if it cannot tell."""
+    if not isinstance(weights, str | PathLike):
+        return None
+    name = str(weights)
+    if timm.is_model(name):
+        return timm.models.get_pretrained_cfg(name)
+    if 'sat493m' in PurePath(name).name.lower():
+        return timm.models.get_pretrained_cfg('vit_large_patch16_dinov3.sat493m')
+    return None
+
+
 def _scaled(x: Tensor, gamma: Tensor | None) -> Tensor:
     return x if gamma is None else gamma * x
 
@@ -216,7 +317,8 @@ def _build(model: str, options: dict[str, Any]) -> Any:
     """Return the timm model, or say why it cannot be a backbone."""
     if not timm.is_model(model.partition('.')[0]):
         raise ValueError(
-            f'*model* {model!r} is not known to timm ({suggestion(model)}): {_SUPPORTED}'
+            f'*model* {model!r} is not known to timm ({suggestion(model)}):'
+            f' {_SUPPORTED}'
         )
     try:
         # The final norm stays where it is.

@@ -31,8 +31,10 @@ _RULES = (
         'vit_{size}_patch14_reg4_dinov2.lvd142m',
     ),
     (
-        r'(?:facebook/)?dinov3[_-]vit(?P<size>[sblh]|7b)16(?P<plus>plus)?'
-        r'(?:[_-]pretrain)?(?:[_-](?P<tag>lvd1689m|sat493m))?',
+        (
+            r'(?:facebook/)?dinov3[_-]vit(?P<size>[sblh]|7b)16(?P<plus>plus)?'
+            r'(?:[_-]pretrain)?(?:[_-](?P<tag>lvd1689m|sat493m))?'
+        ),
         'vit_{size}{plus}_patch16_dinov3.{tag}',
     ),
     (r'(?:facebook/)?dino[_-]vit(?P<size>[sb])16', 'vit_{size}_patch16_224.dino'),
@@ -42,8 +44,10 @@ _RULES = (
     (r'mae_vit_(?P<size>base|large)_patch16', 'vit_{size}_patch16_224.mae'),
     (r'mae_vit_(?P<size>huge)_patch14', 'vit_{size}_patch14_224.mae'),
     (
-        r'google/vit-(?P<size>base|large)-patch(?P<patch>16|32)-(?P<side>224|384)'
-        r'(?:-in21k)?',
+        (
+            r'google/vit-(?P<size>base|large)-patch(?P<patch>16|32)-(?P<side>224|384)'
+            r'(?:-in21k)?'
+        ),
         'vit_{size}_patch{patch}_{side}',
     ),
     (r'vit_(?P<size>[bl])_(?P<patch>16|32)', 'vit_{size}_patch{patch}_224'),

@@ -102,7 +102,7 @@ def unwrapped_backbone(state: Mapping[str, Any]) -> tuple[State, State]:
     Raises:
         ValueError: If it holds several backbones, and nothing says which to take.
     """
-    known = _LIGHTLY + _TORCHGEO
+    known: tuple[str, ...] = _LIGHTLY + _TORCHGEO
     if _prefix(state, known) is None:
         prefix = _unknown_prefix(state)
         if prefix is None or prefix in _DINOV2:
