@@ -310,3 +310,26 @@ def test_statistics_that_are_no_numbers_are_refused_wherever_it_is_built(
         Normalize([0.5], [0.2])
         with pytest.raises(ValueError, match='give finite values'):
             Normalize(mean, std)
+
+
+def test_an_anchor_sees_the_same_crops_larger_and_without_photometric_changes():
+    image = torch.rand(3, 3, 40, 40)
+    image = F.interpolate(image, scale_factor=2, mode='bicubic').clamp(0, 1)
+    statistics = (0.5,) * 3, (0.25,) * 3
+    torch.manual_seed(0)
+    changed = MultiCrop(32, 16, 2, mean=statistics[0], std=statistics[1])(image)
+    torch.manual_seed(0)
+    views = MultiCrop(32, 16, 2, mean=statistics[0], std=statistics[1], anchor_size=64)(
+        image
+    )
+    torch.manual_seed(0)
+    plain = MultiCrop(32, 16, 2, mean=statistics[0], std=statistics[1], strength=0)(
+        image
+    )
+    assert changed._fields == ('global_', 'local')
+    assert torch.equal(views.global_, changed.global_)
+    assert torch.equal(views.local, changed.local)
+    assert views.anchor.shape == (2, 3, 3, 64, 64)
+    smaller = F.avg_pool2d(views.anchor.flatten(0, 1), 2).view_as(plain.global_)
+    assert (smaller - plain.global_).abs().mean() < 0.1
+    assert (changed.global_ - plain.global_).abs().mean() > 0.2

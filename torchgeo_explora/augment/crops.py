@@ -21,10 +21,25 @@ def random_crops(
     Returns:
         (V, B, C, S, S) in [0, 1].
     """
+    return resized_crops(image, *draw_crops(image, views, scale), size)
+
+
+def draw_crops(
+    image: Tensor, views: int, scale: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
+    """Draw random crops of each image, mirrored half of the time.
+
+    Args:
+        image: (B, C, H, W).
+        views: V, crops of each image.
+        scale: Range of a crop's share of the image's area.
+
+    Returns:
+        Boxes (V, B, 4) and whether each is mirrored, (V, B), for `resized_crops`.
+    """
     images, _, height, width = image.shape
     boxes = crop_boxes(views * images, (height, width), scale)
-    mirrored = torch.rand(views, images) < 0.5
-    return resized_crops(image, boxes.view(views, images, 4), mirrored, size)
+    return boxes.view(views, images, 4), torch.rand(views, images) < 0.5
 
 
 def random_patches(
