@@ -326,3 +326,24 @@ def test_overhead_views_are_turned_and_off_by_default():
     assert not MultiCropOptions().overhead
     built = MultiCropOptions(overhead=True).build(32, 16, [0.5], [0.25])
     assert built.overhead
+
+
+@pytest.mark.parametrize('overhead', [False, True])
+def test_an_anchor_sees_the_same_crops_larger_and_without_photometric_changes(overhead):
+    image = torch.rand(3, 3, 40, 40)
+    image = F.interpolate(image, scale_factor=2, mode='bicubic').clamp(0, 1)
+    statistics = (0.5,) * 3, (0.25,) * 3
+    torch.manual_seed(0)
+    options = {'mean': statistics[0], 'std': statistics[1], 'overhead': overhead}
+    changed = MultiCrop(32, 16, 2, **options)(image)
+    torch.manual_seed(0)
+    views = MultiCrop(32, 16, 2, anchor_size=64, **options)(image)
+    torch.manual_seed(0)
+    plain = MultiCrop(32, 16, 2, strength=0, **options)(image)
+    assert changed._fields == ('global_', 'local')
+    assert torch.equal(views.global_, changed.global_)
+    assert torch.equal(views.local, changed.local)
+    assert views.anchor.shape == (2, 3, 3, 64, 64)
+    smaller = F.avg_pool2d(views.anchor.flatten(0, 1), 2).view_as(plain.global_)
+    assert (smaller - plain.global_).abs().mean() < 0.1
+    assert (changed.global_ - plain.global_).abs().mean() > 0.2

@@ -371,3 +371,56 @@ def test_forward_draws_masks_from_the_global_generator(tiny_backbone):
     assert {'feature_std', 'target_entropy', 'momentum', 'teacher_temperature'} <= set(
         objective.diagnostics
     )
+
+
+HEADS = {'prototypes': 20, 'hidden_dim': 12, 'bottleneck_dim': 6, 'head_layers': 2}
+
+
+def test_a_head_of_their_own_for_patches_has_its_own_sizes(tiny_backbone):
+    """DINOv3's separate head: iBOT's gradient never reaches the other head."""
+    objective = _objective(tiny_backbone, ibot_head=HEADS)
+    terms = objective.terms(*_inputs(), 0.05)
+    assert objective.ibot_head.prototypes.direction.shape == (20, 6)
+    assert objective.head.prototypes.direction.shape == (32, 8)
+    terms['ibot'].backward(retain_graph=True)
+    assert all(p.grad is None for p in objective.head.parameters())
+    assert all(p.grad is not None for p in objective.ibot_head.parameters())
+    objective.zero_grad()
+    (terms['dino_global'] + terms['dino_local'] + terms['koleo']).backward()
+    assert all(p.grad is None for p in objective.ibot_head.parameters())
+    assert all(p.grad is not None for p in objective.head.parameters())
+
+
+def test_equal_heads_of_their_own_give_the_losses_of_a_shared_one(tiny_backbone):
+    sizes = {'prototypes': 32, 'hidden_dim': 16, 'bottleneck_dim': 8}
+    objective = _objective(tiny_backbone, ibot_head=sizes)
+    for own, shared in (
+        (objective.ibot_head, objective.head),
+        (objective.teacher_ibot_head, objective.teacher_head),
+    ):
+        own.load_state_dict(shared.state_dict())
+    apart = objective.terms(*_inputs(), 0.05)
+    objective.ibot_head = objective.teacher_ibot_head = None
+    for name, value in objective.terms(*_inputs(), 0.05).items():
+        assert_close(apart[name], value, rtol=1e-5, atol=1e-5)
+
+
+def test_the_head_for_patches_is_clipped_and_has_a_teacher(tiny_backbone):
+    objective = _objective(tiny_backbone, ibot_head=HEADS, momentum=(0.5, 0.5)).train()
+    assert not objective.teacher_ibot_head.training
+    sum(objective.terms(*_inputs(), 0.05).values()).backward()
+    assert objective.before_step(0.0).keys() == {'backbone', 'head', 'ibot_head'}
+    before = objective.teacher_ibot_head.mlp[0].bias.clone()
+    with torch.no_grad():
+        objective.ibot_head.mlp[0].bias += 1
+    objective.after_step(0.0)
+    assert_close(objective.teacher_ibot_head.mlp[0].bias, before + 0.5)
+
+
+def test_options_are_off_by_default(tiny_backbone):
+    """Neither a term nor a tensor more than without them."""
+    objective = _objective(tiny_backbone)
+    terms = objective.terms(*_inputs(), 0.05)
+    assert {*terms} == {'dino_global', 'dino_local', 'ibot', 'koleo'}
+    parts = {name.partition('.')[0] for name in objective.state_dict()}
+    assert parts == {'student', 'head', 'teacher', 'teacher_head', 'mask_token'}

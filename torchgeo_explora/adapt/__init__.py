@@ -1,6 +1,7 @@
 """Which weights train, the teacher that shares the others, and the delta as a file."""
 
 from torchgeo_explora.adapt.adaptation import Adaptation, adapt, lora, merged
+from torchgeo_explora.adapt.anchor import frozen_base
 from torchgeo_explora.adapt.average import average_deltas
 from torchgeo_explora.adapt.collection import Deltas
 from torchgeo_explora.adapt.delta import base_fingerprint, count, delta_state_dict
@@ -24,6 +25,7 @@ __all__ = [
     'delta_state_dict',
     'ema_update_',
     'fingerprint',
+    'frozen_base',
     'load_delta',
     'lora',
     'merged',

@@ -17,6 +17,7 @@ from torchgeo_explora.adapt.adapters import (
     check_adapter,
     inject,
     select_layers,
+    take_off,
 )
 from torchgeo_explora.adapt.delta import (
     adapted,
@@ -322,14 +323,12 @@ def merged[M: nn.Module](backbone: M) -> M:
         return plain
     # Under autocast the products would be rounded to its type.
     with torch.autocast(next(plain.parameters()).device.type, enabled=False):
-        for name, layer in [*plain.named_modules()]:
+        for layer in plain.modules():
             if isinstance(layer, BaseTunerLayer):
                 layer.merge()
-                parent, _, leaf = name.rpartition('.')
-                setattr(plain.get_submodule(parent), leaf, layer.get_base_layer())
+    take_off(plain)
     for name, parameter in plain.named_parameters():
         parameter.requires_grad_(name not in change.frozen)
-    vars(plain).pop('peft_config', None)
     host: Any = plain
     host.record = replace(
         host.record,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from peft import PeftConfig, inject_adapter_in_model
 from peft.tuners.lora import Linear as LoraLinear
-from peft.tuners.tuners_utils import check_target_module_exists
+from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import Tensor, nn
 
 from torchgeo_explora.functional.autocast import under_autocast
@@ -203,6 +203,15 @@ def inject(adapter: PeftConfig, module: nn.Module, names: list[str]) -> nn.Modul
             for down in layer.lora_A.values():
                 down.register_forward_pre_hook(_match_type)
     return adapted
+
+
+def take_off(module: nn.Module) -> None:
+    """Put every adapted layer's own layer back in its place, and drop the adapters."""
+    for name, layer in [*module.named_modules()]:
+        if isinstance(layer, BaseTunerLayer):
+            parent, _, leaf = name.rpartition('.')
+            setattr(module.get_submodule(parent), leaf, layer.get_base_layer())
+    vars(module).pop('peft_config', None)
 
 
 def _match_type(layer: Any, inputs: tuple[Tensor]) -> tuple[Tensor]:

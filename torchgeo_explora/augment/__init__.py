@@ -11,6 +11,7 @@ from torchgeo_explora.augment.ranges import UnitRange, value_range
 from torchgeo_explora.augment.views import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    AnchoredViews,
     CentreCrop,
     MultiCrop,
     MultiCropOptions,
@@ -22,6 +23,7 @@ from torchgeo_explora.augment.views import (
 __all__ = [
     'IMAGENET_MEAN',
     'IMAGENET_STD',
+    'AnchoredViews',
     'CentreCrop',
     'MultiCrop',
     'MultiCropOptions',

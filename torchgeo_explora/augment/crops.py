@@ -21,13 +21,28 @@ def random_crops(
     Returns:
         (V, B, C, S, S) in [0, 1].
     """
+    return resized_crops(image, *draw_crops(image, views, scale), size)
+
+
+def draw_crops(
+    image: Tensor, views: int, scale: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
+    """Draw random crops of each image, mirrored half of the time.
+
+    Args:
+        image: (B, C, H, W).
+        views: V, crops of each image.
+        scale: Range of a crop's share of the image's area.
+
+    Returns:
+        Boxes (V, B, 4) and whether each is mirrored, (V, B), for `resized_crops`.
+    """
     images, _, height, width = image.shape
     boxes = crop_boxes(views * images, (height, width), scale)
-    mirrored = torch.rand(views, images) < 0.5
-    return resized_crops(image, boxes.view(views, images, 4), mirrored, size)
+    return boxes.view(views, images, 4), torch.rand(views, images) < 0.5
 
 
-def quarter_turns(crops: Tensor) -> Tensor:
+def quarter_turns(crops: Tensor, turns: Tensor | None = None) -> Tensor:
     """Turn each crop by 0, 90, 180 or 270 degrees, with equal chances, in place.
 
     With the mirroring of `random_crops`, these are all eight ways in which a square
@@ -35,9 +50,11 @@ def quarter_turns(crops: Tensor) -> Tensor:
 
     Args:
         crops: (V, B, C, S, S).
+        turns: (V * B,) quarters of a turn, from 0 to 3, on the CPU; drawn if None.
     """
     flat = crops.flatten(0, 1)
-    turns = torch.randint(4, (len(flat),))
+    if turns is None:
+        turns = torch.randint(4, (len(flat),))
     for count in (1, 2, 3):
         rows = (turns == count).nonzero().squeeze(1).to(crops.device)
         flat[rows] = flat[rows].rot90(count, (-2, -1))

@@ -8,7 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from torchgeo_explora.augment.crops import quarter_turns, random_crops
+from torchgeo_explora.augment.crops import (
+    draw_crops,
+    quarter_turns,
+    random_crops,
+    resized_crops,
+)
 from torchgeo_explora.augment.photometric import band_chain, colour_chain
 from torchgeo_explora.checks import require_positive, require_range
 
@@ -26,6 +31,17 @@ class Views(NamedTuple):
 
     global_: Tensor  # (2, B, C, S, S)
     local: Tensor  # (V, B, C, s, s)
+
+
+class AnchoredViews(NamedTuple):
+    """`Views`, and the global crops again for an anchor.
+
+    The latter have another size and no photometric changes.
+    """
+
+    global_: Tensor  # (2, B, C, S, S)
+    local: Tensor  # (V, B, C, s, s)
+    anchor: Tensor  # (2, B, C, A, A)
 
 
 class Normalize(nn.Module):
@@ -114,6 +130,7 @@ class MultiCropOptions:
         patch_size: int,
         mean: Sequence[float],
         std: Sequence[float],
+        anchor_size: int | None = None,
     ) -> 'MultiCrop':
         """Return the views for a backbone.
 
@@ -122,6 +139,7 @@ class MultiCropOptions:
             patch_size: Side of the backbone's patches in pixels.
             mean: Mean of the normalisation, of values in [0, 1].
             std: Standard deviation of the normalisation, of values in [0, 1].
+            anchor_size: As for `MultiCrop`.
 
         Raises:
             ValueError: If *local_size* is not a multiple of the patch size.
@@ -143,6 +161,7 @@ class MultiCropOptions:
             std,
             self.strength,
             self.overhead,
+            anchor_size,
         )
 
 
@@ -172,6 +191,7 @@ class MultiCrop(nn.Module):
         std: Standard deviation of the normalisation, of values in [0, 1].
         strength: See `MultiCropOptions`.
         overhead: See `MultiCropOptions`.
+        anchor_size: A, side in pixels of the global crops for an anchor; None for none.
 
     Raises:
         ValueError: If *strength* is out of range.
@@ -188,6 +208,7 @@ class MultiCrop(nn.Module):
         std: Sequence[float] = IMAGENET_STD,
         strength: float = MultiCropOptions.strength,
         overhead: bool = MultiCropOptions.overhead,
+        anchor_size: int | None = None,
     ) -> None:
         """Build the chains."""
         super().__init__()
@@ -198,6 +219,7 @@ class MultiCrop(nn.Module):
         self.local_scale = local_scale
         self.strength = strength
         self.overhead = overhead
+        self.anchor_size = anchor_size
         self.normalize = Normalize(mean, std)
         if not 0 <= strength <= 1:
             raise ValueError(f'*strength* is {strength}: choose from 0 to 1')
@@ -210,14 +232,15 @@ class MultiCrop(nn.Module):
         self.bands = nn.ModuleList(band_chain(blur, strength) for blur in blurs)
 
     @torch.no_grad()
-    def forward(self, image: Tensor) -> Views:
+    def forward(self, image: Tensor) -> Views | AnchoredViews:
         """Draw the views.
 
         Args:
             image: (B, C, H, W), floating, in [0, 1], finite; of any size.
 
         Returns:
-            Views in float32, normalised.
+            Views in float32, normalised; with those of an anchor if *anchor_size* is
+            given.
 
         Raises:
             ValueError: If *image* has another shape or type.
@@ -226,19 +249,27 @@ class MultiCrop(nn.Module):
         # Autocast would round the resampling weights to a few bits.
         with torch.autocast(image.device.type, enabled=False):
             image = image.float()
-            global_ = random_crops(image, 2, self.global_size, self.global_scale)
+            crops = draw_crops(image, 2, self.global_scale)
+            global_ = resized_crops(image, *crops, self.global_size)
             local = random_crops(
                 image, self.local_views, self.local_size, self.local_scale
             )
             if self.overhead:
-                global_, local = quarter_turns(global_), quarter_turns(local)
+                turns = torch.randint(4, (2 * len(image),))
+                global_, local = quarter_turns(global_, turns), quarter_turns(local)
             if self.strength:
                 chains = self.colour if image.shape[1] == 3 else self.bands
                 parts = (global_[0], global_[1], local.flatten(0, 1))
                 for chain, part in zip(chains, parts, strict=True):
                     if len(part):
                         chain(part)  # in place
-            return Views(self.normalize(global_), self.normalize(local))
+            views = Views(self.normalize(global_), self.normalize(local))
+            if self.anchor_size is None:
+                return views
+            anchor = resized_crops(image, *crops, self.anchor_size)
+            if self.overhead:
+                anchor = quarter_turns(anchor, turns)
+            return AnchoredViews(*views, self.normalize(anchor))
 
     def summary(self, channels: int) -> str:
         """Return one line on what is done to images with that many channels."""

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
-from torchgeo_explora.augment import Views
+from torchgeo_explora.augment import AnchoredViews, Views
 from torchgeo_explora.callbacks.figures import panels, save_figure, shown_channels
 from torchgeo_explora.objectives.objective import batch_metadata
 
@@ -63,7 +63,7 @@ class Pictures(Callback):
             mean = torch.tensor(pl_module.mean, device=image.device).view(-1, 1, 1)
             std = torch.tensor(pl_module.std, device=image.device).view(-1, 1, 1)
             crops = {'view': views}
-            if isinstance(views, Views):
+            if isinstance(views, Views | AnchoredViews):
                 names = [f'global {i + 1}' for i in range(2)]
                 names += [f'local {i + 1}' for i in range(len(views.local))]
                 crops = dict(zip(names, [*views.global_, *views.local], strict=True))

@@ -1,4 +1,4 @@
-"""Sums over all processes of a run, with their gradient."""
+"""Values that all processes of a run share."""
 
 import torch.distributed as dist
 import torch.distributed.nn
@@ -6,8 +6,18 @@ from torch import Tensor
 
 
 def mean_over_ranks(values: Tensor) -> Tensor:
-    """Return the mean of a tensor over all processes; itself where there is one."""
+    """Return the mean of a tensor over all processes; itself where there is one.
+
+    Gradients flow through it.
+    """
     if not (dist.is_available() and dist.is_initialized()):
         return values
     total: Tensor = torch.distributed.nn.all_reduce(values)
     return total / dist.get_world_size()
+
+
+def from_first_rank(values: Tensor) -> Tensor:
+    """Return the values of the first process in all of them, in place."""
+    if dist.is_available() and dist.is_initialized():
+        dist.broadcast(values, src=0)
+    return values

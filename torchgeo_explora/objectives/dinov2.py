@@ -2,85 +2,146 @@
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
-from torchgeo_explora.adapt import ema_update_, twin
+from torchgeo_explora.adapt import ema_update_, frozen_base, twin
 from torchgeo_explora.checks import require_positive, require_range, require_share
 from torchgeo_explora.functional import (
     block_masks,
     cosine_schedule,
     dino_loss,
     ibot_loss,
-    koleo,
     linear_warmup,
     replace_tokens,
     sinkhorn_knopp_,
 )
 from torchgeo_explora.models.backbones.backbone import Backbone
+from torchgeo_explora.models.backbones.tokens import Features
 from torchgeo_explora.models.heads.dino import DINOHead
 from torchgeo_explora.objectives.objective import Objective
+from torchgeo_explora.objectives.terms.gram import gram_term
+from torchgeo_explora.objectives.terms.guides import Guide, Guides
+from torchgeo_explora.objectives.terms.spread import koleo_term, sigreg_term
 
 
 @dataclass(frozen=True)
-class DINOv2Options:
-    """Options of `DINOv2`; the defaults are those of its ViT-L.
+class HeadOptions:
+    """Sizes of a projection head; the defaults are those of DINOv2's ViT-L.
 
     Args:
         prototypes: K, outputs of the head.
         hidden_dim: Width of the head's hidden layers.
         bottleneck_dim: Width before the prototypes.
         head_layers: Linear layers before the prototypes.
-        freeze_prototypes: Share of the run in which the prototypes stay still.
-        temperature: Student temperature.
-        teacher_temperature: Teacher temperature at the start and after its warm-up.
-        temperature_warmup: Share of the run over which it rises linearly.
-        momentum: Teacher momentum at the start and at the end (cosine).
-        ibot_weight: Weight of the masked-patch term.
-        koleo_weight: Weight of KoLeo, on each of the two global crops; 0 leaves it out.
-        mask_probability: Share of the global crops that are masked.
-        mask_ratio: Range of the masked share of such a crop.
-        clip: Largest gradient norm, of the backbone and of the head separately.
     """
 
     prototypes: int = 65536
     hidden_dim: int = 2048
     bottleneck_dim: int = 256
     head_layers: int = 3
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name in ('prototypes', 'hidden_dim', 'bottleneck_dim', 'head_layers'):
+            require_positive(name, getattr(self, name))
+
+    def build(self, width: int) -> DINOHead:
+        """Return a head for tokens of *width*."""
+        return DINOHead(
+            width,
+            self.prototypes,
+            self.hidden_dim,
+            self.bottleneck_dim,
+            layers=self.head_layers,
+        )
+
+
+@dataclass(frozen=True)
+class DINOv2Options(HeadOptions):
+    """Options of `DINOv2`; the defaults are those of its ViT-L.
+
+    All of `HeadOptions` is for the head of the class tokens, and for that of the
+    patches where they share it.
+
+    Args:
+        freeze_prototypes: Share of the run in which the prototypes stay still.
+        temperature: Student temperature.
+        teacher_temperature: Teacher temperature at the start and after its warm-up.
+        temperature_warmup: Share of the run over which it rises linearly.
+        momentum: Teacher momentum at the start and at the end (cosine).
+        ibot_weight: Weight of the masked-patch term.
+        ibot_head: Sizes of a head of their own for the masked patches, as in DINOv3,
+            whose 7B takes 98,304 prototypes, hidden 4096 and bottleneck 384 here; None
+            for the shared head.
+        spread: What spreads the class tokens: 'koleo' by distances between the images
+            on a device, 'sigreg' by comparing random projections with a normal
+            distribution, for which one image per device is enough.
+        koleo_weight: Weight of KoLeo, on each of the two global crops; 0 leaves it out.
+        sigreg_weight: Weight of SIGReg, in the same way.
+        sigreg_directions: Random projections of SIGReg.
+        gram_weight: Weight of Gram anchoring to the frozen base at the start and at the
+            end (cosine); both 0 leave it out. DINOv3 takes 0 to 2.
+        gram_scale: Size of the anchor's view over that of the student's.
+        guides: Metadata that the class token should tell, or should not.
+        mask_probability: Share of the global crops that are masked.
+        mask_ratio: Range of the masked share of such a crop.
+        clip: Largest gradient norm, of the backbone and of the head separately.
+    """
+
     freeze_prototypes: float = 0.015
     temperature: float = 0.1
     teacher_temperature: tuple[float, float] = (0.04, 0.07)
     temperature_warmup: float = 0.15
     momentum: tuple[float, float] = (0.994, 1.0)
     ibot_weight: float = 1.0
+    ibot_head: HeadOptions | None = None
+    spread: Literal['koleo', 'sigreg'] = 'koleo'
     koleo_weight: float = 0.1
+    sigreg_weight: float = 0.05
+    sigreg_directions: int = 1024
+    gram_weight: tuple[float, float] = (0.0, 0.0)
+    gram_scale: int = 2
+    guides: Sequence[Guide] = ()
     mask_probability: float = 0.5
     mask_ratio: tuple[float, float] = (0.1, 0.5)
     clip: float = 3.0
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
-        for name in ('prototypes', 'hidden_dim', 'bottleneck_dim', 'head_layers'):
+        """Check the ranges; make groups of options of what a file holds."""
+        super().__post_init__()
+        if isinstance(self.ibot_head, Mapping):
+            object.__setattr__(self, 'ibot_head', HeadOptions(**self.ibot_head))
+        guides = (Guide(**g) if isinstance(g, Mapping) else g for g in self.guides)
+        object.__setattr__(self, 'guides', tuple(guides))
+        for name in ('temperature', 'clip', 'sigreg_directions', 'gram_scale'):
             require_positive(name, getattr(self, name))
-        for name in ('temperature', 'clip'):
-            require_positive(name, getattr(self, name))
+        if self.spread not in ('koleo', 'sigreg'):
+            raise ValueError(f"*spread* is {self.spread!r}: choose 'koleo' or 'sigreg'")
         for temperature in self.teacher_temperature:
             require_positive('teacher_temperature', temperature)
-        for name in ('ibot_weight', 'koleo_weight'):
+        for name in ('ibot_weight', 'koleo_weight', 'sigreg_weight'):
             require_positive(name, getattr(self, name), or_zero=True)
+        for weight in self.gram_weight:
+            require_positive('gram_weight', weight, or_zero=True)
         require_share('freeze_prototypes', self.freeze_prototypes)
         require_share('temperature_warmup', self.temperature_warmup)
         require_share('mask_probability', self.mask_probability)
         require_range('momentum', self.momentum)
         require_range('mask_ratio', self.mask_ratio)
 
+    @property
+    def anchored(self) -> bool:
+        """Whether there is Gram anchoring."""
+        return any(self.gram_weight)
+
 
 class DINOv2(Objective):
-    """DINO and iBOT with one shared head, Sinkhorn-Knopp targets and KoLeo.
+    """DINO and iBOT, Sinkhorn-Knopp targets and KoLeo; DINOv3's and FINO's options.
 
     Oquab et al., *DINOv2* (https://arxiv.org/abs/2304.07193); scales, order and
     schedules are those of the reference implementation. What differs: the teacher
@@ -89,7 +150,9 @@ class DINOv2(Objective):
     leaves its result unchanged and cannot overflow. Of groups of bands, all tokens of a
     place are hidden together: none gives away the others.
 
-    The student must be adapted *before* it comes here: the teacher is its twin.
+    The student must be adapted *before* it comes here: the teacher is its twin, and
+    Gram anchoring (DINOv3, https://arxiv.org/abs/2508.10104) holds it near its frozen
+    base, where DINOv3 keeps an earlier teacher. `Guides` says what FINO's do.
 
     Args:
         student: Backbone whose trainable parameters are the delta.
@@ -115,15 +178,18 @@ class DINOv2(Objective):
         self.options = DINOv2Options(**options)
         width = student.embed_dim
         self.student = student
-        self.head = DINOHead(
-            width,
-            self.options.prototypes,
-            self.options.hidden_dim,
-            self.options.bottleneck_dim,
-            layers=self.options.head_layers,
-        )
+        self.head = self.options.build(width)
         self.teacher = twin(student)
         self.teacher_head = copy.deepcopy(self.head).requires_grad_(False)
+        self.ibot_head = self.teacher_ibot_head = None
+        if self.options.ibot_head is not None:
+            self.ibot_head = self.options.ibot_head.build(width)
+            frozen = copy.deepcopy(self.ibot_head).requires_grad_(False)
+            self.teacher_ibot_head = frozen
+        self.anchor = frozen_base(student) if self.options.anchored else None
+        self.guides = (
+            Guides(self.options.guides, width) if self.options.guides else None
+        )
         if mask_token is None:
             mask_token = torch.zeros(width)
         self.mask_token = nn.Parameter(mask_token.reshape(width), requires_grad=False)
@@ -134,6 +200,8 @@ class DINOv2(Objective):
         self.momentum = self.options.momentum
         self.ibot_weight = self.options.ibot_weight
         self.koleo_weight = self.options.koleo_weight
+        self.sigreg_weight = self.options.sigreg_weight
+        self.gram_weight = self.options.gram_weight
         self.mask_probability = self.options.mask_probability
         self.mask_ratio = self.options.mask_ratio
         self.clip = self.options.clip
@@ -147,10 +215,14 @@ class DINOv2(Objective):
         return self.teacher
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode of all but the teacher, which stays in eval mode."""
+        """Set the mode of what trains; teacher and anchor stay in eval mode."""
         super().train(mode)
-        self.teacher.eval()
-        self.teacher_head.eval()
+        for part in (
+            *(self.teacher, self.teacher_head),
+            *(self.teacher_ibot_head, self.anchor),
+        ):
+            if part is not None:
+                part.eval()
         return self
 
     def forward(self, batch: Mapping[str, Any], progress: float) -> dict[str, Tensor]:
@@ -159,6 +231,7 @@ class DINOv2(Objective):
             raise ValueError(
                 'DINOv2 was built without *augment*: call `terms` on views'
             )
+        targets = () if self.guides is None else self.guides.targets(batch)
         views = self.augment(batch['image'])
         _, images, _, height, width = views.global_.shape
         patch = self.student.patch_size
@@ -169,7 +242,12 @@ class DINOv2(Objective):
             self.mask_ratio,
         ).repeat(1, self.student.layers)
         temperature = self.temperature_at(progress)
-        terms = self.terms(views.global_, views.local, mask, temperature)
+        terms = self.terms(
+            *(views.global_, views.local, mask, temperature),
+            anchor=getattr(views, 'anchor', None),
+            guides=targets,
+            progress=progress,
+        )
         self.diagnostics |= {
             'momentum': torch.tensor(self.momentum_at(progress)),
             'teacher_temperature': torch.tensor(temperature),
@@ -177,7 +255,15 @@ class DINOv2(Objective):
         return terms
 
     def terms(
-        self, global_: Tensor, local: Tensor, mask: Tensor, temperature: float
+        self,
+        global_: Tensor,
+        local: Tensor,
+        mask: Tensor,
+        temperature: float,
+        *,
+        anchor: Tensor | None = None,
+        guides: Sequence[Tensor] = (),
+        progress: float = 0.0,
     ) -> dict[str, Tensor]:
         """Return the weighted terms for given views and masks.
 
@@ -188,23 +274,31 @@ class DINOv2(Objective):
                 are ordered as `global_.flatten(0, 1)`. On any device: on the CPU,
                 nothing waits for an accelerator.
             temperature: Teacher temperature.
+            anchor: What the anchor sees of the global crops, (2, B, C, A, A),
+                normalised; the global crops themselves if None.
+            guides: Metadata of each guide, (B,), as `Guides.targets` returns it.
+            progress: Sets the weight of Gram anchoring and the strength of guides.
         """
         images = global_.shape[1]
         crops = global_.flatten(0, 1)  # (2, B, ...) -> (2 * B, ...)
         with torch.no_grad():
             seen = self.teacher(crops, wanted=mask)
-            vectors = torch.cat([seen.cls, seen.patch])
-            # Float32 for the exponentials, whatever the autocast type.
-            target = self.teacher_head(vectors).float()
-            views = len(seen.cls)
-            cls_target = sinkhorn_knopp_(target[:views].clone(), temperature)
-            patch_target = sinkhorn_knopp_(target[views:], temperature)
+            cls_target, patch_target = self._targets(seen, temperature)
 
         tokens = self.student.embed(crops)
         hidden = mask.to(crops.device, non_blocking=True)
         content = replace_tokens(tokens.content, hidden, self.mask_token)
-        features = self.student.encode(content, tokens.position, wanted=mask)
-        rows = [features.cls, features.patch]
+        gram = None
+        if self.anchor is None:
+            features = self.student.encode(content, tokens.position, wanted=mask)
+        else:
+            whole = self.student.encode(content, tokens.position)
+            view = crops if anchor is None else anchor.flatten(0, 1)
+            gram = gram_term(whole.patch, tokens.grid, self.anchor, view)
+            features = Features(whole.cls, whole.patch[hidden])
+        rows = [features.cls]
+        if self.ibot_head is None:
+            rows.append(features.patch)
         if len(local):
             small = local.flatten(0, 1)
             patches = math.prod(
@@ -215,13 +309,20 @@ class DINOv2(Objective):
             rows.append(self.student(small, wanted=none).cls)
         # Their logits are never kept: the losses make them, slice by slice.
         vectors = self.head.bottleneck(torch.cat(rows))
-        global_rows, patch_rows, local_rows = vectors.split(
-            [len(features.cls), len(features.patch), len(local) * images]
-        )
+        parts = vectors.split([len(row) for row in rows])
+        global_rows = parts[0]
+        local_rows = parts[-1] if len(local) else vectors[:0]
         prototypes = self.head.prototypes.weight()
-        ibot = ibot_loss(patch_rows, patch_target, mask, self.temperature, prototypes)
+        if self.ibot_head is None:
+            patch_rows, patch_prototypes = parts[1], prototypes
+        else:
+            patch_rows = self.ibot_head.bottleneck(features.patch)
+            patch_prototypes = self.ibot_head.prototypes.weight()
+        ibot = ibot_loss(
+            patch_rows, patch_target, mask, self.temperature, patch_prototypes
+        )
         # The largest matrix of a step: gone before the next loss keeps its gradient.
-        del target, patch_target
+        del patch_target
         local_term, global_term = dino_loss(
             local_rows.unflatten(0, (len(local), images)),
             global_rows.unflatten(0, (2, images)),
@@ -232,11 +333,32 @@ class DINOv2(Objective):
         terms = {'dino_global': global_term, 'ibot': self.ibot_weight * ibot}
         if len(local):
             terms['dino_local'] = local_term
-        if self.koleo_weight:
-            first, second = (koleo(cls) for cls in features.cls.chunk(2))
-            terms['koleo'] = self.koleo_weight * (first + second)
+        if self.options.spread == 'sigreg':
+            if self.sigreg_weight:
+                projected = self.head.mlp(features.cls)
+                term = sigreg_term(projected, self.options.sigreg_directions)
+                terms['sigreg'] = self.sigreg_weight * term
+        elif self.koleo_weight:
+            terms['koleo'] = self.koleo_weight * koleo_term(features.cls)
+        if gram is not None:
+            terms['gram'] = self.gram_weight_at(progress) * gram
+        if self.guides is not None:
+            terms |= self.guides(features.cls, guides, progress)
         self.diagnostics = self._diagnose(seen.cls, cls_target)
         return terms
+
+    def _targets(self, seen: Features, temperature: float) -> tuple[Tensor, Tensor]:
+        """Return the teacher's targets of class tokens and of masked patches."""
+        views = len(seen.cls)
+        # Float32 for the exponentials, whatever the autocast type.
+        if self.teacher_ibot_head is None:
+            vectors = torch.cat([seen.cls, seen.patch])
+            logits = self.teacher_head(vectors).float()
+            cls, patch = logits[:views].clone(), logits[views:]
+        else:
+            cls = self.teacher_head(seen.cls).float()
+            patch = self.teacher_ibot_head(seen.patch).float()
+        return sinkhorn_knopp_(cls, temperature), sinkhorn_knopp_(patch, temperature)
 
     @staticmethod
     @torch.no_grad()
@@ -261,15 +383,38 @@ class DINOv2(Objective):
         """Return the teacher momentum at *progress*."""
         return cosine_schedule(round(progress * self.steps), self.steps, *self.momentum)
 
+    def gram_weight_at(self, progress: float) -> float:
+        """Return the weight of Gram anchoring at *progress*."""
+        return cosine_schedule(
+            round(progress * self.steps), self.steps, *self.gram_weight
+        )
+
     def before_step(self, progress: float) -> dict[str, Tensor]:
-        """Clip the gradients of the backbone and of the head, each by its own norm."""
+        """Clip the gradients of the backbone and of each head by its own norm."""
+        modules = {
+            'backbone': self.student,
+            'head': self.head,
+            'ibot_head': self.ibot_head,
+            'guides': self.guides,
+        }
+        parts = {
+            name: [*module.parameters()]
+            for name, module in modules.items()
+            if module is not None
+        }
         return {
-            name: nn.utils.clip_grad_norm_(module.parameters(), self.clip)
-            for name, module in (('backbone', self.student), ('head', self.head))
+            name: nn.utils.clip_grad_norm_(parameters, self.clip)
+            for name, parameters in parts.items()
+            # Prototypical guides have none.
+            if parameters
         }
 
     def after_step(self, progress: float) -> None:
-        """Move the teacher's delta and head towards the student's."""
+        """Move the teacher's delta and heads towards the student's."""
         momentum = self.momentum_at(progress)
         ema_update_(self.teacher, self.student, momentum)
         ema_update_(self.teacher_head, self.head, momentum)
+        if self.ibot_head is not None and self.teacher_ibot_head is not None:
+            ema_update_(self.teacher_ibot_head, self.ibot_head, momentum)
+        if self.guides is not None:
+            self.guides.after_step()

@@ -71,7 +71,12 @@ class ExploraDinoTask(PretrainingTask):
         mask_token = None if decoder else extras.get('mask_token')
         if augmentations is None:
             augmentations = views.build(
-                self.image_size, student.patch_size, self.mean, self.std
+                *(self.image_size, student.patch_size, self.mean, self.std),
+                anchor_size=(
+                    self.image_size * objective.gram_scale
+                    if objective.anchored
+                    else None
+                ),
             )
         self.objective = DINOv2(student, augmentations, mask_token, **asdict(objective))
 
@@ -80,12 +85,17 @@ class ExploraDinoTask(PretrainingTask):
         return self.options.base_lr * math.sqrt(effective_batch / 1024)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Return the delta and the head, whose prototypes are frozen at first.
+        """Return the delta and the heads, whose prototypes are frozen at first.
 
         Weight decay, if there is any, is for matrices: norms, biases, LayerScale and
         the prototypes' magnitudes have none.
         """
-        prototypes = list(self.objective.head.prototypes.parameters())
+        heads = [
+            head
+            for head in (self.objective.head, self.objective.ibot_head)
+            if head is not None
+        ]
+        prototypes = [p for head in heads for p in head.prototypes.parameters()]
         apart = {id(parameter) for parameter in prototypes}
         (group,) = super().parameter_groups()
         group['params'] = [p for p in group['params'] if id(p) not in apart]
@@ -94,8 +104,8 @@ class ExploraDinoTask(PretrainingTask):
         if not self.options.schedule.weight_decay:
             # Checkpoints of runs without decay have these two groups.
             return groups
-        magnitude = [self.objective.head.prototypes.magnitude]
-        return [part for each in groups for part in without_decay(each, magnitude)]
+        magnitudes = [head.prototypes.magnitude for head in heads]
+        return [part for each in groups for part in without_decay(each, magnitudes)]
 
     def configure_optimizers(self) -> Any:
         """Plan the run, and give the objective its number of steps."""

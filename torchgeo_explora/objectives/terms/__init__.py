@@ -1,0 +1,1 @@
+"""Optional terms of an objective, one idea each."""
