@@ -55,8 +55,8 @@ class Backbone(nn.Module, ABC):
             the base was trained, each with one value per channel; None if not known.
         mean: Mean of the images that the base was trained on, in [0, 1], by channel.
         std: Standard deviation, by channel.
-        layers: Tokens at each place of the grid, one for each group of bands: the tokens
-            of an image are those of the first group, then those of the next.
+        layers: Tokens at each place of the grid, one for each group of bands; those of
+            the first group come first, then those of the next.
         checkpointing: Whether activations are recomputed in the backward pass: a block
             keeps only its input.
     """

@@ -19,7 +19,7 @@ from torchgeo_explora.models.backbones.attention import Attention
 from torchgeo_explora.models.backbones.backbone import Backbone
 from torchgeo_explora.models.backbones.tokens import Tokens, check_size, pair
 from torchgeo_explora.models.checkpoints import read_state
-from torchgeo_explora.models.formats.enums import Ends, plain_enum, trained_on
+from torchgeo_explora.models.formats.enums import plain_enum, trained_on
 from torchgeo_explora.models.formats.names import State
 
 _SUPPORTED = (
@@ -208,8 +208,9 @@ class ViT(Backbone):
             (width, _, side, _), (own_width, _, own_side, _) = kernel.shape, mine
             raise ValueError(
                 f'{enum} is of {enum.meta.get("model", "another model")}, {width} wide'
-                f' with patches of {side} pixels; *model* {self.arguments["model"]!r} is'
-                f' {own_width} wide with patches of {own_side}: give that model'
+                f' with patches of {side} pixels; *model*'
+                f' {self.arguments["model"]!r} is {own_width} wide with patches of'
+                f' {own_side}: give that model'
             )
 
     def embed(self, image: Tensor, **metadata: Tensor) -> Tokens:
