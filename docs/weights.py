@@ -10,6 +10,10 @@ from torchvision.models._api import WeightsEnum
 from torchgeo_explora.models.formats.enums import misfit, trained_on
 
 PAGE = Path(__file__).with_name('weights.md')
+HEAD = (
+    '| weights | model | bands, in this order | values that become 0 to 1 |'
+    ' further normalisation |'
+)
 # What is between these lines is made here.
 START, END = '<!-- tables -->', '<!-- end of the tables -->'
 
@@ -54,8 +58,7 @@ def tables() -> str:
         [
             f'Of TorchGeo {torchgeo.__version__}.',
             '',
-            '| weights | model | bands, in this order | values that become 0 to 1 |'
-            ' further normalisation |',
+            HEAD,
             '|---|---|---|---|---|',
             *plain,
             '',

@@ -11,6 +11,7 @@ import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningCLI
 from torchgeo.datamodules import BaseDataModule
+from torchgeo.models import DOFALarge16_Weights, dofa_large_patch16_224
 from torchgeo.tasks import BaseTask
 
 from torchgeo_explora import models, tasks
@@ -146,14 +147,15 @@ def test_delta_is_what_a_shipped_run_ends_with(path):
     assert run.get('weights', True) == arguments.get('weights', True)
 
 
-def _dinov2(path):
+def _dino(path):
     arguments = yaml.safe_load(path.read_text())['model']['init_args']
-    return '_dinov2.' in str(arguments.get('model'))
+    names = ('_dinov2.', '_dinov3.', '_lingbot.')
+    return any(name in str(arguments.get('model')) for name in names)
 
 
 @pytest.mark.cli
 @pytest.mark.parametrize(
-    'path', [path for path in PRETRAINING if _dinov2(path)], ids=lambda p: p.stem
+    'path', [path for path in PRETRAINING if _dino(path)], ids=lambda p: p.stem
 )
 def test_task_of_a_configuration_can_be_built(path):
     """On the meta device: shapes alone, neither weights nor memory."""
@@ -167,6 +169,26 @@ def test_task_of_a_configuration_can_be_built(path):
     name = student.record.adapted.adaptation.name(len(student.blocks))
     assert f'# D-{name} ' in path.read_text() or f'D-{name}:' in path.read_text()
     trained, base = count(student)
+    assert 0.02 < trained / base < 0.2
+
+
+@pytest.mark.cli
+def test_dofa_of_a_configuration_is_the_one_of_its_weights():
+    path = ROOT / 'configs/pretrain/scenes_dofa_vit_large.yaml'
+    config = yaml.safe_load(path.read_text())
+    arguments = config['model']['init_args']
+    assert arguments['weights'] == f'{DOFALarge16_Weights.DOFA_MAE}'
+    with torch.device('meta'):
+        backbone = models.DOFAViT(**arguments['model']['init_args'])
+        theirs = dofa_large_patch16_224(num_classes=0, global_pool=False)
+        task = ExploraDinoTask(backbone, weights=None)
+    shapes = {name: value.shape for name, value in theirs.state_dict().items()}
+    canonical = models.DOFAViT.canonical_state_dict
+    with torch.device('meta'):
+        plain = models.DOFAViT(**arguments['model']['init_args'])
+    assert {n: v.shape for n, v in canonical(plain).items()} == shapes
+    assert list(backbone.bands) == config['data']['init_args']['bands']
+    trained, base = count(task.objective.student)
     assert 0.02 < trained / base < 0.2
 
 

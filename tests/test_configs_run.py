@@ -41,11 +41,14 @@ DECODER = {
 CODES = {
     'GroupChannelViT': {'channel_embed_dim': 16},
     'TemporalViT': {'time_embed_dim': 12},
+    'DOFAViT': {'image_size': 64},
 }
 #: Configurations by the fake data that they run on.
 DATA = {
     'fmow': (
         'explora_fmow',
+        'pretrain/fmow_rgb_dinov3_vit_large',
+        'pretrain/fmow_rgb_dinov3_sat_vit_large',
         'pretrain/fmow_rgb_mae_vit_large',
         'pretrain/fmow_temporal_mae_vit_large',
         'finetune/fmow_rgb_vit_large_lora',
@@ -74,16 +77,19 @@ DATA = {
     ),
     'naip': ('pretrain/naip_vit_large', 'finetune/naip_vit_large_lora'),
     'scenes': ('pretrain/scenes_vit_large',),
+    'sentinel2_scenes': ('pretrain/scenes_dofa_vit_large',),
     'eurosat': ('finetune/eurosat_vit_large_lora',),
     'resisc45': ('probe/resisc45_vit_large', 'pretrain/resisc45_vit_large'),
     'spacenet': ('pretrain/spacenet1_vit_large', 'finetune/spacenet1_vit_large_lora'),
 }
 #: Files of fake data that do not have its name.
 FILES = dict.fromkeys(('camelyon17', 'iwildcam', 'globalwheat'), 'wilds')
+FILES['sentinel2_scenes'] = 'scenes'
 #: The fake scenes have 160 pixels a side, and SpaceNet eight images; large
 #: photographs take their time.
 SMALL = {
     'scenes': {'size': 64},
+    'sentinel2_scenes': {'size': 64},
     'spacenet': {'val_split_pct': 0.25},
     'globalwheat': {'size': 112},
     'iwildcam': {'size': 64},
@@ -122,7 +128,9 @@ def test_configuration_runs(fake, request, tmp_path, monkeypatch, data, name):
     else:
         write = getattr(fake(FILES.get(data, data)), f'write_{data}')
         root = str(write(tmp_path / 'data'))
-        config['data']['init_args']['paths' if data == 'scenes' else 'root'] = root
+        config['data']['init_args']['paths' if data.endswith('scenes') else 'root'] = (
+            root
+        )
     config['data']['init_args'] |= {'batch_size': 4, 'num_workers': 0}
     config['data']['init_args'] |= SMALL.get(data, {})
     shrink(config['model'])
@@ -144,6 +152,6 @@ def test_no_configuration_of_our_own_data_is_left_out():
         kind = yaml.safe_load(path.read_text())['data']['class_path']
         name = path.relative_to(ROOT / 'configs').with_suffix('').as_posix()
         if kind.startswith('torchgeo_explora.') and not kind.endswith(OTHERS):
-            large = re.sub('_(base|giant)$', '_large', name)
+            large = re.sub('_(base|giant|7b)$', '_large', name)
             large = large.replace('pretrain/fmow_rgb_vit_large', 'explora_fmow')
             assert large in given

@@ -65,7 +65,7 @@ def write_scene(
         east, north = transform(crs, HOME, x.ravel(), y.ravel())
         x, y = np.reshape(east, size), np.reshape(north, size)
     pixels = np.round(ground(x, y, scene))[: len(bands)]
-    pixels = np.concatenate([pixels] * (1 + len(bands) // 4))[: len(bands)]
+    pixels = np.concatenate([pixels] * (1 + len(bands) // 3))[: len(bands)]
     if hole is not None:
         pixels[:, hole[0] : hole[1], hole[2] : hole[3]] = nodata or 0
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,6 +118,14 @@ def write_scenes(root: Path) -> Path:
     write_scene(root / 'b_20200320T101112.tif', (40, 0), scene=1)
     write_scene(root / 'zone33/c_20190505.tif', (20, 20), scene=2, crs='EPSG:32633')
     write_scene(root / 'd_20210601.tif', (2000, 0), scene=3)
+    return root
+
+
+def write_sentinel2_scenes(root: Path) -> Path:
+    """Write two scenes with the ten bands of Sentinel-2 at 10 and 20 m."""
+    names = ('B02', 'B03', 'B04', 'B05', 'B06', 'B07', 'B08', 'B8A', 'B11', 'B12')
+    for scene in range(2):
+        write_scene(root / f'{scene}.tif', (200 * scene, 0), scene=scene, bands=names)
     return root
 
 

@@ -8,7 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from torchgeo_explora.export import export_onnx, onnx_file
-from torchgeo_explora.models import GroupChannelViT, TemporalViT, ViT
+from torchgeo_explora.models import DOFAViT, GroupChannelViT, TemporalViT, ViT
 
 onnxruntime = pytest.importorskip('onnxruntime')
 
@@ -20,6 +20,7 @@ SMALL = {
     'groups': lambda: GroupChannelViT(
         image_size=16, patch_size=8, channel_embed_dim=8, **SIZES
     ),
+    'dofa': lambda: DOFAViT([0.665, 2.19], image_size=16, patch_size=8, **SIZES),
 }
 
 
@@ -49,7 +50,7 @@ def exported(tmp_path_factory):
 
 
 @pytest.mark.cli
-@pytest.mark.parametrize('name', ['dinov2', 'groups'])
+@pytest.mark.parametrize('name', ['dinov2', 'groups', 'dofa'])
 @torch.no_grad()
 def test_any_batch_and_any_image_size(name, exported, picture):
     backbone, path = exported(name)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from torchgeo_explora.adapt import merged
-from torchgeo_explora.models import Backbone, TemporalViT, ViT
+from torchgeo_explora.models import Backbone, DOFAViT, TemporalViT, ViT
 from torchgeo_explora.models.backbones.coded import CodedBackbone
 from torchgeo_explora.writing import replacing
 
@@ -86,7 +86,7 @@ class _Exported(nn.Module):
         self.backbone = host
         # Models with registers resize by another rule, with antialiasing; what a
         # backbone of a user's own does is not known.
-        table = isinstance(host, ViT | CodedBackbone)
+        table = isinstance(host, ViT | CodedBackbone | DOFAViT)
         self.any_size = table and getattr(host, 'reg_token', None) is None
         if self.any_size:
             host.position = self.position

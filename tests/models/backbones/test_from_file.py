@@ -145,6 +145,28 @@ def test_hostile_statistics_are_refused(name, values):
 
 
 @pytest.mark.parametrize(
+    'ends', ['x', 'null', '[[0], [NaN]]', '[[0, 0], [1, 1]]', '[0, 1]', '[[0]]']
+)
+def test_hostile_ranges_are_refused(ends):
+    ranges = {'value_range': [[0] * 3, [255] * 3]}
+    backbone = backbone_from_file(VIT, SMALL | ranges)
+    with pytest.raises(ValueError, match=r'has value_range .* low and high with 1 or 3'):
+        statistics_from_file(backbone, {'value_range': ends})
+    with pytest.raises(ValueError, match=r'\*value_range\* .*two lists of finite'):
+        backbone_from_file(VIT, SMALL | {'value_range': [['a'], [1]]})
+
+
+def test_range_of_training_goes_before_that_of_the_weights():
+    ranges = {'value_range': [[0] * 3, [255] * 3]}
+    backbone = backbone_from_file(VIT, SMALL | ranges)
+    statistics_from_file(backbone, {'value_range': '[[0], [3000]]'})
+    assert backbone.value_range == ((0, 0, 0), (3000, 3000, 3000))
+    other = backbone_from_file(VIT, SMALL)
+    statistics_from_file(other, {'value_range': '[[0], [3000]]'})
+    assert other.value_range is None
+
+
+@pytest.mark.parametrize(
     'model',
     [
         {'class_path': 'os.system', 'init_args': {'command': 'touch hacked'}},

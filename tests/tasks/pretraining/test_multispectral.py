@@ -1,11 +1,14 @@
 """Both objectives on backbones of many bands: groups, wavelengths, 13 channels."""
 
 import pytest
+import timm
 import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.testing import assert_close
+from torchvision.models._api import WeightsEnum
 
+from tests.tasks.test_bands import eurosat, mark
 from torchgeo_explora.adapt import delta_state_dict, read_delta_metadata
 from torchgeo_explora.datamodules import SyntheticScenesDataModule
 from torchgeo_explora.datasets.pixels.sentinel2 import BANDS
@@ -138,3 +141,46 @@ def test_it_trains_resumes_and_leaves_a_delta_that_loads(kind, build, tmp_path):
     assert again.bands == whole.backbone.bands
     names = read_delta_metadata(delta)['bands']
     assert names == str(list(again.bands)).replace("'", '"')
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_moco_start_on_eurosat_reads_bands_in_the_order_of_the_weights(
+    tmp_path, monkeypatch
+):
+    """EuroSAT has B8A last, the weights have it ninth; 10,000 becomes 1."""
+    name = 'ViTSmall16_Weights.SENTINEL2_ALL_MOCO'
+    sizes = {'embed_dim': 24, 'depth': 2, 'num_heads': 2}
+
+    def state_dict(self, *args, **kwargs):
+        torch.manual_seed(0)
+        vit = timm.create_model(self.meta['model'], in_chans=13, num_classes=0, **sizes)
+        return vit.state_dict()
+
+    monkeypatch.setattr(WeightsEnum, 'get_state_dict', state_dict)
+    run = ExploraDinoTask(
+        'vit_small_patch16_224',
+        weights=name,
+        model_args=sizes,
+        image_size=32,
+        objective=HEAD,
+        views={'local_views': 0, 'strength': 0},
+        rank=2,
+    )
+    seen = []
+    run.objective.student.patch_embed.proj.register_forward_pre_hook(
+        lambda _, inputs: seen.append(inputs[0].detach())
+    )
+    trainer = Trainer(
+        accelerator='cpu', max_steps=1, logger=False, default_root_dir=tmp_path
+    )
+    trainer.fit(run, datamodule=eurosat(tmp_path))
+    bands = [*BANDS]
+    expected = torch.tensor([mark(band) for band in bands]) / 10_000
+    assert len(bands) == 13
+    assert bands[8] == 'B8A'
+    found = seen[0].amax((0, 2, 3))
+    assert_close(found, expected, atol=1e-6, rtol=0)
+    again = rebuild(tmp_path / 'delta.safetensors', name)
+    assert again.bands == run.backbone.bands
+    assert again.value_range == run.backbone.value_range
+    assert again.mean == (0,) * 13

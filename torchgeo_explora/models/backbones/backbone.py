@@ -58,8 +58,8 @@ class Backbone(nn.Module, ABC):
         pooling: What stands for an image unless a task is told: 'mean' where the base
             was trained by masked autoencoding, which leaves the class token without a
             target.
-        layers: Tokens at each place of the grid, one for each group of bands: the tokens
-            of an image are those of the first group, then those of the next.
+        layers: Tokens at each place of the grid, one for each group of bands; those of
+            the first group come first, then those of the next.
         checkpointing: Whether activations are recomputed in the backward pass: a block
             keeps only its input.
     """

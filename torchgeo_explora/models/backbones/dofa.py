@@ -52,11 +52,11 @@ class DOFAViT(Backbone):
     """A ViT for the bands of any sensor, told apart by their wavelengths (DOFA).
 
     The kernel of the patch embedding is made from the wavelengths by a small network;
-    everything behind it is a plain ViT with fixed sin-cos positions. One set of weights
-    so serves 1 to N bands in any order. Its names are those of TorchGeo's `DOFA` without
-    a head, except that `attn.qkv` is split. What differs: positions are resized for
-    other image sizes, by DINOv2's rule at run time, and there is always a final norm;
-    the released weights have none, and theirs starts with weights of 1.
+    everything behind it is a plain ViT with fixed sin-cos positions. So one set of
+    weights serves 1 to N bands in any order. Its names are those of TorchGeo's `DOFA`
+    without a head, except that `attn.qkv` is split. What differs: positions are resized
+    for other image sizes, by DINOv2's rule at run time, and there is always a final
+    norm. The released weights have none; theirs starts at 1 and 0.
 
     Mean and standard deviation are 0.5 and 0.25: where mean -+ 2 standard deviations of
     a band are mapped to [0, 1], each band has mean 0 and standard deviation 1, as in
@@ -155,14 +155,15 @@ class DOFAViT(Backbone):
         token = state.get('cls_token')
         if token is None or 'patch_embed.weight_generator.weight_tokens' not in state:
             raise ValueError(
-                f'*weights* {weights} are not of DOFA: give DOFABase16_Weights.DOFA_MAE,'
-                " DOFALarge16_Weights.DOFA_MAE, or a file of TorchGeo's DOFA"
+                f'*weights* {weights} are not of DOFA: give'
+                ' DOFABase16_Weights.DOFA_MAE, DOFALarge16_Weights.DOFA_MAE, or a file'
+                " of TorchGeo's DOFA"
             )
         if token.shape[-1] != self.embed_dim:
             raise ValueError(
                 f'*weights* {weights} are {token.shape[-1]} wide, and *embed_dim* is'
-                f' {self.embed_dim}: DOFA base has embed_dim 768, depth 12 and num_heads'
-                ' 12, large has 1024, 24 and 16'
+                f' {self.embed_dim}: DOFA base has embed_dim 768, depth 12 and'
+                ' num_heads 12, large has 1024, 24 and 16'
             )
         missing = {
             'norm.weight': torch.ones(self.embed_dim),

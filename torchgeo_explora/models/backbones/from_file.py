@@ -119,21 +119,23 @@ def statistics_from_file(
 ) -> None:
     """Give a backbone the mean and standard deviation that a file holds, if it does.
 
+    A backbone that knows the range of its weights gets the range that the file was
+    trained with, which mean and standard deviation belong to.
+
     Args:
         backbone: It is changed in place.
-        metadata: Those of the file; *mean* and *std* are lists in JSON.
+        metadata: Those of the file; *mean* and *std* are lists in JSON, *value_range*
+            two of them.
         source: The file, for the errors.
 
     Raises:
-        ValueError: If these are not finite numbers, one for each channel or 3.
+        ValueError: If these are not finite numbers, one for each channel or 3; of a
+            range one for each channel or 1.
     """
     for name in ('mean', 'std'):
         if name not in metadata:
             continue
-        try:
-            values = json.loads(metadata[name])
-        except (TypeError, ValueError, RecursionError):
-            values = None
+        values = _parsed(metadata[name])
         if (
             not isinstance(values, list)
             or len(values) not in {3, backbone.in_channels}
@@ -146,6 +148,31 @@ def statistics_from_file(
                 f'{" above 0" if name == "std" else ""}: get the file again'
             )
         setattr(backbone, name, tuple(values))
+    if backbone.value_range is None or 'value_range' not in metadata:
+        return
+    ends = _parsed(metadata['value_range'])
+    count = backbone.in_channels
+    if (
+        ends is None
+        or _misfit('value_range', ends)
+        or any(len(end) not in {1, count} for end in ends)
+    ):
+        raise ValueError(
+            f'{source} has value_range {printable(metadata["value_range"], 60)},'
+            f' expected low and high with 1 or {count} finite numbers each: get the'
+            ' file again'
+        )
+    low, high = (tuple(end) * (1 if len(end) == count else count) for end in ends)
+    backbone.value_range = (low, high)
+    if 'value_range' in backbone.arguments:
+        backbone.arguments['value_range'] = [list(low), list(high)]
+
+
+def _parsed(text: Any) -> Any:
+    try:
+        return json.loads(text)
+    except (TypeError, ValueError, RecursionError):
+        return None
 
 
 def argument_names(kind: type[Backbone]) -> set[str]:

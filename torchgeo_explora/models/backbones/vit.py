@@ -209,8 +209,9 @@ class ViT(Backbone):
             (width, _, side, _), (own_width, _, own_side, _) = kernel.shape, mine
             raise ValueError(
                 f'{enum} is of {enum.meta.get("model", "another model")}, {width} wide'
-                f' with patches of {side} pixels; *model* {self.arguments["model"]!r} is'
-                f' {own_width} wide with patches of {own_side}: give that model'
+                f' with patches of {side} pixels; *model*'
+                f' {self.arguments["model"]!r} is {own_width} wide with patches of'
+                f' {own_side}: give that model'
             )
 
     def embed(self, image: Tensor, **metadata: Tensor) -> Tokens:

@@ -50,9 +50,8 @@ class RawImages(nn.Module):
         """Find bands and range."""
         super().__init__()
         wanted = wanted_bands(backbone, datamodule)
-        self.select = (
-            nn.Identity() if wanted is None else select_bands(datamodule, wanted)
-        )
+        select = None if wanted is None else select_bands(datamodule, wanted)
+        self.select = select or nn.Identity()
         self.bands = wanted or backbone.bands or band_names(datamodule)
         self.channels = backbone.in_channels
         # Colours that change places keep the range that they have in the other order.
@@ -60,8 +59,8 @@ class RawImages(nn.Module):
         self.unit_range = unit_range(
             value_range, datamodule, named, backbone.value_range
         )
-        if wanted and not named and value_range is None:
-            self.unit_range = self.unit_range.of(self.select.indices)
+        if select and not named and value_range is None:
+            self.unit_range = self.unit_range.of(select.indices)
         self._checked = False
 
     @property
