@@ -128,7 +128,8 @@ def main():
                 good = good and not found['bad']
             # Each part is kept at once: a later one may be interrupted.
             page.keep(part, found, made_by())
-    page.render()
+    if {*parts} <= {*page.read()}:
+        page.render()
     sys.exit(not good)
 
 

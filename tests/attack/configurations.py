@@ -4,7 +4,7 @@ import json
 
 import yaml
 
-from tests.attack.guard import Case, command
+from tests.attack.guard import Case, command, some
 from tests.attack.weights import contents
 
 
@@ -38,7 +38,7 @@ def configurations(whole):
     }
     for name, content in texts.items():
         yield _config_case(name, content)
-    for path in (
+    paths = (
         'model',
         'model.class_path',
         'model.init_args',
@@ -59,9 +59,10 @@ def configurations(whole):
         'trainer.callbacks',
         'nothing',
         'model.init_args.nothing',
-    ):
+    )
+    for number, path in enumerate(paths):
         # A class that a user names is imported, as it should be.
-        for value in ('\x1b[2J', -1, 'no_module.x', [[1]], {'a': 1}):
+        for value in some(('\x1b[2J', -1, 'no_module.x', [[1]], {'a': 1}), number, 3):
             changed = json.loads(json.dumps(good))
             *above, last = path.split('.')
             place = changed

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import http.server
+import math
 import os
 import resource
 import signal
@@ -76,7 +77,7 @@ def full_disk(folder, images):
     _require(isinstance(error, OSError), f'{error!r}')
     _require('make room' in str(error), str(error))
     filler.unlink()
-    _resumes(place / 'run', images, '2')
+    _resumes(place / 'run', images, '1')
 
 
 def full_disk_of_prepared_data(folder, images):
@@ -116,14 +117,15 @@ def read_only_folder(folder, images):
 def dying_worker(folder, images):
     """A worker that is killed ends the run with an error; the checkpoints stay."""
 
+    order = folder / 'die'
+
     class Dying(ImageFolder):
         def __getitem__(self, index):
-            if index == 13:
+            if order.exists():
                 os.kill(os.getpid(), signal.SIGKILL)
             return super().__getitem__(index)
 
     data = ImageFolderDataModule(os.fspath(images), batch_size=4, num_workers=1)
-    data.dataset_class = Dying
     setup = data.setup
 
     def with_dying(stage):
@@ -131,7 +133,8 @@ def dying_worker(folder, images):
         data.train_dataset.__class__ = Dying
 
     data.setup = with_dying
-    error = _said(whole.train, folder / 'run', images, 6, data=data)
+    kill = _At(2, lambda trainer: order.touch())
+    error = _said(whole.train, folder / 'run', images, 20, kill, data=data)
     _require(isinstance(error, RuntimeError), f'{error!r}')
     _require('worker' in str(error), str(error))
     _pairs(folder / 'run')
@@ -150,9 +153,9 @@ def loss_that_is_not_finite(folder, images):
     """NaN stops the run with the name of the term; the checkpoints are finite."""
 
     def spoil(trainer):
-        module = trainer.lightning_module
-        with torch.no_grad():
-            next(p for p in module.parameters() if p.requires_grad).fill_(float('nan'))
+        trainer.lightning_module.objective.register_forward_hook(
+            lambda module, given, terms: {k: v * math.nan for k, v in terms.items()}
+        )
 
     error = _said(whole.train, folder / 'run', images, 6, _At(2, spoil))
     _require(error is not None and 'finite' in str(error), f'{error!r}')
@@ -161,7 +164,8 @@ def loss_that_is_not_finite(folder, images):
 
 def _train_on_dropping_stream(folder, images, often):
     """Train on a stream of a server on this machine that drops connections."""
-    prepare(ImageFolder(images), folder / 'data/train', samples_per_shard=8)
+    for split in ('train', 'val'):
+        prepare(ImageFolder(images), folder / 'data' / split, samples_per_shard=8)
     counts = {}
 
     class Dropping(http.server.SimpleHTTPRequestHandler):

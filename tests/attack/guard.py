@@ -258,6 +258,11 @@ def flip(content, bit):
     return bytes(changed)
 
 
+def some(values, number, count):
+    """Return *count* of the values, others for each number."""
+    return [values[(number * count + i) % len(values)] for i in range(count)]
+
+
 def cuts(content, count):
     """Yield (name, bytes) cut at *count* places, the beginning included."""
     for number in range(count):

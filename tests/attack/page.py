@@ -11,9 +11,14 @@ RESULTS = ROOT / 'benchmarks' / 'results' / 'attack.json'
 START, END = '<!-- results of make attack -->\n', '<!-- end of results -->\n'
 
 
+def read():
+    """Return the results by part; none before the first attack."""
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+
+
 def keep(part, found, made_by):
     """Put the results of one part into the file."""
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    results = read()
     results[part] = {'made by': made_by, 'found': found}
     RESULTS.write_text(json.dumps(dict(sorted(results.items())), indent=2) + '\n')
 
@@ -51,8 +56,8 @@ def table(results):
 
 
 def render():
-    """Write the table into the page."""
+    """Write the table into the page, once there are results of every part."""
     before, rest = PAGE.read_text().split(START)
     after = rest.split(END)[1]
-    results = json.loads(RESULTS.read_text())
+    results = read()
     PAGE.write_text(before + START + table(results) + END + after)

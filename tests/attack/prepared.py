@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import torch
 
-from tests.attack.guard import Case, command, cuts, flips
+from tests.attack.guard import Case, command, cuts, flips, some
 from tests.attack.images import NO_IMAGES
 from tests.attack.weights import contents
 from torchgeo_explora.datasets import ImageFolder, Prepared
@@ -46,9 +46,9 @@ def prepared(whole):
     places += [(manifest['index'], key) for key in manifest['index']]
     places += [(manifest['shards'][0], key) for key in manifest['shards'][0]]
     places += [(manifest['attributes'], key) for key in manifest['attributes']]
-    for place, key in places:
+    for number, (place, key) in enumerate(places):
         old = place[key]
-        for value in JSON_VALUES:
+        for value in some(JSON_VALUES, number, 5):
             place[key] = value
             text = json.dumps(manifest).encode()
             yield _prepared_case(

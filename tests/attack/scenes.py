@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import rasterio
 
-from tests.attack.guard import Case, cuts, flips
+from tests.attack.guard import Case, cuts, flips, some
 from tests.attack.images import NO_IMAGES, is_image, pictures, tiff
 from tests.attack.prepared import JSON_VALUES
 from tests.attack.weights import contents
@@ -122,9 +122,9 @@ def items(whole):
     places = [(document, key) for key in document] + [(item, key) for key in item]
     places += [(item['properties'], key) for key in item['properties']]
     places += [(item['assets'], 'B04')] + [(asset, key) for key in asset]
-    for owner, key in places:
+    for number, (owner, key) in enumerate(places):
         old = owner[key]
-        for value in values if key != 'href' else (*values, *hrefs):
+        for value in (*some(values, number, 5), *(hrefs if key == 'href' else ())):
             owner[key] = value
             yield _item_case(
                 whole, f'{key} is {str(value)[:20]!r}', path.name, json.dumps(document)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load as tensors_of
 from safetensors.torch import load_file, save
 
-from tests.attack.guard import Case, command, cuts, flips, safetensors
+from tests.attack.guard import Case, command, cuts, flips, safetensors, some
 from tests.attack.whole import MODEL, SIZES, header_of, train
 from torchgeo_explora.export.rebuild import reopen
 from torchgeo_explora.models import ViT
@@ -156,8 +156,9 @@ def deltas(whole):
 
     for name, found in (*contents(), *cuts(content, 16), *flips(content, 40)):
         yield case(name, found)
-    for key, old in metadata.items():
-        for new in ('', 'null', '[]', '-1', '9' * 30, '\x1b[2J', old[: len(old) // 2]):
+    texts = ('', 'null', '[]', '-1', '9' * 30, '\x1b[2J')
+    for number, (key, old) in enumerate(metadata.items()):
+        for new in (*some(texts, number, 3), old[: len(old) // 2]):
             changed = {**header, '__metadata__': {**metadata, key: new}}
             unsealed = new == old
             if not unsealed:
@@ -167,16 +168,16 @@ def deltas(whole):
     for part in ('arguments', 'adaptation'):
         known = json.loads(metadata[part])
         hostile = HOSTILE if part == 'arguments' else ('hook', 'class_path')
-        for key in (*known, *hostile):
-            values = VALUES if key in known else VALUES[-4:]
+        for number, key in enumerate((*known, *hostile)):
+            values = some(VALUES, number, 9) if key in known else VALUES[-2:]
             for value in values:
                 yield _sealed_case(case, metadata, tensors, part, known, key, value)
         for value in ('', '[]', '[' * 100_000, 'NaN', '{"a": ' * 5000, '{'):
             changed = sealed({**metadata, part: value}, tensors)
             yield case(f'{part} are {value[:9]!r}, sealed', changed)
     known = json.loads(metadata['adaptation'])
-    for key in (*known['adapter'], *HOSTILE_OF_ADAPTER):
-        for value in VALUES[-4:]:
+    for number, key in enumerate((*known['adapter'], *HOSTILE_OF_ADAPTER)):
+        for value in some(VALUES, number, 2):
             adapter = {**known['adapter'], key: value}
             yield _sealed_case(
                 case,
@@ -293,13 +294,16 @@ def checkpoints(whole):
 
     def case(name, content):
         write = _put('bad.ckpt', content)
-        return Case('checkpoints', name, write, read, right, ('bad.ckpt',))
+        # There is only one.
+        names = ('bad.ckpt', 'the checkpoint')
+        return Case('checkpoints', name, write, read, right, names)
 
     for name, found in (*contents(), *cuts(content, 12), *flips(content, 40)):
         yield case(name, found)
-    for key in good:
+    values = (None, 'x', [1], {'a': 1}, 10**30, {})
+    for number, key in enumerate(good):
         yield case(f'no {key}', saved({k: v for k, v in good.items() if k != key}))
-        for value in (None, 'x', [1], {'a': 1}, 10**30, {}):
+        for value in some(values, number, 4):
             yield case(f'{key} is {value!r}', saved({**good, key: value}))
     first = next(iter(good['state_dict']))
     tensor = good['state_dict'][first]
