@@ -3,7 +3,7 @@ PYTHON ?= python3.12
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: install quickstart test unit lint format docs bench bench-gpu bench-input clean
+.PHONY: install quickstart test unit lint format docs bench bench-gpu bench-input attack lowest clean
 
 install: $(INSTALLED)
 
@@ -49,6 +49,24 @@ bench-gpu: $(INSTALLED)
 
 bench-input: $(INSTALLED)
 	$(BIN)/python benchmarks/input.py --output benchmarks/results/input.json
+
+# Kills runs, feeds malformed files, injects faults; writes the table of
+# docs/reliability.md. Under 15 minutes on two cores.
+attack: $(INSTALLED)
+	$(BIN)/python -W ignore -m tests.attack
+
+# The lowest versions that pyproject.toml allows, in an environment of their own.
+LOWEST := .venv-lowest
+lowest: export OMP_NUM_THREADS = 1
+lowest:
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python \
+	  --resolution lowest-direct --editable . 'pytest==8.4'
+	$(LOWEST)/bin/python -m pytest -q tests/functional tests/adapt/test_delta_file.py \
+	  tests/datasets/folder tests/datasets/prepared/test_format.py \
+	  tests/models/backbones/test_vit.py tests/objectives/test_dinov2.py \
+	  tests/tasks/run/test_plan.py
 
 clean:
 	rm -rf outputs lightning_logs build dist *.egg-info

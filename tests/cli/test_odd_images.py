@@ -35,7 +35,7 @@ def test_folder_of_odd_images_trains(odd, tmp_path, capfd, caplog):
                 '--model.rank=2',
                 '--model.views.local_size=16',
                 '--model.views.local_views=1',
-                '--model.model_args={patch_size: 8, embed_dim: 24, depth: 2, num_heads: 2}',
+                '--model.model_args={embed_dim: 24, depth: 2, num_heads: 2}',
                 '--model.objective.prototypes=32',
                 '--model.objective.hidden_dim=16',
                 '--model.objective.bottleneck_dim=8',

@@ -99,6 +99,7 @@ def all_refuse(path, base, match):
         with pytest.raises(ValueError, match=match) as error:
             look(path)
         assert str(error.value).isprintable()
+        assert str(path) in str(error.value)
 
 
 @pytest.fixture

@@ -291,7 +291,7 @@ def read_delta_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is cut short, is not a delta, has a newer format, or its
-            metadata were changed.
+            metadata were changed or describe no adaptation.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f'no delta at {path}')
@@ -324,6 +324,12 @@ def read_delta_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
         )
     if minor > _MINOR_VERSION:
         _leave_out_unknown(path, metadata)
+    try:
+        Adaptation.from_dict(metadata['adaptation'])
+    except ValueError as error:
+        raise ValueError(
+            f'{path} has an adaptation that is refused: {error}'
+        ) from error
     return metadata
 
 

@@ -27,7 +27,9 @@ _FOREIGN = (
     *('prompt_tuning_init_state_dict_path', 'tokenizer_kwargs'),
     'tokenizer_name_or_path',
 )
-_EXPRESSIONS = ('target_modules', 'exclude_modules', 'layers_pattern')
+_EXPRESSIONS = (
+    *('target_modules', 'exclude_modules', 'layers_pattern', 'modules_to_save'),
+)
 _RANKS = ('init_r', 'r', 'target_r')
 _HIGHEST_RANK = 4096
 _LARGEST = 2**20

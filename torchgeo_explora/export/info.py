@@ -43,7 +43,7 @@ def summarize_file(path: str | os.PathLike[str]) -> str:
         if 'explora' in content:
             title, state, notes = _of_training(path, content)
         else:
-            state, rest = from_any(content)
+            state, rest = _weights(path, content)
             title = (
                 f'weights, {len(state)} tensors of a backbone and {len(rest)} others'
             )
@@ -111,10 +111,18 @@ def is_delta(path: Path) -> bool:
     return not _OF_DELTAS.isdisjoint(read_metadata(path))
 
 
+def _weights(path: Path, content: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return the tensors of a backbone and the others, naming the file in errors."""
+    try:
+        return from_any(content)
+    except ValueError as error:
+        raise ValueError(f'{path} holds no weights of a backbone: {error}') from error
+
+
 def _tensors(path: Path) -> dict[str, Tensor]:
     """Return the tensors to compare, with LoRA products in place of their factors."""
     if not is_delta(path):
-        return from_any(read_file(path))[0]
+        return _weights(path, read_file(path))[0]
     metadata, state = read_delta(path)
     adapter = Adaptation.from_dict(metadata['adaptation']).to_dict()['adapter'] or {}
     plain = adapter.get('peft_type') == 'LORA' and not adapter['use_dora']

@@ -171,7 +171,12 @@ def read_state(
     else:
         state = _from_enum(_named(str(weights)))
 
-    backbone, rest = from_any(state)
+    try:
+        backbone, rest = from_any(state)
+    except ValueError as error:
+        raise ValueError(
+            f'{weights} holds no weights of a backbone: {error}'
+        ) from error
     _refuse_classifier(backbone, rest, weights)
     kernel = backbone.get('patch_embed.proj.weight')
     if kernel is not None and kernel.shape[1] == 3 != in_channels:

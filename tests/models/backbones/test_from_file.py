@@ -84,6 +84,7 @@ def test_other_classes_are_not_imported(name, monkeypatch):
         ({'image_size': {}}, r'\*image_size\*'),
         ({'image_size': 16000, 'patch_size': 1}, '256,000,000 patches|parameters'),
         ({'in_channels': 10**9}, r'\*in_channels\*'),
+        ({'in_channels': None}, r'\*in_channels\* is None'),
         ({'mlp_ratio': float('inf')}, r'\*mlp_ratio\* is inf'),
         ({'mlp_ratio': float('nan')}, r'\*mlp_ratio\* is nan'),
         ({'init_values': 'x'}, r'\*init_values\*'),
@@ -99,12 +100,12 @@ def test_other_classes_are_not_imported(name, monkeypatch):
     ],
 )
 def test_hostile_arguments_are_refused_before_anything_is_built(changes, match):
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ValueError, match=match) as error:
         backbone_from_file(VIT, {**SMALL, **changes}, source='delta.safetensors')
     assert 'delta.safetensors' in str(error.value)
     assert str(error.value).isprintable()
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 20
 
 
 @pytest.mark.parametrize(

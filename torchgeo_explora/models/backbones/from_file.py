@@ -237,7 +237,7 @@ def _checked(kind: type[Backbone], arguments: Any, source: object) -> dict[str, 
 
 def _misfit(name: str, value: Any) -> str | None:
     """Return what is expected of an argument, None where its value is good."""
-    if value is None:
+    if value is None and name not in _COUNTS:
         return None  # the constructor's word for its default, or its error
     if name in _COUNTS:
         low, high = _COUNTS[name]

@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from torchgeo_explora.adapt import base_fingerprint
 from torchgeo_explora.models.backbones.backbone import Backbone
+from torchgeo_explora.models.formats.files import printable
 from torchgeo_explora.writing import replacing
 
 
@@ -116,10 +117,16 @@ class DeltaCheckpointIO(CheckpointIO):
         """Read a checkpoint.
 
         Raises:
-            ValueError: If it is damaged.
+            ValueError: If it is damaged, or holds something other than a trainer
+                writes.
         """
         require_whole(path)
-        return self.inner.load_checkpoint(path, *args, **kwargs)
+        checkpoint = self.inner.load_checkpoint(path, *args, **kwargs)
+        files, place, _ = _beside(path)
+        # Folders are of other writers.
+        if isinstance(files, LocalFileSystem) and Path(place).is_file():
+            require_form(checkpoint, path)
+        return checkpoint
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove the checkpoint and the delta."""
@@ -239,6 +246,105 @@ def require_whole(path: str | Path) -> None:
         ) from error
     if wrong:
         raise ValueError(f'{place} is damaged: a checksum differs; {advice}')
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**62
+
+
+def _are_mappings(values: Any, *keys: str) -> bool:
+    return isinstance(values, list) and all(
+        isinstance(each, Mapping) and {*keys} <= {*each} for each in values
+    )
+
+
+def _has_mappings(value: Any, *keys: str) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(value.get(key), Mapping) for key in keys
+    )
+
+
+# What a trainer writes: whether a value is that, and what was expected.
+_FORM: dict[str, tuple[Callable[[Any], bool], str]] = {
+    'epoch': (_is_count, 'a number'),
+    'global_step': (_is_count, 'a number'),
+    'pytorch-lightning_version': (
+        lambda value: isinstance(value, str) and value[:1].isdigit(),
+        'a version',
+    ),
+    'state_dict': (
+        lambda value: (
+            isinstance(value, Mapping)
+            and all(isinstance(tensor, torch.Tensor) for tensor in value.values())
+        ),
+        'tensors by name',
+    ),
+    'loops': (lambda value: _has_mappings(value, 'fit_loop'), 'states of loops'),
+}
+# Left out where only weights are saved.
+_RESUMABLE: dict[str, tuple[Callable[[Any], bool], str]] = {
+    'callbacks': (lambda value: _has_mappings(value), 'states by callback'),
+    'optimizer_states': (
+        lambda value: _are_mappings(value, 'state', 'param_groups'),
+        'states of optimizers',
+    ),
+    'lr_schedulers': (_are_mappings, 'states of schedules'),
+}
+# What not every version and task writes.
+_OPTIONAL: dict[str, tuple[Callable[[Any], bool], str]] = {
+    'explora': (
+        lambda value: (
+            isinstance(value, Mapping)
+            and {'base', 'groups', 'micro_steps'} <= {*value}
+            and _is_count(value['micro_steps'])
+        ),
+        'what the task was trained on',
+    ),
+    'hyper_parameters': (lambda value: _has_mappings(value), 'arguments by name'),
+    'layout': (
+        lambda value: (
+            isinstance(value, Mapping)
+            and all(
+                _is_count(value.get(n)) for n in ('batch', 'accumulated', 'devices')
+            )
+        ),
+        'numbers of images and devices',
+    ),
+}
+
+
+def require_form(checkpoint: Any, path: str | Path) -> None:
+    """Raise unless a checkpoint has the parts that a trainer writes.
+
+    Args:
+        checkpoint: As read from the file.
+        path: The file.
+
+    Raises:
+        ValueError: If a part is missing or of another kind.
+    """
+    advice = (
+        'give a .ckpt file that a run has written, or backbone weights as *weights*'
+    )
+    if not isinstance(checkpoint, Mapping):
+        raise ValueError(
+            f'{path} holds a {type(checkpoint).__name__}, expected a checkpoint:'
+            f' {advice}'
+        )
+    expected = dict(_FORM)
+    if not _RESUMABLE.keys().isdisjoint(checkpoint):
+        expected |= _RESUMABLE
+    if missing := [name for name in expected if name not in checkpoint]:
+        raise ValueError(
+            f'{path} is not a checkpoint of a trainer: it has no'
+            f' {", ".join(missing)}; {advice}'
+        )
+    for name, (good, words) in {**expected, **_OPTIONAL}.items():
+        if name in checkpoint and not good(checkpoint[name]):
+            raise ValueError(
+                f'{path} has {name} {printable(checkpoint[name], 60)}, expected'
+                f' {words}: {advice}'
+            )
 
 
 def identity(backbone: Backbone) -> dict[str, Any]:
