@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from torchgeo_explora.functional import knn_vote, neighbors
+from torchgeo_explora.functional import knn_vote, nearest, neighbors
 
 
 @pytest.fixture
@@ -86,3 +86,27 @@ def test_labels_outside_the_classes_are_refused(data):
         knn_vote(bank, labels, queries, 5, 3)
     with pytest.raises(ValueError, match='labels from -1'):
         knn_vote(bank, labels - 1, queries, 5, 4)
+
+
+def test_nearest_in_blocks_is_that_of_the_whole_bank():
+    generator = torch.Generator().manual_seed(0)
+    bank = F.normalize(torch.randn(50, 8, generator=generator), dim=1)
+    queries = F.normalize(torch.randn(4, 8, generator=generator), dim=1)
+    expected = (queries @ bank.T).topk(7)
+    for size in (1, 3, 50):
+        similarity, numbers = nearest(bank.split(size), queries, 7)
+        assert torch.equal(numbers, expected.indices)
+        assert_close(similarity, expected.values)
+
+
+def test_nearest_of_a_small_bank_is_all_of_it_and_equal_ones_keep_their_order():
+    bank = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    _, numbers = nearest([bank[:2], bank[2:]], bank[:1], 9)
+    assert numbers.tolist() == [[0, 2, 1]]
+
+
+def test_nearest_needs_a_neighbour():
+    with pytest.raises(ValueError, match=r'\*k\* is 0'):
+        nearest([torch.ones(1, 2)], torch.ones(1, 2), 0)
+    with pytest.raises(ValueError, match='the bank has no features'):
+        nearest([], torch.ones(1, 2), 1)

@@ -1,6 +1,7 @@
 """The `explora` command: files of deltas, weights and data, and TorchGeo's command."""
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -74,6 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         run(given)
         return
+    # A point to the west of Greenwich is not an option.
+    given = [f' {word}' if re.match(r'-[\d.]+,', word) else word for word in given]
     config = parser().parse_args(given)
     name = config.command
     function = next(each for each in COMMANDS if each.__name__ == name)

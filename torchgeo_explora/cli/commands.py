@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from torchgeo_explora.cli.embed import embed
+from torchgeo_explora.cli.embed import embed, search
 
 # Heavy libraries are imported by the command that needs them, so that help is quick.
 
@@ -316,5 +316,6 @@ COMMANDS: dict[Callable[..., int | None], tuple[str, ...]] = {
     prepare: ('dataset', 'output'),
     verify: ('folders',),
     embed: ('source', 'output'),
+    search: ('file', 'query'),
     completion: (),
 }

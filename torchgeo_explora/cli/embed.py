@@ -92,3 +92,38 @@ def embed(
     )
     if share == '0/1':
         print(f'wrote {written}')
+
+
+def search(
+    file: str,
+    query: str,
+    output: str = 'search.geojson',
+    k: int = 20,
+    model: str | None = None,
+    weights: bool | str = True,
+    delta: str | None = None,
+    bands: list[int | str] | None = None,
+) -> None:
+    """Find the images or windows that are most like an example.
+
+    Writes GeoJSON, and beside it a contact sheet of the same name with .png.
+
+    Args:
+        file: A file that `explora embed` wrote.
+        query: An image, a point as longitude,latitude, or a text file with one of these
+            on each line.
+        output: The GeoJSON file to write.
+        k: Number of results.
+        model: The model that the file was written with, for images.
+        weights: Its weights.
+        delta: Its delta.
+        bands: Names or numbers of the bands of images.
+    """
+    from torchgeo_explora import export
+
+    found = export.search(file, query, output, k, model, weights, delta, bands=bands)
+    for rank, row in enumerate(found, 1):
+        name = row.get('scene', row.get('path', row['index']))
+        place = f' {row["column"]},{row["row"]}' if 'column' in row else ''
+        print(f'{rank:3} {row["similarity"]:.4f} {name}{place}')
+    print(f'wrote {output} and its contact sheet')

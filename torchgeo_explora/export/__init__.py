@@ -5,6 +5,7 @@ from torchgeo_explora.export.hub import from_hub, push_to_hub
 from torchgeo_explora.export.onnx_file import export_onnx
 from torchgeo_explora.export.peft_folder import export_peft, export_peft_transformers
 from torchgeo_explora.export.rebuild import rebuild
+from torchgeo_explora.export.search import search
 from torchgeo_explora.export.timm_file import (
     export_dinov2,
     export_timm,
@@ -28,4 +29,5 @@ __all__ = [
     'from_hub',
     'push_to_hub',
     'rebuild',
+    'search',
 ]

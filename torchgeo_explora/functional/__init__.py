@@ -15,7 +15,7 @@ from torchgeo_explora.functional.losses import (
     patch_statistics,
 )
 from torchgeo_explora.functional.masks import block_masks, random_mask, visible_indices
-from torchgeo_explora.functional.neighbors import knn_vote
+from torchgeo_explora.functional.neighbors import knn_vote, nearest
 from torchgeo_explora.functional.patches import (
     gather_tokens,
     patchify,
@@ -40,6 +40,7 @@ __all__ = [
     'lidar',
     'linear_warmup',
     'masked_mse',
+    'nearest',
     'normalize_patches',
     'patch_statistics',
     'patchify',

@@ -1,4 +1,6 @@
-"""Classification by nearest neighbours in a bank of features."""
+"""Nearest neighbours in a bank of features, and classification by them."""
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -74,3 +76,39 @@ def knn_vote(
 def is_multi_hot(labels: Tensor) -> bool:
     """Return whether all values are 0 or 1."""
     return bool(((labels == 0) | (labels == 1)).all())
+
+
+@torch.no_grad()
+def nearest(blocks: Iterable[Tensor], queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Find the features of a bank that are most similar to queries, exactly.
+
+    The bank is read once, block by block, and never held as a whole.
+
+    Args:
+        blocks: Features in blocks of (n, D), L2-normalised; n may differ.
+        queries: (Q, D), L2-normalised.
+        k: Number of neighbours; all if the bank has fewer.
+
+    Returns:
+        Cosine similarities, (Q, k) float32, largest first, and the numbers of the
+        features in the bank, (Q, k) int64. Of equal ones, the earlier comes first.
+
+    Raises:
+        ValueError: If *k* is below 1, or there is no feature.
+    """
+    if k < 1:
+        raise ValueError(f'*k* is {k}: give 1 or more')
+    best = queries.new_zeros(len(queries), 0, dtype=torch.float32)
+    found = queries.new_zeros(len(queries), 0, dtype=torch.int64)
+    start = 0
+    for block in blocks:
+        numbers = torch.arange(start, start + len(block), device=queries.device)
+        start += len(block)
+        similarity = queries.float() @ block.float().to(queries.device).T  # (Q, n)
+        candidates = torch.cat([best, similarity], 1)
+        places = torch.cat([found, numbers.expand(len(queries), -1)], 1)
+        order = candidates.argsort(dim=1, descending=True, stable=True)[:, :k]
+        best, found = candidates.gather(1, order), places.gather(1, order)
+    if not start:
+        raise ValueError('the bank has no features: give at least one')
+    return best, found

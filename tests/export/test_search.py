@@ -1,0 +1,187 @@
+"""Search by example in a file of embeddings."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import rasterio
+import torch
+from PIL import Image
+from pyproj import Transformer
+
+from tests.data.scenes import write_scene
+from torchgeo_explora.cli import main
+from torchgeo_explora.export import embed, search
+from torchgeo_explora.models import ViT
+
+pytestmark = pytest.mark.filterwarnings('ignore')
+SIZES = {'patch_size': 8, 'embed_dim': 24, 'depth': 2, 'num_heads': 2}
+
+
+@pytest.fixture(scope='module')
+def backbone():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return ViT('vit_tiny_patch16_224', image_size=32, **SIZES).eval()
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory, backbone):
+    """A scene, a folder of its windows as pictures, and embeddings of both."""
+    root = tmp_path_factory.mktemp('search')
+    scene = write_scene(root / 'scene.tif', size=(64, 96), dtype='uint8', nodata=None)
+    with rasterio.open(scene, 'r+') as file:
+        values = np.random.default_rng(0).integers(0, 255, (3, 64, 96), np.uint8)
+        file.write(values)
+    (root / 'images').mkdir()
+    for row in range(2):
+        for column in range(3):
+            part = values[:, 32 * row :, 32 * column :][:, :32, :32]
+            picture = Image.fromarray(part.transpose(1, 2, 0).copy())
+            picture.save(root / 'images' / f'{row}{column}.png')
+    quiet = {'accelerator': 'cpu', 'enable_progress_bar': False, 'weights': None}
+    embed(scene, root / 'scene.parquet', backbone, **quiet)
+    embed(root / 'images', root / 'images.parquet', backbone, **quiet)
+    return root
+
+
+def _point(row, column):
+    """Longitude and latitude of the middle of a window."""
+    change = Transformer.from_crs(32632, 4326, always_xy=True)
+    x, y = 500_000 + 320 * (column + 0.5), 5_000_000 - 320 * (row + 0.5)
+    return change.transform(x, y)
+
+
+def _cosines(path):
+    vectors = np.array(pq.read_table(path)['embedding'].to_pylist())
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors @ vectors.T
+
+
+def test_point_finds_what_is_like_its_window(place, tmp_path):
+    longitude, latitude = _point(1, 2)
+    target = tmp_path / 'found.geojson'
+    found = search(place / 'scene.parquet', f'{longitude},{latitude}', target, k=3)
+    # The window itself, number 5, is not among them.
+    expected = np.argsort(-_cosines(place / 'scene.parquet')[5])[1:4].tolist()
+    assert [row['index'] for row in found] == expected
+    content = json.loads(target.read_text())
+    first = content['features'][0]
+    assert first['properties']['rank'] == 1
+    assert first['properties']['scene'] == str(place / 'scene.tif')
+    row, column = divmod(expected[0], 3)
+    ring = np.array(first['geometry']['coordinates'][0])
+    assert np.allclose(ring[:4].mean(0), _point(row, column), atol=1e-5)
+    with Image.open(tmp_path / 'found.png') as sheet:
+        assert sheet.size[1] == 300  # a row for the example, and one for the results
+
+
+def test_image_finds_itself(place, tmp_path, backbone):
+    found = search(
+        place / 'scene.parquet',
+        place / 'images' / '11.png',
+        tmp_path / 'found.geojson',
+        k=2,
+        model=backbone,
+        weights=None,
+    )
+    assert found[0]['index'] == 4
+    assert found[0]['similarity'] == pytest.approx(1, abs=1e-4)
+
+
+def test_text_file_of_examples_means_their_mean_direction(place, tmp_path, backbone):
+    longitude, latitude = _point(0, 0)
+    examples = tmp_path / 'examples.txt'
+    image = place / 'images' / '01.png'
+    examples.write_text(f'# two\n\n{longitude}, {latitude}\n{image}\n')
+    found = search(
+        place / 'scene.parquet',
+        examples,
+        tmp_path / 'found.geojson',
+        k=5,
+        model=backbone,
+        weights=None,
+    )
+    cosines = _cosines(place / 'scene.parquet')
+    expected = np.argsort(-(cosines[0] + cosines[1])[1:]) + 1
+    assert [row['index'] for row in found] == expected.tolist()
+
+
+def test_folder_of_images_has_results_without_geometry(place, tmp_path, backbone):
+    target = tmp_path / 'found.geojson'
+    image = place / 'images' / '02.png'
+    found = search(
+        place / 'images.parquet', image, target, k=1, model=backbone, weights=None
+    )
+    assert found[0]['path'] == str(image)
+    assert json.loads(target.read_text())['features'][0]['geometry'] is None
+
+
+def test_fewer_windows_than_k(place, tmp_path):
+    longitude, latitude = _point(0, 0)
+    with pytest.warns(UserWarning, match=r'only 5 embeddings .* reduced from 20'):
+        found = search(
+            place / 'scene.parquet', f'{longitude},{latitude}', tmp_path / 'f.geojson'
+        )
+    assert len(found) == 5
+
+
+def test_model_must_be_that_of_the_file(place, tmp_path):
+    other = ViT('vit_tiny_patch16_224', image_size=32, **SIZES)
+    image = place / 'images' / '02.png'
+    with pytest.raises(ValueError, match='was written with the model'):
+        search(
+            place / 'scene.parquet',
+            image,
+            tmp_path / 'f.geojson',
+            model=other,
+            weights=None,
+        )
+    with pytest.raises(ValueError, match=r'give \*model\* and \*weights\*'):
+        search(place / 'scene.parquet', image, tmp_path / 'f.geojson')
+
+
+@pytest.mark.parametrize(
+    ('query', 'message'),
+    [
+        ('200,10', 'is not on the Earth'),
+        ('-70.5,10', 'no window of .* contains the point -70.5,10'),
+        ('nothing.png', 'is neither a file nor a point'),
+    ],
+)
+def test_queries_that_cannot_be_used(query, message, place, tmp_path, capsys):
+    """Also by the command, where a minus is not the start of an option."""
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        search(place / 'scene.parquet', query, tmp_path / 'f.geojson')
+    with pytest.raises(SystemExit, match=message):
+        main(['search', str(place / 'scene.parquet'), query])
+
+
+def test_point_in_a_folder_of_images(place, tmp_path):
+    with pytest.raises(ValueError, match='has no geometries'):
+        search(place / 'images.parquet', '9,45', tmp_path / 'f.geojson')
+
+
+def test_files_that_hold_no_embeddings(place, tmp_path):
+    other = tmp_path / 'other.parquet'
+    pq.write_table(pa.table({'a': [1]}), other)
+    for path in (other, place / 'scene.tif'):
+        with pytest.raises(ValueError, match='is not a file of embeddings'):
+            search(path, '9,45', tmp_path / 'f.geojson')
+    with pytest.raises(FileNotFoundError, match='there is no file'):
+        search(tmp_path / 'none.parquet', '9,45', tmp_path / 'f.geojson')
+
+
+def test_a_named_file_that_is_no_image_is_not_opened(place, tmp_path):
+    """A file of embeddings may come from anyone."""
+    table = pq.read_table(place / 'scene.parquet')
+    names = pa.array(['/vsicurl/http://localhost/a.tif'] * table.num_rows)
+    where = table.schema.get_field_index('scene')
+    pq.write_table(table.set_column(where, 'scene', names), tmp_path / 'e.parquet')
+    longitude, latitude = _point(0, 0)
+    found = search(
+        tmp_path / 'e.parquet', f'{longitude},{latitude}', tmp_path / 'f.geojson', k=2
+    )
+    assert len(found) == 2

@@ -1,0 +1,104 @@
+"""Small pictures of images and windows, side by side."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from rasterio.enums import Resampling
+from rasterio.errors import RasterioError
+from rasterio.windows import Window
+
+from torchgeo_explora.datasets.pixels.figure import true_colour
+from torchgeo_explora.datasets.pixels.raster_file import (
+    OWN_PIXELS,
+    open_raster,
+    raster_suffix,
+)
+from torchgeo_explora.datasets.scenes.listing import Scene
+from torchgeo_explora.datasets.scenes.raster_dataset import Scenes
+
+_SIDE = 128
+_LINE = 16
+_GAP = 6
+_COLUMNS = 6
+
+
+def contact_sheet(
+    examples: Sequence[dict[str, Any]], results: Sequence[dict[str, Any]]
+) -> Image.Image:
+    """Return a picture of examples, in the first rows, and of results.
+
+    Only files of images on this machine are opened. All pictures have the same
+    contrast: the darkest and the brightest 2 % of their values are clipped.
+
+    Args:
+        examples: Rows with `path`, or with `scene`, `column`, `row`, `width` and
+            `height`.
+        results: The same, with `similarity`.
+    """
+    pictures = [_picture(row) for row in (*examples, *results)]
+    limits = _limits([each for each in pictures if each is not None])
+    captions = ['example'] * len(examples) + [
+        f'{rank}: {row["similarity"]:.3f}' for rank, row in enumerate(results, 1)
+    ]
+    # Results start a row of their own.
+    above = -(-len(examples) // _COLUMNS) * _COLUMNS
+    places = [*range(len(examples)), *range(above, above + len(results))]
+    height = _SIDE + _LINE + _GAP
+    rows = -(-(places[-1] + 1) // _COLUMNS)
+    sheet = Image.new('RGB', (_COLUMNS * (_SIDE + _GAP), rows * height), 'white')
+    draw = ImageDraw.Draw(sheet)
+    for place, picture, caption in zip(places, pictures, captions, strict=True):
+        row, column = divmod(place, _COLUMNS)
+        corner = (column * (_SIDE + _GAP), row * height)
+        if picture is None:
+            draw.rectangle((*corner, corner[0] + _SIDE, corner[1] + _SIDE), 'lightgray')
+            draw.text((corner[0] + 4, corner[1] + 4), 'no picture', 'black')
+        else:
+            sheet.paste(_stretched(picture, limits), corner)
+        draw.text((corner[0] + 2, corner[1] + _SIDE + 2), caption, 'black')
+    return sheet
+
+
+def _picture(row: dict[str, Any]) -> NDArray[np.float32] | None:
+    """Return the pixels of a row, (C, H, W) of 3 or 1 bands; None if not at hand."""
+    path = str(row.get('scene', row.get('path', '')))
+    if not os.path.isfile(path) or raster_suffix(path) not in (*OWN_PIXELS, '.vrt'):
+        return None
+    window = None
+    try:
+        if 'scene' in row:
+            window = Window(*(row[n] for n in ('column', 'row', 'width', 'height')))
+            handle: Any = Scenes([Scene(path, path)]).handle(path)
+        else:
+            handle = open_raster(path)
+        with handle:
+            values = handle.read(
+                window=window,
+                out_shape=(handle.count, _SIDE, _SIDE),
+                resampling=Resampling.bilinear,
+            ).astype(np.float32)
+            names = [name or '' for name in handle.descriptions]
+    except (OSError, ValueError, RasterioError):
+        return None
+    return true_colour(torch.from_numpy(values), names).numpy()
+
+
+def _limits(pictures: Sequence[NDArray[np.float32]]) -> tuple[float, float]:
+    if not pictures:
+        return 0.0, 1.0
+    values = np.concatenate([picture.ravel() for picture in pictures])
+    low, high = np.percentile(values[np.isfinite(values)], [2, 98])
+    return float(low), float(max(high, low + 1e-6))
+
+
+def _stretched(
+    picture: NDArray[np.float32], limits: tuple[float, float]
+) -> Image.Image:
+    unit = np.clip((np.nan_to_num(picture) - limits[0]) / (limits[1] - limits[0]), 0, 1)
+    pixels = (255 * unit).round().astype(np.uint8).transpose(1, 2, 0)
+    return Image.fromarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)).copy())

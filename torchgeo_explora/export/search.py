@@ -1,0 +1,212 @@
+"""Search by example in a file of embeddings."""
+
+import json
+import os
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import shapely  # type: ignore[import-untyped]
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from torchgeo_explora.adapt import base_fingerprint
+from torchgeo_explora.datasets.pixels.reader import ImageReader
+from torchgeo_explora.datasets.pixels.scaling import check_range, to_unit
+from torchgeo_explora.export.contact_sheet import contact_sheet
+from torchgeo_explora.export.embedding_file import EmbeddingFile
+from torchgeo_explora.export.embeddings import Embedder, own_copy, pooled
+from torchgeo_explora.functional import nearest
+from torchgeo_explora.paths import expanded
+from torchgeo_explora.tasks.run.backbone import Model, Weights
+from torchgeo_explora.writing import replacing
+
+_NUMBER = r'[-+]?\d+(?:\.\d*)?'
+_POINT = re.compile(rf'\s*({_NUMBER})\s*,\s*({_NUMBER})\s*')
+
+
+def search(
+    embeddings: str | os.PathLike[str],
+    query: str | os.PathLike[str],
+    output: str | os.PathLike[str] = 'search.geojson',
+    k: int = 20,
+    model: Model | None = None,
+    weights: Weights = True,
+    delta: str | os.PathLike[str] | None = None,
+    *,
+    bands: Sequence[int | str] | None = None,
+) -> list[dict[str, Any]]:
+    """Find the images or windows that are most like an example.
+
+    Similarity is the cosine of embeddings; every embedding is compared. Examples that
+    are in the file are not among the results. Beside *output*, a contact sheet `.png`
+    shows the examples and the results, from the images and scenes that *embeddings*
+    names, where these are files on this machine.
+
+    Args:
+        embeddings: A file that `embed` wrote.
+        query: An image; a point as 'longitude,latitude', which stands for the windows
+            there; or a text file with one of these on each line, whose mean direction
+            is searched for.
+        output: The GeoJSON file to write.
+        k: Number of results; fewer if there are not as many.
+        model: The model that *embeddings* was written with, for images.
+        weights: Its weights.
+        delta: Its delta.
+        bands: Names or numbers of the bands of images.
+
+    Returns:
+        The results, best first: the columns of the file without embeddings, and
+        `similarity`; `geometry` is a shapely geometry in longitude and latitude.
+
+    Raises:
+        OSError: If a file cannot be read or written.
+        ValueError: If the query cannot be used, or the model is another one.
+    """
+    file = EmbeddingFile(embeddings)
+    examples = _examples(os.fspath(query))
+    points = [each for each in examples if isinstance(each, tuple)]
+    images = [each for each in examples if not isinstance(each, tuple)]
+    known = sorted({number for point in points for number in file.at(*point)})
+    vectors = [file.vectors_of(known)] if known else []
+    if images:
+        if model is None:
+            raise ValueError(
+                f'{images[0]} has to be embedded: give *model* and *weights* that'
+                f' {file.path} was written with'
+            )
+        embedder = _embedder(file, model, weights, delta)
+        vectors += [_embed_image(embedder, image, file, bands) for image in images]
+    wanted = normalize(torch.cat(vectors).mean(0, keepdim=True), dim=1)
+    similarities, places = nearest(file.vectors(), wanted, k + len(known))
+    found = [
+        (float(similarity), place)
+        for similarity, place in zip(similarities[0], places[0].tolist(), strict=True)
+        if place not in known
+    ][:k]
+    if len(found) < k:
+        warnings.warn(
+            f'{file.path} has only {len(found)} embeddings beside the examples: *k* is'
+            f' reduced from {k}',
+            stacklevel=2,
+        )
+    rows = file.rows([place for _, place in found])
+    results = [
+        {'similarity': similarity, **row}
+        for (similarity, _), row in zip(found, rows, strict=True)
+    ]
+    target = Path(expanded(output))
+    with replacing(target) as part:
+        part.write_text(json.dumps(_geojson(results), indent=1), encoding='utf-8')
+    shown = [*({'path': image} for image in images), *file.rows(known)]
+    with replacing(target.with_suffix('.png')) as part:
+        contact_sheet(shown, results).save(part, format='png')
+    return results
+
+
+def _examples(query: str) -> list[str | tuple[float, float]]:
+    """Return the images and points of a query.
+
+    Raises:
+        FileNotFoundError: If it is neither a point nor a file.
+        ValueError: If a point is not on the Earth, or there is no example.
+    """
+    if match := _POINT.fullmatch(query):
+        longitude, latitude = float(match[1]), float(match[2])
+        if abs(longitude) > 180 or abs(latitude) > 90:
+            raise ValueError(
+                f'the point {query.strip()} is not on the Earth: give'
+                ' longitude,latitude in degrees'
+            )
+        return [(longitude, latitude)]
+    path = expanded(query.strip())
+    if not os.path.isfile(path):
+        raise FileNotFoundError(
+            f'*query* {query} is neither a file nor a point: give an image, a text file'
+            ' of examples, or longitude,latitude'
+        )
+    if not path.lower().endswith('.txt'):
+        return [path]
+    with open(path, encoding='utf-8') as file:
+        lines = [line.strip() for line in file]
+    found = [
+        example
+        for line in lines
+        if line and not line.startswith('#')
+        for example in _examples(line)
+    ]
+    if not found:
+        raise ValueError(
+            f'{path} has no examples: write an image or longitude,latitude on each line'
+        )
+    return found
+
+
+def _embedder(
+    file: EmbeddingFile,
+    model: Model,
+    weights: Weights,
+    delta: str | os.PathLike[str] | None,
+) -> Embedder:
+    """Return the model that a file was written with.
+
+    Raises:
+        ValueError: If it is another one.
+    """
+    embedder = Embedder(
+        file.notes['pooling'],
+        model=own_copy(model),
+        weights=weights,
+        delta=None if delta is None else os.fspath(delta),
+        image_size=file.notes['image_size'],
+    ).eval()
+    fingerprint = base_fingerprint(embedder.backbone)
+    if fingerprint != file.notes['fingerprint']:
+        raise ValueError(
+            f'{file.path} was written with the model {file.notes["fingerprint"][:12]},'
+            f' this one is {fingerprint[:12]}: give the same weights and delta'
+        )
+    return embedder
+
+
+@torch.no_grad()
+def _embed_image(
+    embedder: Embedder,
+    path: str,
+    file: EmbeddingFile,
+    bands: Sequence[int | str] | None,
+) -> Tensor:
+    """Return the L2-normalised embedding of an image file, (1, D)."""
+    reader = ImageReader(embedder.image_size, bands or embedder.backbone.bands)
+    reader.choose([reader.header(path)])
+    value_range = reader.value_range
+    if not reader.range_known:
+        low, high = file.notes['value_range']
+        ends = (e[0] if len(e) == 1 else e for e in (low, high))
+        value_range = check_range(tuple(ends), reader.bands)
+    unit = to_unit(reader.read(path)[0], value_range)[None]
+    features = embedder.features(embedder.view(unit), {})
+    return normalize(pooled(features, file.notes['pooling']), dim=1)
+
+
+def _geojson(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return results as GeoJSON (RFC 7946)."""
+    features = []
+    for rank, row in enumerate(results, 1):
+        shape = row.get('geometry')
+        properties = {
+            key: value if isinstance(value, str | int | float | None) else str(value)
+            for key, value in row.items()
+            if key not in ('geometry', 'bbox', 'bounds')
+        }
+        features.append(
+            {
+                'type': 'Feature',
+                'geometry': None if shape is None else shapely.geometry.mapping(shape),
+                'properties': {'rank': rank, **properties},
+            }
+        )
+    return {'type': 'FeatureCollection', 'features': features}
