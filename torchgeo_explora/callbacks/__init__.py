@@ -14,6 +14,7 @@ from torchgeo_explora.callbacks.parquet import (
 )
 from torchgeo_explora.callbacks.pictures import Pictures
 from torchgeo_explora.callbacks.progress import StepProgressBar
+from torchgeo_explora.callbacks.quality import LabelFreeQuality
 from torchgeo_explora.callbacks.raster_writer import RasterWriter
 from torchgeo_explora.callbacks.reconstructions import Reconstructions
 
@@ -21,6 +22,7 @@ __all__ = [
     'Curves',
     'DetectionWriter',
     'EmbeddingWriter',
+    'LabelFreeQuality',
     'MaskWriter',
     'OnlineKNN',
     'Pictures',
