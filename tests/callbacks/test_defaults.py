@@ -6,6 +6,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 
 from torchgeo_explora.callbacks import (
     Curves,
+    EmbeddingPictures,
     LabelFreeQuality,
     OnlineKNN,
     Pictures,
@@ -18,7 +19,8 @@ from torchgeo_explora.callbacks.defaults import (
 )
 
 BROUGHT = (
-    *(OnlineKNN, LabelFreeQuality, Pictures, Curves, StepProgressBar),
+    *(OnlineKNN, LabelFreeQuality, EmbeddingPictures, Pictures, Curves),
+    StepProgressBar,
     'checkpoint',
 )
 
@@ -66,7 +68,7 @@ def test_masked_pretraining_draws_reconstructions_with_each_evaluation(tmp_path)
 
 @pytest.mark.parametrize(
     'own',
-    [OnlineKNN, LabelFreeQuality, Pictures, Curves, StepProgressBar, TQDMProgressBar],
+    [*BROUGHT[:-1], TQDMProgressBar],
 )
 def test_a_callback_of_the_user_replaces_the_one_of_its_kind(own, tmp_path):
     given = own()

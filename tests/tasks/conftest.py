@@ -6,6 +6,7 @@ from PIL import Image
 
 from torchgeo_explora.callbacks import (
     Curves,
+    EmbeddingPictures,
     LabelFreeQuality,
     Pictures,
     Reconstructions,
@@ -41,7 +42,10 @@ def no_default_pictures(monkeypatch):
     """
 
     def few(*arguments):
-        drawing = (Curves, LabelFreeQuality, Pictures, Reconstructions)
+        drawing = (
+            *(Curves, EmbeddingPictures, LabelFreeQuality, Pictures),
+            Reconstructions,
+        )
         found = pretraining_callbacks(*arguments)
         return [callback for callback in found if not isinstance(callback, drawing)]
 

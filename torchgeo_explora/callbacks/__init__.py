@@ -5,6 +5,7 @@ from torchgeo_explora.callbacks.defaults import (
     downstream_callbacks,
     pretraining_callbacks,
 )
+from torchgeo_explora.callbacks.embedding_pictures import EmbeddingPictures
 from torchgeo_explora.callbacks.knn import OnlineKNN
 from torchgeo_explora.callbacks.parquet import (
     DetectionWriter,
@@ -21,6 +22,7 @@ from torchgeo_explora.callbacks.reconstructions import Reconstructions
 __all__ = [
     'Curves',
     'DetectionWriter',
+    'EmbeddingPictures',
     'EmbeddingWriter',
     'LabelFreeQuality',
     'MaskWriter',

@@ -102,8 +102,8 @@ class OnlineKNN(Evaluation):
         if accuracy < start - self.tolerance:
             rank_zero_warn(
                 f'kNN fell from {start:.3f} to {accuracy:.3f} at step'
-                f' {trainer.global_step}: the features are getting worse; lower base_lr,'
-                ' or stop and keep the best delta'
+                f' {trainer.global_step}: the features are getting worse; lower'
+                ' base_lr, or stop and keep the best delta'
             )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -75,9 +75,7 @@ class LabelFreeQuality(Evaluation):
         """Return the measures under their names."""
         return {f'quality/{name}': value for name, value in measured.items()}
 
-    def measure(
-        self, trainer: Trainer, pl_module: LightningModule
-    ) -> dict[str, float]:
+    def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         """Return all measures now."""
         whole, crops = [], []
         device = pl_module.device

@@ -1,4 +1,4 @@
-"""Quality of embeddings without labels: how views of a place agree, how places differ."""
+"""Quality of embeddings without labels: views that agree, places that differ."""
 
 import torch
 from torch import Tensor
