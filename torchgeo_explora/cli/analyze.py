@@ -133,8 +133,10 @@ def suggest(
 def _table(reports: Any) -> str:
     """Return the numbers of an analysis as lines of text."""
     lines = [
-        f'{"model":8}{"block":>6}{"eigenvalue":>12}{"position":>10}{"class":>8}'
-        f'{"entropy":>9}{"distance":>10}'
+        ''.join(
+            ['model   ', ' block', '  eigenvalue', '  position', '   class']
+            + ['  entropy', '  distance']
+        )
     ]
     for model, blocks in reports.items():
         for block in blocks:
