@@ -6,6 +6,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 
 from torchgeo_explora.callbacks import (
     Curves,
+    EmbeddingPictures,
+    LabelFreeQuality,
     OnlineKNN,
     Pictures,
     Reconstructions,
@@ -14,6 +16,12 @@ from torchgeo_explora.callbacks import (
 from torchgeo_explora.callbacks.defaults import (
     downstream_callbacks,
     pretraining_callbacks,
+)
+
+BROUGHT = (
+    *(OnlineKNN, LabelFreeQuality, EmbeddingPictures, Pictures, Curves),
+    StepProgressBar,
+    'checkpoint',
 )
 
 pytestmark = pytest.mark.filterwarnings('ignore')
@@ -41,9 +49,7 @@ def kinds(callbacks):
 def test_pretraining_brings_all_and_lightnings_own_are_gone(tmp_path):
     trainer = make(tmp_path)
     brought = pretraining_callbacks(trainer)
-    assert kinds(brought) == {
-        *(OnlineKNN, Pictures, Curves, StepProgressBar, 'checkpoint'),
-    }
+    assert kinds(brought) == set(BROUGHT)
     assert trainer.callbacks == []
     (checkpoint,) = (c for c in brought if isinstance(c, ModelCheckpoint))
     assert checkpoint.dirpath == str(tmp_path)
@@ -56,10 +62,13 @@ def test_masked_pretraining_draws_reconstructions_with_each_evaluation(tmp_path)
     assert Pictures not in kinds(brought)
     (drawn,) = (c for c in brought if isinstance(c, Reconstructions))
     assert drawn.every_n_steps == 30
+    (quality,) = (c for c in brought if isinstance(c, LabelFreeQuality))
+    assert quality.every_n_steps == 30
 
 
 @pytest.mark.parametrize(
-    'own', [OnlineKNN, Pictures, Curves, StepProgressBar, TQDMProgressBar]
+    'own',
+    [*BROUGHT[:-1], TQDMProgressBar],
 )
 def test_a_callback_of_the_user_replaces_the_one_of_its_kind(own, tmp_path):
     given = own()
@@ -67,7 +76,7 @@ def test_a_callback_of_the_user_replaces_the_one_of_its_kind(own, tmp_path):
     brought = pretraining_callbacks(trainer)
     assert given in trainer.callbacks
     missing = StepProgressBar if own is TQDMProgressBar else own
-    everything = {OnlineKNN, Pictures, Curves, StepProgressBar, 'checkpoint'}
+    everything = set(BROUGHT)
     assert kinds(brought) == everything - {missing}
 
 
@@ -89,11 +98,11 @@ def test_checkpoints_of_the_user_replace_ours(bring, tmp_path):
     [
         ({'enable_checkpointing': False}, {'checkpoint'}),
         ({'enable_progress_bar': False}, {StepProgressBar}),
-        ({'fast_dev_run': True}, {OnlineKNN, Pictures, Curves, 'checkpoint'}),
+        ({'fast_dev_run': True}, set(BROUGHT) - {StepProgressBar}),
     ],
 )
 def test_what_the_trainer_turns_off_is_not_brought(arguments, missing, tmp_path):
-    everything = {OnlineKNN, Pictures, Curves, StepProgressBar, 'checkpoint'}
+    everything = set(BROUGHT)
     brought = pretraining_callbacks(make(tmp_path, **arguments))
     assert kinds(brought) == everything - missing
     brought = downstream_callbacks(make(tmp_path, **arguments), 'val_loss', 'min')

@@ -6,6 +6,8 @@ from PIL import Image
 
 from torchgeo_explora.callbacks import (
     Curves,
+    EmbeddingPictures,
+    LabelFreeQuality,
     Pictures,
     Reconstructions,
     pretraining_callbacks,
@@ -33,14 +35,17 @@ TINY = {
 
 @pytest.fixture(autouse=True)
 def no_default_pictures(monkeypatch):
-    """Leave out the pictures that a task draws of its own accord.
+    """Leave out the pictures and measures that a task makes of its own accord.
 
     They take most of the time of a short run. Those that a test asks for are drawn, and
     the tests of callbacks look at the defaults.
     """
 
     def few(*arguments):
-        drawing = (Curves, Pictures, Reconstructions)
+        drawing = (
+            *(Curves, EmbeddingPictures, LabelFreeQuality, Pictures),
+            Reconstructions,
+        )
         found = pretraining_callbacks(*arguments)
         return [callback for callback in found if not isinstance(callback, drawing)]
 

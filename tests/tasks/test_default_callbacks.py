@@ -54,11 +54,10 @@ def scores(monkeypatch):
     scores = {0: 0.5, 2: 0.75, 4: 0.625, 5: 0.25}
 
     def evaluate(self, trainer, pl_module):
-        self.history[trainer.global_step] = scores[trainer.global_step]
         return scores[trainer.global_step]
 
     defaults = (2, *OnlineKNN.__init__.__defaults__[1:])
-    monkeypatch.setattr(OnlineKNN, '_evaluate', evaluate)
+    monkeypatch.setattr(OnlineKNN, 'measure', evaluate)
     monkeypatch.setattr(OnlineKNN.__init__, '__defaults__', defaults)
 
 
@@ -72,7 +71,9 @@ def test_pretraining_keeps_the_best_by_knn_the_last_and_pictures(
     assert trainer.checkpoint_callback.best_model_score == 0.75
     for name in ('best.safetensors', 'last.safetensors', 'delta.safetensors'):
         assert (tmp_path / name).exists()
-    assert {path.stem for path in tmp_path.glob('*.png')} == {'crops', 'curves', 'pca'}
+    assert {path.stem for path in tmp_path.glob('*.png')} == {
+        *('crops', 'curves', 'map', 'neighbours', 'pca')
+    }
 
 
 def test_pretraining_without_labels_keeps_the_smallest_loss(dino, folder, tmp_path):

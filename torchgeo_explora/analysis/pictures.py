@@ -10,6 +10,7 @@ from torch import Tensor
 
 from torchgeo_explora.analysis.attention import truncated
 from torchgeo_explora.analysis.blocks import BlockReport
+from torchgeo_explora.analysis.suggestion import Suggestion
 
 _PANELS = {
     'eigenvalue_mean': 'mean principal eigenvalue',
@@ -43,6 +44,23 @@ def curves(models: Mapping[str, Sequence[BlockReport]]) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
     figure.axes[0].legend(fontsize=8)
+    return figure
+
+
+def evidence(blocks: Sequence[BlockReport], found: Suggestion) -> Figure:
+    """Return the mean eigenvalues that a suggestion rests on, its block marked."""
+    figure = Figure(figsize=(6, 3.4), layout='constrained')
+    axes = figure.subplots()
+    numbers = [block.block for block in blocks]
+    values = [block.eigenvalue_mean for block in blocks]
+    deep = [number in found.order for number in numbers]
+    colours = ['tab:blue' if of_deep else 'lightgrey' for of_deep in deep]
+    colours[found.unfreeze] = 'tab:orange'
+    axes.bar(numbers, values, color=colours)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel('block, from 0 (grey: not in the deep half)')
+    axes.set_ylabel('mean principal eigenvalue')
+    axes.set_title(f'lowest of the deep half: block {found.unfreeze}', fontsize=10)
     return figure
 
 

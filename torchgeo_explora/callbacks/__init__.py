@@ -5,6 +5,7 @@ from torchgeo_explora.callbacks.defaults import (
     downstream_callbacks,
     pretraining_callbacks,
 )
+from torchgeo_explora.callbacks.embedding_pictures import EmbeddingPictures
 from torchgeo_explora.callbacks.knn import OnlineKNN
 from torchgeo_explora.callbacks.parquet import (
     DetectionWriter,
@@ -14,13 +15,16 @@ from torchgeo_explora.callbacks.parquet import (
 )
 from torchgeo_explora.callbacks.pictures import Pictures
 from torchgeo_explora.callbacks.progress import StepProgressBar
+from torchgeo_explora.callbacks.quality import LabelFreeQuality
 from torchgeo_explora.callbacks.raster_writer import RasterWriter
 from torchgeo_explora.callbacks.reconstructions import Reconstructions
 
 __all__ = [
     'Curves',
     'DetectionWriter',
+    'EmbeddingPictures',
     'EmbeddingWriter',
+    'LabelFreeQuality',
     'MaskWriter',
     'OnlineKNN',
     'Pictures',

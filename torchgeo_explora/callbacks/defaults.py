@@ -14,20 +14,22 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.utilities.imports import _RICH_AVAILABLE
 
 from torchgeo_explora.callbacks.curves import Curves
+from torchgeo_explora.callbacks.embedding_pictures import EmbeddingPictures
 from torchgeo_explora.callbacks.knn import OnlineKNN
 from torchgeo_explora.callbacks.pictures import Pictures
 from torchgeo_explora.callbacks.progress import StepProgressBar
+from torchgeo_explora.callbacks.quality import LabelFreeQuality
 from torchgeo_explora.callbacks.reconstructions import Reconstructions
 
 
 def pretraining_callbacks(trainer: Trainer, masked: bool = False) -> list[Callback]:
     """Return what a pre-training task returns from `configure_callbacks`.
 
-    Online kNN, pictures, curves, the best and the last checkpoint in the trainer's root
-    folder, and a progress bar of optimizer steps. A callback of the user replaces the
-    one of its kind. Lightning's own checkpoint and progress bar are removed from the
-    trainer in favour of these; a bar or checkpoint of the user without any argument
-    cannot be distinguished from them.
+    Online kNN, quality without labels, pictures, curves, the best and the last
+    checkpoint in the trainer's root folder, and a progress bar of optimizer steps. A
+    callback of the user replaces the one of its kind. Lightning's own checkpoint and
+    progress bar are removed from the trainer in favour of these; a bar or checkpoint of
+    the user without any argument cannot be distinguished from them.
 
     Nothing is written with `fast_dev_run`; `barebones`, `enable_checkpointing=False`
     and `enable_progress_bar=False` are obeyed.
@@ -41,11 +43,12 @@ def pretraining_callbacks(trainer: Trainer, masked: bool = False) -> list[Callba
     callbacks: list[Callback] = []
     if not _is_trial(trainer):
         knn = _given(trainer, OnlineKNN) or OnlineKNN()
-        wanted: list[Callback] = [knn, Curves()]
+        quality = LabelFreeQuality(every_n_steps=knn.every_n_steps)
+        wanted: list[Callback] = [knn, quality, EmbeddingPictures(), Curves()]
         if masked:
-            wanted.insert(1, Reconstructions(every_n_steps=knn.every_n_steps or None))
+            wanted.insert(2, Reconstructions(every_n_steps=knn.every_n_steps or None))
         else:
-            wanted.insert(1, Pictures())
+            wanted.insert(2, Pictures())
         callbacks += [c for c in wanted if _given(trainer, type(c)) is None]
         if _take_away(trainer, Checkpoint, ModelCheckpoint):
             callbacks.append(_BestByKNN(knn, trainer.default_root_dir))

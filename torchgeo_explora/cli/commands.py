@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentError, ArgumentParser
 
+from torchgeo_explora.cli.analyze import analyze, suggest
 from torchgeo_explora.cli.embed import embed, search
 
 # Heavy libraries are imported by the command that needs them, so that help is quick.
@@ -317,5 +318,7 @@ COMMANDS: dict[Callable[..., int | None], tuple[str, ...]] = {
     verify: ('folders',),
     embed: ('source', 'output'),
     search: ('file', 'query'),
+    analyze: ('source', 'output'),
+    suggest: ('source',),
     completion: (),
 }

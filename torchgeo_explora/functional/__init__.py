@@ -1,5 +1,12 @@
 """Pure tensor functions: the mathematics of the objectives."""
 
+from torchgeo_explora.functional.agreement import (
+    alignment,
+    neighbour_agreement,
+    place_retrieval,
+    uniformity,
+    variance_share,
+)
 from torchgeo_explora.functional.assignments import (
     centered_softmax,
     sinkhorn_knopp,
@@ -28,6 +35,7 @@ from torchgeo_explora.functional.regularizers import gram_loss, sigreg
 from torchgeo_explora.functional.schedules import cosine_schedule, linear_warmup
 
 __all__ = [
+    'alignment',
     'block_masks',
     'centered_softmax',
     'cosine_schedule',
@@ -41,9 +49,11 @@ __all__ = [
     'linear_warmup',
     'masked_mse',
     'nearest',
+    'neighbour_agreement',
     'normalize_patches',
     'patch_statistics',
     'patchify',
+    'place_retrieval',
     'random_mask',
     'rankme',
     'replace_tokens',
@@ -54,6 +64,8 @@ __all__ = [
     'sincos_2d',
     'sinkhorn_knopp',
     'sinkhorn_knopp_',
+    'uniformity',
     'unpatchify',
+    'variance_share',
     'visible_indices',
 ]

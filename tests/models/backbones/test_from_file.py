@@ -151,7 +151,9 @@ def test_hostile_statistics_are_refused(name, values):
 def test_hostile_ranges_are_refused(ends):
     ranges = {'value_range': [[0] * 3, [255] * 3]}
     backbone = backbone_from_file(VIT, SMALL | ranges)
-    with pytest.raises(ValueError, match=r'has value_range .* low and high with 1 or 3'):
+    with pytest.raises(
+        ValueError, match=r'has value_range .* low and high with 1 or 3'
+    ):
         statistics_from_file(backbone, {'value_range': ends})
     with pytest.raises(ValueError, match=r'\*value_range\* .*two lists of finite'):
         backbone_from_file(VIT, SMALL | {'value_range': [['a'], [1]]})

@@ -23,8 +23,8 @@ from torchgeo_explora.datasets.pixels.image_file import naming
 from torchgeo_explora.datasets.pixels.scaling import RANGES, check_range, to_unit
 from torchgeo_explora.datasets.scenes.index import select_scenes
 from torchgeo_explora.datasets.scenes.listing import list_scenes
-from torchgeo_explora.datasets.scenes.scene import Scene
 from torchgeo_explora.datasets.scenes.raster_dataset import Header, Scenes
+from torchgeo_explora.datasets.scenes.scene import Scene
 from torchgeo_explora.datasets.tables.dataset import (
     NoSamplesError,
     OnError,

@@ -19,8 +19,8 @@ from torchgeo_explora.models.backbones.backbone import Backbone
 from torchgeo_explora.models.backbones.tokens import Tokens, check_size, pair
 from torchgeo_explora.models.backbones.vit import ViT
 from torchgeo_explora.models.checkpoints import read_state
-from torchgeo_explora.models.formats.enums import plain_enum
 from torchgeo_explora.models.formats.dinov3 import PERIODS, without_zero_biases
+from torchgeo_explora.models.formats.enums import plain_enum
 from torchgeo_explora.models.formats.model_names import suggestion
 
 _SUPPORTED = (

@@ -1,0 +1,147 @@
+"""Quality without labels: what it measures, when, and when it is off."""
+
+import pytest
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from torch.utils.data import DataLoader, Dataset
+
+from torchgeo_explora.callbacks import LabelFreeQuality
+from torchgeo_explora.callbacks.quality import measures, place_views
+from torchgeo_explora.functional import alignment, lidar, rankme
+
+pytestmark = pytest.mark.filterwarnings('ignore')
+
+
+class Images(Dataset):
+    """Images of random colours, which their crops share."""
+
+    def __init__(self, size):
+        generator = torch.Generator().manual_seed(0)
+        colours = torch.rand(size, 3, 1, 1, generator=generator)
+        noise = torch.rand(size, 3, 10, 10, generator=generator)
+        self.images = colours + 0.1 * noise
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return {'image': self.images[index]}
+
+
+class Data(LightningDataModule):
+    def __init__(self, size=24):
+        super().__init__()
+        self.train_dataset = Images(size)
+
+    def train_dataloader(self):
+        return DataLoader(self.train_dataset, batch_size=4)
+
+
+class Model(LightningModule):
+    """Embeds by mean colours; at the third step all images become alike."""
+
+    planned_steps = 5
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+        self.seen = []
+
+    def training_step(self, batch, batch_idx):
+        return self.weight.square()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD([self.weight], 0.1)
+
+    def embed(self, batch):
+        self.seen.append(tuple(batch['image'].shape[-2:]))
+        colours = batch['image'].mean((2, 3))
+        if self.trainer.global_step >= 3:
+            return colours * torch.tensor([1.0, 0, 0])
+        return colours
+
+
+def fit(place, quality, data=None, **arguments):
+    trainer = Trainer(
+        accelerator='cpu',
+        max_steps=5,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=place,
+        callbacks=[quality],
+        **arguments,
+    )
+    model = Model()
+    trainer.fit(model, data or Data())
+    return trainer, model
+
+
+def test_it_measures_the_start_every_n_steps_and_the_end(tmp_path):
+    quality = LabelFreeQuality(every_n_steps=2, images=12, batch_size=8)
+    trainer, model = fit(tmp_path, quality)
+    assert list(quality.history) == [0, 2, 4, 5]
+    names = {f'quality/{name}' for name in quality.history[0]}
+    assert names <= set(trainer.callback_metrics)
+    # 12 of 24 images, as they are and as five crops, in batches of 8.
+    assert model.seen[:6] == [(10, 10)] + [(7, 7)] * 5
+    assert len(model.seen) == 4 * 2 * 6
+
+
+def test_a_collapse_is_warned_of_with_its_evidence(tmp_path):
+    quality = LabelFreeQuality(every_n_steps=2)
+    with pytest.warns(UserWarning, match=r'effective rank .* fell from .* to 1\.0'):
+        fit(tmp_path, quality)
+
+
+def test_before_and_after_are_printed(tmp_path, monkeypatch):
+    lines = []
+    monkeypatch.setattr(
+        'torchgeo_explora.callbacks.quality.rank_zero_info', lines.append
+    )
+    quality = LabelFreeQuality(every_n_steps=5)
+    fit(tmp_path, quality)
+    assert lines[-1].startswith('quality without labels, before and after: rankme ')
+    assert f'{quality.history[0]["rankme"]:.4g}' in lines[-1]
+
+
+def test_views_are_the_corners_and_the_centre():
+    image = torch.arange(100.0).reshape(1, 1, 10, 10)
+    views = place_views(image)
+    firsts = [view[0, 0, 0, 0].item() for view in views]
+    assert firsts == [0, 3, 33, 30, 11]
+    assert {view.shape for view in views} == {(1, 1, 7, 7)}
+
+
+def test_measures_are_those_of_their_functions():
+    generator = torch.Generator().manual_seed(0)
+    whole = torch.randn(20, 6, generator=generator)
+    crops = whole[:, None] + 0.1 * torch.randn(20, 5, 6, generator=generator)
+    found = measures(whole, crops)
+    assert found['rankme'] == rankme(whole).item()
+    assert found['lidar'] == lidar(crops).item()
+    # Opposite corners: the first and the third view.
+    assert found['alignment'] == alignment(crops[:, 0], crops[:, 2]).item()
+    assert found['retrieval'] == 1
+
+
+def test_it_is_off_without_images_and_says_why(tmp_path, monkeypatch):
+    lines = []
+    monkeypatch.setattr(
+        'torchgeo_explora.callbacks.evaluation.rank_zero_info', lines.append
+    )
+    quality = LabelFreeQuality()
+    fit(tmp_path, quality, Data(size=1))
+    assert quality.history == {}
+    assert lines == ['quality without labels is off: there is only one training image']
+    fit(tmp_path, LabelFreeQuality(every_n_steps=0))
+    assert lines[-1] == 'quality without labels is off: *every_n_steps* is 0'
+
+
+def test_the_history_survives_a_checkpoint():
+    quality = LabelFreeQuality()
+    quality.history = {3: {'rankme': 2.5}}
+    other = LabelFreeQuality()
+    other.load_state_dict(quality.state_dict())
+    assert other.history == quality.history

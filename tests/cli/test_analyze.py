@@ -1,0 +1,93 @@
+"""`explora analyze` and `explora suggest` on a folder of images."""
+
+import csv
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from timm.models import register_model
+
+from torchgeo_explora.adapt import Adaptation, adapt, lora, save_delta
+from torchgeo_explora.cli import main
+from torchgeo_explora.models import ViT
+
+SIZES = {'embed_dim': 16, 'depth': 4, 'num_heads': 2}
+MODEL = 'vit_tiny_patch16_224'
+
+
+@register_model
+def explora_tiny_analysis(pretrained=False, **options):
+    """What `--model` names."""
+    return timm.create_model(MODEL, **{'img_size': 32, **SIZES, **options})
+
+
+@pytest.fixture
+def place(tmp_path):
+    """Images of two classes, a base, a delta of it and a delta of another base."""
+    random = np.random.default_rng(0)
+    for number in range(6):
+        folder = tmp_path / 'images' / ('field', 'water')[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        image = random.integers(0, 255, (40, 40, 3)).astype(np.uint8)
+        Image.fromarray(image).save(folder / f'{number}.png')
+    for name, seed in (('', 0), ('other-', 1)):
+        torch.manual_seed(seed)
+        base = ViT(MODEL, image_size=32, **SIZES)
+        state = {k: v.contiguous() for k, v in base.canonical_state_dict().items()}
+        save_file(state, tmp_path / f'{name}base.safetensors')
+        backbone = ViT(
+            MODEL, tmp_path / f'{name}base.safetensors', image_size=32, **SIZES
+        )
+        adapt(backbone, Adaptation(adapter=lora(2)))
+        with torch.no_grad():
+            backbone.blocks[-1].mlp.fc1.weight.mul_(-1)
+        save_delta(backbone, tmp_path / f'{name}delta.safetensors')
+    return tmp_path
+
+
+def command(place, name, *more):
+    return [
+        *(name, str(place / 'images'), *more),
+        *('--model', 'explora_tiny_analysis', '--image_size', '32'),
+        *('--weights', str(place / 'base.safetensors')),
+    ]
+
+
+def test_analyze_compares_a_base_with_its_delta(place, capsys):
+    delta = str(place / 'delta.safetensors')
+    arguments = command(place, 'analyze', str(place / 'out'), '--delta', delta)
+    assert not main(arguments)
+    printed = capsys.readouterr().out
+    assert 'adapted' in printed
+    with open(place / 'out' / 'blocks.csv', newline='') as file:
+        lines = list(csv.DictReader(file))
+    assert [line['model'] for line in lines] == ['base'] * 4 + ['adapted'] * 4
+    assert all(0 <= float(line['class_accuracy']) <= 1 for line in lines)
+    assert (place / 'out' / 'changes.png').stat().st_size > 0
+
+
+def test_analyze_refuses_a_delta_of_another_base(place, capsys):
+    delta = str(place / 'other-delta.safetensors')
+    with pytest.raises(SystemExit) as stop:
+        main(command(place, 'analyze', str(place / 'out'), '--delta', delta))
+    message = str(stop.value.code) + capsys.readouterr().err
+    assert 'other-delta.safetensors' in message
+    assert 'Traceback' not in message
+
+
+def test_suggest_writes_its_evidence(place, capsys):
+    picture = str(place / 'evidence.png')
+    assert not main(command(place, 'suggest', '--output', picture, '--budget', '0.6'))
+    printed = capsys.readouterr().out
+    assert 'unfreeze: [' in printed
+    assert (place / 'evidence.png').stat().st_size > 0
+
+
+def test_suggest_says_when_a_budget_is_too_small(place, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(command(place, 'suggest', '--budget', '0.01'))
+    message = str(stop.value.code) + capsys.readouterr().err
+    assert 'above *budget* 1.0%' in message

@@ -1,0 +1,95 @@
+"""Embeddings as points on a sheet."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import normalize
+
+#: (n, 2) coordinates.
+type Points = NDArray[np.float64]
+
+
+def project(features: Tensor, seed: int = 0) -> tuple[Points, str]:
+    """Return a point in the plane for every embedding, and how it was found.
+
+    UMAP where it is installed, else t-SNE of scikit-learn, else the first two principal
+    components; all by cosine similarity, that is on L2-normalised embeddings.
+
+    Args:
+        features: (n, D), 2 or more.
+        seed: Of UMAP and t-SNE.
+
+    Returns:
+        (n, 2), centred, with the larger standard deviation 1; and 'UMAP', 't-SNE' or
+        'PCA'.
+
+    Raises:
+        ValueError: If there is only one embedding.
+    """
+    if features.ndim != 2 or len(features) < 2:
+        raise ValueError(
+            f'features are {tuple(features.shape)}, expected (n, D) of 2 images or more'
+        )
+    x = normalize(features.double().cpu(), dim=-1).numpy()
+    count = len(x)
+    name, found = 'PCA', _components(x)
+    # Fewer points have no neighbourhoods to keep.
+    if count >= 20 and found.std() > 0:
+        if (umap := _umap()) is not None:
+            name = 'UMAP'
+            neighbours = min(15, count - 1)
+            found = umap(n_neighbors=neighbours, random_state=seed).fit_transform(x)
+        elif (tsne := _tsne()) is not None:
+            name = 't-SNE'
+            start = found / found[:, 0].std() * 1e-4
+            perplexity = min(30.0, (count - 1) / 3)
+            found = tsne(
+                init=start, perplexity=perplexity, random_state=seed
+            ).fit_transform(x)
+    found = found - found.mean(0)
+    return found / max(found.std(0).max(), 1e-12), name
+
+
+def turned(points: Points, like: Points) -> Points:
+    """Return points rotated, or mirrored, to lie as near as can be to others.
+
+    Directions in a map mean nothing: two maps of the same images can then be compared.
+
+    Args:
+        points: (n, 2), centred.
+        like: (n, 2), those of the same images in another map, centred.
+    """
+    u, _, v = np.linalg.svd(points.T @ like)
+    rotated: Points = points @ u @ v
+    return rotated
+
+
+def _components(x: Points) -> Points:
+    """Return the first two principal components, always with the same signs."""
+    x = x - x.mean(0)
+    u, s, v = torch.linalg.svd(torch.from_numpy(x), full_matrices=False)
+    signs = torch.where(v[:2].sum(-1) < 0, -1.0, 1.0)
+    points = (u * s)[:, :2] * signs
+    if points.shape[1] < 2:
+        points = torch.nn.functional.pad(points, (0, 1))
+    found: Points = points.numpy()
+    return found
+
+
+def _umap() -> Any:
+    try:
+        from umap import UMAP
+    except ImportError:
+        return None
+    return UMAP
+
+
+def _tsne() -> Any:
+    try:
+        from sklearn.manifold import TSNE
+    except ImportError:
+        return None
+    return TSNE

@@ -1,0 +1,163 @@
+"""How the embeddings of a run's images lie, and which images are neighbours."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from matplotlib.figure import Figure
+from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import interpolate, normalize
+
+from torchgeo_explora.analysis.projection import project, turned
+from torchgeo_explora.callbacks.evaluation import Evaluation, first_sample
+from torchgeo_explora.callbacks.figures import panels, save_figure, shown_channels
+
+#: Side of a thumbnail in pixels.
+_SIDE = 40
+
+
+class EmbeddingPictures(Evaluation):
+    """Draw a map of the embeddings, and nearest neighbours, before and after a run.
+
+    `map.png` shows thumbnails of training images at their places in a projection of the
+    embeddings (UMAP, t-SNE or PCA, whichever is installed). `neighbours.png` shows, for
+    a few images, which others were nearest before, and which are after. Both go to the
+    trainer's root folder and to the loggers that take figures. No labels are used.
+
+    Args:
+        images: Largest number of training images, evenly spaced.
+        queries: Images whose neighbours are shown.
+        neighbours: Neighbours shown of each.
+        batch_size: Images embedded at once.
+    """
+
+    title = 'the map of embeddings'
+
+    def __init__(
+        self,
+        images: int = 256,
+        queries: int = 6,
+        neighbours: int = 6,
+        batch_size: int = 128,
+    ) -> None:
+        """Keep the settings."""
+        # Before the first step and after the last one.
+        super().__init__(every_n_steps=1, batch_size=batch_size)
+        self.images = images
+        self.queries = queries
+        self.neighbours = neighbours
+        self._before: Tensor | None = None
+
+    def reason_to_be_off(self, trainer: Trainer) -> str | None:
+        """Return why the training images cannot be used; None if they can."""
+        sample = first_sample(trainer, 'train')
+        if isinstance(sample, str):
+            return sample
+        if len(trainer.datamodule.train_dataset) < 2:  # type: ignore[attr-defined]
+            return 'there is only one training image'
+        return None
+
+    def metrics(self, measured: Any) -> dict[str, float]:
+        """Return nothing: a picture is not logged as a number."""
+        return {}
+
+    def measure(self, trainer: Trainer, pl_module: LightningModule) -> Any:
+        """Return embeddings, (n, D), and thumbnails, (n, 3, h, w) in [0, 1]."""
+        found, small = [], []
+        task: Any = pl_module
+        for batch in self.batches(trainer, 'train', self.images, pl_module.device):
+            found.append(task.embed(batch).cpu())
+            image = task.unit_image(batch).nan_to_num(0).float()
+            image = image[:, 0] if image.ndim == 5 else image
+            image = image[:, shown_channels(task.backbone, None)]
+            small.append(
+                interpolate(
+                    image, (_SIDE, _SIDE), mode='bilinear', antialias=True
+                ).cpu()
+            )
+        return torch.cat(found), torch.cat(small).clamp(0, 1)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Embed the images before the first step; a resumed run remembers them."""
+        if self.off is None and self._before is None:
+            self._before = self.measure(trainer, pl_module)[0]
+
+    def due(self, trainer: Trainer, pl_module: LightningModule) -> bool:
+        """Return False: the pictures are drawn at the end."""
+        return False
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw what was before and what is now."""
+        if self._before is None or not trainer.is_global_zero:
+            return
+        with torch.compiler.set_stance('force_eager'):
+            after, small = self.measure(trainer, pl_module)
+        if len(after) != len(self._before):
+            # A resumed run whose folder has other images.
+            return
+        models = {'before': self._before, 'after': after}
+        save_figure(embedding_map(models, small), 'map', trainer)
+        figure = neighbour_sheet(models, small, self.queries, self.neighbours)
+        save_figure(figure, 'neighbours', trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the embeddings before the first step."""
+        return {'before': self._before}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the embeddings."""
+        self._before = state_dict['before']
+
+
+def embedding_map(models: Mapping[str, Tensor], small: Tensor) -> Figure:
+    """Return thumbnails at the places of their embeddings, a panel for each model.
+
+    Args:
+        models: Embeddings (n, D) by the name of the model.
+        small: Thumbnails, (n, 3, h, w) in [0, 1].
+    """
+    figure = Figure(figsize=(7 * len(models), 7), layout='constrained')
+    axes_of = figure.subplots(1, len(models), squeeze=False)[0]
+    first: NDArray[np.float64] | None = None
+    for axes, (name, features) in zip(axes_of, models.items(), strict=True):
+        points, method = project(features)
+        points = points if first is None else turned(points, first)
+        first = points if first is None else first
+        axes.scatter(*points.T, s=1, alpha=0)
+        for point, image in zip(points, small, strict=True):
+            picture = OffsetImage(image.permute(1, 2, 0).numpy(), zoom=0.45)
+            axes.add_artist(AnnotationBbox(picture, tuple(point), frameon=False))
+        axes.set_title(f'{name} ({method})')
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.margins(0.05)
+    return figure
+
+
+def neighbour_sheet(
+    models: Mapping[str, Tensor], small: Tensor, queries: int, neighbours: int
+) -> Figure:
+    """Return images beside those with the nearest embeddings, nearest first.
+
+    Args:
+        models: Embeddings (n, D) by the name of the model.
+        small: Thumbnails, (n, 3, h, w) in [0, 1].
+        queries: Images that are looked up, evenly spaced.
+        neighbours: Neighbours of each.
+    """
+    chosen = torch.linspace(0, len(small) - 1, min(queries, len(small))).long()
+    count = min(neighbours, len(small) - 1)
+    figure, grid = panels(len(chosen) * len(models), count + 1)
+    for offset, (name, features) in enumerate(models.items()):
+        x = normalize(features.float(), dim=-1)
+        nearest = (x @ x.mT).fill_diagonal_(-torch.inf)[chosen].topk(count).indices
+        for query, (image, others) in enumerate(zip(chosen, nearest, strict=True)):
+            row = grid[query * len(models) + offset]
+            row[0].set_ylabel(name, fontsize=8)
+            for axes, index in zip(row, [image, *others], strict=True):
+                axes.imshow(small[index].permute(1, 2, 0).numpy())
+    return figure

@@ -1,0 +1,127 @@
+"""Quality of embeddings without labels: views that agree, places that differ."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+
+def alignment(first: Tensor, second: Tensor) -> Tensor:
+    """Mean squared distance between the embeddings of two views of the same images.
+
+    Wang & Isola 2020 (https://arxiv.org/abs/2005.10242), for L2-normalised embeddings.
+
+    Args:
+        first: (n, D).
+        second: (n, D), the other view of the same images.
+
+    Returns:
+        Scalar in [0, 4], float32; 0 where views make no difference.
+
+    Raises:
+        ValueError: If the shapes differ.
+    """
+    _require_pairs(first, second)
+    gap = normalize(first.float(), dim=-1) - normalize(second.float(), dim=-1)
+    return gap.square().sum(-1).mean()
+
+
+def uniformity(features: Tensor, t: float = 2.0) -> Tensor:
+    """Logarithm of the mean of exp(-t |x - y|^2) over all pairs of images.
+
+    Wang & Isola 2020 (https://arxiv.org/abs/2005.10242), for L2-normalised embeddings.
+
+    Args:
+        features: (n, D), 2 images or more.
+        t: Scale of the kernel.
+
+    Returns:
+        Scalar in [-4 t, 0], float32: 0 after a collapse to a point, about -2 t at most
+        for directions without any preference.
+
+    Raises:
+        ValueError: If there is only one image.
+    """
+    if features.ndim != 2 or len(features) < 2:
+        raise ValueError(
+            f'features are {tuple(features.shape)}, expected (n, D) of 2 images or more'
+        )
+    x = normalize(features.float(), dim=-1)
+    # Unit vectors: |x - y|^2 = 2 - 2 x y.
+    square = (2 - 2 * (x @ x.mT)).clamp_min(0)
+    pairs = torch.ones_like(square, dtype=torch.bool).triu(1)
+    count = torch.tensor(float(len(x) * (len(x) - 1) // 2), device=x.device)
+    return torch.logsumexp(-t * square[pairs], 0) - count.log()
+
+
+def variance_share(features: Tensor, count: int = 8) -> Tensor:
+    """Share of the variance that lies along the first principal components.
+
+    Args:
+        features: (n, D), 2 images or more.
+        count: Number of components.
+
+    Returns:
+        Scalar in [0, 1], float32: 1 where *count* directions hold everything; also 1
+        where nothing varies.
+    """
+    x = features.double()
+    values = torch.linalg.svdvals(x - x.mean(0)).square()
+    total = values.sum()
+    if total == 0:
+        return torch.ones((), device=features.device)
+    return (values[:count].sum() / total).float()
+
+
+def neighbour_agreement(first: Tensor, second: Tensor, k: int = 10) -> Tensor:
+    """Share of an image's neighbours that two views of all images have in common.
+
+    The k nearest other images by cosine similarity, once among the first views and once
+    among the second ones; the share that is in both lists, averaged over the images.
+
+    Args:
+        first: (n, D).
+        second: (n, D), the other view of the same images.
+        k: Number of neighbours, below n; n - 1 at most is used.
+
+    Returns:
+        Scalar in [0, 1], float32; about k / (n - 1) by chance.
+
+    Raises:
+        ValueError: If the shapes differ, or there is only one image.
+    """
+    _require_pairs(first, second)
+    count = min(k, len(first) - 1)
+    lists = []
+    for features in (first, second):
+        x = normalize(features.float(), dim=-1)
+        similarity = (x @ x.mT).fill_diagonal_(-torch.inf)
+        near = torch.zeros_like(similarity, dtype=torch.bool)
+        lists.append(near.scatter_(1, similarity.topk(count).indices, True))
+    return (lists[0] & lists[1]).sum(1).float().mean() / count
+
+
+def place_retrieval(first: Tensor, second: Tensor) -> Tensor:
+    """Share of images whose nearest among all second views is their own second view.
+
+    Args:
+        first: (n, D).
+        second: (n, D), the other view of the same images.
+
+    Returns:
+        Scalar in [0, 1], float32; 1 / n by chance.
+
+    Raises:
+        ValueError: If the shapes differ, or there is only one image.
+    """
+    _require_pairs(first, second)
+    x, y = (normalize(part.float(), dim=-1) for part in (first, second))
+    nearest = (x @ y.mT).argmax(1)
+    return (nearest == torch.arange(len(x), device=x.device)).float().mean()
+
+
+def _require_pairs(first: Tensor, second: Tensor) -> None:
+    if first.ndim != 2 or first.shape != second.shape or len(first) < 2:
+        raise ValueError(
+            f'views are {tuple(first.shape)} and {tuple(second.shape)}, expected (n, D)'
+            ' twice, of 2 images or more'
+        )
