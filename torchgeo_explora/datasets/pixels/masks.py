@@ -60,7 +60,7 @@ def find_layout(file: DatasetReader | WarpedVRT) -> Layout:
 def with_true_alpha(file: DatasetReader) -> DatasetReader:
     """Return a raster whose bands are labelled as alpha only if they are a mask.
 
-    GDAL weighs colours by alpha when it warps, and hides what alpha does.
+    GDAL leaves out what alpha hides when it warps, and infrared may be 0 on water.
 
     Args:
         file: An open raster, which is closed if another one is returned.
