@@ -13,6 +13,7 @@ import rasterio
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from rasterio.control import GroundControlPoint
 from rasterio.transform import Affine
 from rasterio.windows import Window
 from torch import Tensor
@@ -30,9 +31,9 @@ _NO_CLASS = 255
 class RasterWriter(BasePredictionWriter):
     """Write a task's map of a `RasterSceneDataModule` as a GeoTIFF.
 
-    Coordinate system and transform are those of the scene. Classes have 8 bits, 255
-    where there is no data; embeddings are float32 with one band per value, NaN where
-    there is no data.
+    Coordinate system and transform, or ground control points, are those of the scene.
+    Classes have 8 bits, 255 where there is no data; embeddings are float32 with one
+    band per value, NaN where there is no data.
 
     Every block is first written to its own file, in a folder beside the result; at the
     end the blocks are joined in a fixed order. So a run that was killed continues where
@@ -131,7 +132,14 @@ class RasterWriter(BasePredictionWriter):
         first = np.load(self._parts / '0.npy', mmap_mode='r')
         with open_raster(datamodule.path) as scene:
             crs, transform = scene.crs, scene.transform
-        if crs is None:
+            points, system = scene.gcps
+        place: dict[str, Any] = {
+            'crs': crs,
+            'transform': transform @ Affine.scale(cell),
+        }
+        if crs is None and points:
+            place = {'crs': system, 'gcps': [_in_cells(p, cell) for p in points]}
+        elif crs is None:
             rank_zero_warn(
                 f'{datamodule.path} has no coordinate system, so {self._target} will'
                 ' have none'
@@ -148,8 +156,7 @@ class RasterWriter(BasePredictionWriter):
                 height=-(-dataset.height // cell),
                 width=-(-dataset.width // cell),
                 dtype=first.dtype,
-                crs=crs,
-                transform=transform @ Affine.scale(cell),
+                **place,
                 nodata=_NO_CLASS if classes else np.nan,
                 compress='deflate',
                 tiled=True,
@@ -163,6 +170,13 @@ class RasterWriter(BasePredictionWriter):
                 values = np.load(self._parts / f'{number}.npy')
                 height, width = values.shape[1:]
                 file.write(values, window=Window(left, top, width, height))
+
+
+def _in_cells(point: GroundControlPoint, cell: int) -> GroundControlPoint:
+    """Return a point of a raster on one whose pixels are *cell* times as wide."""
+    return GroundControlPoint(
+        point.row / cell, point.col / cell, point.x, point.y, point.z or 0.0
+    )
 
 
 def _file_state(path: str) -> list[Any]:
