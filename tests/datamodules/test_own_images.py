@@ -175,7 +175,8 @@ def test_splits_that_differ_in_bands_are_refused(tmp_path):
         warnings.simplefilter('ignore')
         profile = {'count': 4, 'height': 32, 'width': 32, 'dtype': 'uint8'}
         with rasterio.open(tmp_path / 'val' / 'a.tif', 'w', **profile) as file:
-            file.write(np.zeros((4, 32, 32), 'uint8'))
+            # Not those of a mask: the fourth one would be alpha.
+            file.write(np.arange(4096, dtype='uint8').reshape(4, 32, 32))
     datamodule = ImageFolderDataModule(tmp_path, batch_size=4)
     with pytest.raises(ValueError, match=r"split 'val' .*pass \*bands\*"):
         datamodule.setup('fit')

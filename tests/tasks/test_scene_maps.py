@@ -9,6 +9,7 @@ import rasterio
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from rasterio.control import GroundControlPoint
 
 from tests.tasks.small_runs import VIT, command, write_config
 from torchgeo_explora.callbacks import RasterWriter
@@ -225,6 +226,26 @@ def write_values(path, values, **profile):
     ) as file:
         file.write(values)
     return path
+
+
+def test_ground_control_points_of_a_scene_are_kept(tmp_path, recwarn):
+    values = np.random.default_rng(0).integers(1, 255, (3, 40, 48)).astype('uint8')
+    path = write_values(tmp_path / 'in.tif', values)
+    corners = [(row, column) for row in (0, 40) for column in (0, 48)]
+    points = [
+        GroundControlPoint(row, column, 5e5 + 10 * column, 5e6 - 10 * row)
+        for row, column in corners
+    ]
+    with rasterio.open(path, 'r+') as file:
+        file.gcps = points, rasterio.CRS.from_epsg(32632)
+    torch.manual_seed(0)
+    predict(ExploraKNNTask(**VIT), path, tmp_path / 'out.tif')
+    with rasterio.open(tmp_path / 'out.tif') as file:
+        found, system = file.gcps
+    assert system.to_epsg() == 32632
+    assert [(p.row, p.col) for p in found] == [(r / 8, c / 8) for r, c in corners]
+    assert [(p.x, p.y) for p in found] == [(p.x, p.y) for p in points]
+    assert not any('no coordinate system' in str(w.message) for w in recwarn)
 
 
 def test_scene_may_start_without_data(tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 import rasterio
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from rasterio.control import GroundControlPoint
 from rasterio.transform import Affine
 from rasterio.windows import Window
 from torch import Tensor
@@ -25,9 +26,9 @@ _NO_CLASS = 255
 class RasterWriter(PartWriter):
     """Write a task's map of a `RasterSceneDataModule` as a GeoTIFF.
 
-    Coordinate system and transform are those of the scene. Classes have 8 bits, 255
-    where there is no data; embeddings are float32 with one band per value, NaN where
-    there is no data.
+    Coordinate system and transform, or ground control points, are those of the scene.
+    Classes have 8 bits, 255 where there is no data; embeddings are float32 with one
+    band per value, NaN where there is no data.
 
     A part is a block of the scene; see `PartWriter` for runs that are interrupted or
     shared. `Trainer.predict` returns nothing.
@@ -82,7 +83,14 @@ class RasterWriter(PartWriter):
         first = np.load(self.part(0), mmap_mode='r')
         with open_raster(datamodule.path) as scene:
             crs, transform = scene.crs, scene.transform
-        if crs is None:
+            points, system = scene.gcps
+        place: dict[str, Any] = {
+            'crs': crs,
+            'transform': transform @ Affine.scale(cell),
+        }
+        if crs is None and points:
+            place = {'crs': system, 'gcps': [_in_cells(p, cell) for p in points]}
+        elif crs is None:
             rank_zero_warn(
                 f'{datamodule.path} has no coordinate system, so {self.target} will'
                 ' have none'
@@ -99,8 +107,7 @@ class RasterWriter(PartWriter):
                 height=-(-dataset.height // cell),
                 width=-(-dataset.width // cell),
                 dtype=first.dtype,
-                crs=crs,
-                transform=transform @ Affine.scale(cell),
+                **place,
                 nodata=_NO_CLASS if classes else np.nan,
                 compress='deflate',
                 tiled=True,
@@ -114,6 +121,13 @@ class RasterWriter(PartWriter):
                 values = np.load(self.part(number))
                 height, width = values.shape[1:]
                 file.write(values, window=Window(left, top, width, height))
+
+
+def _in_cells(point: GroundControlPoint, cell: int) -> GroundControlPoint:
+    """Return a point of a raster on one whose pixels are *cell* times as wide."""
+    return GroundControlPoint(
+        point.row / cell, point.col / cell, point.x, point.y, point.z or 0.0
+    )
 
 
 def _file_state(path: str) -> list[Any]:

@@ -181,9 +181,10 @@ def test_infrared_that_is_labelled_as_alpha_is_a_band(infrared):
 
 
 @pytest.mark.parametrize('times', [1, 2])
-def test_infrared_that_is_labelled_as_alpha_weighs_no_colours(infrared, times):
+def test_infrared_that_is_labelled_as_alpha_hides_no_colours(infrared, times):
     """A warped scene, and a series, are those of a file without the label."""
     path, values = infrared
+    values[3, 24:40] = 0
     images = []
     for photometric in ('RGB', 'MINISBLACK'):
         folder = path.parent / photometric

@@ -6,7 +6,6 @@ import numpy as np
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.io import DatasetReader, MemoryFile
 from rasterio.shutil import copy
-from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
 from torchgeo_explora.datasets.pixels.raster_file import open_raster
@@ -29,7 +28,7 @@ class Layout(NamedTuple):
     marked: bool
 
 
-def find_layout(file: DatasetReader | WarpedVRT) -> Layout:
+def find_layout(file: DatasetReader) -> Layout:
     """Return which bands are data, and whether there is a mask.
 
     A band that is labelled as alpha is the mask, unless it has another name or the
@@ -60,7 +59,7 @@ def find_layout(file: DatasetReader | WarpedVRT) -> Layout:
 def with_true_alpha(file: DatasetReader) -> DatasetReader:
     """Return a raster whose bands are labelled as alpha only if they are a mask.
 
-    GDAL weighs colours by alpha when it warps, and hides what alpha does.
+    GDAL leaves out what alpha hides when it warps, and infrared may be 0 on water.
 
     Args:
         file: An open raster, which is closed if another one is returned.
@@ -74,7 +73,7 @@ def with_true_alpha(file: DatasetReader) -> DatasetReader:
     return open_raster(xml.replace(*labels))
 
 
-def _has_two_values(file: DatasetReader | WarpedVRT, band: int) -> bool:
+def _has_two_values(file: DatasetReader, band: int) -> bool:
     """Return whether the middle of a band is nearly only 0 and one other value."""
     height, width = (min(side, _SIDE) for side in (file.height, file.width))
     left, top = (file.width - width) // 2, (file.height - height) // 2

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,7 +45,8 @@ class RasterBlocks(NonGeoDataset):
 
     Raises:
         FileNotFoundError: If there is no file.
-        ValueError: If *block* is not a multiple of *stride*, or the file lacks a band.
+        ValueError: If *block* is not a multiple of *stride*, or the file lacks a band,
+            or is a container of other rasters.
     """
 
     def __init__(
@@ -60,8 +60,10 @@ class RasterBlocks(NonGeoDataset):
         nodata: float | None = None,
     ) -> None:
         """Read the header."""
-        self.path = Path(path)
-        if '://' not in str(path) and not self.path.exists():
+        self.path = os.fspath(path)
+        # An address, a raster of a container, or a path into an archive.
+        remote = ':' in self.path or self.path.startswith('/vsi')
+        if not remote and not os.path.exists(self.path):
             raise FileNotFoundError(f'no raster at {path}')
         if block % stride:
             raise ValueError(
@@ -69,7 +71,12 @@ class RasterBlocks(NonGeoDataset):
                 f' {max(1, round(block / stride)) * stride}'
             )
         self.size, self.stride, self.block = size, stride, block
-        with open_raster(path) as file:
+        with open_raster(self.path) as file:
+            if not file.count:
+                raise ValueError(
+                    f'{path} has no bands of its own: give one of its rasters,'
+                    f' {", ".join(file.subdatasets) or "of which it names none"}'
+                )
             self.height, self.width = file.height, file.width
             self.dtype = file.dtypes[0]
             layout = find_layout(file)
