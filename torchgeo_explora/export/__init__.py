@@ -6,6 +6,7 @@ from torchgeo_explora.export.peft_folder import export_peft, export_peft_transfo
 from torchgeo_explora.export.rebuild import rebuild
 from torchgeo_explora.export.timm_file import (
     export_dinov2,
+    export_dinov3,
     export_timm,
     export_torchgeo,
     export_torchgeo_segmentation,
@@ -15,6 +16,7 @@ from torchgeo_explora.export.transformers_folder import export_transformers
 
 __all__ = [
     'export_dinov2',
+    'export_dinov3',
     'export_onnx',
     'export_peft',
     'export_peft_transformers',
