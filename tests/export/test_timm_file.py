@@ -13,11 +13,12 @@ from torchgeo.tasks import Classification, SemanticSegmentation
 from torchgeo_explora.adapt import merged
 from torchgeo_explora.export import (
     export_dinov2,
+    export_dinov3,
     export_timm,
     export_torchgeo,
     export_torchgeo_segmentation,
 )
-from torchgeo_explora.models import GroupChannelViT, ViT
+from torchgeo_explora.models import GroupChannelViT, RotaryViT, ViT
 from torchgeo_explora.models.backbones.prompts import Prompts
 from torchgeo_explora.models.checkpoints import from_dinov2, read_state
 
@@ -70,6 +71,33 @@ def test_file_of_dinov2_has_the_released_names(name, trained, tmp_path):
     again = ViT(**backbone.arguments, weights=path)
     assert_close(again.canonical_state_dict(), expected, rtol=0, atol=0)
     assert any('mlp.w12.' in key for key in published) == (name == 'gated')
+
+
+@pytest.mark.parametrize('name', ['rotary', 'rotary gated'])
+def test_file_of_dinov3_is_read_back(name, trained, picture, tmp_path):
+    backbone, path = trained(name), tmp_path / 'backbone.pth'
+    export_dinov3(backbone, path)
+    assert 'storage_tokens' in torch.load(path, weights_only=True)
+    again = RotaryViT(**backbone.arguments, weights=path).eval()
+    image = picture(backbone)
+    assert_close(again(image), merged(backbone)(image), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('name', ['rotary', 'rotary gated'])
+def test_timm_reads_a_rotary_backbone_at_any_size(name, trained, tmp_path):
+    backbone = trained(name)
+    export_timm(backbone, tmp_path / 'plain.safetensors')
+    options = {**backbone.arguments, 'num_classes': 0}
+    options['img_size'] = options.pop('image_size')
+    options['in_chans'] = options.pop('in_channels')
+    vit = timm.create_model(
+        options.pop('model'), checkpoint_path=tmp_path / 'plain.safetensors', **options
+    ).eval()
+    image = torch.rand(1, 3, 48, 32)
+    expected = backbone(image)
+    tokens = vit.forward_features(image)
+    assert_close(tokens[:, 0], expected.cls, rtol=1e-4, atol=1e-5)
+    assert_close(tokens[:, 5:], expected.patch, rtol=1e-4, atol=1e-5)
 
 
 def test_file_of_dinov2_has_the_names_of_the_reference(golden, tmp_path):

@@ -307,6 +307,12 @@ def test_what_does_not_fit_is_told_by_the_command(write_config, tmp_path):
         ({'weights': str(tmp_path / 'other.pth')}, r'^the weights do not fit.*Missing'),
         ({'weights': str(tmp_path / 'no.pth')}, r'^weights file .*no\.pth does not'),
         ({'model': 'dinov2_vitb14'}, r'its name there is vit_base_patch14_dinov2'),
+        ({'model_args': {'emb_dim': 24}}, r'^timm cannot build .*emb_dim'),
+        ({'base_lr': -1}, r'^\*base_lr\* must be positive'),
+        (
+            {'rank': 4, 'adapter': {'class_path': 'peft.LoraConfig'}},
+            r'^\*rank\* and \*alpha\* describe',
+        ),
     ):
         with pytest.raises(SystemExit, match=rf'(?s){message}'):
             main(['fit', '--config', write_config(tmp_path, model)])

@@ -66,7 +66,7 @@ def run(arguments: Sequence[str]) -> None:
         name = f'explora {arguments[0]}'
         print(f'{name}: {_of_parser(error)}; see `{name} --help`', file=sys.stderr)
         sys.exit(2)
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
         said = next(filter(None, map(refusal, chain(error))), None)
         if said is None or wants_traceback():
             raise

@@ -8,6 +8,7 @@ from torchgeo_explora.export.rebuild import rebuild
 from torchgeo_explora.export.search import search
 from torchgeo_explora.export.timm_file import (
     export_dinov2,
+    export_dinov3,
     export_timm,
     export_torchgeo,
     export_torchgeo_segmentation,
@@ -18,6 +19,7 @@ from torchgeo_explora.export.transformers_folder import export_transformers
 __all__ = [
     'embed',
     'export_dinov2',
+    'export_dinov3',
     'export_onnx',
     'export_peft',
     'export_peft_transformers',

@@ -1,4 +1,4 @@
-"""Whole backbones as files for timm, DINOv2 and TorchGeo."""
+"""Whole backbones as files for timm, DINOv2, DINOv3 and TorchGeo."""
 
 import json
 import os
@@ -13,7 +13,8 @@ from torch import Size, nn
 
 from torchgeo_explora.adapt import base_fingerprint, fingerprint, merged
 from torchgeo_explora.adapt.delta import lineage_merged
-from torchgeo_explora.models import Backbone
+from torchgeo_explora.models import Backbone, RotaryViT
+from torchgeo_explora.models.formats.dinov3 import PERIODS, to_dinov3
 from torchgeo_explora.models.formats.files import sort_header
 from torchgeo_explora.models.formats.names import State
 from torchgeo_explora.models.formats.published import to_dinov2
@@ -107,6 +108,34 @@ def export_dinov2(backbone: Backbone, path: str | os.PathLike[str]) -> None:
     state = to_dinov2(plain_state(backbone), {'mask_token': mask_token})
     with replacing(path) as part:
         torch.save(state, part)
+
+
+def export_dinov3(backbone: RotaryViT, path: str | os.PathLike[str]) -> None:
+    """Write a `RotaryViT` as DINOv3 (facebookresearch/dinov3) releases its own.
+
+    Build the model with FAIR's code for the same architecture, and load the file by
+    `load_state_dict`. The mask token, which only pre-training uses, is zero.
+
+    Args:
+        backbone: Adapted or plain.
+        path: The file, `*.pth`.
+
+    Raises:
+        OSError: If the file cannot be written; an old file stays as it was.
+        ValueError: If the backbone is of another kind, has visual prompts or has lost
+            its final norm.
+    """
+    if not isinstance(backbone, RotaryViT):
+        raise ValueError(
+            f'DINOv3 has no model for a {type(backbone).__name__}: use export_timm'
+        )
+    rope: Any = backbone.rope
+    rest = {
+        'mask_token': torch.zeros(1, backbone.embed_dim),
+        PERIODS: rope.periods.to('cpu', torch.bfloat16),
+    }
+    with replacing(path) as part:
+        torch.save(to_dinov3(plain_state(backbone), rest), part)
 
 
 def export_torchgeo(

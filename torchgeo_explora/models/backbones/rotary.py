@@ -16,6 +16,10 @@ from torchvision.models._api import WeightsEnum
 from torchgeo_explora.functional import patchify
 from torchgeo_explora.models.backbones.attention import Attention, split_linear
 from torchgeo_explora.models.backbones.backbone import Backbone
+from torchgeo_explora.models.backbones.refused import (
+    alternative,
+    alternative_to_unbuilt,
+)
 from torchgeo_explora.models.backbones.tokens import Tokens, check_size, pair
 from torchgeo_explora.models.backbones.vit import ViT
 from torchgeo_explora.models.checkpoints import read_state
@@ -325,9 +329,10 @@ def _build(model: str, options: dict[str, Any]) -> Any:
         vit: Any = timm.create_model(
             model, num_classes=0, global_pool='token', **options
         )
-    except TypeError as error:
+    except (AssertionError, TypeError) as error:
         raise TypeError(
             f'timm cannot build {model!r}: {error}; {_SUPPORTED}'
+            f'{alternative_to_unbuilt(model, Eva)}'
         ) from error
     reason = None
     if type(vit) is not Eva:
@@ -341,7 +346,9 @@ def _build(model: str, options: dict[str, Any]) -> Any:
     elif any(not _is_plain(block) for block in vit.blocks):
         reason = 'has blocks of another kind'
     if reason:
-        raise ValueError(f'*model* {model!r} {reason}: {_SUPPORTED}')
+        raise ValueError(
+            f'*model* {model!r} {reason}: {_SUPPORTED}; {alternative(model, vit)}'
+        )
     return vit
 
 

@@ -16,6 +16,10 @@ from torchvision.models._api import WeightsEnum
 from torchgeo_explora.functional import patchify, resize_grid
 from torchgeo_explora.models.backbones.attention import Attention
 from torchgeo_explora.models.backbones.backbone import Backbone
+from torchgeo_explora.models.backbones.refused import (
+    alternative,
+    alternative_to_unbuilt,
+)
 from torchgeo_explora.models.backbones.tokens import Tokens, check_size, pair
 from torchgeo_explora.models.checkpoints import read_state
 from torchgeo_explora.models.formats.enums import plain_enum, trained_on
@@ -298,9 +302,10 @@ def _build(model: str, options: dict[str, Any], timm_kwargs: dict[str, Any]) -> 
     try:
         # Without pooling the final norm stays where it is for any model.
         vit = timm.create_model(model, num_classes=0, global_pool='', **options)
-    except TypeError as error:
+    except (AssertionError, TypeError) as error:
         raise TypeError(
             f'timm cannot build {model!r}: {error}; {_SUPPORTED}'
+            f'{alternative_to_unbuilt(model, VisionTransformer)}'
         ) from error
     _check_kind(model, vit)
     return vit
@@ -327,4 +332,6 @@ def _check_kind(model: str, vit: Any) -> None:
     ):
         reason = 'has blocks of another kind'
     if reason:
-        raise ValueError(f'*model* {model!r} {reason}: {_SUPPORTED}')
+        raise ValueError(
+            f'*model* {model!r} {reason}: {_SUPPORTED}; {alternative(model, vit)}'
+        )

@@ -8,6 +8,7 @@ from peft import PeftConfig
 
 from torchgeo_explora.models.backbones.backbone import Backbone
 from torchgeo_explora.tasks.run.options import TaskOptions
+from torchgeo_explora.tasks.run.refusal import told_by_command
 
 
 @dataclass(kw_only=True)
@@ -80,6 +81,7 @@ class FinetuningOptions(DownstreamOptions):
     layer_decay: float = 1.0
     weight_decay: float = 0.0
 
+    @told_by_command()
     def __post_init__(self) -> None:
         """Check the rate, and choose the default rank."""
         super().__post_init__()

@@ -94,6 +94,7 @@ class PretrainingOptions(TaskOptions):
     checkpointing: bool = False
     compiled: bool = False
 
+    @told_by_command()
     def __post_init__(self) -> None:
         """Check the rate."""
         super().__post_init__()

@@ -11,11 +11,13 @@ from torch import nn
 
 from torchgeo_explora.adapt import Adaptation, adapt, count, lora
 from torchgeo_explora.models.backbones.backbone import Backbone
+from torchgeo_explora.tasks.run.refusal import told_by_command
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 
+@told_by_command()
 def choose_adapter(
     adapter: PeftConfig | Mapping[str, Any] | None, rank: int | None, alpha: int | None
 ) -> PeftConfig | None:

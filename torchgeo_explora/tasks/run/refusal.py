@@ -27,7 +27,7 @@ def told_by_command() -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, RuntimeError, ValueError) as error:
+    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
         said = refusal(error)
         # Lightning sets it while its command calls a constructor.
         given = getattr(hparams_mixin, '_given_hyperparameters', None)
