@@ -168,7 +168,7 @@ def test_bands_and_range_of_training_go_before_that_of_the_weights():
     statistics_from_file(backbone, {'bands': 'null'})
     assert backbone.arguments['bands'] == ['red', 'green', 'blue']
     for names in ('["red"]', '[1, 2, 3]', '{}'):
-        with pytest.raises(ValueError, match='has bands .*expected 3 names'):
+        with pytest.raises(ValueError, match=r'has bands .*expected 3 names'):
             statistics_from_file(backbone, {'bands': names})
     other = backbone_from_file(VIT, SMALL)
     given = {'value_range': '[[0], [3000]]', 'bands': '["a", "b", "c"]'}
