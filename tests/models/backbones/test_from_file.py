@@ -159,14 +159,22 @@ def test_hostile_ranges_are_refused(ends):
         backbone_from_file(VIT, SMALL | {'value_range': [['a'], [1]]})
 
 
-def test_range_of_training_goes_before_that_of_the_weights():
+def test_bands_and_range_of_training_go_before_that_of_the_weights():
     ranges = {'value_range': [[0] * 3, [255] * 3]}
     backbone = backbone_from_file(VIT, SMALL | ranges)
     statistics_from_file(backbone, {'value_range': '[[0], [3000]]'})
     assert backbone.value_range == ((0, 0, 0), (3000, 3000, 3000))
+    statistics_from_file(backbone, {'bands': '["red", "green", "blue"]'})
+    assert backbone.bands == ('red', 'green', 'blue')
+    statistics_from_file(backbone, {'bands': 'null'})
+    assert backbone.arguments['bands'] == ['red', 'green', 'blue']
+    for names in ('["red"]', '[1, 2, 3]', '{}'):
+        with pytest.raises(ValueError, match=r'has bands .*expected 3 names'):
+            statistics_from_file(backbone, {'bands': names})
     other = backbone_from_file(VIT, SMALL)
-    statistics_from_file(other, {'value_range': '[[0], [3000]]'})
-    assert other.value_range is None
+    given = {'value_range': '[[0], [3000]]', 'bands': '["a", "b", "c"]'}
+    statistics_from_file(other, given)
+    assert (other.value_range, other.bands) == (None, None)
 
 
 @pytest.mark.parametrize(

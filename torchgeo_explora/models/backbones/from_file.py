@@ -119,18 +119,19 @@ def statistics_from_file(
 ) -> None:
     """Give a backbone the mean and standard deviation that a file holds, if it does.
 
-    A backbone that knows the range of its weights gets the range that the file was
-    trained with, which mean and standard deviation belong to.
+    A backbone that knows bands and range of its weights gets the range that the file
+    was trained with, which mean and standard deviation belong to, and the bands, in the
+    order in which they were given to it.
 
     Args:
         backbone: It is changed in place.
-        metadata: Those of the file; *mean* and *std* are lists in JSON, *value_range*
-            two of them.
+        metadata: Those of the file; *mean*, *std* and *bands* are lists in JSON,
+            *value_range* two of them.
         source: The file, for the errors.
 
     Raises:
         ValueError: If these are not finite numbers, one for each channel or 3; of a
-            range one for each channel or 1.
+            range one for each channel or 1; or bands without a name for each channel.
     """
     for name in ('mean', 'std'):
         if name not in metadata:
@@ -148,7 +149,23 @@ def statistics_from_file(
                 f'{" above 0" if name == "std" else ""}: get the file again'
             )
         setattr(backbone, name, tuple(values))
-    if backbone.value_range is None or 'value_range' not in metadata:
+    if backbone.value_range is not None:
+        _recall_images(backbone, metadata, source)
+
+
+def _recall_images(
+    backbone: Backbone, metadata: Mapping[str, Any], source: object
+) -> None:
+    names = _parsed(metadata.get('bands'))
+    if names is not None:
+        if not _is_words(names) or len(names) != backbone.in_channels:
+            raise ValueError(
+                f'{source} has bands {printable(metadata["bands"], 60)}, expected'
+                f' {backbone.in_channels} names: get the file again'
+            )
+        backbone.bands = tuple(names)
+        backbone.arguments['bands'] = list(names)
+    if 'value_range' not in metadata:
         return
     ends = _parsed(metadata['value_range'])
     count = backbone.in_channels

@@ -27,14 +27,13 @@ OTHERS = {
     'CopernicusFM': 'its patches are embedded by wavelength and bandwidth, and its'
     ' tokens know place, time and area',
     'DEO': 'it is a Swin Transformer, without a class token',
-    'DOFA': 'its patches are embedded by wavelength: take'
-    ' torchgeo_explora.models.DOFAViT',
+    'DOFA': 'its patches are embedded by wavelength',
     'EarthLoc': 'it is a ResNet',
     'OlmoEarth': 'its tokens are those of many sensors and times',
     'Panopticon': 'every channel has tokens of its own, which cross-attention joins',
     'Presto': 'it reads time series of single pixels',
     'ResNet': 'it is a ResNet, not a Vision Transformer',
-    'SatCLIP': 'it aligns images with places, and is fed by its own location encoder',
+    'SatCLIP': 'it joins an encoder of images with one of places',
     'ScaleMAE': 'its positions follow the ground sampling distance, which a plain ViT'
     ' would lose',
     'Swin': 'it is a Swin Transformer, without a class token',
@@ -43,6 +42,7 @@ OTHERS = {
     'Unet': 'it is a U-Net',
 }
 
+_GROUPS = 'its tokens are those of spectral groups'
 _INSTEAD = (
     'ViT takes weights of plain Vision Transformers, such as'
     ' ViTSmall16_Weights.SENTINEL2_ALL_MOCO or ViTBase14_DINOv2_Weights'
@@ -106,9 +106,13 @@ def plain_enum(
     """
     enum = as_enum(weights)
     if enum is not None and (reason := misfit(enum)):
+        instead = _INSTEAD
+        if reason == OTHERS['DOFA']:
+            instead = 'take torchgeo_explora.models.DOFAViT'
+        elif reason == _GROUPS:
+            instead = 'take torchgeo_explora.models.GroupChannelViT'
         raise ValueError(
-            f'*weights* {enum} cannot be loaded into a plain ViT: {reason}'
-            f'{"" if "take" in reason else f"; {_INSTEAD}"}'
+            f'*weights* {enum} cannot be loaded into a plain ViT: {reason}; {instead}'
         )
     return enum
 
@@ -126,7 +130,7 @@ def misfit(weights: WeightsEnum) -> str | None:
     if not model or not timm.is_model(model):
         return None
     if '_group_' in model:
-        return 'its tokens are those of spectral groups: take GroupChannelViT'
+        return _GROUPS
     home = timm.models.model_entrypoint(model).__module__
     if home.startswith('timm.') and home != 'timm.models.vision_transformer':
         return f'it is a {model}, not a Vision Transformer that ViT knows'
