@@ -20,6 +20,7 @@ Format = Literal[
     'dinov3',
     'torchgeo',
     'torchgeo-segmentation',
+    'torchgeo-change',
     'transformers',
     'peft',
     'peft-transformers',
@@ -97,8 +98,9 @@ def export(
         name = exports.export_torchgeo(backbone, output, model, **head)
         print(f'wrote {output}: model: {name}, weights: {output}')
         return
-    if format == 'torchgeo-segmentation':
-        name = exports.export_torchgeo_segmentation(backbone, output, model)
+    if format in ('torchgeo-segmentation', 'torchgeo-change'):
+        dates = 2 if format == 'torchgeo-change' else 1
+        name = exports.export_torchgeo_segmentation(backbone, output, model, dates)
         print(f'wrote {output}: model: dpt, backbone: {name}, weights: {output}')
         return
     write: dict[str, Callable[[Any, str], None]] = {

@@ -181,17 +181,23 @@ def export_torchgeo(
 
 
 def export_torchgeo_segmentation(
-    backbone: Backbone, path: str | os.PathLike[str], model: str | None = None
+    backbone: Backbone,
+    path: str | os.PathLike[str],
+    model: str | None = None,
+    dates: int = 1,
 ) -> str:
-    """Write a checkpoint for `torchgeo.tasks.SemanticSegmentation(weights=path)`.
+    """Write a checkpoint for TorchGeo's tasks that have an encoder and a decoder.
 
-    That task can use a ViT only with *model* 'dpt', patches of 16 pixels and the
-    model's own image size.
+    These are `SemanticSegmentation`, `PixelwiseRegression` and `ChangeDetection` of
+    `torchgeo.tasks`, by their *weights*. They can use a ViT only with *model* 'dpt',
+    patches of 16 pixels and the model's own image size.
 
     Args:
         backbone: Adapted or plain.
         path: The file, `*.ckpt`.
         model: Name of the timm model that the task will build; found if None.
+        dates: Images of a place that the task stacks into one: 2 for `ChangeDetection`,
+            whose patch embedding then starts as the mean of both images' embeddings.
 
     Returns:
         The *backbone* that the task needs: 'tu-' and the name of the model.
@@ -206,9 +212,11 @@ def export_torchgeo_segmentation(
     for key, shape in _shapes(name, backbone.in_channels).items():
         if key.startswith('head.'):
             state[key] = torch.zeros(shape)
+    kernel = state['patch_embed.proj.weight']
+    state['patch_embed.proj.weight'] = kernel.repeat(1, dates, 1, 1) / dates
     # TorchGeo removes every 'model.' from a key, and the encoder needs one.
     named = to_torchgeo(state, prefix='modelmodel..')
-    _write(path, name, backbone.in_channels, named, {})
+    _write(path, name, dates * backbone.in_channels, named, {})
     return f'tu-{name}'
 
 
