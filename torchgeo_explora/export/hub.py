@@ -17,6 +17,7 @@ from huggingface_hub.errors import (
 )
 
 from torchgeo_explora.export.card import model_card
+from torchgeo_explora.models.formats.files import impatient
 
 _NAME = 'delta.safetensors'
 
@@ -59,7 +60,9 @@ def push_to_hub(
         shutil.copyfile(path, Path(folder) / _NAME)
         card.save(Path(folder) / 'README.md')
         try:
-            api.create_repo(repo, private=private, exist_ok=True)
+            # An unreachable Hub is found here; the upload may take its time.
+            with impatient():
+                api.create_repo(repo, private=private, exist_ok=True)
             commit = api.upload_folder(
                 repo_id=repo, folder_path=folder, commit_message='Upload a delta'
             )
