@@ -17,7 +17,6 @@ from huggingface_hub.errors import (
 )
 
 from torchgeo_explora.export.card import model_card
-from torchgeo_explora.models.formats.files import impatient
 
 _NAME = 'delta.safetensors'
 
@@ -60,9 +59,7 @@ def push_to_hub(
         shutil.copyfile(path, Path(folder) / _NAME)
         card.save(Path(folder) / 'README.md')
         try:
-            # An unreachable Hub is found here; the upload may take its time.
-            with impatient():
-                api.create_repo(repo, private=private, exist_ok=True)
+            api.create_repo(repo, private=private, exist_ok=True)
             commit = api.upload_folder(
                 repo_id=repo, folder_path=folder, commit_message='Upload a delta'
             )
