@@ -8,12 +8,14 @@ import pytest
 import rasterio
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rasterio.control import GroundControlPoint
 
 from tests.tasks.small_runs import VIT, command, write_config
 from torchgeo_explora.callbacks import RasterWriter
-from torchgeo_explora.datamodules import RasterSceneDataModule
+from torchgeo_explora.callbacks.parquet import ProbabilityWriter
+from torchgeo_explora.datamodules import ImageFolderDataModule, RasterSceneDataModule
 from torchgeo_explora.functional.windows import slide
 from torchgeo_explora.tasks import (
     ExploraClassificationTask,
@@ -310,3 +312,35 @@ def test_command(scene, tmp_path):
     command('predict', config)
     with rasterio.open(tmp_path / 'scene.tif') as file:
         assert file.shape == (100, 140)
+
+
+def test_one_trainer_attaches_one_writer_after_fit_and_other_predictions(
+    scene, folder, tmp_path
+):
+    """A scene is not given to the writer that the images before it had."""
+    torch.manual_seed(0)
+    task = ExploraClassificationTask(num_classes=2, **VIT)
+    trainer = Trainer(
+        accelerator='cpu',
+        max_steps=1,
+        logger=False,
+        enable_progress_bar=False,
+        default_root_dir=tmp_path,
+    )
+    images = ImageFolderDataModule(folder, batch_size=8)
+    whole = RasterSceneDataModule(str(scene), size=32, overlap=8, block=48)
+
+    def writers():
+        callbacks = trainer.callbacks
+        return [type(c) for c in callbacks if isinstance(c, BasePredictionWriter)]
+
+    trainer.fit(task, images)
+    assert writers() == []
+    trainer.predict(task, whole)
+    assert writers() == [RasterWriter]
+    trainer.predict(task, images)
+    assert writers() == [ProbabilityWriter]
+    trainer.predict(task, whole)
+    assert writers() == [RasterWriter]
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {'scene.tif', ProbabilityWriter.file} <= names

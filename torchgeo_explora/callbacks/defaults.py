@@ -1,6 +1,7 @@
 """Callbacks that tasks bring, unless the user has chosen others."""
 
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -77,6 +78,30 @@ def downstream_callbacks(trainer: Trainer, monitor: str, mode: str) -> list[Call
         # `save_last` of the other one would keep the last of the best.
         ModelCheckpoint(folder, 'last', enable_version_counter=False),
     ]
+
+
+#: Writers that tasks have added to their trainers.
+_added: WeakSet[Callback] = WeakSet()
+
+
+def prediction_writers(trainer: Trainer, kind: type[Callback]) -> list[Callback]:
+    """Return a writer of predictions, none if the user gave one of its kind.
+
+    A trainer keeps the callbacks of its tasks. The writer that an earlier prediction
+    added is removed from it, since it would write the predictions of this one, too.
+
+    Args:
+        trainer: The trainer of the task; its list of callbacks is changed in place.
+        kind: What writes the predictions; made without arguments.
+    """
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    callbacks[:] = [callback for callback in callbacks if callback not in _added]
+    # Lightning lets a task's callback replace the user's of the same type.
+    if _given(trainer, kind) is not None:
+        return []
+    writer = kind()
+    _added.add(writer)
+    return [writer]
 
 
 class _BestByKNN(ModelCheckpoint):

@@ -3,8 +3,8 @@ import json
 import os
 import pickle
 import signal
+import socket
 import tarfile
-import time
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -151,16 +151,20 @@ class Stuck(FMoWRGB):
     """Stays in the middle of a shard once another one is finished."""
 
     folder: Path
+    parent: socket.socket
 
     def read(self, index):
         if index % 2 and list(self.folder.glob('*.tar')):
-            time.sleep(60)
+            self.parent.send(b'.')
+            # Until the parent kills this process, or ends itself.
+            self.parent.recv(1)
         return super().read(index)
 
 
-def prepare_and_stick(root, folder, workers):
+def prepare_and_stick(root, folder, workers, ours, parent):
+    ours.close()
     os.setsid()
-    Stuck.folder = folder
+    Stuck.folder, Stuck.parent = folder, parent
     Stuck.__qualname__, Stuck.__module__ = 'FMoWRGB', FMoWRGB.__module__
     dataset = Stuck(root, size=32)
     prepare(dataset, folder, samples_per_shard=2, workers=workers, progress=False)
@@ -171,15 +175,16 @@ def test_killed_process_leaves_nothing_in_the_way(fmow, tmp_path, workers):
     """Killed with its workers after the first shard, it goes on with some as well."""
     prepare(fmow, tmp_path / 'whole', samples_per_shard=2, progress=False)
     cut = tmp_path / 'cut'
-    arguments = (fmow.root, cut, workers)
+    ours, theirs = socket.socketpair()
+    arguments = (fmow.root, cut, workers, ours, theirs)
     child = get_context('fork').Process(target=prepare_and_stick, args=arguments)
     child.start()
-    deadline = time.monotonic() + 60
-    while not list(cut.glob('*.tar')):
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    os.killpg(child.pid, signal.SIGKILL)
-    child.join()
+    theirs.close()
+    with ours:
+        # Nothing comes if all of them ended.
+        assert ours.recv(1) == b'.'
+        os.killpg(child.pid, signal.SIGKILL)
+        child.join()
     assert not (cut / 'manifest.json').exists()
     (cut / '.shard-000003.tar.1.part').write_bytes(b'half a shard')
     prepare(fmow, cut, samples_per_shard=2, workers=workers, progress=False)
@@ -396,10 +401,22 @@ def test_flipped_byte_is_found(fmow, tmp_path):
         assert lenient[5]['index'] == 6
 
 
-def test_damaged_index_is_found(fmow, tmp_path):
+@pytest.mark.parametrize('place', [9, 700, -200])
+def test_damaged_index_is_found_before_it_is_used(fmow, tmp_path, place):
     folder = Path(prepare(fmow, tmp_path / 'out', progress=False))
-    flip(folder / 'index.arrow', 700)
+    index = folder / 'index.arrow'
+    flip(index, place % index.stat().st_size)
     assert 'index.arrow has changed' in verify(folder)[0]
+    with pytest.raises(
+        NotPreparedError, match=r'index\.arrow has changed: its SHA-256'
+    ):
+        Prepared(folder)
+    index.write_bytes(index.read_bytes()[:-100])
+    with pytest.raises(NotPreparedError, match=r'index\.arrow has .* cut short'):
+        Prepared(folder)
+    index.unlink()
+    with pytest.raises(NotPreparedError, match=r'index\.arrow is missing'):
+        Prepared(folder)
 
 
 @pytest.mark.parametrize('gone', [True, False])

@@ -47,6 +47,31 @@ def test_damaged_file_is_built_again(tmp_path, keep):
     assert source.built == 2
 
 
+def test_a_flipped_bit_anywhere_is_found_before_a_row_is_read(tmp_path):
+    """Arrow would give other rows, or end the process with a segmentation fault."""
+    path, source = tmp_path / 'index.arrow', Source(50)
+    TableFile(str(path), {}, source)
+    whole = path.read_bytes()
+    places = range(0, len(whole), 23)
+    for place in places:
+        damaged = bytearray(whole)
+        damaged[place] ^= 4
+        path.write_bytes(damaged)
+        table = TableFile(str(path), {}, source).table
+        assert table['number'].to_pylist() == list(range(50))
+    assert source.built == 1 + len(places)
+    assert path.read_bytes() == whole
+
+
+def test_a_file_of_an_earlier_version_is_built_again(tmp_path):
+    path, source = tmp_path / 'index.arrow', Source()
+    table = TableFile(str(path), {}, source).table
+    with pa.OSFile(str(path), 'wb') as sink, pa.ipc.new_file(sink, table.schema) as old:
+        old.write_table(table)
+    assert TableFile(str(path), {}, source).table.num_rows == 3
+    assert source.built == 2
+
+
 def test_workers_get_the_name_of_the_file_alone(tmp_path):
     table = TableFile(str(tmp_path / 'index.arrow'), {}, Source(100_000))
     pickled = pickle.dumps(table)

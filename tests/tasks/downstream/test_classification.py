@@ -1,10 +1,13 @@
 """Fine-tuning to classify: what trains, losses, bad labels, and the command."""
 
+from itertools import pairwise
+
 import peft
 import pyarrow.parquet as pq
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torchgeo.datamodules import NonGeoDataModule
@@ -198,6 +201,23 @@ def test_ranks_move_by_the_steps_done(tmp_path, monkeypatch):
     task = make(adapter=peft.AdaLoraConfig(target_modules=['q', 'v'], **ranks))
     trainer(tmp_path, max_epochs=3).fit(task, Labels(torch.zeros(8).long()))
     assert done == list(range(1, task.tuning.ranks.last + 1))
+
+
+def test_left_out_step_of_float16_moves_no_rank(tmp_path, monkeypatch):
+    """The first scale overflows; ranks move with the steps that were taken."""
+    scaler = torch.amp.GradScaler('cpu', init_scale=2.0**120, backoff_factor=2.0**-110)
+    done, scales = [], [2.0**120]
+    monkeypatch.setattr(RankSchedule, 'step', lambda self, step: done.append(step))
+    ranks = {'init_r': 4, 'target_r': 2, 'total_step': 100}
+    task = make(adapter=peft.AdaLoraConfig(target_modules=['q', 'v'], **ranks))
+    task.on_train_batch_end = lambda *_: scales.append(scaler.get_scale())
+    plugin = MixedPrecision('16-mixed', 'cpu', scaler)
+    run = trainer(tmp_path, max_epochs=2, plugins=[plugin])
+    run.fit(task, Labels(torch.zeros(8).long()))
+    taken = [now >= before for before, now in pairwise(scales)]
+    assert not taken[0]
+    assert done == [i for i, good in enumerate(taken, 1) if good]
+    assert done
 
 
 @pytest.mark.parametrize(

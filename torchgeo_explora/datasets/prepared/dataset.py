@@ -14,6 +14,7 @@ from torchgeo_explora.datasets.prepared.manifest import (
     INDEX,
     NotPreparedError,
     compare,
+    find_damage,
     read_manifest,
     verify,
 )
@@ -28,7 +29,8 @@ from torchgeo_explora.datasets.tables.dataset import (
 class Prepared(TableDataset):
     """The output of `prepare`: the samples of the data set it was made from.
 
-    Every sample is compared with its checksum when it is read.
+    The index is compared with its checksum at the start, and every sample when it is
+    read.
 
     Args:
         root: The folder, or the folder above it.
@@ -45,7 +47,8 @@ class Prepared(TableDataset):
         manifest: The contents of the manifest.
 
     Raises:
-        NotPreparedError: If the folder is not ready, or a shard is cut short.
+        NotPreparedError: If the folder is not ready, the index is damaged, or a shard
+            is cut short.
     """
 
     def __init__(
@@ -61,7 +64,7 @@ class Prepared(TableDataset):
         self.root = os.fspath(root)
         self.folder = self.root if split is None else os.path.join(self.root, split)
         self.manifest = read_manifest(self.folder)
-        wrong = verify(self.folder) if check == 'sha256' else self._wrong_sizes()
+        wrong = verify(self.folder) if check == 'sha256' else self._faults()
         if wrong:
             raise NotPreparedError(
                 f'{wrong[0]} ({len(wrong)} such files): fetch it again, or remove the'
@@ -82,8 +85,10 @@ class Prepared(TableDataset):
         self._process = os.getpid()
         super().__init__(self.table.num_rows, self.folder, on_error, transforms)
 
-    def _wrong_sizes(self) -> list[str]:
-        wrong = []
+    def _faults(self) -> list[str]:
+        # A damaged index would give other samples, or end the process: Arrow trusts it.
+        index = os.path.join(self.folder, INDEX)
+        wrong = [*filter(None, [find_damage(index, self.manifest['index'])])]
         for shard in self.manifest['shards']:
             path = os.path.join(self.folder, shard['name'])
             size = os.path.getsize(path) if os.path.isfile(path) else 0

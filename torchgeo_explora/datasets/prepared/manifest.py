@@ -198,19 +198,27 @@ def verify(folder: str | os.PathLike[str]) -> list[str]:
     manifest = read_manifest(folder)
     files = {shard['name']: shard for shard in manifest['shards']}
     files[INDEX] = manifest['index']
-    wrong = []
-    for name, expected in files.items():
-        path = os.path.join(folder, name)
-        if not os.path.isfile(path):
-            wrong.append(f'{path} is missing')
-        elif os.path.getsize(path) != expected['bytes']:
-            wrong.append(
-                f'{path} has {os.path.getsize(path)} bytes, expected'
-                f' {expected["bytes"]}: it was cut short or changed'
-            )
-        elif checksum(path) != expected['sha256']:
-            wrong.append(f'{path} has changed: its SHA-256 is not {expected["sha256"]}')
-    return wrong
+    found = (find_damage(os.path.join(folder, n), e) for n, e in files.items())
+    return [sentence for sentence in found if sentence]
+
+
+def find_damage(path: str, expected: Mapping[str, Any]) -> str:
+    """Return how a file differs from what was written, '' if it does not.
+
+    Args:
+        path: The file.
+        expected: Its `bytes` and `sha256`.
+    """
+    if not os.path.isfile(path):
+        return f'{path} is missing'
+    if os.path.getsize(path) != expected['bytes']:
+        return (
+            f'{path} has {os.path.getsize(path)} bytes, expected'
+            f' {expected["bytes"]}: it was cut short or changed'
+        )
+    if checksum(path) != expected['sha256']:
+        return f'{path} has changed: its SHA-256 is not {expected["sha256"]}'
+    return ''
 
 
 # Seconds: workers of a process that was killed end a little after it.

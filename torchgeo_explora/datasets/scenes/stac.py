@@ -71,11 +71,11 @@ def stac_scenes(
 ) -> tuple[list[Scene], list[tuple[str, str]]]:
     """Return the items of STAC files as scenes.
 
-    Where `raster:bands` tells scale and offset of the values, all items get those that
-    most have: Sentinel-2's values of processing baseline 04.00 and later are 1,000
-    above earlier ones, and lose their offset. Assets whose item tells their grid and
-    type (`proj:shape`, `proj:transform`, `proj:code` and `raster:bands`) are stacked
-    without opening them.
+    Where `raster:bands` tells scale and offset of the values, all items get the scale
+    that most have, and no offset: Sentinel-2's values of processing baseline 04.00 and
+    later lose the 1,000 that they are above earlier ones. Assets whose item tells their
+    grid and type (`proj:shape`, `proj:transform`, `proj:code` and `raster:bands`) are
+    stacked without opening them.
 
     Args:
         files: One or several: an item, an item collection, or a list of items or of

@@ -63,7 +63,7 @@ class SceneWindows(TableDataset):
             numbers from 1; all by default. Scenes with band names are matched by name.
             The attribute *bands* has the names.
         assets: Keys of a STAC item's assets, in the order of the bands. Items that
-            differ in scale or offset (`raster:bands`) get those that most have.
+            tell scale and offset (`raster:bands`) get the scale of most, and no offset.
         crs: Coordinate system to warp all scenes to, such as 'EPSG:3857'.
         res: Size of a pixel in units of the coordinate system; the scene's by default.
         nodata: Value of pixels without data, if the files do not declare it.

@@ -17,7 +17,7 @@ from torchgeo_explora.adapt import (
     read_delta_metadata,
 )
 from torchgeo_explora.augment import CentreCrop
-from torchgeo_explora.callbacks.defaults import downstream_callbacks
+from torchgeo_explora.callbacks.defaults import downstream_callbacks, prediction_writers
 from torchgeo_explora.callbacks.parquet import EmbeddingWriter
 from torchgeo_explora.callbacks.raster_writer import RasterWriter
 from torchgeo_explora.datamodules.raster_scene import RasterSceneDataModule
@@ -236,14 +236,11 @@ class DownstreamTask(ResumableTask):
 
         A callback of the user replaces the one of its kind.
         """
+        if self.trainer.state.fn != 'predict':
+            return downstream_callbacks(self.trainer, self.monitor, self.mode)
         datamodule = getattr(self.trainer, 'datamodule', None)
         scene = isinstance(datamodule, RasterSceneDataModule)
-        writer = RasterWriter if scene else self.writer
-        callbacks = downstream_callbacks(self.trainer, self.monitor, self.mode)
-        given = self.trainer.callbacks  # type: ignore[attr-defined]
-        if not any(isinstance(callback, writer) for callback in given):
-            callbacks.append(writer())
-        return callbacks
+        return prediction_writers(self.trainer, RasterWriter if scene else self.writer)
 
     def configure_optimizers(self) -> Any:
         """Plan the fine-tuning."""
@@ -261,11 +258,9 @@ class DownstreamTask(ResumableTask):
             loss = self.tuning.penalized(loss, accumulated)
         super().backward(loss, *args, **kwargs)
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step, then let fine-tuning change what has no gradient."""
-        super().optimizer_step(*args, **kwargs)
+    def after_optimizer_step(self) -> None:
+        """Let fine-tuning change what has no gradient."""
         if self.tuning is not None:
-            # Lightning counts this step after the hook.
             self.tuning.after_step(self.trainer.global_step + 1)
 
     def log_loss(self, loss: Tensor, split: str, size: int) -> None:

@@ -26,7 +26,10 @@ from torchgeo_explora.adapt import (
     store_frozen,
 )
 from torchgeo_explora.augment import Preprocess
-from torchgeo_explora.callbacks.defaults import pretraining_callbacks
+from torchgeo_explora.callbacks.defaults import (
+    prediction_writers,
+    pretraining_callbacks,
+)
 from torchgeo_explora.callbacks.knn import OnlineKNN
 from torchgeo_explora.callbacks.parquet import EmbeddingWriter
 from torchgeo_explora.models.backbones.backbone import Backbone, compile_blocks
@@ -249,10 +252,7 @@ class PretrainingTask(ResumableTask):
         """
         if self.trainer.state.fn == 'fit':
             return pretraining_callbacks(self.trainer, self.reconstructs)
-        # Lightning lets a task's callback replace the user's of the same type.
-        if any(isinstance(c, EmbeddingWriter) for c in self.trainer.callbacks):  # type: ignore[attr-defined]
-            return []
-        return [EmbeddingWriter()]
+        return prediction_writers(self.trainer, EmbeddingWriter)
 
     def configure_optimizers(self) -> Any:
         """Plan the run: AdamW on what trains, warm-up and cosine by optimizer step."""
@@ -355,25 +355,17 @@ class PretrainingTask(ResumableTask):
         self.log_dict({f'grad_norm/{name}': norm for name, norm in norms.items()})
         self.log('lr', optimizer.param_groups[0]['lr'])
 
-    def optimizer_step(
-        self,
-        epoch: int,
-        batch_idx: int,
-        optimizer: Any,
-        optimizer_closure: Any = None,
-    ) -> None:
-        """Step, then move the teacher, with the progress of this step's forward."""
-        progress = self.progress
-        # Of float16; it falls where a step was left out for its infinite gradients.
-        scaler = getattr(self.trainer.precision_plugin, 'scaler', None)
-        scale = scaler and scaler.get_scale()
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        if not scaler or scaler.get_scale() >= scale:
-            self.objective.after_step(progress)
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, and log how fast."""
+        super().optimizer_step(*args, **kwargs)
         now = time.perf_counter()
         rate = self._images * self.trainer.world_size / (now - self._clock)
         self.log('images_per_second', rate, prog_bar=True)
         self._clock, self._images = now, 0
+
+    def after_optimizer_step(self) -> None:
+        """Move the teacher, with the progress of this step's forward."""
+        self.objective.after_step(self.progress)
 
     def predict_step(
         self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0

@@ -137,6 +137,21 @@ class ResumableTask(BaseTask):
         image: Tensor = self.raw_images(batch['image'])
         return image
 
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, and call `after_optimizer_step` unless the step was left out."""
+        # Of float16; it falls where a step was left out for its infinite gradients.
+        scaler = getattr(self.trainer.precision_plugin, 'scaler', None)
+        scale = scaler and scaler.get_scale()
+        super().optimizer_step(*args, **kwargs)
+        if not scaler or scaler.get_scale() >= scale:
+            self.after_optimizer_step()
+
+    def after_optimizer_step(self) -> None:
+        """Move what has no gradient, after an optimizer step that was taken.
+
+        Lightning counts the step later.
+        """
+
     @abstractmethod
     def summary(self) -> str:
         """Return what is about to run."""
