@@ -19,7 +19,7 @@ def test_batches_have_labels_and_no_boxes(root):
     for stage in ('fit', 'test', 'predict'):
         data.setup(stage)
     batch = next(iter(data.train_dataloader()))
-    assert batch.keys() == {'image', 'label', 'path', 'index'}
+    assert batch.keys() > {'image', 'label', 'path', 'index', 'year', 'sub_region'}
     assert batch['image'].shape == (8, 3, 32, 32)
     assert sorted(batch['label'].tolist()) == [0, 0, 0, 6, 6, 6, 6, 61]
     (batch,) = data.val_dataloader()

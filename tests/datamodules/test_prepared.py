@@ -26,7 +26,7 @@ def test_batches(fmow, stream):
     data = PreparedDataModule(fmow, batch_size=4, stream=stream)
     data.setup('fit')
     batch = next(iter(data.train_dataloader()))
-    assert batch.keys() == {'image', 'label', 'path', 'index'}
+    assert batch.keys() > {'image', 'label', 'path', 'index', 'year', 'sub_region'}
     assert batch['image'].shape == (4, 3, 32, 32)
     assert next(iter(data.val_dataloader()))['label'].tolist() == [6, 6, 61, 61]
     assert data.value_range == (0, 255)

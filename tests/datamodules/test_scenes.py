@@ -15,7 +15,10 @@ def test_batches(root):
     data.setup('fit')
     batches = list(data.train_dataloader())
     assert [len(batch['image']) for batch in batches] == [4, 4]
-    assert batches[0].keys() == {'image', 'path', 'index'}
+    assert batches[0].keys() == {
+        *('image', 'path', 'index', 'year', 'month', 'hour'),
+        *('longitude', 'latitude'),
+    }
     assert data.bands == ('B04', 'B03', 'B02')
     assert data.value_range == (0, 10000)
     assert not data.range_known

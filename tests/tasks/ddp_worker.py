@@ -21,11 +21,13 @@ class Terms(nn.Module):
         super().__init__()
         self.objective = objective
 
-    def forward(self, *views):
-        return self.objective.terms(*views, 0.05)
+    def forward(self, global_, local, mask, *guides):
+        return self.objective.terms(
+            global_, local, mask, 0.05, guides=guides, progress=0.5
+        )
 
 
-def build():
+def build(options):
     """Return the same small objective in every process."""
     torch.manual_seed(0)
     student = ViT(
@@ -47,6 +49,7 @@ def build():
         koleo_weight=0.0,
         clip=0.05,
         steps=STEPS,
+        **options,
     )
 
 
@@ -71,6 +74,8 @@ def train(objective, terms, views, steps=STEPS):
         f'head.{name}': value
         for name, value in objective.teacher_head.state_dict().items()
     }
+    if objective.guides is not None:
+        teacher |= {f'guides.{k}': v for k, v in objective.guides.state_dict().items()}
     return {'steps': record, 'teacher': teacher}
 
 
@@ -82,16 +87,16 @@ def main(folder, rank, world):
         'gloo', init_method=f'file://{folder}/store{world}', rank=rank, world_size=world
     )
     results = []
-    for global_, local, mask in torch.load(f'{folder}/jobs.pt'):
+    for options, global_, local, mask, *guides in torch.load(f'{folder}/jobs.pt'):
         images = global_.shape[1] // world
         own = slice(rank * images, (rank + 1) * images)
         rows = mask.unflatten(0, (2, -1))[:, own].flatten(0, 1)
-        objective = build()
+        objective = build(options)
         # All parameters get a gradient: DDP need not look for idle ones.
         wrapped = DistributedDataParallel(Terms(objective))
-        results.append(
-            train(objective, wrapped, (global_[:, own], local[:, own], rows))
-        )
+        guides = [values[own] for values in guides]
+        views = (global_[:, own], local[:, own], rows, *guides)
+        results.append(train(objective, wrapped, views))
     torch.save(results, f'{folder}/{rank}of{world}.pt')
     dist.destroy_process_group()
 

@@ -44,6 +44,20 @@ def run(*command, timeout=300):
     return output
 
 
+#: All that is off by default. SIGReg's directions are those of the first process.
+OPTIONS = {
+    'ibot_head': {'prototypes': 24, 'hidden_dim': 16, 'bottleneck_dim': 8},
+    'spread': 'sigreg',
+    'sigreg_directions': 16,
+    'gram_weight': (0.0, 2.0),
+    'guides': [
+        {'name': 'region', 'values': 4, 'weight': 0.5},
+        {'name': 'year', 'kind': 'regression', 'adversarial': True},
+        {'name': 'place', 'kind': 'classification', 'values': 4, 'hidden_dim': 16},
+    ],
+}
+
+
 @pytest.fixture(scope='module')
 def shared(tmp_path_factory):
     """Jobs of four images: results of one process, and of the ranks of 2 and of 4."""
@@ -55,7 +69,13 @@ def shared(tmp_path_factory):
     # Nothing is masked in the images of the second process: it must still join.
     half = mask.unflatten(0, (2, 4)).clone()
     half[:, 2:] = False
-    jobs = [(global_, local, mask), (global_, local, half.flatten(0, 1))]
+    # Of the images of the second process, no value is known.
+    region, year = torch.tensor([0, 1, -1, -1]), torch.tensor([3.0, 1.0, 2.0, 3.0])
+    jobs = [
+        ({}, global_, local, mask),
+        ({}, global_, local, half.flatten(0, 1)),
+        (OPTIONS, global_, local, mask, region, year, region),
+    ]
     torch.save(jobs, folder / 'jobs.pt')
     parts = {}
     for world in (2, 4):
@@ -67,7 +87,7 @@ def shared(tmp_path_factory):
             for rank in range(world)
         ]
         try:
-            assert [rank.wait(timeout=240) for rank in ranks] == [0] * world
+            assert [rank.wait(timeout=600) for rank in ranks] == [0] * world
         finally:
             for rank in ranks:
                 rank.kill()
@@ -76,13 +96,15 @@ def shared(tmp_path_factory):
         ]
     worker = runpy.run_path(str(WORKER))
     whole = []
-    for views in jobs:
-        objective = worker['build']()
+    for options, *views in jobs:
+        objective = worker['build'](options)
         whole.append(worker['train'](objective, worker['Terms'](objective), views))
     return whole, parts
 
 
-both = pytest.mark.parametrize('job', [0, 1], ids=['masked', 'one rank unmasked'])
+both = pytest.mark.parametrize(
+    'job', [0, 1, 2], ids=['masked', 'one rank unmasked', 'guides, sigreg, gram']
+)
 worlds = pytest.mark.parametrize('world', [2, 4])
 
 

@@ -7,16 +7,27 @@ import pytest
 import torch
 from PIL import Image
 from torch.testing import assert_close
+from torch.utils.data import default_collate
 from torchgeo.datasets import DatasetNotFoundError
 
 from torchgeo_explora.datasets import FMoWRGB
 from torchgeo_explora.datasets.fmow.classes import CLASSES
 from torchgeo_explora.datasets.fmow.index import open_index
+from torchgeo_explora.datasets.fmow.regions import (
+    COUNTRIES,
+    SUB_REGIONS,
+    country_metadata,
+)
 from torchgeo_explora.datasets.pixels.image_file import UnreadableImageError
 
 # Context of the fake boxes, 16 x 12 pixels of 60 x 40: 16 / 60 takes half a box, so
 # int(16 * 0.5 / 2) = 4 a side; 12 / 40 takes 0.3 of one, so int(12 * 0.3 / 2) = 1.
 CROP = (16, 9, 40, 23)
+#: Keys of time, place, country and view.
+METADATA = {
+    *('year', 'month', 'hour', 'longitude', 'latitude', 'country', 'sub_region'),
+    *('gsd', 'cloud_cover', 'sun_elevation', 'off_nadir'),
+}
 
 
 @pytest.fixture
@@ -53,10 +64,48 @@ def test_samples_are_those_of_the_folders(root):
             assert dataset.labels.tolist() == labels
             assert [int(s['label']) for s in dataset] == labels
     first = FMoWRGB(root)[0]
-    assert first.keys() == {'image', 'label', 'bbox_xyxy', 'path', 'index'}
+    known = {'image', 'label', 'bbox_xyxy', 'path', 'index'}
+    assert first.keys() == known | METADATA
     assert first['path'] == str(root / 'train/airport/airport_0/airport_0_0_rgb.jpg')
     assert first['label'].dtype == torch.long
     assert FMoWRGB(root).class_to_idx['zoo'] == 61
+
+
+def test_metadata_are_numbers_under_stable_keys(root):
+    """Of time, place, country and view; -1 or NaN where the file does not tell."""
+    edit(
+        *(root, 'airport/airport_0/airport_0_0_rgb'),
+        country_code='KOR',
+        gsd=2.1,
+        cloud_cover=3,
+        sun_elevation_dbl=36.5,
+        off_nadir_angle_dbl='25',
+    )
+    told, plain = (FMoWRGB(root)[index] for index in (0, 1))
+    assert all(told[key].ndim == 0 for key in METADATA)
+    # 2015-07-25T07:23:14Z
+    assert [int(told[key]) for key in ('year', 'month', 'hour')] == [45, 6, 7]
+    assert told['longitude'].item() == pytest.approx(0.001)
+    assert told['latitude'].item() == pytest.approx(0.002)
+    assert COUNTRIES[told['country']] == 'KOR'
+    assert SUB_REGIONS[told['sub_region']] == 'Eastern Asia'
+    view = ('gsd', 'cloud_cover', 'sun_elevation', 'off_nadir')
+    assert [told[key].item() for key in view] == pytest.approx([2.1, 3, 36.5, 25])
+    assert plain['country'] == plain['sub_region'] == -1
+    assert all(plain[key].isnan() for key in view)
+    batch = default_collate([told, plain])
+    assert batch['year'].dtype == torch.int64
+    assert batch['gsd'].dtype == torch.float32
+
+
+def test_countries_are_in_one_sub_region_each():
+    """M49 has 22 of them; codes have three letters, and their numbers never move."""
+    assert len(SUB_REGIONS) == 22
+    assert list(COUNTRIES) == sorted(set(COUNTRIES))
+    assert all(len(code) == 3 and code.isupper() for code in COUNTRIES)
+    assert {int(country_metadata(c)['sub_region']) for c in COUNTRIES} == {*range(22)}
+    for code, region in (('USA', 'Northern America'), ('BRA', 'South America')):
+        assert SUB_REGIONS[country_metadata(code)['sub_region']] == region
 
 
 @pytest.mark.parametrize('index', [0, 1])

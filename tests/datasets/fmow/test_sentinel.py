@@ -35,7 +35,10 @@ def test_rows_are_sorted_by_class_place_and_time(root):
 
 def test_all_bands_in_the_order_of_the_file(root):
     sample = FMoWSentinel(root, size=None)[0]
-    assert sample.keys() == {'image', 'label', 'path', 'index'}
+    assert sample.keys() == {
+        *('image', 'label', 'path', 'index', 'year', 'month', 'hour'),
+        *('longitude', 'latitude'),
+    }
     assert sample['image'].shape == (13, 20, 30)
     assert sample['image'][:, 0, 0].tolist() == [107 + 100 * i for i in range(13)]
 

@@ -588,4 +588,7 @@ def test_plot(root):
 
 
 def test_no_labels(root):
-    assert SceneWindows(root, size=32, length=2)[0].keys() == {'image', 'path', 'index'}
+    assert SceneWindows(root, size=32, length=2)[0].keys() == {
+        *('image', 'path', 'index', 'year', 'month', 'hour'),
+        *('longitude', 'latitude'),
+    }

@@ -70,6 +70,31 @@ def test_split_labels_and_domains(root):
     assert val.domains.tolist() == [0]
 
 
+def test_further_columns_are_metadata(tmp_path):
+    """Names have the same numbers in all splits; an empty field is -1 or NaN."""
+    rows = [
+        ('0.png', 'train', 'wet', '3', '0.5'),
+        ('1.png', 'train', '', '', ''),
+        ('2.png', 'val', 'dry', '5', '2'),
+    ]
+    root = write(tmp_path / 'images', rows, 'path,split,season,zone,gsd')
+    columns = CSVColumns(label=None, metadata=('season', 'zone', 'gsd'))
+    first, empty = CSVDataset(root, columns=columns)
+    (other,) = CSVDataset(root, 'val', columns=columns)
+    names = ('season', 'zone', 'gsd')
+    assert [first[name].item() for name in names] == [1, 3, 0.5]
+    assert [empty[name].item() for name in names[:2]] == [-1, -1]
+    assert empty['gsd'].isnan()
+    assert [other[name].item() for name in names] == [0, 5, 2.0]
+    assert first['season'].dtype == first['zone'].dtype == torch.int64
+    assert other['gsd'].dtype == torch.float32
+
+
+def test_metadata_that_hide_another_key_are_refused():
+    with pytest.raises(ValueError, match=r'\*metadata\* names image'):
+        CSVColumns(metadata=('image',))
+
+
 def test_labels_and_splits_are_optional(root):
     extra = CSVDataset(root, 'extra')
     assert extra.labels is None

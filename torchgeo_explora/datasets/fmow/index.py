@@ -1,5 +1,6 @@
 """The index of fMoW: images, labels, boxes, times and places in one table."""
 
+import math
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from torchgeo_explora.datasets.fmow.listing import (
     list_folders,
     split_folder,
 )
-from torchgeo_explora.datasets.fmow.metadata import Metadata, read_sidecar
+from torchgeo_explora.datasets.fmow.metadata import VIEW, Metadata, read_sidecar
 from torchgeo_explora.datasets.tables.index_file import (
     TableFile,
     file_stamp,
@@ -42,6 +43,8 @@ _SCHEMA = pa.schema(
         'location': pa.string(),
         'timestamp': pa.string(),
         'place': pa.string(),
+        'country': pa.string(),
+        **dict.fromkeys(VIEW, pa.float32()),
         'boxes': pa.list_(pa.list_(pa.int32(), 4)),
         'box_labels': pa.list_(pa.int16()),
     }
@@ -81,7 +84,7 @@ def open_index(
         base = home = os.path.dirname(os.path.abspath(csv))
         name = os.path.basename(csv)
         source = {'csv': file_stamp(csv)}
-    source |= {'version': 1, 'base': os.path.abspath(base)}
+    source |= {'version': 2, 'base': os.path.abspath(base)}
     path = index_path(home, name, index_dir)
     lister = partial(list_folders, root, split, variant)
     table = TableFile(
@@ -97,6 +100,9 @@ def _build(listing: Listing, path: str) -> pa.Table:
     found = _read_all(listing)
     frame['timestamp'] = _times(frame, found, problems)
     frame['place'] = [m.place if m else '' for m in found]
+    frame['country'] = [m.country if m else '' for m in found]
+    for number, name in enumerate(VIEW):
+        frame[name] = [m.view[number] if m else math.nan for m in found]
     boxes = [m.boxes if m else () for m in found]
     box_labels = [
         # Boxes of the challenge's extra classes are never cut out.
@@ -115,7 +121,7 @@ def _build(listing: Listing, path: str) -> pa.Table:
             problems.append((name, NO_BOX))
         elif labels and max(labels) < 0:
             problems.append((name, UNKNOWN))
-    columns: dict[str, Any] = {name: frame[name] for name in _SCHEMA.names[:5]}
+    columns: dict[str, Any] = {name: frame[name] for name in _SCHEMA.names[:-2]}
     columns['boxes'] = [[box.xywh for box in items] for items in boxes]
     columns['box_labels'] = box_labels
     table = pa.table(columns, schema=_SCHEMA)

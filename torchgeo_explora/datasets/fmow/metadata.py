@@ -1,6 +1,7 @@
-"""The JSON file beside an fMoW image: boxes, time and place."""
+"""The JSON file beside an fMoW image: boxes, time, place and view."""
 
 import json
+import math
 from typing import Any, NamedTuple
 
 # Boxes with a side of this many pixels or fewer show nothing: the baseline skips them.
@@ -20,6 +21,17 @@ class Metadata(NamedTuple):
     boxes: tuple[Box, ...]
     timestamp: str
     place: str
+    country: str = ''
+    view: tuple[float, ...] = ()
+
+
+#: Names in the file of `Metadata.view`, by the key that a sample has them under.
+VIEW = {
+    'gsd': 'gsd',
+    'cloud_cover': 'cloud_cover',
+    'sun_elevation': 'sun_elevation_dbl',
+    'off_nadir': 'off_nadir_angle_dbl',
+}
 
 
 def read_sidecar(path: str) -> Metadata:
@@ -32,8 +44,9 @@ def read_sidecar(path: str) -> Metadata:
         path: A `..._rgb.json` or `..._msrgb.json`.
 
     Returns:
-        Boxes, the time as written, and the place: longitude and latitude of the first
-        box to 3 decimals, about 100 m.
+        Boxes, the time as written, the place (longitude and latitude of the first box
+        to 3 decimals, about 100 m), the country's code, and the numbers of `VIEW`, NaN
+        where one is not given.
 
     Raises:
         ValueError: If the file is not a JSON object.
@@ -55,7 +68,20 @@ def read_sidecar(path: str) -> Metadata:
         if min(xywh[2:]) > _SMALLEST_SIDE:
             category = item.get('category')
             boxes.append(Box(None if category is None else str(category), xywh))
-    return Metadata(tuple(boxes), str(content.get('timestamp') or ''), place)
+    return Metadata(
+        tuple(boxes),
+        str(content.get('timestamp') or ''),
+        place,
+        str(content.get('country_code') or '').upper(),
+        tuple(_number(content.get(name)) for name in VIEW.values()),
+    )
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
 
 
 def _xywh(values: Any) -> tuple[int, int, int, int] | None:

@@ -1,5 +1,6 @@
 """Functional Map of the World, true colour."""
 
+import math
 import os
 from typing import Any, Literal
 
@@ -17,6 +18,8 @@ from torchgeo_explora.datasets.fmow.index import (
     open_index,
 )
 from torchgeo_explora.datasets.fmow.listing import split_folder
+from torchgeo_explora.datasets.fmow.metadata import VIEW
+from torchgeo_explora.datasets.fmow.regions import country_metadata
 from torchgeo_explora.datasets.pixels.image_file import UnreadableImageError
 from torchgeo_explora.datasets.pixels.picture import (
     Region,
@@ -34,6 +37,11 @@ from torchgeo_explora.datasets.tables.dataset import (
     check_side,
 )
 from torchgeo_explora.datasets.tables.fetch import fetch_bucket
+from torchgeo_explora.datasets.tables.metadata import (
+    place_metadata,
+    place_of,
+    time_metadata,
+)
 from torchgeo_explora.datasets.tables.problems import ABSENT
 
 #: Mean and standard deviation in [0, 1], as SatMAE gives them.
@@ -180,7 +188,7 @@ class FMoWRGB(TableDataset):
         """Return image, label, box and path.
 
         `image` is (3, H, W), 0 to 255; `bbox_xyxy` (N, 4) float32, both corners in
-        the pixels of the image returned; `label` 0-d long; `path`.
+        the pixels of the image returned; `label` 0-d long; `path`; and `metadata`.
         """
         row = int(self.rows[index])
         table, path = self.index.table, self.path(index)
@@ -211,7 +219,30 @@ class FMoWRGB(TableDataset):
                 corners, region, (pixels.shape[1], pixels.shape[2])
             ),
             'path': path,
+            **self.metadata(row),
         }
+
+    def metadata(self, row: int) -> dict[str, Tensor]:
+        """Return what is known of an image, by key; all values are 0-d.
+
+        Time and place, as in other data sets; `country` and `sub_region`, numbers of
+        `COUNTRIES` and `SUB_REGIONS`, -1 if unknown; and `gsd` (metres), `cloud_cover`
+        (percent), `sun_elevation` and `off_nadir` (degrees), NaN if unknown.
+
+        Args:
+            row: Of the index.
+        """
+        table = self.index.table
+        return {
+            **time_metadata(table['timestamp'][row].as_py()),
+            **place_metadata(*place_of(table['place'][row].as_py())),
+            **country_metadata(table['country'][row].as_py()),
+            **{name: _number(table[name][row].as_py()) for name in VIEW},
+        }
+
+
+def _number(value: float | None) -> Tensor:
+    return torch.tensor(math.nan if value is None else value)
 
 
 def context_region(

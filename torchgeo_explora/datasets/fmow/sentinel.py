@@ -26,6 +26,11 @@ from torchgeo_explora.datasets.tables.dataset import (
     check_side,
 )
 from torchgeo_explora.datasets.tables.fetch import Archive, fetch_archive
+from torchgeo_explora.datasets.tables.metadata import (
+    place_metadata,
+    place_of,
+    time_metadata,
+)
 
 # Names of the splits in files and folders.
 _SPLITS = {'train': 'train', 'val': 'val', 'test': 'test_gt'}
@@ -143,9 +148,12 @@ class FMoWSentinel(TableDataset):
     def read(self, index: int) -> dict[str, Any]:
         """Return image, label and path.
 
-        `image` is (C, H, W) in Level-1C digital numbers; `label` 0-d long.
+        `image` is (C, H, W) in Level-1C digital numbers; `label` 0-d long; `year`,
+        `longitude` and `latitude`, with `month` and `hour` -1: the images are
+        composites.
         """
-        name = self.index.table['path'][int(self.rows[index])].as_py()
+        row = int(self.rows[index])
+        name = self.index.table['path'][row].as_py()
         path = os.path.join(self.root, name)
         with ImageFile(path) as file:
             if len(file.bands) != len(self.all_bands):
@@ -166,6 +174,8 @@ class FMoWSentinel(TableDataset):
             'image': image if self.size is None else fit_square(image, self.size),
             'label': torch.tensor(int(self.labels[index])),
             'path': path,
+            **time_metadata(str(self.index.table['year'][row].as_py())),
+            **place_metadata(*place_of(self.index.table['place'][row].as_py())),
         }
 
     def true_colour(self, image: Tensor) -> Tensor:

@@ -161,9 +161,10 @@ class FMoWTemporal(TableDataset):
         """Return a series.
 
         `image` is (T, 3, H, W), 0 to 255; `timestamps` (T, 3) float32: year - 2002,
-        month - 1, hour; `label` 0-d long; `path` is that of the sample's own image.
+        month - 1, hour; `label` 0-d long; `path` and the metadata of `FMoWRGB` are
+        those of the sample's own image.
         """
-        members = self.series(index)
+        members, own = self.series(index), int(self._members[index])
         pixels = {i: self.images.read(i)['image'] for i in set(members)}
         stack = [pixels[i] for i in members]
         codes = [parse_time(self._time(i)) for i in members]
@@ -173,5 +174,6 @@ class FMoWTemporal(TableDataset):
             else torch.stack(stack),
             'timestamps': torch.tensor(codes, dtype=torch.float32),
             'label': torch.tensor(int(self.labels[index])),
-            'path': self.images.path(int(self._members[index])),
+            'path': self.images.path(own),
+            **self.images.metadata(int(self.images.rows[own])),
         }

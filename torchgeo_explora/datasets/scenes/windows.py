@@ -38,6 +38,7 @@ from torchgeo_explora.datasets.tables.dataset import (
     Transform,
 )
 from torchgeo_explora.datasets.tables.index_file import parse_time
+from torchgeo_explora.datasets.tables.metadata import place_metadata, time_metadata
 
 
 class SceneWindows(TableDataset):
@@ -225,12 +226,19 @@ class SceneWindows(TableDataset):
         """Return a window.
 
         `image` is (C, H, W), or (T, C, H, W) for series, in stored values, 0 where
-        there is no data; `path` is that of the scene; series have `timestamps` (T, 3):
-        year - 2002, month - 1, hour.
+        there is no data; `path` is that of the scene, as are `year`, `month` and
+        `hour`; `longitude` and `latitude` are of the window's centre; series have
+        `timestamps` (T, 3): year - 2002, month - 1, hour.
         """
         scene, row, column = (int(value) for value in self.windows[index])
         image = self._read_window(scene, row, column)
-        sample: dict[str, Any] = {'image': image, 'path': self._field('name', scene)}
+        east, north = self.ground.centres(scene, [row], [column])
+        sample: dict[str, Any] = {
+            'image': image,
+            'path': self._field('name', scene),
+            **time_metadata(self._field('time', scene)),
+            **place_metadata(float(east[0]), float(north[0])),
+        }
         if self.times > 1:
             members = self._members(index)
             images = {

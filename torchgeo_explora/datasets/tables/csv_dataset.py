@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,11 @@ from torchgeo_explora.datasets.tables.index_file import (
 )
 from torchgeo_explora.datasets.tables.problems import ABSENT, with_notes
 
+# Columns of the index, in their order; those of metadata follow, with a prefix.
+_COLUMNS = ('path', 'label', 'split', 'domain', 'place', 'boxes')
+_METADATA = 'metadata: '
+# What a sample has beside its metadata.
+_KEYS = {'image', 'path', 'label', 'domain', 'index', 'bbox_xyxy', 'mask'}
 # Number of an empty field.
 _EMPTY = np.iinfo(np.int64).min
 
@@ -52,6 +57,9 @@ class CSVColumns:
         place: What splits must not share, such as a patient or a location.
         boxes: Boxes of objects of one class, in pixels: `x1 y1 x2 y2;x1 y1 x2 y2`, or
             `no_box`.
+        metadata: Further columns, which samples have under the same names: numbers, NaN
+            where a field is empty; or names, numbered in the order of the alphabet from
+            0, -1 where empty. Whole numbers stay whole, and are -1 where empty.
     """
 
     path: str = 'path'
@@ -60,6 +68,21 @@ class CSVColumns:
     domain: str | None = None
     place: str | None = None
     boxes: str | None = None
+    metadata: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check that no column of metadata hides another key of a sample."""
+        object.__setattr__(self, 'metadata', tuple(self.metadata))
+        if taken := {*self.metadata} & _KEYS:
+            raise ValueError(
+                f'*metadata* names {", ".join(sorted(taken))}, which a sample has'
+                ' already: rename the column'
+            )
+
+    def by_name(self) -> dict[str, str | None]:
+        """Return the name of each column in the file, by its name in the index."""
+        named = {name: getattr(self, name) for name in _COLUMNS}
+        return named | {_METADATA + name: name for name in self.metadata}
 
 
 #: The usual names.
@@ -106,6 +129,7 @@ class CSVDataset(TableDataset):
         domain_names: Names of the domains in the order of their numbers; empty where
             the file has numbers.
         places: A name for the place of each sample, '' if unknown.
+        metadata: Values of the further columns by name, (N,) each.
         range_known: Whether *value_range* was given or is all that the type can mean.
         no_data: Value of pixels without data, in all bands, or None.
 
@@ -165,6 +189,10 @@ class CSVDataset(TableDataset):
             codes, self.domain_names = _numbered(self.index.table['domain'])
             codes = np.where(codes == _EMPTY, -1, codes)[self.rows]
             self.domains = torch.from_numpy(codes)
+        self.metadata = {
+            name: _values(self.index.table[_METADATA + name])[self.rows]
+            for name in columns.metadata
+        }
         self.reader = (
             StretchedReader(size, max_pixels)
             if stretch
@@ -186,7 +214,7 @@ class CSVDataset(TableDataset):
             ValueError: If a column is missing, or a path is empty, outside of *root* or
                 there twice.
         """
-        named = [name for name in asdict(self.columns).values() if name is not None]
+        named = [name for name in self.columns.by_name().values() if name is not None]
         hint = '. Name them in *columns*, or pass None for what the file does not have'
         # As text: '004' is a name, and numbers must not become fractions.
         text = dict.fromkeys(named, pa.string())
@@ -230,7 +258,7 @@ class CSVDataset(TableDataset):
         folder, name = os.path.split(self.file)
         place = None if index_dir is None else os.fspath(index_dir)
         path = index_path(folder, name, place)
-        columns = asdict(self.columns)
+        columns = self.columns.by_name()
         source = {
             'csv': [os.path.abspath(self.file), *file_stamp(self.file)],
             'root': os.path.abspath(self.root),
@@ -337,14 +365,16 @@ class CSVDataset(TableDataset):
         """Return an image.
 
         `image` is (C, H, W) in sensor values; `path`; where the file has them `label`
-        and `domain`, 0-d long; where it has boxes, `bbox_xyxy` (N, 4) float32, both
-        corners in pixels of the image returned, and `label` (N,) long, all 1.
+        and `domain`, 0-d long, and the metadata, 0-d; where it has boxes, `bbox_xyxy`
+        (N, 4) float32, both corners in pixels of the image returned, and `label` (N,)
+        long, all 1.
         """
         path = self.path(index)
         image, region = self.reader.read(path)
         sample: dict[str, Any] = {'image': image, 'path': path}
         if self.domains is not None:
             sample['domain'] = torch.tensor(int(self.domains[index]))
+        sample |= {name: values[index] for name, values in self.metadata.items()}
         if self.labels is not None:
             sample['label'] = torch.tensor(int(self.labels[index]))
         if self.columns.boxes is not None:
@@ -385,6 +415,17 @@ def _numbered(
     }
     table = np.array([codes[text] for text in texts], np.int64)
     return table[found.indices.to_numpy()], () if whole else names
+
+
+def _values(column: pa.ChunkedArray) -> Tensor:
+    """Return a column of metadata as one number for each row."""
+    texts = pd.Series(column.to_pylist(), dtype=str)
+    numbers = pd.to_numeric(texts, errors='coerce')
+    filled = texts != ''
+    if numbers[filled].notna().all() and (numbers[filled] % 1 != 0).any():
+        return torch.from_numpy(numbers.to_numpy(np.float32))
+    codes, _ = _numbered(column)
+    return torch.from_numpy(np.where(codes == _EMPTY, -1, codes))
 
 
 def parse_boxes(text: str) -> list[list[float]]:
