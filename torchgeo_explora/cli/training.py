@@ -65,7 +65,8 @@ def run(arguments: Sequence[str]) -> None:
         name = f'explora {arguments[0]}'
         print(f'{name}: {_of_parser(error)}; see `{name} --help`', file=sys.stderr)
         sys.exit(2)
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    # A loss that is not finite is an ArithmeticError.
+    except (ArithmeticError, OSError, ValueError, RuntimeError, ImportError) as error:
         refusal = next(filter(None, map(_refusal, _chain(error))), None)
         if refusal is None or wants_traceback():
             raise

@@ -400,6 +400,27 @@ def test_damaged_index_is_found(fmow, tmp_path):
     folder = Path(prepare(fmow, tmp_path / 'out', progress=False))
     flip(folder / 'index.arrow', 700)
     assert 'index.arrow has changed' in verify(folder)[0]
+    with pytest.raises(NotPreparedError, match=r'index\.arrow has changed'):
+        Prepared(folder)
+
+
+def test_damaged_manifest_is_found(fmow, tmp_path):
+    """A digit of the range of the values, for instance."""
+    folder = Path(prepare(fmow, tmp_path / 'out', progress=False))
+    path = folder / 'manifest.json'
+    text = path.read_text()
+    assert '255' in text
+    path.write_text(text.replace('255', '215'))
+    with pytest.raises(NotPreparedError, match='its SHA-256 differs'):
+        Prepared(folder)
+    content = json.loads(text)
+    del content['sha256']  # one of version 0.1
+    path.write_text(json.dumps(content))
+    assert len(Prepared(folder)) == len(fmow)
+    content['attributes']['value_range'] = [255, 'x']
+    path.write_text(json.dumps(content))
+    with pytest.raises(NotPreparedError, match='its value_range is'):
+        Prepared(folder)
 
 
 @pytest.mark.parametrize('gone', [True, False])

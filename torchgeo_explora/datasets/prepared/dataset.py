@@ -14,6 +14,7 @@ from torchgeo_explora.datasets.prepared.manifest import (
     INDEX,
     NotPreparedError,
     compare,
+    damage,
     read_manifest,
     verify,
 )
@@ -33,8 +34,9 @@ class Prepared(TableDataset):
     Args:
         root: The folder, or the folder above it.
         split: Folder in *root*; None if *root* is the folder itself.
-        check: 'size' compares the length of every shard at the start; 'sha256' compares
-            every byte, which takes as long as reading all of them.
+        check: 'size' compares the length of every shard, and every byte of the index,
+            at the start; 'sha256' compares every byte of all, which takes as long as
+            reading them.
         on_error: 'raise' stops at a damaged sample, 'skip' uses the next one.
         transforms: Applied to each sample.
 
@@ -92,7 +94,9 @@ class Prepared(TableDataset):
                     f'{path} has {size} bytes, expected {shard["bytes"]}: it was cut'
                     f' short'
                 )
-        return wrong
+        # Another index would give other samples without a word.
+        index = damage(os.path.join(self.folder, INDEX), self.manifest['index'])
+        return [*wrong, index] if index else wrong
 
     @property
     def table(self) -> pa.Table:

@@ -2,11 +2,12 @@
 
 import hashlib
 import json
+import math
 import os
 import re
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -62,12 +63,21 @@ def check_manifest(manifest: Any, folder: str) -> dict[str, Any]:
         NotPreparedError: If a part is missing, or is of another kind.
     """
     wrong = _find_fault(manifest)
+    # Those of version 0.1 have none.
+    if not wrong and manifest.get('sha256', (found := seal(manifest))) != found:
+        wrong = 'its SHA-256 differs'
     if wrong:
         raise NotPreparedError(
             f'{MANIFEST} of {folder} is damaged or was not written by'
             f' `explora prepare`: {wrong}. Copy it again'
         )
     return dict(manifest)
+
+
+def seal(manifest: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a manifest, apart from its own."""
+    rest = {key: value for key, value in manifest.items() if key != 'sha256'}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _find_fault(manifest: Any) -> str:
@@ -85,6 +95,10 @@ def _find_fault(manifest: Any) -> str:
         return "'classes' is not a list of names"
     if not _is_seal(manifest['index']):
         return "'index' has no size and SHA-256"
+    for name, good in _ATTRIBUTES.items():
+        value = manifest['attributes'].get(name)
+        if value is not None and not good(value):
+            return f'its {name} is {str(value)[:80]!r}'
     names = set()
     for shard in manifest['shards']:
         if not isinstance(shard, dict):
@@ -98,6 +112,37 @@ def _find_fault(manifest: Any) -> str:
         if not (_is_seal(shard) and _is_count(shard.get('samples'))):
             return f'{name} has no number of samples, size and SHA-256'
     return ''
+
+
+def _is_number(value: Any) -> bool:
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+    )
+
+
+def _is_range(value: Any) -> bool:
+    """Return whether a value is a lowest and a highest number, or those of bands."""
+    if not isinstance(value, list) or len(value) != 2:
+        return False
+    if not all(isinstance(end, list) for end in value):
+        return all(map(_is_number, value)) and value[0] < value[1]
+    low, high = value
+    return len(low) == len(high) > 0 and all(
+        _is_range([*ends]) for ends in zip(low, high, strict=True)
+    )
+
+
+# What a data set may say of itself.
+_ATTRIBUTES: dict[str, Callable[[Any], bool]] = {
+    'bands': lambda value: (
+        isinstance(value, list) and all(isinstance(band, str | int) for band in value)
+    ),
+    'value_range': _is_range,
+    'range_known': lambda value: isinstance(value, bool),
+    'no_data': lambda value: isinstance(value, int | float),
+}
 
 
 def _is_count(value: Any) -> bool:
@@ -198,19 +243,28 @@ def verify(folder: str | os.PathLike[str]) -> list[str]:
     manifest = read_manifest(folder)
     files = {shard['name']: shard for shard in manifest['shards']}
     files[INDEX] = manifest['index']
-    wrong = []
-    for name, expected in files.items():
-        path = os.path.join(folder, name)
-        if not os.path.isfile(path):
-            wrong.append(f'{path} is missing')
-        elif os.path.getsize(path) != expected['bytes']:
-            wrong.append(
-                f'{path} has {os.path.getsize(path)} bytes, expected'
-                f' {expected["bytes"]}: it was cut short or changed'
-            )
-        elif checksum(path) != expected['sha256']:
-            wrong.append(f'{path} has changed: its SHA-256 is not {expected["sha256"]}')
-    return wrong
+    found = (damage(os.path.join(folder, name), files[name]) for name in files)
+    return [*filter(None, found)]
+
+
+def damage(path: str, expected: Mapping[str, Any]) -> str:
+    """Return in a sentence how a file differs from what was written, '' if it does not.
+
+    Args:
+        path: The file.
+        expected: Its size in bytes, and its SHA-256.
+    """
+    if not os.path.isfile(path):
+        return f'{path} is missing'
+    size = os.path.getsize(path)
+    if size != expected['bytes']:
+        return (
+            f'{path} has {size} bytes, expected {expected["bytes"]}: it was cut short'
+            ' or changed'
+        )
+    if checksum(path) != expected['sha256']:
+        return f'{path} has changed: its SHA-256 is not {expected["sha256"]}'
+    return ''
 
 
 # Seconds: workers of a process that was killed end a little after it.
