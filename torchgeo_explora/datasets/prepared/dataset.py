@@ -82,6 +82,12 @@ class Prepared(TableDataset):
         self._table: pa.Table | None = None
         self._open: dict[int, Any] = {}
         self._process = os.getpid()
+        listed = sum(shard['samples'] for shard in self.manifest['shards'])
+        if listed != self.table.num_rows:
+            raise NotPreparedError(
+                f'{INDEX} of {self.folder} has {self.table.num_rows} samples, its'
+                f' shards have {listed}: copy the folder again'
+            )
         super().__init__(self.table.num_rows, self.folder, on_error, transforms)
 
     def _wrong_sizes(self) -> list[str]:

@@ -97,7 +97,7 @@ def _find_fault(manifest: Any) -> str:
         return "'index' has no size and SHA-256"
     for name, good in _ATTRIBUTES.items():
         value = manifest['attributes'].get(name)
-        if value is not None and not good(value):
+        if name in manifest['attributes'] and not good(value):
             return f'its {name} is {str(value)[:80]!r}'
     names = set()
     for shard in manifest['shards']:
@@ -137,11 +137,15 @@ def _is_range(value: Any) -> bool:
 # What a data set may say of itself.
 _ATTRIBUTES: dict[str, Callable[[Any], bool]] = {
     'bands': lambda value: (
-        isinstance(value, list) and all(isinstance(band, str | int) for band in value)
+        value is None
+        or (
+            isinstance(value, list)
+            and all(isinstance(band, str | int) for band in value)
+        )
     ),
     'value_range': _is_range,
     'range_known': lambda value: isinstance(value, bool),
-    'no_data': lambda value: isinstance(value, int | float),
+    'no_data': lambda value: value is None or isinstance(value, int | float),
 }
 
 
