@@ -88,5 +88,5 @@ def _prepared_case(whole, name, file, content):
 
 def _plain_attributes(dataset):
     low, high = getattr(dataset, 'value_range', (0.0, 255.0))
-    bands = getattr(dataset, 'bands', ())
-    return np.all(np.less(low, high)) and all(isinstance(band, str) for band in bands or ())
+    bands = getattr(dataset, 'bands', None) or ()
+    return np.all(np.less(low, high)) and all(isinstance(band, str) for band in bands)
