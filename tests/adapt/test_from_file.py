@@ -41,6 +41,7 @@ def described(**changes):
         ({'target_modules': '('}, 'not a regular expression'),
         ({'target_modules': '(' * 1900}, 'not a regular expression'),
         ({'target_modules': 'a' * 3000}, 'at most 2000 characters|plain values'),
+        ({'modules_to_save': '('}, 'modules_to_save has .* not a regular expression'),
         ({'exclude_modules': '(a|a)*b'}, 'exclude_modules has .* very long'),
         ({'layers_pattern': ['(x+x+)+y']}, 'layers_pattern has .* very long'),
         ({'eva_config': {'a': {'b': {'c': 1}}}}, 'eva_config is .*plain values'),

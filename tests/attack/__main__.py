@@ -128,8 +128,7 @@ def main():
                 good = good and not found['bad']
             # Each part is kept at once: a later one may be interrupted.
             page.keep(part, found, made_by())
-    if {*parts} <= {*page.read()}:
-        page.render()
+    page.render()
     sys.exit(not good)
 
 

@@ -65,7 +65,7 @@ def full_disk(folder, images):
     """Fill the disk during a run: the last whole pair stays, and the error says so."""
     place = folder / 'small'
     place.mkdir()
-    _mount(place, 'size=1m')
+    _mount(place, 'size=4m')
     filler = place / 'filler'
 
     def fill(trainer):

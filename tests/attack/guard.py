@@ -230,7 +230,7 @@ _ARGUMENT = re.compile(r'\*-{0,2}[\w.]+\*|--[\w.]+')
 
 def refusal(error):
     """Return the sentence of an error that a line of the package raised, else None."""
-    kinds = ValueError | OSError | RuntimeError | ImportError
+    kinds = ValueError | OSError | RuntimeError | ImportError | FloatingPointError
     if not isinstance(error, kinds) or isinstance(error, UnicodeError):
         return None
     last = error.__traceback__

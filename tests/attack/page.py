@@ -34,9 +34,9 @@ def table(results):
     made_by = (each['made by'].items() for each in results.values())
     versions = sorted({', '.join(f'{k} {v}' for k, v in each) for each in made_by})
     lines = [f'Measured with {"; ".join(versions)}.', '']
+    kills = results.get('kills', {'found': {}})['found']
     lines += ['| killed and resumed | runs | ended as unbroken, with all pairs |']
     lines += ['|---|---|---|']
-    kills = results['kills']['found']
     for name, row in kills.items():
         lines.append(f'| {name} | {sum(row.values())} | {row.get("as unbroken", 0)} |')
     tried = sum(sum(row.values()) for row in kills.values())
@@ -50,13 +50,13 @@ def table(results):
         cells = [str(row.get(end, 0)) for end in ENDS]
         lines.append(f'| {name} | {sum(row.values())} | ' + ' | '.join(cells) + ' |')
     lines += ['', '| fault | outcome |', '|---|---|']
-    for what, outcome in results['faults']['found'].items():
+    for what, outcome in results.get('faults', {'found': {}})['found'].items():
         lines.append(f'| {what.rstrip(".")} | {outcome.splitlines()[0]} |')
     return '\n'.join(lines) + '\n'
 
 
 def render():
-    """Write the table into the page, once there are results of every part."""
+    """Write the table of the results so far into the page."""
     before, rest = PAGE.read_text().split(START)
     after = rest.split(END)[1]
     results = read()

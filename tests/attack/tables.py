@@ -79,10 +79,11 @@ def _table_case(whole, name, file, content):
 
     def read(folder):
         dataset = CSVDataset(folder / 'images')
-        return folder, [(dataset.path(i), dataset[i]) for i in range(len(dataset))]
+        samples = [(dataset.path(i), dataset[i]) for i in range(len(dataset))]
+        return folder, dataset.classes, samples
 
     def right(result):
-        folder, samples = result
+        folder, classes, samples = result
         with open(folder / 'images' / 'metadata.csv', 'rb') as opened:
             text = opened.read().decode('utf-8-sig')
         listed = {
@@ -92,10 +93,15 @@ def _table_case(whole, name, file, content):
         return bool(samples) and all(
             is_image(sample['image'])
             and (name := os.path.relpath(path, folder / 'images')) in listed
-            and ('label' not in sample or float(listed[name][0]) == sample['label'])
+            and ('label' not in sample or classes[sample['label']] == listed[name][0])
             for path, sample in samples
         )
 
     return Case(
-        'CSV tables and indices', name, write, read, right, (file, 'metadata.csv')
+        'CSV tables and indices',
+        name,
+        write,
+        read,
+        right,
+        (file, 'metadata.csv', 'images/'),
     )

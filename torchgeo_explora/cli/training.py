@@ -66,7 +66,11 @@ def run(arguments: Sequence[str]) -> None:
         name = f'explora {arguments[0]}'
         print(f'{name}: {_of_parser(error)}; see `{name} --help`', file=sys.stderr)
         sys.exit(2)
-    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
+    # A loss that is not finite is an ArithmeticError.
+    except (
+        *(ArithmeticError, ImportError, OSError, RuntimeError, TypeError),
+        ValueError,
+    ) as error:
         said = next(filter(None, map(refusal, chain(error))), None)
         if said is None or wants_traceback():
             raise

@@ -301,6 +301,7 @@ def old_name(folder, name):
     content = json.loads(manifest.read_text())
     assert content['settings']['dataset'] == 'torchgeo_explora.datasets.FMoWRGB'
     content['settings']['dataset'] = name
+    del content['sha256']
     manifest.write_text(json.dumps(content, indent=1))
     return content['settings']
 
@@ -416,6 +417,23 @@ def test_damaged_index_is_found_before_it_is_used(fmow, tmp_path, place):
         Prepared(folder)
     index.unlink()
     with pytest.raises(NotPreparedError, match=r'index\.arrow is missing'):
+        Prepared(folder)
+
+
+def test_damaged_manifest_is_found(fmow, tmp_path):
+    folder = Path(prepare(fmow, tmp_path / 'out', progress=False))
+    path = folder / 'manifest.json'
+    text = path.read_text()
+    path.write_text(text.replace('"train"', '"trein"'))
+    with pytest.raises(NotPreparedError, match='its SHA-256 differs'):
+        Prepared(folder)
+    content = json.loads(text)
+    del content['sha256']  # one of version 0.1
+    path.write_text(json.dumps(content))
+    assert len(Prepared(folder)) == len(fmow)
+    content['attributes']['value_range'] = [255, 'x']
+    path.write_text(json.dumps(content))
+    with pytest.raises(NotPreparedError, match='its value_range is'):
         Prepared(folder)
 
 

@@ -219,6 +219,14 @@ def test_boxes(tmp_path):
             ValueError,
             r"rows 1 and 3 of .* the same path '4\.png': list each image once",
         ),
+        *(
+            (
+                f'path,label,split\n4.png,0,train\na/0.png,{label},train\n',
+                ValueError,
+                r"'train' of .* labels up to \d+: expected .* below 1000000.*CSV file",
+            )
+            for label in (10**9, 10**30)
+        ),
         (
             'path,label,split\n4.png,x,train\na/0.png,,train\n',
             ValueError,

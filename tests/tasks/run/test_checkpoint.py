@@ -1,5 +1,6 @@
 """Where checkpoints and their deltas go, and what writes them."""
 
+import math
 from functools import partial
 from pathlib import Path
 
@@ -15,11 +16,18 @@ from torchgeo_explora.tasks import ExploraClassificationTask, ExploraDinoTask
 from torchgeo_explora.tasks.run.checkpoint import (
     DeltaCheckpointIO,
     require_fit,
+    require_values,
     require_whole,
     write_to,
 )
 
-CONTENT = {'state_dict': {'weight': torch.arange(3.0)}}
+CONTENT = {
+    'epoch': 0,
+    'global_step': 1,
+    'pytorch-lightning_version': '2.6.6',
+    'state_dict': {'weight': torch.arange(3.0)},
+    'loops': {'fit_loop': {}},
+}
 
 
 class Full:
@@ -165,7 +173,7 @@ def test_another_place_gets_checkpoint_and_delta(tmp_path, monkeypatch):
     io = DeltaCheckpointIO(TorchCheckpointIO(), write_delta)
     io.save_checkpoint(CONTENT, path)
     assert files.cat('/explora/run/last.safetensors') == b'delta'
-    assert set(io.load_checkpoint(path, weights_only=True)) == {'state_dict'}
+    assert set(io.load_checkpoint(path, weights_only=True)) == {*CONTENT}
     io.remove_checkpoint(path)
     assert not files.find('/explora/run')
     assert not [*tmp_path.iterdir()]
@@ -214,6 +222,44 @@ def test_a_checkpoint_of_something_else_is_refused(change, message):
         require_fit({**good, **change}, expected, {'x', 'y'})
 
 
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'epoch': -1}, 'has epoch -1, expected a number'),
+        ({'global_step': 10**30}, 'has global_step 1000.*, expected a number'),
+        ({'pytorch-lightning_version': [1]}, r'has pytorch-lightning_version \[1\]'),
+        ({'state_dict': {'weight': 'x'}}, 'expected tensors by name'),
+        ({'loops': {}}, 'has loops {}, expected states of loops'),
+        ({'callbacks': {}}, 'it has no optimizer_states, lr_schedulers'),
+        ({'explora': {'base': 'a'}}, 'expected what the task was trained on'),
+        ({'layout': {'batch': 1}}, 'expected numbers of images and devices'),
+        ({'hyper_parameters': 'x'}, 'expected arguments by name'),
+    ],
+)
+def test_checkpoint_of_another_form_is_refused(change, message, tmp_path):
+    """Lightning would fail with a traceback in the middle of resuming."""
+    io, path = DeltaCheckpointIO(TorchCheckpointIO(), None), tmp_path / 'bad.ckpt'
+    io.save_checkpoint({**CONTENT, **change}, path)
+    with pytest.raises(ValueError, match=f'bad.ckpt .*{message}'):
+        io.load_checkpoint(path, weights_only=True)
+    io.save_checkpoint([1], path)
+    with pytest.raises(ValueError, match='holds a list, expected a checkpoint'):
+        io.load_checkpoint(path, weights_only=True)
+
+
+@pytest.mark.parametrize(
+    ('value', 'message'),
+    [
+        (torch.zeros(2, 2), r'has x of shape \(2, 2\), this task needs \(3,\)'),
+        (torch.tensor([0.0, math.nan, 0.0]), 'values in x that are not finite'),
+    ],
+)
+def test_tensors_of_a_checkpoint_fit_and_are_finite(value, message):
+    require_values({'x': torch.ones(3)}, {'x': torch.zeros(3)})
+    with pytest.raises(ValueError, match=message):
+        require_values({'x': value}, {'x': torch.zeros(3)})
+
+
 def test_writer_in_the_background_is_refused():
     with pytest.raises(ValueError, match='AsyncCheckpointIO writes in the background'):
         DeltaCheckpointIO(AsyncCheckpointIO(TorchCheckpointIO()), write_delta)
@@ -239,7 +285,7 @@ def test_linked_checkpoint_stays_whole_when_its_name_is_written_or_removed(tmp_p
         last.symlink_to(best.name)
         change(last)
         assert not last.is_symlink()
-        assert set(torch.load(best)) == {'state_dict'}
+        assert set(torch.load(best)) == {*CONTENT}
         assert best.with_suffix('.safetensors').exists()
 
 

@@ -35,8 +35,9 @@ class Prepared(TableDataset):
     Args:
         root: The folder, or the folder above it.
         split: Folder in *root*; None if *root* is the folder itself.
-        check: 'size' compares the length of every shard at the start; 'sha256' compares
-            every byte, which takes as long as reading all of them.
+        check: 'size' compares the length of every shard, and every byte of the index,
+            at the start; 'sha256' compares every byte of all, which takes as long as
+            reading them.
         on_error: 'raise' stops at a damaged sample, 'skip' uses the next one.
         transforms: Applied to each sample.
 
@@ -83,6 +84,12 @@ class Prepared(TableDataset):
         self._table: pa.Table | None = None
         self._open: dict[int, Any] = {}
         self._process = os.getpid()
+        listed = sum(shard['samples'] for shard in self.manifest['shards'])
+        if listed != self.table.num_rows:
+            raise NotPreparedError(
+                f'{INDEX} of {self.folder} has {self.table.num_rows} samples, its'
+                f' shards have {listed}: copy the folder again'
+            )
         super().__init__(self.table.num_rows, self.folder, on_error, transforms)
 
     def _faults(self) -> list[str]:

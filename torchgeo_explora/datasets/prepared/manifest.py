@@ -2,11 +2,12 @@
 
 import hashlib
 import json
+import math
 import os
 import re
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -62,12 +63,21 @@ def check_manifest(manifest: Any, folder: str) -> dict[str, Any]:
         NotPreparedError: If a part is missing, or is of another kind.
     """
     wrong = _find_fault(manifest)
+    # Those of version 0.1 have none.
+    if not wrong and manifest.get('sha256', (found := seal(manifest))) != found:
+        wrong = 'its SHA-256 differs'
     if wrong:
         raise NotPreparedError(
             f'{MANIFEST} of {folder} is damaged or was not written by'
             f' `explora prepare`: {wrong}. Copy it again'
         )
     return dict(manifest)
+
+
+def seal(manifest: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a manifest, apart from its own."""
+    rest = {key: value for key, value in manifest.items() if key != 'sha256'}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _find_fault(manifest: Any) -> str:
@@ -85,6 +95,10 @@ def _find_fault(manifest: Any) -> str:
         return "'classes' is not a list of names"
     if not _is_seal(manifest['index']):
         return "'index' has no size and SHA-256"
+    for name, good in _ATTRIBUTES.items():
+        value = manifest['attributes'].get(name)
+        if name in manifest['attributes'] and not good(value):
+            return f'its {name} is {str(value)[:80]!r}'
     names = set()
     for shard in manifest['shards']:
         if not isinstance(shard, dict):
@@ -98,6 +112,41 @@ def _find_fault(manifest: Any) -> str:
         if not (_is_seal(shard) and _is_count(shard.get('samples'))):
             return f'{name} has no number of samples, size and SHA-256'
     return ''
+
+
+def _is_number(value: Any) -> bool:
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+    )
+
+
+def _is_range(value: Any) -> bool:
+    """Return whether a value is a lowest and a highest number, or those of bands."""
+    if not isinstance(value, list) or len(value) != 2:
+        return False
+    if not all(isinstance(end, list) for end in value):
+        return all(map(_is_number, value)) and value[0] < value[1]
+    low, high = value
+    return len(low) == len(high) > 0 and all(
+        _is_range([*ends]) for ends in zip(low, high, strict=True)
+    )
+
+
+# What a data set may say of itself.
+_ATTRIBUTES: dict[str, Callable[[Any], bool]] = {
+    'bands': lambda value: (
+        value is None
+        or (
+            isinstance(value, list)
+            and all(isinstance(band, str | int) for band in value)
+        )
+    ),
+    'value_range': _is_range,
+    'range_known': lambda value: isinstance(value, bool),
+    'no_data': lambda value: value is None or isinstance(value, int | float),
+}
 
 
 def _is_count(value: Any) -> bool:

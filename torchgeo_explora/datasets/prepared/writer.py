@@ -33,6 +33,7 @@ from torchgeo_explora.datasets.prepared.manifest import (
     checksum,
     locked,
     read_note,
+    seal,
     shard_name,
     write_file,
 )
@@ -371,7 +372,7 @@ def _finish(
     index = os.path.join(folder, INDEX)
     write_file(index, sink.getvalue().to_pybytes())
     labels = getattr(dataset, 'classes', None)
-    manifest = {
+    manifest: dict[str, Any] = {
         'settings': settings,
         'shards': shards,
         'index': {'bytes': os.path.getsize(index), 'sha256': checksum(index)},
@@ -381,6 +382,9 @@ def _finish(
             name: getattr(dataset, name) for name in _KEPT if hasattr(dataset, name)
         },
     }
+    # As it is read: tuples become lists.
+    manifest = json.loads(_dump(manifest))
+    manifest['sha256'] = seal(manifest)
     write_file(os.path.join(folder, MANIFEST), _dump(manifest))
     for name in os.listdir(parts):
         os.remove(os.path.join(parts, name))

@@ -41,6 +41,10 @@ _METADATA = 'metadata: '
 _KEYS = {'image', 'path', 'label', 'domain', 'index', 'bbox_xyxy', 'mask'}
 # Number of an empty field.
 _EMPTY = np.iinfo(np.int64).min
+# Numbers beyond this one count as this one: a float has no finer ones.
+_MOST = 2**53
+# Classes that have numbers instead of names.
+_MOST_CLASSES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -324,6 +328,11 @@ class CSVDataset(TableDataset):
             return None
         codes, names = _numbered(self.index.table['label'], classes)
         largest = int(codes.max(initial=-1))
+        if not names and classes is None and largest >= _MOST_CLASSES:
+            raise ValueError(
+                f'{what} has labels up to {largest}: expected numbers from 0, below'
+                f' {_MOST_CLASSES}. Correct the CSV file, or give *classes*'
+            )
         self.classes = classes or names or tuple(map(str, range(largest + 1)))
         labels, last = codes[self.rows], len(self.classes) - 1
         empty = labels == _EMPTY
@@ -410,7 +419,7 @@ def _numbered(
     names = tuple(filled if names is None else names)
     order = {name: i for i, name in enumerate(names)}
     codes = {'': _EMPTY} | {
-        text: int(number) if whole else order.get(text, -1)
+        text: int(np.clip(number, -_MOST, _MOST)) if whole else order.get(text, -1)
         for text, number in zip(filled, numbers, strict=True)
     }
     table = np.array([codes[text] for text in texts], np.int64)

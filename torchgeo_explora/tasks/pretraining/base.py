@@ -43,7 +43,12 @@ from torchgeo_explora.tasks.run.backbone import (
     side_of,
     statistics,
 )
-from torchgeo_explora.tasks.run.checkpoint import identity, require_fit, write_to
+from torchgeo_explora.tasks.run.checkpoint import (
+    identity,
+    require_fit,
+    require_values,
+    write_to,
+)
 from torchgeo_explora.tasks.run.idle import IdleClock
 from torchgeo_explora.tasks.run.optimizer import Schedule, may_fuse, optimizer_plan
 from torchgeo_explora.tasks.run.options import TaskOptions
@@ -417,10 +422,13 @@ class PretrainingTask(ResumableTask):
         """Check the base and the keys before a weight is touched.
 
         Raises:
-            ValueError: If the checkpoint belongs to another base or architecture.
+            ValueError: If the checkpoint belongs to another base or architecture, or
+                has values that are not finite.
         """
         expected = identity(self.objective.student)
-        saved = require_fit(checkpoint, expected, delta_state_dict(self).keys())
+        tensors = delta_state_dict(self)
+        saved = require_fit(checkpoint, expected, tensors.keys())
+        require_values(checkpoint['state_dict'], tensors)
         self.micro_steps = saved['micro_steps']
         self._resumed = saved['generators']
 

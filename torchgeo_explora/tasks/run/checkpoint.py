@@ -395,3 +395,29 @@ def require_fit(
             f' {sorted(found - keys)[:5]}; give the arguments it was made with'
         )
     return saved
+
+
+def require_values(
+    found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]
+) -> None:
+    """Raise unless tensors are finite and have the shapes of those they replace.
+
+    Args:
+        found: Those of a checkpoint, of the same names.
+        expected: Those of a task.
+
+    Raises:
+        ValueError: If one of them differs; nothing was changed by then.
+    """
+    for name, tensor in found.items():
+        shapes = tuple(tensor.shape), tuple(expected[name].shape)
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f'the checkpoint has {name} of shape {shapes[0]}, this task needs'
+                f' {shapes[1]}; give the arguments it was made with'
+            )
+        if not torch.isfinite(tensor).all():
+            raise ValueError(
+                f'the checkpoint has values in {name} that are not finite: continue'
+                ' from an earlier one'
+            )
