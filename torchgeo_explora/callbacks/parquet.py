@@ -186,7 +186,7 @@ class EmbeddingWriter(PartWriter):
             return
         notes = self._notes(trainer, pl_module, parts)
         numbered = hasattr(getattr(trainer, 'datamodule', None), 'finished')
-        tables = map(_read, parts)
+        tables: Iterator[pa.Table] = map(_read, parts)
         if not numbered:
             tables = _once(tables, in_order=trainer.world_size == 1)
         schema = _read(parts[0]).schema.with_metadata(notes)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from torchgeo_explora.cli.embed import embed, search
+from torchgeo_explora.cli import imagery
 
 # Heavy libraries are imported by the command that needs them, so that help is quick.
 
@@ -312,7 +312,8 @@ COMMANDS: dict[Callable[..., int | None], tuple[str, ...]] = {
     pull: ('repo', 'output'),
     prepare: ('dataset', 'output'),
     verify: ('folders',),
-    embed: ('source', 'output'),
-    search: ('file', 'query'),
+    imagery.embed: ('source', 'output'),
+    imagery.search: ('file', 'query'),
+    imagery.map: ('source', 'output'),
     completion: (),
 }

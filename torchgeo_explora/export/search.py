@@ -166,8 +166,8 @@ def _embedder(
     fingerprint = base_fingerprint(embedder.backbone)
     if fingerprint != file.notes['fingerprint']:
         raise ValueError(
-            f'{file.path} was written with the model {file.notes["fingerprint"][:12]},'
-            f' this one is {fingerprint[:12]}: give the same weights and delta'
+            f'{file.path} was written with the model {file.notes["fingerprint"]:.12},'
+            f' this one is {fingerprint:.12}: give the same weights and delta'
         )
     return embedder
 

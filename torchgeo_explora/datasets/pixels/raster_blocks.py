@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -56,8 +55,10 @@ class RasterBlocks(NonGeoDataset):
         channels: Sequence[int] | None = None,
     ) -> None:
         """Read the header."""
-        self.path = Path(path)
-        if '://' not in str(path) and not self.path.exists():
+        self.path = os.fspath(path)
+        # Addresses, GDAL's own file systems, and the XML of a virtual raster.
+        elsewhere = '://' in self.path or self.path.startswith(('/vsi', '<'))
+        if not elsewhere and not os.path.exists(self.path):
             raise FileNotFoundError(f'no raster at {path}')
         if block % stride:
             raise ValueError(
