@@ -13,8 +13,8 @@ from rasterio.transform import Affine
 from rasterio.windows import Window
 from torch import Tensor
 
-from torchgeo_explora.adapt import base_fingerprint
 from torchgeo_explora.callbacks.cog import write_cog
+from torchgeo_explora.callbacks.parquet import model_fingerprint
 from torchgeo_explora.callbacks.part_writer import PartWriter
 from torchgeo_explora.callbacks.principal import Basis, principal_components
 from torchgeo_explora.datasets.pixels.raster_blocks import CACHE
@@ -104,7 +104,7 @@ class RasterWriter(PartWriter):
         tags = {
             'EXPLORA_VERSION': __version__,
             'EXPLORA_MODEL': str(pl_module.backbone.arguments.get('model', '')),
-            'EXPLORA_FINGERPRINT': base_fingerprint(pl_module.backbone),
+            'EXPLORA_FINGERPRINT': str(model_fingerprint(pl_module.backbone)),
             **self.tags,
         }
         basis = None
@@ -121,7 +121,10 @@ class RasterWriter(PartWriter):
         whole = self._folder / 'whole.tif'
         with rasterio.Env(GDAL_CACHEMAX=CACHE):
             profile = self._profile(datamodule, pl_module.cell, first, basis)
-            with rasterio.open(whole, 'w', **profile) as file:
+            with (
+                replacing(whole) as part,
+                rasterio.open(part, 'w', **profile) as file,
+            ):
                 file.update_tags(**tags)
                 dataset = datamodule.predict_dataset
                 for number in range(dataset.blocks):

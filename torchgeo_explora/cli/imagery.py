@@ -19,6 +19,7 @@ def embed(
     in_channels: int | None = None,
     value_range: tuple[Any, Any] | None = None,
     nodata: float | None = None,
+    mask: str | None = None,
     crs: str | None = None,
     on_error: Literal['raise', 'skip'] = 'raise',
     batch_size: int = 64,
@@ -50,6 +51,8 @@ def embed(
         in_channels: Channels of the model; 3 by default.
         value_range: Lowest and highest value; that of the stored type by default.
         nodata: Value of pixels without data, if scenes do not declare it.
+        mask: What replaces a scene's suffix in the name of its cloud mask, such as
+            _cloud.tif; these files are not scenes.
         crs: Coordinate system of the geometries; that of the scenes by default, or
             longitude and latitude where they have several.
         on_error: Whether to stop at what cannot be read, or to leave it out.
@@ -80,6 +83,7 @@ def embed(
         in_channels=in_channels,
         value_range=value_range,
         nodata=nodata,
+        mask=mask,
         crs=crs,
         on_error=on_error,
         batch_size=batch_size,
