@@ -73,6 +73,9 @@ def test_help_names_every_command_and_argument(capsys):
         'pull': ['repo', 'output', '--revision'],
         'prepare': ['dataset', 'output', '--options', '--workers', '--drop'],
         'verify': ['folders'],
+        'embed': ['source', 'output', '--model', '--weights', '--delta', '--share'],
+        'search': ['file', 'query', '--k', '--output'],
+        'map': ['source', 'output', '--components', '--checkpoint'],
         'completion': [],
     }
     with pytest.raises(SystemExit, match='0'):

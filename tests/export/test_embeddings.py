@@ -18,10 +18,12 @@ from torch.testing import assert_close
 from tests.data.scenes import write_scene, write_scenes, write_stac
 from torchgeo_explora.adapt import Adaptation, adapt, base_fingerprint, lora, save_delta
 from torchgeo_explora.callbacks import EmbeddingWriter
+from torchgeo_explora.callbacks.parquet import model_fingerprint
 from torchgeo_explora.datamodules import ScenesDataModule
 from torchgeo_explora.export import embed
 from torchgeo_explora.export.embeddings import Embedder
 from torchgeo_explora.models import ViT
+from torchgeo_explora.tasks.run.backbone import fold_delta
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 QUIET = {'accelerator': 'cpu', 'enable_progress_bar': False}
@@ -117,6 +119,21 @@ def test_metadata_is_geoparquet_and_names_the_model(scene, tmp_path, backbone):
     ours = json.loads(table.schema.metadata[b'explora'])
     assert ours['fingerprint'] == base_fingerprint(backbone)
     assert (ours['pooling'], ours['image_size']) == ('cls', SIZE)
+
+
+def test_fingerprint_with_a_delta_is_that_of_the_folded_backbone(
+    scene, tmp_path, backbone
+):
+    """So that a search knows the model by base and delta."""
+    adapted = adapt(deepcopy(backbone), Adaptation((1,), adapter=lora(2)))
+    save_delta(adapted, tmp_path / 'delta.safetensors')
+    folded = fold_delta(deepcopy(backbone), str(tmp_path / 'delta.safetensors'))
+    path = run(
+        scene, tmp_path / 'o.parquet', backbone, delta=tmp_path / 'delta.safetensors'
+    )
+    note = json.loads(pq.read_schema(path).metadata[b'explora'])['fingerprint']
+    assert note == base_fingerprint(folded) != base_fingerprint(backbone)
+    assert model_fingerprint(adapted) == note
 
 
 def test_other_libraries_open_it(scene, tmp_path, backbone):

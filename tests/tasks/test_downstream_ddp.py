@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import rasterio
 
+from tests.data.scenes import write_scenes
 from tests.tasks.small_runs import command, images, write_config
 
 pytestmark = [pytest.mark.cli, pytest.mark.filterwarnings('ignore')]
@@ -87,3 +88,19 @@ def test_map_of_a_scene(tmp_path):
         torchgeo('predict', config, processes)
         maps.append((place / 'scene.tif').read_bytes())
     assert maps[0] == maps[1]
+
+
+def test_embeddings_of_scenes(tmp_path):
+    root = write_scenes(tmp_path / 'scenes')
+    data = {
+        'class_path': 'torchgeo_explora.datamodules.ScenesDataModule',
+        'init_args': {'paths': str(root), 'size': 48, 'batch_size': 8},
+    }
+    files = []
+    for processes in (1, 2):
+        place = tmp_path / str(processes)
+        place.mkdir()
+        config = write_config(place, 'ExploraKNNTask', {}, data)
+        torchgeo('predict', config, processes)
+        files.append((place / 'embeddings.parquet').read_bytes())
+    assert files[0] == files[1]

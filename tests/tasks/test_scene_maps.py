@@ -156,7 +156,7 @@ def test_blocks_of_another_model_are_thrown_away(scene, tmp_path, monkeypatch):
     whole = predict(task, scene, target)
     target.unlink()
     with monkeypatch.context() as patch:
-        patch.setattr(RasterWriter, '_join', lambda *arguments: 1 / 0)
+        patch.setattr(RasterWriter, 'join', lambda *arguments: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             predict(task, scene, target)
     with torch.no_grad():
@@ -167,7 +167,7 @@ def test_blocks_of_another_model_are_thrown_away(scene, tmp_path, monkeypatch):
 def test_blocks_of_another_setting_are_thrown_away(scene, tmp_path, monkeypatch):
     target = tmp_path / 'out.tif'
     with monkeypatch.context() as patch:
-        patch.setattr(RasterWriter, '_join', lambda *arguments: 1 / 0)
+        patch.setattr(RasterWriter, 'join', lambda *arguments: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             predict(segmenter(), scene, target)
     torch.manual_seed(0)

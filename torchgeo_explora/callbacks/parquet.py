@@ -1,5 +1,6 @@
 """Predictions of a run, as one Parquet file."""
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -15,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from PIL import Image
 from torch import Tensor
 
-from torchgeo_explora.adapt import base_fingerprint
+from torchgeo_explora.adapt import base_fingerprint, delta_state_dict, fingerprint
 from torchgeo_explora.callbacks.geoparquet import (
     geo_metadata,
     geometry_columns,
@@ -93,6 +94,13 @@ class EmbeddingWriter(PartWriter):
             *(datamodule.batch_size, len(dataset), source),
             *(str(datamodule.value_range), datamodule.bands),
         ]
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let the data module skip finished parts."""
+        super().setup(trainer, pl_module, stage)
+        if hasattr(_dataset(trainer), 'footprints'):
+            # Lightning would keep every row until the end, and an area may not fit.
+            trainer.predict_loop.return_predictions = False
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start with no rows."""
@@ -186,7 +194,7 @@ class EmbeddingWriter(PartWriter):
             return
         notes = self._notes(trainer, pl_module, parts)
         numbered = hasattr(getattr(trainer, 'datamodule', None), 'finished')
-        tables = map(_read, parts)
+        tables: Iterator[pa.Table] = map(_read, parts)
         if not numbered:
             tables = _once(tables, in_order=trainer.world_size == 1)
         schema = _read(parts[0]).schema.with_metadata(notes)
@@ -214,7 +222,7 @@ class EmbeddingWriter(PartWriter):
             ours = {
                 'version': __version__,
                 'model': pl_module.backbone.arguments.get('model', ''),
-                'fingerprint': base_fingerprint(pl_module.backbone),
+                'fingerprint': model_fingerprint(pl_module.backbone),
                 'image_size': pl_module.image_size,
                 'pooling': pl_module.hparams.get('pooling', 'cls'),
                 'mean': list(pl_module.mean),
@@ -223,6 +231,14 @@ class EmbeddingWriter(PartWriter):
             }
             notes['explora'] = json.dumps(ours)
         return notes
+
+
+def model_fingerprint(backbone: Any) -> str | None:
+    """Return the fingerprint of a backbone, as `fold_delta` gives it with a delta."""
+    base, delta = base_fingerprint(backbone), delta_state_dict(backbone)
+    if not delta:
+        return base
+    return hashlib.sha256(f'{base}\n{fingerprint(delta)}'.encode()).hexdigest()
 
 
 def _dataset(trainer: Any) -> Any:

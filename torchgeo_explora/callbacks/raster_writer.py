@@ -1,7 +1,7 @@
 """A raster of classes or embeddings, written block by block."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,13 @@ from rasterio.transform import Affine
 from rasterio.windows import Window
 from torch import Tensor
 
+from torchgeo_explora.callbacks.cog import write_cog
+from torchgeo_explora.callbacks.parquet import model_fingerprint
 from torchgeo_explora.callbacks.part_writer import PartWriter
+from torchgeo_explora.callbacks.principal import Basis, principal_components
 from torchgeo_explora.datasets.pixels.raster_blocks import CACHE
 from torchgeo_explora.datasets.pixels.raster_file import open_raster
+from torchgeo_explora.version import __version__
 from torchgeo_explora.writing import replacing
 
 #: Value of 8-bit classes where there is no data.
@@ -24,21 +28,40 @@ _NO_CLASS = 255
 
 
 class RasterWriter(PartWriter):
-    """Write a task's map of a `RasterSceneDataModule` as a GeoTIFF.
+    """Write a task's map of a `RasterSceneDataModule` as a cloud-optimised GeoTIFF.
 
     Coordinate system and transform, or ground control points, are those of the scene.
     Classes have 8 bits, 255 where there is no data; embeddings are float32 with one
-    band per value, NaN where there is no data.
+    band per value, NaN where there is no data. Tags name the model and its fingerprint.
 
     A part is a block of the scene; see `PartWriter` for runs that are interrupted or
     shared. `Trainer.predict` returns nothing.
 
     Args:
         path: The file; `scene.tif` in the trainer's root folder if None.
+        components: k, number of principal components that embeddings are reduced to;
+            all values if None. They are those of all cells of this scene.
+        tags: Further tags of the file.
     """
 
     file = 'scene.tif'
     suffix = '.npy'
+
+    def __init__(
+        self,
+        path: str | Path | None = None,
+        components: int | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """Write while predicting.
+
+        Raises:
+            ValueError: If the number of components is below 1.
+        """
+        if components is not None and components < 1:
+            raise ValueError(f'*components* is {components}: give 1 or more, or None')
+        super().__init__(path)
+        self.components, self.tags = components, dict(tags or {})
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let the data module skip finished blocks."""
@@ -73,14 +96,55 @@ class RasterWriter(PartWriter):
             np.save(file, prediction.cpu().numpy())
 
     def join(self, trainer: Trainer, pl_module: Any, parts: list[Path]) -> None:
-        """Write the map from its blocks."""
+        """Write the map from its blocks.
+
+        Raises:
+            ValueError: If *components* does not fit what is mapped.
+        """
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        self._join(datamodule, pl_module)
+        first = np.load(parts[0], mmap_mode='r')
+        tags = {
+            'EXPLORA_VERSION': __version__,
+            'EXPLORA_MODEL': str(pl_module.backbone.arguments.get('model', '')),
+            'EXPLORA_FINGERPRINT': str(model_fingerprint(pl_module.backbone)),
+            **self.tags,
+        }
+        basis = None
+        if self.components is not None:
+            if first.dtype == np.uint8:
+                raise ValueError(
+                    '*components* is for embeddings, and this task maps classes: leave'
+                    ' it out'
+                )
+            basis = principal_components(map(np.load, parts), self.components)
+            share = ' '.join(f'{value:.4f}' for value in basis.shares)
+            tags['EXPLORA_SHARE_OF_VARIANCE'] = share
+        assert self._folder is not None
+        whole = self._folder / 'whole.tif'
+        with rasterio.Env(GDAL_CACHEMAX=CACHE):
+            profile = self._profile(datamodule, pl_module.cell, first, basis)
+            with (
+                replacing(whole) as part,
+                rasterio.open(part, 'w', **profile) as file,
+            ):
+                file.update_tags(**tags)
+                dataset = datamodule.predict_dataset
+                for number in range(dataset.blocks):
+                    corner = dataset.corner(number)
+                    top, left = (side // pl_module.cell for side in corner)
+                    values = np.load(self.part(number))
+                    if basis is not None:
+                        values = basis.project(values)
+                    height, width = values.shape[1:]
+                    file.write(values, window=Window(left, top, width, height))
+            with replacing(self.target) as part:
+                write_cog(whole, part)
         rank_zero_info(f'scene: {self.target}')
 
-    def _join(self, datamodule: Any, pl_module: Any) -> None:
-        dataset, cell = datamodule.predict_dataset, pl_module.cell
-        first = np.load(self.part(0), mmap_mode='r')
+    def _profile(
+        self, datamodule: Any, cell: int, first: Any, basis: Basis | None
+    ) -> dict[str, Any]:
+        """Return the form of the map."""
         with open_raster(datamodule.path) as scene:
             crs, transform = scene.crs, scene.transform
             points, system = scene.gcps
@@ -95,32 +159,21 @@ class RasterWriter(PartWriter):
                 f'{datamodule.path} has no coordinate system, so {self.target} will'
                 ' have none'
             )
-        classes = first.dtype == np.uint8
-        with (
-            replacing(self.target) as part,
-            rasterio.Env(GDAL_CACHEMAX=CACHE),
-            rasterio.open(
-                part,
-                'w',
-                driver='GTiff',
-                count=len(first),
-                height=-(-dataset.height // cell),
-                width=-(-dataset.width // cell),
-                dtype=first.dtype,
-                **place,
-                nodata=_NO_CLASS if classes else np.nan,
-                compress='deflate',
-                tiled=True,
-                blockxsize=256,
-                blockysize=256,
-                BIGTIFF='IF_SAFER',
-            ) as file,
-        ):
-            for number in range(dataset.blocks):
-                top, left = (side // cell for side in dataset.corner(number))
-                values = np.load(self.part(number))
-                height, width = values.shape[1:]
-                file.write(values, window=Window(left, top, width, height))
+        dataset = datamodule.predict_dataset
+        return {
+            'driver': 'GTiff',
+            'count': len(first) if basis is None else len(basis.shares),
+            'height': -(-dataset.height // cell),
+            'width': -(-dataset.width // cell),
+            'dtype': first.dtype,
+            **place,
+            'nodata': _NO_CLASS if first.dtype == np.uint8 else np.nan,
+            'tiled': True,
+            'blockxsize': 256,
+            'blockysize': 256,
+            'interleave': 'band',
+            'BIGTIFF': 'IF_SAFER',
+        }
 
 
 def _in_cells(point: GroundControlPoint, cell: int) -> GroundControlPoint:

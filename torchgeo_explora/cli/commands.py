@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentError, ArgumentParser
 
+from torchgeo_explora.cli import imagery
 from torchgeo_explora.cli.analyze import analyze, suggest
-from torchgeo_explora.cli.embed import embed, search
 
 # Heavy libraries are imported by the command that needs them, so that help is quick.
 
@@ -320,8 +320,9 @@ COMMANDS: dict[Callable[..., int | None], tuple[str, ...]] = {
     pull: ('repo', 'output'),
     prepare: ('dataset', 'output'),
     verify: ('folders',),
-    embed: ('source', 'output'),
-    search: ('file', 'query'),
+    imagery.embed: ('source', 'output'),
+    imagery.search: ('file', 'query'),
+    imagery.map: ('source', 'output'),
     analyze: ('source', 'output'),
     suggest: ('source',),
     completion: (),

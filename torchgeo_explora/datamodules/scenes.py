@@ -15,8 +15,8 @@ class ScenesDataModule(PartsDataModule):
     """Unlabelled batches of `SceneWindows`.
 
     There is nothing to validate or test with. Prediction covers every pixel once, by
-    the windows of `SceneTiles`, whose arguments are those of the same names here; cloud
-    masks and *max_invalid* have no influence. Only series, with *times* above 1, are
+    the windows of `SceneTiles`, whose arguments are those of the same names here;
+    clouds and *max_invalid* have no influence. Only series, with *times* above 1, are
     predicted for the windows drawn. *aug* maps *value_range* to [0, 1].
 
     Args:
@@ -70,7 +70,10 @@ class ScenesDataModule(PartsDataModule):
                 '*res* is not for prediction, which reads the scenes as they are: give'
                 ' scenes of this resolution, such as VRTs'
             )
-        names = ('size', 'crs', 'bands', 'assets', 'nodata', 'value_range', 'on_error')
+        names = (
+            *('size', 'crs', 'bands', 'assets', 'nodata', 'mask'),
+            *('value_range', 'on_error', 'transforms'),
+        )
         return SceneTiles(
             self.paths, **{n: self.kwargs[n] for n in names if n in self.kwargs}
         )

@@ -2,6 +2,7 @@
 
 from torchgeo_explora.export.embeddings import embed
 from torchgeo_explora.export.hub import from_hub, push_to_hub
+from torchgeo_explora.export.maps import map_scenes
 from torchgeo_explora.export.onnx_file import export_onnx
 from torchgeo_explora.export.peft_folder import export_peft, export_peft_transformers
 from torchgeo_explora.export.rebuild import rebuild
@@ -29,6 +30,7 @@ __all__ = [
     'export_torchgeo_segmentation',
     'export_transformers',
     'from_hub',
+    'map_scenes',
     'push_to_hub',
     'rebuild',
     'search',

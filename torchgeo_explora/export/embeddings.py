@@ -79,6 +79,7 @@ def embed(
     in_channels: int | None = None,
     value_range: tuple[Any, Any] | None = None,
     nodata: float | None = None,
+    mask: str | None = None,
     crs: str | None = None,
     on_error: OnError = 'raise',
     batch_size: int = 64,
@@ -112,6 +113,8 @@ def embed(
         in_channels: Channels of a model by name; 3 if None.
         value_range: (low, high) of the values; by default that of the stored type.
         nodata: Value of pixels without data, if scenes do not declare it.
+        mask: What replaces a scene's suffix in the name of its cloud mask, such as
+            '_cloud.tif': these files are not scenes.
         crs: Coordinate system of the geometries; that of the scenes if they have one in
             common, else longitude and latitude.
         on_error: 'raise' stops at what cannot be read, 'skip' leaves it out.
@@ -158,7 +161,12 @@ def embed(
     datamodule = open_source(
         source,
         kind,
-        {'size': window or task.image_size, 'assets': assets, 'nodata': nodata},
+        {
+            'size': window or task.image_size,
+            'assets': assets,
+            'nodata': nodata,
+            'mask': mask,
+        },
         {'size': task.image_size},
         options,
     )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from torchgeo_explora.adapt import base_fingerprint
+from torchgeo_explora.callbacks.parquet import model_fingerprint
 from torchgeo_explora.datasets.pixels.reader import ImageReader
 from torchgeo_explora.datasets.pixels.scaling import check_range, to_unit
 from torchgeo_explora.export.contact_sheet import contact_sheet
@@ -163,11 +163,11 @@ def _embedder(
         delta=None if delta is None else os.fspath(delta),
         image_size=file.notes['image_size'],
     ).eval()
-    fingerprint = base_fingerprint(embedder.backbone)
+    fingerprint = model_fingerprint(embedder.backbone)
     if fingerprint != file.notes['fingerprint']:
         raise ValueError(
-            f'{file.path} was written with the model {file.notes["fingerprint"][:12]},'
-            f' this one is {fingerprint[:12]}: give the same weights and delta'
+            f'{file.path} was written with the model {file.notes["fingerprint"]:.12},'
+            f' this one is {fingerprint:.12}: give the same weights and delta'
         )
     return embedder
 

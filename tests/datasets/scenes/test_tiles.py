@@ -5,7 +5,7 @@ import pytest
 import rasterio
 import torch
 
-from tests.data.scenes import write_scene, write_scenes
+from tests.data.scenes import write_mask, write_scene, write_scenes
 from torchgeo_explora.datasets.scenes.tiles import SceneTiles
 
 
@@ -67,3 +67,8 @@ def test_scenes_of_another_type_are_named(tmp_path):
         SceneTiles(tmp_path, size=32)
     with pytest.warns(UserWarning, match='they are left out'):
         assert len(SceneTiles(tmp_path, size=32, on_error='skip')) == 2
+
+
+def test_cloud_masks_are_not_scenes(tmp_path):
+    write_mask(write_scene(tmp_path / 'a.tif', size=(32, 32)), (0, 8, 0, 8))
+    assert len(SceneTiles(tmp_path, size=32, mask='_cloud.tif')) == 1

@@ -61,9 +61,10 @@ class RasterBlocks(NonGeoDataset):
     ) -> None:
         """Read the header."""
         self.path = os.fspath(path)
-        # An address, a raster of a container, or a path into an archive.
-        remote = ':' in self.path or self.path.startswith('/vsi')
-        if not remote and not os.path.exists(self.path):
+        # An address, a raster of a container, a path into an archive, or the XML of a
+        # virtual raster.
+        elsewhere = ':' in self.path or self.path.startswith(('/vsi', '<'))
+        if not elsewhere and not os.path.exists(self.path):
             raise FileNotFoundError(f'no raster at {path}')
         if block % stride:
             raise ValueError(

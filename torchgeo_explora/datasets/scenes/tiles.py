@@ -77,6 +77,8 @@ class SceneTiles(TableDataset):
         bands: Names or numbers of the bands, in the model's order; all if None.
         assets: Keys of the assets of STAC items.
         nodata: Value of pixels without data, if the files do not declare it.
+        mask: What replaces a scene's suffix in the name of its cloud mask, which is not
+            a scene; clouds are not looked at.
         value_range: (low, high) of the values; as for `SceneWindows`.
         on_error: 'raise' stops at a scene or a window that cannot be read, 'skip'
             leaves it out.
@@ -105,6 +107,7 @@ class SceneTiles(TableDataset):
         bands: Sequence[int | str] | None = None,
         assets: Sequence[str] = (),
         nodata: float | None = None,
+        mask: str | None = None,
         value_range: tuple[float, float]
         | tuple[Sequence[float], Sequence[float]]
         | None = None,
@@ -115,7 +118,7 @@ class SceneTiles(TableDataset):
         check_side(size)
         self.nodata = nodata
         self._warp_to = None if crs is None else CRS.from_user_input(crs)
-        listed, problems = list_scenes(paths, assets)
+        listed, problems = list_scenes(paths, assets, mask)
         chosen = select_scenes(listed, bands, any_type=value_range is not None)
         grids: list[_Grid] = []
         self.scenes: list[Scene] = []

@@ -19,6 +19,7 @@ def embed(
     in_channels: int | None = None,
     value_range: tuple[Any, Any] | None = None,
     nodata: float | None = None,
+    mask: str | None = None,
     crs: str | None = None,
     on_error: Literal['raise', 'skip'] = 'raise',
     batch_size: int = 64,
@@ -50,6 +51,8 @@ def embed(
         in_channels: Channels of the model; 3 by default.
         value_range: Lowest and highest value; that of the stored type by default.
         nodata: Value of pixels without data, if scenes do not declare it.
+        mask: What replaces a scene's suffix in the name of its cloud mask, such as
+            _cloud.tif; these files are not scenes.
         crs: Coordinate system of the geometries; that of the scenes by default, or
             longitude and latitude where they have several.
         on_error: Whether to stop at what cannot be read, or to leave it out.
@@ -80,6 +83,7 @@ def embed(
         in_channels=in_channels,
         value_range=value_range,
         nodata=nodata,
+        mask=mask,
         crs=crs,
         on_error=on_error,
         batch_size=batch_size,
@@ -127,3 +131,78 @@ def search(
         place = f' {row["column"]},{row["row"]}' if 'column' in row else ''
         print(f'{rank:3} {row["similarity"]:.4f} {name}{place}')
     print(f'wrote {output} and its contact sheet')
+
+
+def map(
+    source: str,
+    output: str,
+    model: str | None = None,
+    weights: bool | str = True,
+    delta: str | None = None,
+    image_size: int | None = None,
+    checkpoint: str | None = None,
+    components: int | None = None,
+    channels: list[int] | None = None,
+    bands: list[str] | None = None,
+    assets: list[str] | None = None,
+    value_range: tuple[Any, Any] | None = None,
+    block: int = 1024,
+    on_error: Literal['raise', 'skip'] = 'raise',
+    num_workers: int = 0,
+    overwrite: bool = False,
+    devices: int = 1,
+    num_nodes: int = 1,
+    precision: str | None = None,
+) -> None:
+    """Write maps of scenes: patch embeddings, or the classes of a trained task.
+
+    If it is interrupted, the same command continues where it stopped.
+
+    Args:
+        source: A scene, a folder of scenes, a pattern, a VRT or a .json file of STAC
+            items.
+        output: The file to write for one scene, .tif; else a folder.
+        model: Name of a timm model, or the class path of a backbone, for embeddings.
+        weights: A file or the name of published weights; timm's own by default, or
+            those that a checkpoint was trained with.
+        delta: The file of a delta for these weights.
+        image_size: Side of the windows in pixels; 224 by default.
+        checkpoint: A trained task's .ckpt, to map its classes instead.
+        components: Number of principal components to write instead of embeddings.
+        channels: Numbers of the bands, from 1, in the model's order.
+        bands: Names of these bands, if the files do not name them.
+        assets: Keys of the assets of STAC items, in the order of the bands.
+        value_range: Lowest and highest value; that of the stored type by default.
+        block: Side in pixels of what is read and kept at once.
+        on_error: Whether to stop at a scene that cannot be read, or to leave it out.
+        num_workers: Processes that read blocks.
+        overwrite: Whether to replace maps.
+        devices: GPUs, or processes on a CPU.
+        num_nodes: Machines, if Lightning runs on several.
+        precision: Lightning's, such as bf16-mixed; float32 by default.
+    """
+    from torchgeo_explora import export
+
+    written = export.map_scenes(
+        source,
+        output,
+        model,
+        weights,
+        delta,
+        image_size,
+        checkpoint=checkpoint,
+        components=components,
+        channels=channels,
+        bands=bands,
+        assets=assets or (),
+        value_range=value_range,
+        block=block,
+        on_error=on_error,
+        num_workers=num_workers,
+        overwrite=overwrite,
+        devices=devices,
+        num_nodes=num_nodes,
+        precision=precision,
+    )
+    for path in written:
+        print(f'wrote {path}')
