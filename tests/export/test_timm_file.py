@@ -206,7 +206,7 @@ def test_stock_pixel_regression_takes_the_file(trained, picture, tmp_path):
 
 
 def test_stock_change_detection_takes_the_file(trained, picture, tmp_path):
-    """Two equal images give the features of one; TorchGeo's task trains on two dates."""
+    """Two equal images give the features of one; the stock task trains on two dates."""
     backbone, path = trained('stock'), tmp_path / 'backbone.ckpt'
     name = export_torchgeo_segmentation(backbone, path, dates=2)
     task = ChangeDetection('dpt', name, str(path))

@@ -150,8 +150,8 @@ def load_delta[M: nn.Module](backbone: M, path: str | os.PathLike[str]) -> M:
     folded = lineage(backbone) or ''
     if base != metadata['base'] and (not folded or folded != metadata.get('lineage')):
         raise ValueError(
-            f'{path}: this delta was trained on base {printable(metadata["base"][:12])}, this'
-            ' backbone is '
+            f'{path}: this delta was trained on base'
+            f' {printable(metadata["base"][:12])}, this backbone is '
             f'{(base or "without values")[:12]}: load the same weights'
         )
     _check_groups(backbone, metadata['arguments'])

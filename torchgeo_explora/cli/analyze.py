@@ -132,12 +132,11 @@ def suggest(
 
 def _table(reports: Any) -> str:
     """Return the numbers of an analysis as lines of text."""
-    lines = [
-        ''.join(
-            ['model   ', ' block', '  eigenvalue', '  position', '   class']
-            + ['  entropy', '  distance']
-        )
-    ]
+    heading = (
+        *('model   ', ' block', '  eigenvalue', '  position', '   class'),
+        *('  entropy', '  distance'),
+    )
+    lines = [''.join(heading)]
     for model, blocks in reports.items():
         for block in blocks:
             known = block.class_accuracy
