@@ -60,7 +60,8 @@ def push_to_hub(
         shutil.copyfile(path, Path(folder) / _NAME)
         card.save(Path(folder) / 'README.md')
         try:
-            api.create_repo(repo, private=private, exist_ok=True)
+            with hub_or_offline(api.endpoint):
+                api.create_repo(repo, private=private, exist_ok=True)
             commit = api.upload_folder(
                 repo_id=repo, folder_path=folder, commit_message='Upload a delta'
             )
