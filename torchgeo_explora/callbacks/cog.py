@@ -1,12 +1,28 @@
 """Cloud-optimised GeoTIFFs."""
 
 import os
+from typing import Any
 
+import numpy as np
 import rasterio
 import rasterio.shutil
 
 # A block of all bands is held while it is written.
 _LARGEST = 2**24
+
+
+def block_side(count: int, dtype: Any) -> int:
+    """Return the side of the blocks of a cloud-optimised GeoTIFF.
+
+    A source with blocks of this side is read once, with little memory.
+
+    Args:
+        count: Number of bands.
+        dtype: Type of the values.
+    """
+    value = count * np.dtype(dtype).itemsize
+    sides = (512, 256, 128)
+    return next((side for side in sides if value * side**2 <= _LARGEST), 64)
 
 
 def write_cog(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
@@ -24,8 +40,7 @@ def write_cog(source: str | os.PathLike[str], target: str | os.PathLike[str]) ->
     """
     with rasterio.open(source) as file:
         classes = file.dtypes[0] == 'uint8'
-        value = file.count * (1 if classes else 4)
-    side = next(s for s in (512, 256, 128, 64) if value * s**2 <= _LARGEST or s == 64)
+        side = block_side(file.count, file.dtypes[0])
     rasterio.shutil.copy(
         source,
         target,

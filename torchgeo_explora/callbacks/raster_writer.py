@@ -14,7 +14,7 @@ from rasterio.transform import Affine
 from rasterio.windows import Window
 from torch import Tensor
 
-from torchgeo_explora.callbacks.cog import write_cog
+from torchgeo_explora.callbacks.cog import block_side, write_cog
 from torchgeo_explora.callbacks.parquet import model_fingerprint
 from torchgeo_explora.callbacks.part_writer import PartWriter
 from torchgeo_explora.callbacks.principal import Basis, principal_components
@@ -160,17 +160,19 @@ class RasterWriter(PartWriter):
                 ' have none'
             )
         dataset = datamodule.predict_dataset
+        count = len(first) if basis is None else len(basis.shares)
+        side = block_side(count, first.dtype)
         return {
             'driver': 'GTiff',
-            'count': len(first) if basis is None else len(basis.shares),
+            'count': count,
             'height': -(-dataset.height // cell),
             'width': -(-dataset.width // cell),
             'dtype': first.dtype,
             **place,
             'nodata': _NO_CLASS if first.dtype == np.uint8 else np.nan,
             'tiled': True,
-            'blockxsize': 256,
-            'blockysize': 256,
+            'blockxsize': side,
+            'blockysize': side,
             'interleave': 'band',
             'BIGTIFF': 'IF_SAFER',
         }
