@@ -95,10 +95,10 @@ def _find_fault(manifest: Any) -> str:
         return "'classes' is not a list of names"
     if not _is_seal(manifest['index']):
         return "'index' has no size and SHA-256"
-    for name, good in _ATTRIBUTES.items():
-        value = manifest['attributes'].get(name)
-        if name in manifest['attributes'] and not good(value):
-            return f'its {name} is {str(value)[:80]!r}'
+    attributes = manifest['attributes']
+    for key, good in _ATTRIBUTES.items():
+        if key in attributes and not good(attributes[key]):
+            return f'its {key} is {str(attributes[key])[:80]!r}'
     names = set()
     for shard in manifest['shards']:
         if not isinstance(shard, dict):
