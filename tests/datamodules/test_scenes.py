@@ -1,5 +1,6 @@
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from torch.testing import assert_close
 
 from torchgeo_explora.datamodules import ScenesDataModule
@@ -90,3 +91,12 @@ def test_workers_read_what_the_main_process_reads(root, workers):
     data.finished = lambda: set(range(8, 50))
     batches = list(data.predict_dataloader())
     assert torch.equal(torch.cat([b['image'] for b in batches]), torch.stack(alone))
+
+
+@pytest.mark.parametrize('paths', ['a', ['a', 'b']])
+def test_configuration_may_name_one_path_or_several(paths):
+    parser = ArgumentParser()
+    parser.add_class_arguments(ScenesDataModule, 'data')
+    config = parser.parse_object({'data': {'paths': paths}})
+    given = [paths] if isinstance(paths, str) else paths
+    assert parser.instantiate_classes(config).data.paths == given

@@ -33,7 +33,8 @@ class ScenesDataModule(PartsDataModule):
 
     def __init__(
         self,
-        paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = 'data',
+        # A list first: the command line would make a text of it for the others.
+        paths: Sequence[str | os.PathLike[str]] | str | os.PathLike[str] = 'data',
         batch_size: int = 64,
         num_workers: int = 0,
         pin_memory: bool = True,
