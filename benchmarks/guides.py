@@ -3,10 +3,11 @@
     nice -n 10 python benchmarks/guides.py --output benchmarks/results/guides.json
 
 Generated scenes of three regions (slopes that are brighter above, below, or neither),
-seen by three sensors (tint, haze, noise, tone), each combination equally often. A tiny base of random weights is trained on them, once without guides and once
-with the region as a guide and the sensor as an adversary, for three seeds. A linear
-probe (ridge regression on one-hot targets) then finds region, sensor and land cover in
-the teacher's class tokens of other scenes.
+seen by three sensors (tint, haze, noise, tone), each combination equally often. A tiny
+base of random weights is trained on them, once without guides and once with the region
+as a guide and the sensor as an adversary, for three seeds. A linear probe (ridge
+regression on one-hot targets) then finds region, sensor and land cover in the teacher's
+class tokens of other scenes.
 """
 
 import argparse
@@ -130,6 +131,23 @@ def probe(
         right = (second @ weights).argmax(1) == test[key]
         found[key] = right.float().mean().item()
     return found
+
+
+def table(content: dict[str, Any]) -> str:
+    """Return the accuracies of all seeds as a table of Markdown."""
+    factors = {
+        'region': 'region, guided',
+        'sensor': 'sensor, adversarial',
+        'label': 'land cover',
+    }
+    lines = [f'| seed | guides | {" | ".join(factors.values())} |']
+    lines += ['|---|---|---|---|---|']
+    for part, record in content.items():
+        if part.startswith('seed'):
+            for name in ('without guides', 'with guides'):
+                found = [f'{record[name]["probe"][key]:.3f}' for key in factors]
+                lines.append(f'| {part[5:]} | {name[:-7]} | {" | ".join(found)} |')
+    return '\n'.join(lines)
 
 
 def main() -> None:
