@@ -3,11 +3,11 @@ r"""How many images a gain takes: EuroSAT RGB, a ViT-Ti, one core.
     OMP_NUM_THREADS=1 python benchmarks/study.py --data data/eurosat_rgb \
         --weights data/vit_tiny_patch16_224.safetensors --output outputs/study
 
-The data folder holds train/, val/ and test/, one folder a class inside. Each contender of
-`CONTENDERS` runs once per seed, from global views of 64 and local views of 32 pixels.
-Before the first step and at the steps of `STEPS`, 10-NN accuracy on the validation split
-and the measures without labels are appended to `study.jsonl` in the output folder, with
-the commit, and the delta is kept. Runs that are there are skipped, so the study can be
+The data folder holds train/, val/ and test/, one folder a class inside. Each contender
+of `CONTENDERS` runs once per seed, from global views of 64 and local views of 32 pixels.
+Before the first step and at the steps of `STEPS`, 10-NN accuracy on the validation
+split and the measures without labels are appended to `study.jsonl` in the output
+folder, with the commit, and the delta is kept. Runs that are there are skipped, so the study can be
 stopped and started at will; a run that was stopped begins again.
 
 `--table` prints what the lines say: images until a gain, and how the measures without
@@ -45,7 +45,7 @@ COMMON: dict[str, Any] = {
 }
 HEAD = {'prototypes': 512, 'hidden_dim': 512, 'bottleneck_dim': 64}
 COLD = HEAD | {'teacher_temperature': (0.02, 0.03)}
-#: Settings for few images: a rate ten times that of `recipe`, and a teacher that follows.
+#: For few images: ten times the rate of `recipe`, and a teacher that follows.
 SHORT: dict[str, Any] = {
     'rank': 16,
     'alpha': 16,
