@@ -4,14 +4,14 @@ r"""How many images a gain takes: EuroSAT RGB, a ViT-Ti, one core.
         --weights data/vit_tiny_patch16_224.safetensors --output outputs/study
 
 The data folder holds train/, val/ and test/, one folder a class inside. Each contender
-of `CONTENDERS` runs once per seed, from global views of 64 and local views of 32 pixels.
+of `CONTENDERS` runs once per seed, with global views of 64 and local ones of 32 pixels.
 Before the first step and at the steps of `STEPS`, 10-NN accuracy on the validation
 split and the measures without labels are appended to `study.jsonl` in the output
-folder, with the commit, and the delta is kept. Runs that are there are skipped, so the study can be
-stopped and started at will; a run that was stopped begins again.
+folder, with the commit, and the delta is kept. Runs that are there are skipped, so the
+study can be stopped and started at will; a run that was stopped begins again.
 
-`--table` prints what the lines say: images until a gain, and how the measures without
-labels order the checkpoints.
+`--table` only prints what the lines say: how many images a gain of 5 and of 10 points
+took.
 """
 
 import argparse
