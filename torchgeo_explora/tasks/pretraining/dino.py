@@ -10,8 +10,16 @@ from torchgeo_explora.augment import MultiCropOptions
 from torchgeo_explora.models.backbones.backbone import Backbone
 from torchgeo_explora.objectives import DINOv2, DINOv2Options
 from torchgeo_explora.tasks.pretraining.base import PretrainingOptions, PretrainingTask
+from torchgeo_explora.tasks.pretraining.recipe import (
+    RECIPES,
+    SHORT_RUN,
+    Recipe,
+    shortened,
+)
 from torchgeo_explora.tasks.run.adaptation import as_options, plain
 from torchgeo_explora.tasks.run.optimizer import Schedule, without_decay
+
+_BASE_LR = 1e-3
 
 
 class ExploraDinoTask(PretrainingTask):
@@ -25,6 +33,10 @@ class ExploraDinoTask(PretrainingTask):
 
     Args:
         model: Name of a timm VisionTransformer, a backbone, or its class path.
+        recipe: 'paper' leaves all defaults as they are. 'short' is for few images: a
+            small head, cold targets, a teacher that follows and a high rate, for what
+            was left at its default. 'auto' takes 'short' for runs of fewer than 2,000
+            optimizer steps; the start-up lines say which.
         objective: Head, temperatures, teacher, masks and weights of the terms.
         views: Number, size and scale of the crops, and their photometric changes.
         augmentations: Module from (B, C, H, W) in [0, 1] to `Views`, instead of
@@ -47,10 +59,11 @@ class ExploraDinoTask(PretrainingTask):
         self,
         model: Backbone | str = 'vit_large_patch14_dinov2',
         *,
+        recipe: Recipe = 'paper',
         objective: DINOv2Options = DINOv2Options(),
         views: MultiCropOptions = MultiCropOptions(),
         augmentations: nn.Module | None = None,
-        base_lr: float = 1e-3,
+        base_lr: float = _BASE_LR,
         schedule: Schedule = Schedule(),
         **pretraining: Any,
     ) -> None:
@@ -59,10 +72,19 @@ class ExploraDinoTask(PretrainingTask):
         super().__init__(
             PretrainingOptions(base_lr=base_lr, schedule=schedule, **pretraining)
         )
+        if recipe not in RECIPES:
+            raise ValueError(f'*recipe* is {recipe!r}: choose from {RECIPES}')
+        self.recipe, self._reason = recipe, 'as given'
         objective = as_options(DINOv2Options(), objective)
+        if recipe == 'short':
+            objective, self.options.base_lr = shortened(objective, base_lr, _BASE_LR)
         views = as_options(MultiCropOptions(), views)
         self.save_hyperparameters(
-            {'objective': plain(objective), 'views': plain(views)}
+            {
+                'objective': plain(objective),
+                'views': plain(views),
+                'base_lr': self.options.base_lr,
+            }
         )
         student = self.new_student(model)
         extras = student.record.take_extras()
@@ -79,6 +101,41 @@ class ExploraDinoTask(PretrainingTask):
                 ),
             )
         self.objective = DINOv2(student, augmentations, mask_token, **asdict(objective))
+
+    def setup(self, stage: str) -> None:
+        """Choose the recipe where it depends on the length of the run."""
+        if stage == 'fit' and self.recipe == 'auto':
+            self._choose_recipe()
+        super().setup(stage)
+
+    def _choose_recipe(self) -> None:
+        """Build the heads anew for a short run, and remember the choice."""
+        steps = self.trainer.estimated_stepping_batches
+        self.recipe = 'short' if 0 <= steps < SHORT_RUN else 'paper'
+        self._reason = f'{steps} optimizer steps planned, the limit is {SHORT_RUN}'
+        objective = self.objective
+        options, rate = objective.options, self.options.base_lr
+        if self.recipe == 'short':
+            options, self.options.base_lr = shortened(options, rate, _BASE_LR)
+            self.objective = DINOv2(
+                objective.student,
+                objective.augment,
+                objective.mask_token.detach(),
+                **asdict(options),
+            ).to(self.device)
+        self.save_hyperparameters(
+            {
+                'recipe': self.recipe,
+                'objective': plain(options),
+                'base_lr': self.options.base_lr,
+            }
+        )
+
+    def summary(self) -> str:
+        """Return what is about to run, with the recipe where it is not the paper's."""
+        if self.recipe == 'paper' and self._reason == 'as given':
+            return super().summary()
+        return f'{super().summary()}\nrecipe {self.recipe} ({self._reason})'
 
     def scaled_lr(self, effective_batch: int) -> float:
         """Return base_lr * sqrt(effective batch / 1024)."""
