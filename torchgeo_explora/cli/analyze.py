@@ -47,7 +47,11 @@ def analyze(
     adapted = None if delta is None else load_delta(build(), delta).eval()
     side = image_size or base.image_size[0]
     datamodule = open_source(
-        source, kind, {'size': side}, {'size': side}, {'bands': bands}
+        source,
+        kind,
+        {'size': side},
+        {'size': side},
+        {'bands': bands, 'value_range': value_range},
     )
     reports = run.analyze(
         datamodule, output, base, adapted, images, image_size, value_range
@@ -107,7 +111,11 @@ def suggest(
     base = build_backbone(model, weights, in_channels, image_size).eval()
     side = image_size or base.image_size[0]
     datamodule = open_source(
-        source, kind, {'size': side}, {'size': side}, {'bands': bands}
+        source,
+        kind,
+        {'size': side},
+        {'size': side},
+        {'bands': bands, 'value_range': value_range},
     )
     sample = Sample(datamodule, images)
     blocks = analyze_blocks(base, sample.batches(base, image_size, value_range))
