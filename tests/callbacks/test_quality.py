@@ -1,9 +1,11 @@
 """Quality without labels: what it measures, when, and when it is off."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch.utils.data import DataLoader, Dataset
 
@@ -258,3 +260,34 @@ def test_a_run_resumed_between_two_measurements_has_no_second_start(tmp_path):
     fit(tmp_path, second, ckpt_path=tmp_path / 'one.ckpt')
     assert [*second.history] == [0, 4, 5]
     assert second.history[0] == first.history[0]
+
+
+def test_a_checkpoint_follows_a_measure(tmp_path):
+    """With the settings that the page of the documentation gives."""
+    quality = LabelFreeQuality(every_n_steps=2)
+    best = ModelCheckpoint(
+        tmp_path,
+        'best-neighbours',
+        'quality/retrieval',
+        mode='max',
+        every_n_train_steps=2,
+    )
+    Trainer(
+        accelerator='cpu',
+        max_steps=5,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+        callbacks=[best, quality],
+    ).fit(Model(), Data())
+    assert best.best_model_path == str(tmp_path / 'best-neighbours.ckpt')
+    # Of the fourth step on, all images are alike.
+    assert best.best_model_score == quality.history[2]['retrieval']
+    assert quality.history[2]['retrieval'] > quality.history[4]['retrieval']
+
+
+def test_the_page_names_every_measure():
+    page = Path(__file__).parents[2] / 'docs' / 'quality.md'
+    rows = page.read_text(encoding='utf-8')
+    assert all(f'| `{name}` |' in rows for name in LabelFreeQuality.monitors)
