@@ -147,7 +147,7 @@ def test_suggestion_takes_the_lowest_of_the_deep_half_within_the_budget():
 
 @pytest.mark.parametrize('budget', [-0.1, 0, 7])
 def test_a_budget_is_a_share(budget):
-    with pytest.raises(ValueError, match='give a share, such as 0.07 for 7 %'):
+    with pytest.raises(ValueError, match=r'give a share, such as 0\.07'):
         suggest(plain(), [], budget)
 
 

@@ -173,8 +173,10 @@ def first_sample(trainer: Trainer, split: str) -> dict[str, Any] | str:
     """Return the first sample of a split, or why there is none."""
     datamodule = getattr(trainer, 'datamodule', None)
     dataset = getattr(datamodule, f'{split}_dataset', None)
+    if dataset is not None and not hasattr(dataset, '__len__'):
+        return f'the {split} split can only be iterated over'
     # Geospatial data sets are read by place, not by number.
-    if dataset is None or not hasattr(dataset, '__len__') or not len(dataset):
+    if dataset is None or not len(dataset):
         return f'there is no {split} split'
     try:
         return dict(dataset[0])

@@ -19,8 +19,8 @@ from torchgeo_explora.datasets.pixels.raster_file import (
     open_raster,
     raster_suffix,
 )
-from torchgeo_explora.datasets.scenes.listing import Scene
 from torchgeo_explora.datasets.scenes.raster_dataset import Scenes
+from torchgeo_explora.datasets.scenes.scene import Scene
 
 _SIDE = 128
 _LINE = 16
