@@ -143,3 +143,18 @@ def test_suggestion_takes_the_lowest_of_the_deep_half_within_the_budget():
     assert found.share <= 0.4
     with pytest.raises(ValueError, match=r'above \*budget\* 1.0%'):
         suggest(plain(), reports[:3], budget=0.01)
+
+
+@pytest.mark.parametrize('budget', [-0.1, 0, 7])
+def test_a_budget_is_a_share(budget):
+    with pytest.raises(ValueError, match=r'give a share, such as 0\.07'):
+        suggest(plain(), [], budget)
+
+
+@pytest.mark.parametrize('label', [torch.ones(6, 3).long(), torch.rand(6)])
+def test_labels_that_name_no_class_are_not_probed(label):
+    """Several labels of an image, or a measured value."""
+    backbone = plain()
+    (batch,) = batches(backbone)
+    reports = analyze_blocks(backbone, [{**batch, 'label': label}])
+    assert reports[0].class_accuracy is None

@@ -4,6 +4,7 @@ import pytest
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 
+from tests.callbacks.test_quality import Data, Model
 from torchgeo_explora.callbacks import (
     Curves,
     EmbeddingPictures,
@@ -123,3 +124,32 @@ def test_what_was_brought_before_stays(tmp_path):
     trainer = make(tmp_path)
     trainer.callbacks = downstream_callbacks(trainer, 'val_loss', 'min')
     assert downstream_callbacks(trainer, 'val_loss', 'min') == []
+
+
+def test_a_run_without_online_knn_can_be_resumed(tmp_path, monkeypatch):
+    """It has checkpoints on its way, not only one at its end."""
+    monkeypatch.setattr('torchgeo_explora.callbacks.defaults._STEPS', 2)
+    trainer = make(
+        tmp_path,
+        max_steps=5,
+        enable_progress_bar=False,
+        callbacks=[OnlineKNN(every_n_steps=0)],
+    )
+    (checkpoint,) = (
+        c for c in pretraining_callbacks(trainer) if isinstance(c, ModelCheckpoint)
+    )
+    trainer.callbacks.append(checkpoint)
+    saved = []
+
+    def save(path, *arguments, **options):
+        saved.append(trainer.global_step)
+
+    monkeypatch.setattr(trainer, 'save_checkpoint', save)
+
+    class Falling(Model):
+        def training_step(self, batch, batch_idx):
+            self.log('loss', 1 / (1 + self.global_step))
+            return super().training_step(batch, batch_idx)
+
+    trainer.fit(Falling(), Data())
+    assert {*saved} == {2, 4, 5}

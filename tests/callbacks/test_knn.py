@@ -4,7 +4,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from torchgeo_explora.callbacks import OnlineKNN
 
@@ -143,6 +143,20 @@ def test_a_data_set_that_cannot_be_read_by_number_turns_it_off(tmp_path, caplog)
     assert (
         'the val split cannot be read by number (RuntimeError: no such' in caplog.text
     )
+
+
+def test_a_data_set_without_a_length_turns_it_off(tmp_path, caplog):
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter([Points(40)[number] for number in range(40)])
+
+    caplog.set_level('INFO')
+    data = Data()
+    data.train_dataset = Stream()
+    callback = OnlineKNN()
+    _fit(tmp_path, callback, data)
+    assert not callback.history
+    assert 'the train split can only be iterated over' in caplog.text
 
 
 def test_no_interval_turns_it_off(tmp_path, caplog):

@@ -1,13 +1,18 @@
 """Quality without labels: what it measures, when, and when it is off."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch.utils.data import DataLoader, Dataset
 
 from torchgeo_explora.callbacks import LabelFreeQuality
 from torchgeo_explora.callbacks.quality import measures, place_views
 from torchgeo_explora.functional import alignment, lidar, rankme
+from torchgeo_explora.models.backbones.tokens import Features
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 
@@ -61,7 +66,7 @@ class Model(LightningModule):
         return colours
 
 
-def fit(place, quality, data=None, **arguments):
+def fit(place, quality, data=None, ckpt_path=None, **arguments):
     trainer = Trainer(
         accelerator='cpu',
         max_steps=5,
@@ -74,7 +79,7 @@ def fit(place, quality, data=None, **arguments):
         **arguments,
     )
     model = Model()
-    trainer.fit(model, data or Data())
+    trainer.fit(model, data or Data(), ckpt_path=ckpt_path)
     return trainer, model
 
 
@@ -145,3 +150,144 @@ def test_the_history_survives_a_checkpoint():
     other = LabelFreeQuality()
     other.load_state_dict(quality.state_dict())
     assert other.history == quality.history
+
+
+class Tokens(Model):
+    """A task that gives tokens: four per image, of one direction or of many."""
+
+    pooling = 'mean'
+
+    def embed_tokens(self, batch):
+        patch = batch['image'].flatten(2).mT[:, :4]
+        return Features(patch[:, 0], patch)
+
+
+def test_patch_rank_is_that_of_the_tokens_of_an_image(tmp_path):
+    """Of the pass that embeds the images: no image is seen once more."""
+    quality = LabelFreeQuality(every_n_steps=5, images=24)
+    trainer = Trainer(
+        accelerator='cpu',
+        max_steps=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+        callbacks=[quality],
+    )
+    model = Tokens()
+    trainer.fit(model, Data())
+    images = Images(24).images.flatten(2).mT[:, :4]
+    expected = sum(rankme(image).item() for image in images) / 24
+    assert quality.history[0]['patch_rank'] == pytest.approx(expected)
+    assert expected < rankme(torch.eye(4)[:, :3]) - 1
+    # Only the crops, in five views, go through `embed`.
+    assert set(model.seen) == {(7, 7)}
+
+
+def test_all_processes_have_the_values_of_the_first(tmp_path, monkeypatch):
+    """Else they could disagree on when to stop."""
+
+    def broadcast(self, value, src=0):
+        return {**value, 'rankme': 42.0} if isinstance(value, dict) else value
+
+    monkeypatch.setattr(SingleDeviceStrategy, 'broadcast', broadcast)
+    quality = LabelFreeQuality(every_n_steps=5)
+    fit(tmp_path, quality)
+    assert [each['rankme'] for each in quality.history.values()] == [42, 42]
+
+
+def test_early_stopping_finds_every_measure_in_every_epoch(tmp_path):
+    """6 batches an epoch, fewer than between two measurements."""
+    quality = LabelFreeQuality(every_n_steps=100)
+    stop = EarlyStopping('quality/retrieval', mode='max', patience=1)
+    trainer = Trainer(
+        accelerator='cpu',
+        max_epochs=9,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+        callbacks=[stop, quality],
+    )
+    trainer.fit(Model(), Data())
+    # 5 is the last step that the model planned.
+    assert [*quality.history] == [0, 5, 12]
+    assert set(quality.monitors) >= {f'quality/{n}' for n in quality.history[0]}
+
+
+def test_early_stopping_without_images_is_refused_at_the_start(tmp_path):
+    quality = LabelFreeQuality()
+    stop = EarlyStopping('quality/rankme', mode='max')
+    with pytest.raises(ValueError, match='watches quality/rankme, and quality without'):
+        Trainer(
+            accelerator='cpu',
+            max_steps=5,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=tmp_path,
+            callbacks=[stop, quality],
+        ).fit(Model(), Data(1))
+
+
+def test_a_callback_that_served_another_run_starts_anew(tmp_path):
+    quality = LabelFreeQuality(every_n_steps=2)
+    fit(tmp_path, quality)
+    first = dict(quality.history)
+    trainer, _ = fit(tmp_path, quality)
+    assert [*quality.history] == [*first]
+    assert 'quality/rankme' in trainer.callback_metrics
+
+
+def test_a_run_resumed_between_two_measurements_has_no_second_start(tmp_path):
+    first = LabelFreeQuality(every_n_steps=4)
+    trainer = Trainer(
+        accelerator='cpu',
+        max_steps=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+        callbacks=[first],
+    )
+    trainer.fit(Model(), Data())
+    trainer.save_checkpoint(tmp_path / 'one.ckpt')
+    second = LabelFreeQuality(every_n_steps=4)
+    fit(tmp_path, second, ckpt_path=tmp_path / 'one.ckpt')
+    assert [*second.history] == [0, 4, 5]
+    assert second.history[0] == first.history[0]
+
+
+def test_a_checkpoint_follows_a_measure(tmp_path):
+    """With the settings that the page of the documentation gives."""
+    quality = LabelFreeQuality(every_n_steps=2)
+    best = ModelCheckpoint(
+        tmp_path,
+        'best-neighbours',
+        'quality/retrieval',
+        mode='max',
+        every_n_train_steps=2,
+    )
+    Trainer(
+        accelerator='cpu',
+        max_steps=5,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+        callbacks=[best, quality],
+    ).fit(Model(), Data())
+    assert best.best_model_path == str(tmp_path / 'best-neighbours.ckpt')
+    # Of the fourth step on, all images are alike.
+    assert best.best_model_score == quality.history[2]['retrieval']
+    assert quality.history[2]['retrieval'] > quality.history[4]['retrieval']
+
+
+def test_the_page_names_every_measure():
+    page = Path(__file__).parents[2] / 'docs' / 'quality.md'
+    rows = page.read_text(encoding='utf-8')
+    assert all(f'| `{name}` |' in rows for name in LabelFreeQuality.monitors)

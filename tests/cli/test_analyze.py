@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from timm.models import register_model
 
+from tests.data.scenes import write_scene
 from torchgeo_explora.adapt import Adaptation, adapt, lora, save_delta
 from torchgeo_explora.cli import main
 from torchgeo_explora.models import ViT
@@ -91,3 +92,24 @@ def test_suggest_says_when_a_budget_is_too_small(place, capsys):
         main(command(place, 'suggest', '--budget', '0.01'))
     message = str(stop.value.code) + capsys.readouterr().err
     assert 'above *budget* 1.0%' in message
+
+
+def test_an_image_that_cannot_be_read_is_left_out_if_wanted(place, capsys):
+    (place / 'images' / 'field' / '00.png').write_bytes(b'not an image')
+    arguments = command(place, 'analyze', str(place / 'out'))
+    with pytest.raises(SystemExit, match=r"00\.png.*on_error='skip'"):
+        main(arguments)
+    with pytest.warns(UserWarning, match='skipped sample'):
+        assert not main([*arguments, '--on_error', 'skip'])
+    assert (place / 'out' / 'blocks.csv').exists()
+
+
+def test_scenes_of_a_type_without_a_usual_range(place, tmp_path):
+    """They need *value_range*, and are read with it."""
+    write_scene(tmp_path / 'scenes' / 'a.tif', size=(64, 64), dtype='int32')
+    arguments = command(place, 'suggest', '--output', str(place / 'evidence.png'))
+    arguments[1] = str(tmp_path / 'scenes')
+    arguments += ['--budget', '0.6']
+    with pytest.raises(SystemExit, match='value_range'):
+        main(arguments)
+    assert not main([*arguments, '--value_range', '[0, 10000]'])

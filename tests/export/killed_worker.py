@@ -8,8 +8,8 @@ import signal
 import sys
 
 from torchgeo_explora.export import embed
-from torchgeo_explora.export.embeddings import Embedder
 from torchgeo_explora.models import ViT
+from torchgeo_explora.tasks import ExploraKNNTask
 
 SIZES = {'patch_size': 8, 'embed_dim': 24, 'depth': 2, 'num_heads': 2}
 MODEL = 'vit_tiny_patch16_224'
@@ -22,7 +22,7 @@ def write(weights, scene, output):
 
 
 def die_in_the_second_batch():
-    predict, seen = Embedder.predict_batch, []
+    predict, seen = ExploraKNNTask.predict_batch, []
 
     def cut(self, batch):
         if seen:
@@ -30,7 +30,7 @@ def die_in_the_second_batch():
         seen.append(batch)
         return predict(self, batch)
 
-    Embedder.predict_batch = cut
+    ExploraKNNTask.predict_batch = cut
 
 
 if __name__ == '__main__':

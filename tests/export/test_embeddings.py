@@ -1,6 +1,7 @@
 """Embeddings of scenes and of folders of images, with their place."""
 
 import json
+import warnings
 from copy import deepcopy
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from lightning.pytorch import Trainer
 from PIL import Image
 from pyproj import Transformer
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.windows import Window
 from torch.testing import assert_close
 
@@ -21,8 +23,8 @@ from torchgeo_explora.callbacks import EmbeddingWriter
 from torchgeo_explora.callbacks.parquet import model_fingerprint
 from torchgeo_explora.datamodules import ScenesDataModule
 from torchgeo_explora.export import embed
-from torchgeo_explora.export.embeddings import Embedder
 from torchgeo_explora.models import ViT
+from torchgeo_explora.tasks import ExploraKNNTask
 from torchgeo_explora.tasks.run.backbone import fold_delta
 
 pytestmark = pytest.mark.filterwarnings('ignore')
@@ -156,7 +158,7 @@ def test_killed_three_times_and_resumed_gives_the_same_bytes(
 ):
     whole = run(scene, tmp_path / 'whole.parquet', backbone).read_bytes()
     target, seen = tmp_path / 'out.parquet', []
-    predict = Embedder.predict_batch
+    predict = ExploraKNNTask.predict_batch
     for _ in range(3):
         left = [1]
 
@@ -168,7 +170,7 @@ def test_killed_three_times_and_resumed_gives_the_same_bytes(
             return predict(self, batch)
 
         with monkeypatch.context() as patch:
-            patch.setattr(Embedder, 'predict_batch', cut)
+            patch.setattr(ExploraKNNTask, 'predict_batch', cut)
             with pytest.raises(RuntimeError, match='power cut'):
                 run(scene, target, backbone)
         assert not target.exists()
@@ -196,7 +198,7 @@ def test_parts_of_another_model_are_not_used(scene, tmp_path, backbone):
 
 def test_prediction_by_a_task_writes_the_same_rows(scene, tmp_path, backbone):
     expected = pq.read_table(run(scene, tmp_path / 'out.parquet', backbone))
-    task = Embedder(model=deepcopy(backbone), weights=None)
+    task = ExploraKNNTask(model=deepcopy(backbone), weights=None)
     writer = EmbeddingWriter(tmp_path / 'predicted.parquet')
     Trainer(callbacks=[writer], logger=False, **QUIET).predict(
         task, ScenesDataModule(scene, batch_size=4, size=SIZE)
@@ -348,3 +350,42 @@ def test_full_disk(scene, tmp_path, backbone, monkeypatch):
 def test_wrong_options(options, message, scene, tmp_path, backbone):
     with pytest.raises(ValueError, match=message):
         run(scene, tmp_path / 'out.parquet', backbone, **options)
+
+
+@pytest.mark.parametrize('own', ['cls', 'mean'])
+def test_pooling_is_that_of_the_backbone_unless_it_is_given(
+    own, images, tmp_path, backbone
+):
+    model = deepcopy(backbone)
+    model.pooling = own
+    default = pq.read_table(run(images, tmp_path / 'a.parquet', model))
+    given = pq.read_table(run(images, tmp_path / 'b.parquet', model, pooling=own))
+    assert json.loads(default.schema.metadata[b'explora'])['pooling'] == own
+    assert default['embedding'] == given['embedding']
+
+
+def test_a_folder_of_plain_images_is_no_reason_to_warn(images, tmp_path, backbone):
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter('always')
+        run(images, tmp_path / 'out.parquet', backbone)
+    assert not [w for w in told if w.category is NotGeoreferencedWarning]
+
+
+def test_what_fails_at_once_leaves_nothing_and_promises_nothing(
+    tmp_path, backbone, caplog
+):
+    bands = write_scene(tmp_path / 'in' / 'a.tif', size=(64, 64))
+    with caplog.at_level('INFO'), pytest.raises(ValueError, match='choose its bands'):
+        run(bands, tmp_path / 'o.parquet', backbone, bands=[1, 2])
+    assert 'are kept' not in caplog.text
+    assert {path.name for path in tmp_path.iterdir()} == {'in'}
+
+
+def test_parts_of_a_result_whose_name_begins_alike_are_kept(scene, tmp_path, backbone):
+    other = tmp_path / f'.area.parquet.{"a" * 16}.parts'
+    other.mkdir()
+    old = tmp_path / f'.area.{"b" * 16}.parts'
+    old.mkdir()
+    run(scene, tmp_path / 'area', backbone)
+    assert other.exists()
+    assert not old.exists()

@@ -185,3 +185,17 @@ def test_a_named_file_that_is_no_image_is_not_opened(place, tmp_path):
         tmp_path / 'e.parquet', f'{longitude},{latitude}', tmp_path / 'f.geojson', k=2
     )
     assert len(found) == 2
+
+
+def test_an_output_in_the_place_of_the_contact_sheet(place, tmp_path):
+    with pytest.raises(ValueError, match='is the place of the contact sheet'):
+        search(place / 'scene.parquet', '9,45', tmp_path / 'found.png')
+
+
+def test_an_image_with_other_bands_than_the_model_takes(place, tmp_path, backbone):
+    image = tmp_path / 'grey.png'
+    values = np.random.default_rng(0).integers(0, 255, (32, 32), np.uint8)
+    Image.fromarray(values).save(image)
+    arguments = (place / 'scene.parquet', image, tmp_path / 'f.geojson', 2, backbone)
+    with pytest.raises(ValueError, match=r'grey.png has 1 bands.*\*bands'):
+        search(*arguments, None)

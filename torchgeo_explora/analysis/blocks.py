@@ -88,7 +88,8 @@ def analyze_blocks(
     Args:
         backbone: Plain or adapted; it is left in its mode.
         batches: Each has `image`, normalised pixels (B, C, H, W) of one size, and
-            perhaps `label`, (B,) class numbers, and what `Backbone.embed` takes beside.
+            perhaps `label`, (B,) class numbers (those of other kinds are not looked
+            at), and what `Backbone.embed` takes beside.
             Half of the images, every second one, trains the probes.
         eigenvalues: Number of principal eigenvalues.
         seed: Draws the patch tokens that are kept.
@@ -138,8 +139,14 @@ def analyze_blocks(
                 part['distance'].append(attended.distance.cpu())
                 part['cls'].append(attended.cls[:shown].cpu())
                 part['maps'].append(tokens[:shown].float().cpu())
-            if 'label' in batch:
-                labels.append(batch['label'].cpu())
+            label = batch.get('label')
+            # Neither several labels of an image nor a measured value is a class.
+            if (
+                isinstance(label, Tensor)
+                and label.ndim == 1
+                and not label.is_floating_point()
+            ):
+                labels.append(label.cpu())
     finally:
         backbone.train(mode)
     if grid is None or sum(map(len, places)) < 2:

@@ -45,8 +45,11 @@ def suggest(
         budget: Largest share of the base's parameters that may train.
 
     Raises:
-        ValueError: If one block and the norms are already above the budget.
+        ValueError: If the budget is no share, or one block and the norms are already
+            above it.
     """
+    if not 0 < budget <= 1:
+        raise ValueError(f'*budget* is {budget}: give a share, such as 0.07 for 7 %')
     depth = len(backbone.blocks)
     order = sorted(range(depth // 2, depth), key=lambda i: blocks[i].eigenvalue_mean)
     total = sum(parameter.numel() for parameter in backbone.parameters())

@@ -104,10 +104,14 @@ def prediction_writers(trainer: Trainer, kind: type[Callback]) -> list[Callback]
     return [writer]
 
 
+#: Optimizer steps between two checkpoints of a run without online kNN.
+_STEPS = 500
+
+
 class _BestByKNN(ModelCheckpoint):
     """Keep the best and the last checkpoint of those after an online kNN.
 
-    Without labels the loss decides, at the same steps.
+    Without labels the loss decides, at the same steps; every 500 steps if kNN has none.
 
     Args:
         knn: The callback that measures; it runs before.
@@ -147,7 +151,8 @@ class _BestByKNN(ModelCheckpoint):
         batch_idx: int,
     ) -> None:
         """Save when kNN is due."""
-        if self.knn.due(trainer, pl_module):
+        every = self.knn.every_n_steps or _STEPS
+        if trainer.global_step % every == 0 or self.knn.due(trainer, pl_module):
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
 

@@ -52,6 +52,12 @@ class EmbeddingPictures(Evaluation):
         self.neighbours = neighbours
         self._before: Tensor | None = None
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find out whether there is something to draw."""
+        super().setup(trainer, pl_module, stage)
+        if stage == 'fit' and not trainer.global_step:
+            self._before = None
+
     def reason_to_be_off(self, trainer: Trainer) -> str | None:
         """Return why the training images cannot be used; None if they can."""
         sample = first_sample(trainer, 'train')
@@ -84,7 +90,8 @@ class EmbeddingPictures(Evaluation):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Embed the images before the first step; a resumed run remembers them."""
         if self.off is None and self._before is None:
-            self._before = self.measure(trainer, pl_module)[0]
+            with torch.compiler.set_stance('force_eager'):
+                self._before = self.measure(trainer, pl_module)[0]
 
     def due(self, trainer: Trainer, pl_module: LightningModule) -> bool:
         """Return False: the pictures are drawn at the end."""

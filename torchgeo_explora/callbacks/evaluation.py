@@ -30,6 +30,8 @@ class Evaluation(Callback):
 
     #: What the user knows it as.
     title: str
+    #: Names that it logs, which `EarlyStopping` may watch.
+    monitors: tuple[str, ...] = ()
 
     def __init__(self, every_n_steps: int, batch_size: int) -> None:
         """Keep the settings."""
@@ -37,6 +39,7 @@ class Evaluation(Callback):
         self.batch_size = batch_size
         self.history: dict[int, Any] = {}
         self.off: str | None = None
+        self._epoch_start = 0
 
     @abstractmethod
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> Any:
@@ -53,17 +56,48 @@ class Evaluation(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find out whether there is something to measure."""
         if stage == 'fit':
+            if not trainer.global_step:
+                # Of another run; a checkpoint is restored after this.
+                self.history = {}
             off = None if self.every_n_steps else '*every_n_steps* is 0'
             self.off = off or self.reason_to_be_off(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure the start."""
+        """Measure the start; a resumed run remembers it.
+
+        Raises:
+            ValueError: If training is to stop by what is not measured.
+        """
+        if self.off and (watched := self._watched(trainer)):
+            raise ValueError(
+                f'EarlyStopping watches {watched}, and {self.title} is off: {self.off};'
+                ' give *monitor* loss, or remove EarlyStopping'
+            )
         if self.off:
             rank_zero_info(f'{self.title} is off: {self.off}')
-        elif trainer.global_step not in self.history:
+        elif not self.history:
             values = self.metrics(self._remember(trainer, pl_module))
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=trainer.global_step)
+
+    def on_train_epoch_start(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> None:
+        """Note the step."""
+        self._epoch_start = trainer.global_step
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure for `EarlyStopping`, if nothing was measured in this epoch."""
+        watched = self._watched(trainer)
+        # Lightning keeps the value of an earlier epoch.
+        known = max(self.history, default=0) > self._epoch_start
+        if watched and not (known and watched in trainer.callback_metrics):
+            self.log_now(trainer, pl_module)
+
+    def _watched(self, trainer: Trainer) -> str | None:
+        """Return which of its names decides when training stops, if one does."""
+        names = [each.monitor for each in trainer.early_stopping_callbacks]
+        return next((name for name in names if name in self.monitors), None)
 
     def due(self, trainer: Trainer, pl_module: LightningModule) -> bool:
         """Return whether this optimizer step is one to measure after."""
@@ -95,6 +129,8 @@ class Evaluation(Callback):
         # Compiled blocks would be compiled again for these views and batches.
         with torch.compiler.set_stance('force_eager'):
             measured = self.measure(trainer, pl_module)
+        # Transforms that draw, and a GPU's rounding, differ from process to process.
+        measured = trainer.strategy.broadcast(measured)
         self.history[trainer.global_step] = measured
         return measured
 
@@ -137,8 +173,10 @@ def first_sample(trainer: Trainer, split: str) -> dict[str, Any] | str:
     """Return the first sample of a split, or why there is none."""
     datamodule = getattr(trainer, 'datamodule', None)
     dataset = getattr(datamodule, f'{split}_dataset', None)
+    if dataset is not None and not hasattr(dataset, '__len__'):
+        return f'the {split} split can only be iterated over'
     # Geospatial data sets are read by place, not by number.
-    if dataset is None or not hasattr(dataset, '__len__') or not len(dataset):
+    if dataset is None or not len(dataset):
         return f'there is no {split} split'
     try:
         return dict(dataset[0])

@@ -42,6 +42,7 @@ class OnlineKNN(Evaluation):
     """
 
     title = 'online kNN'
+    monitors = ('knn',)
     history: dict[int, float]
 
     def __init__(
@@ -61,39 +62,6 @@ class OnlineKNN(Evaluation):
         self.queries = queries
         self.tolerance = tolerance
         self.pooling = pooling
-        self._epoch_start = 0
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Evaluate the start.
-
-        Raises:
-            ValueError: If training is to stop by kNN, and kNN is off.
-        """
-        if self.off and self._stops_early(trainer):
-            raise ValueError(
-                f'EarlyStopping watches knn, and online kNN is off: {self.off}; give'
-                ' *monitor* loss, or remove EarlyStopping'
-            )
-        super().on_train_start(trainer, pl_module)
-
-    def on_train_epoch_start(
-        self, trainer: Trainer, pl_module: LightningModule
-    ) -> None:
-        """Note the step."""
-        self._epoch_start = trainer.global_step
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Evaluate for `EarlyStopping`, if nothing in this epoch was evaluated."""
-        # Lightning keeps the value of an earlier epoch.
-        known = max(self.history, default=0) > self._epoch_start
-        known = known and 'knn' in trainer.callback_metrics
-        if self._stops_early(trainer) and not known:
-            self.log_now(trainer, pl_module)
-
-    @staticmethod
-    def _stops_early(trainer: Trainer) -> bool:
-        """Return whether the accuracy decides when training stops."""
-        return any(each.monitor == 'knn' for each in trainer.early_stopping_callbacks)
 
     def log_now(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate, log it, and warn if the features got worse."""

@@ -93,6 +93,7 @@ class EmbeddingWriter(PartWriter):
             *(type(self).__name__, self.dtype, self.crs),
             *(datamodule.batch_size, len(dataset), source),
             *(str(datamodule.value_range), datamodule.bands),
+            getattr(pl_module, 'pooling', None),
         ]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -224,7 +225,7 @@ class EmbeddingWriter(PartWriter):
                 'model': pl_module.backbone.arguments.get('model', ''),
                 'fingerprint': model_fingerprint(pl_module.backbone),
                 'image_size': pl_module.image_size,
-                'pooling': pl_module.hparams.get('pooling', 'cls'),
+                'pooling': getattr(pl_module, 'pooling', None),
                 'mean': list(pl_module.mean),
                 'std': list(pl_module.std),
                 'value_range': pl_module.raw_images.value_range,

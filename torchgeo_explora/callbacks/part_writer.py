@@ -1,11 +1,12 @@
 """Predictions that are kept batch by batch, and joined at the end."""
 
-import glob
 import hashlib
 import json
+import re
 import shutil
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -135,11 +136,17 @@ class PartWriter(BasePredictionWriter):
     ) -> None:
         """Say what an interrupted run has."""
         resumable = hasattr(getattr(trainer, 'datamodule', None), 'finished')
-        if self._folder is not None and resumable and trainer.is_global_zero:
+        if self._folder is None or not resumable or not trainer.is_global_zero:
+            return
+        if kept := len(self.parts()):
             rank_zero_info(
-                f'{len(self.parts())} parts of {self.target} are kept: repeat the'
-                ' command to continue'
+                f'{kept} parts of {self.target} are kept: repeat the command to'
+                ' continue'
             )
+            return
+        # Another process may have kept one just now.
+        with suppress(OSError):
+            self._folder.rmdir()
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Join the parts, unless other processes still work on theirs."""
@@ -156,6 +163,8 @@ class PartWriter(BasePredictionWriter):
             )
             return
         self.join(trainer, pl_module, [*self.parts().values()])
-        name = glob.escape(self.target.name)
-        for folder in self.target.parent.glob(f'.{name}.*parts'):
-            shutil.rmtree(folder, ignore_errors=True)
+        # Of this result only: another one's name may go on where this one ends.
+        own = re.compile(rf'\.{re.escape(self.target.name)}(\.[0-9a-f]{{16}})?\.parts')
+        for folder in self.target.parent.iterdir():
+            if own.fullmatch(folder.name):
+                shutil.rmtree(folder, ignore_errors=True)

@@ -20,6 +20,12 @@ from torchgeo_explora.functional import (
 
 #: Side of a crop over that of the image: the corners overlap in the middle.
 _SHARE = 0.7
+#: Images whose patch tokens are looked at: each costs a singular value decomposition.
+_RANKED = 64
+_NAMES = (
+    *('rankme', 'lidar', 'alignment', 'uniformity', 'variance_8', 'neighbours'),
+    *('retrieval', 'patch_rank'),
+)
 
 
 class LabelFreeQuality(Evaluation):
@@ -30,6 +36,8 @@ class LabelFreeQuality(Evaluation):
     place. Logged under `quality/`:
 
     - `rankme`: effective rank of the embeddings (Garrido et al. 2023);
+    - `patch_rank`: the same of the patch tokens of an image, averaged over up to 64
+      images; left out for a task without `embed_tokens`;
     - `lidar`: effective rank of what tells places apart (Thilak et al. 2024);
     - `alignment`, `uniformity`: of opposite corners, of the embeddings (Wang & Isola
       2020);
@@ -38,7 +46,8 @@ class LabelFreeQuality(Evaluation):
       common;
     - `retrieval`: share of corners whose nearest opposite corner is of the same place.
 
-    A callback may use any of them as *monitor*. Falling to half of the effective rank
+    A callback may use any of them as *monitor*; `EarlyStopping` finds them in every
+    epoch, as with `OnlineKNN`. Falling to half of the effective rank
     at the start is warned of: features are collapsing.
 
     Args:
@@ -53,6 +62,7 @@ class LabelFreeQuality(Evaluation):
     """
 
     title = 'quality without labels'
+    monitors = tuple(f'quality/{name}' for name in _NAMES)
     history: dict[int, dict[str, float]]
 
     def __init__(
@@ -77,16 +87,27 @@ class LabelFreeQuality(Evaluation):
 
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         """Return all measures now."""
-        whole, crops = [], []
-        device = pl_module.device
-        for batch in self.batches(trainer, 'train', self.images, device):
-            whole.append(pl_module.embed(batch))  # type: ignore[operator]
+        task: Any = pl_module
+        size = len(trainer.datamodule.train_dataset)  # type: ignore[attr-defined]
+        every = -(-min(self.images, size) // _RANKED)
+        whole, crops, ranks = [], [], []
+        for batch in self.batches(trainer, 'train', self.images, task.device):
+            # A task of your own need not give tokens.
+            if hasattr(task, 'embed_tokens'):
+                tokens = task.embed_tokens(batch)
+                whole.append(tokens.pooled(task.pooling).float())
+                ranks += [rankme(image) for image in tokens.patch[::every].float()]
+            else:
+                whole.append(task.embed(batch))
             views = [
-                pl_module.embed({**batch, 'image': view})  # type: ignore[operator]
+                task.embed({**batch, 'image': view})
                 for view in place_views(batch['image'])
             ]
             crops.append(torch.stack(views, dim=1))
-        return measures(torch.cat(whole), torch.cat(crops))
+        found = measures(torch.cat(whole), torch.cat(crops))
+        if ranks:
+            found['patch_rank'] = torch.stack(ranks).mean().item()
+        return found
 
     def log_now(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure, log it, and warn of a collapse."""

@@ -16,6 +16,7 @@ def analyze(
     bands: list[int | str] | None = None,
     in_channels: int | None = None,
     value_range: tuple[Any, Any] | None = None,
+    on_error: Literal['raise', 'skip'] = 'raise',
 ) -> None:
     """Measure what every block of a backbone knows, and what a delta changed.
 
@@ -34,6 +35,7 @@ def analyze(
         bands: Names or numbers of the bands, in the model's order.
         in_channels: Channels of the model; 3 by default.
         value_range: Lowest and highest value; that of the stored type by default.
+        on_error: Whether to stop at what cannot be read, or to leave it out.
     """
     from torchgeo_explora.adapt import load_delta
     from torchgeo_explora.analysis import run, suggest
@@ -47,7 +49,11 @@ def analyze(
     adapted = None if delta is None else load_delta(build(), delta).eval()
     side = image_size or base.image_size[0]
     datamodule = open_source(
-        source, kind, {'size': side}, {'size': side}, {'bands': bands}
+        source,
+        kind,
+        {'size': side},
+        {'size': side},
+        {'bands': bands, 'value_range': value_range, 'on_error': on_error},
     )
     reports = run.analyze(
         datamodule, output, base, adapted, images, image_size, value_range
@@ -77,6 +83,7 @@ def suggest(
     bands: list[int | str] | None = None,
     in_channels: int | None = None,
     value_range: tuple[Any, Any] | None = None,
+    on_error: Literal['raise', 'skip'] = 'raise',
 ) -> None:
     """Say which block to unfreeze, and which rank of LoRA a budget allows.
 
@@ -96,6 +103,7 @@ def suggest(
         bands: Names or numbers of the bands, in the model's order.
         in_channels: Channels of the model; 3 by default.
         value_range: Lowest and highest value; that of the stored type by default.
+        on_error: Whether to stop at what cannot be read, or to leave it out.
     """
     from torchgeo_explora.analysis import analyze_blocks, pictures
     from torchgeo_explora.analysis import suggest as choose
@@ -107,7 +115,11 @@ def suggest(
     base = build_backbone(model, weights, in_channels, image_size).eval()
     side = image_size or base.image_size[0]
     datamodule = open_source(
-        source, kind, {'size': side}, {'size': side}, {'bands': bands}
+        source,
+        kind,
+        {'size': side},
+        {'size': side},
+        {'bands': bands, 'value_range': value_range, 'on_error': on_error},
     )
     sample = Sample(datamodule, images)
     blocks = analyze_blocks(base, sample.batches(base, image_size, value_range))

@@ -11,7 +11,7 @@ def embed(
     delta: str | None = None,
     image_size: int | None = None,
     window: int | None = None,
-    pooling: Literal['cls', 'mean', 'both'] = 'cls',
+    pooling: Literal['cls', 'mean', 'both'] | None = None,
     dtype: Literal['float32', 'float16', 'int8'] = 'float32',
     kind: Literal['auto', 'images', 'scenes'] = 'auto',
     bands: list[int | str] | None = None,
@@ -43,7 +43,8 @@ def embed(
         delta: The file of a delta for these weights.
         image_size: Side of the images that the model sees; 224 by default.
         window: Side of the windows of scenes in pixels; image_size by default.
-        pooling: The class token, the mean of the patch tokens, or both.
+        pooling: The class token, the mean of the patch tokens, or both; by default what
+            the delta was judged by, or what suits the weights.
         dtype: Type of the values; int8 has a column of scales.
         kind: Whether a folder holds images or scenes; auto looks at its first raster.
         bands: Names or numbers of the bands, in the model's order.

@@ -1,6 +1,7 @@
 """Small pictures of images and windows, side by side."""
 
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from rasterio.enums import Resampling
-from rasterio.errors import RasterioError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
 from torchgeo_explora.datasets.pixels.figure import true_colour
@@ -18,8 +19,8 @@ from torchgeo_explora.datasets.pixels.raster_file import (
     open_raster,
     raster_suffix,
 )
-from torchgeo_explora.datasets.scenes.listing import Scene
 from torchgeo_explora.datasets.scenes.raster_dataset import Scenes
+from torchgeo_explora.datasets.scenes.scene import Scene
 
 _SIDE = 128
 _LINE = 16
@@ -75,7 +76,9 @@ def _picture(row: dict[str, Any]) -> NDArray[np.float32] | None:
             window = Window(*(row[n] for n in ('column', 'row', 'width', 'height')))
             handle: Any = Scenes([Scene(path, path)]).handle(path)
         else:
-            handle = open_raster(path)
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore', NotGeoreferencedWarning)
+                handle = open_raster(path)
         with handle:
             values = handle.read(
                 window=window,

@@ -1,13 +1,13 @@
 """Embeddings of images and scenes, as a file that says where they belong."""
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import Trainer
-from rasterio.errors import RasterioError
-from torch import Tensor, cat
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from torchgeo_explora.adapt import merged
 from torchgeo_explora.callbacks import EmbeddingWriter
@@ -18,48 +18,12 @@ from torchgeo_explora.datasets.folder.walk import walk
 from torchgeo_explora.datasets.pixels.raster_file import OWN_PIXELS, open_raster
 from torchgeo_explora.datasets.tables.dataset import OnError
 from torchgeo_explora.models import Backbone
-from torchgeo_explora.models.backbones.tokens import Features
+from torchgeo_explora.models.backbones.tokens import Pooling
 from torchgeo_explora.paths import expanded
 from torchgeo_explora.tasks import ExploraKNNTask
 from torchgeo_explora.tasks.run.backbone import Model, Weights
 
-type Pooling = Literal['cls', 'mean', 'both']
 type Kind = Literal['auto', 'images', 'scenes']
-
-
-class Embedder(ExploraKNNTask):
-    """A frozen backbone whose `predict` gives pooled tokens.
-
-    Args:
-        pooling: 'cls' is the class token, 'mean' the mean of the patch tokens, both
-            after the final norm; 'both' is the one followed by the other.
-        **task: As for `ExploraKNNTask`.
-
-    Raises:
-        ValueError: If the pooling is not known.
-    """
-
-    def __init__(self, pooling: Pooling = 'cls', **task: Any) -> None:
-        """Build the backbone."""
-        if pooling not in ('cls', 'mean', 'both'):
-            raise ValueError(
-                f"*pooling* is {pooling!r}: choose 'cls', 'mean' or 'both'"
-            )
-        super().__init__(**task)
-
-    def predict_batch(self, batch: dict[str, Any]) -> Tensor:
-        """Return embeddings, (B, D) or (B, 2D)."""
-        features = self.features(self.view(self.unit_image(batch)), batch)
-        return pooled(features, self.hparams['pooling'])
-
-
-def pooled(features: Features, pooling: Pooling) -> Tensor:
-    """Return one vector for each image, (B, D), or (B, 2D) for 'both', float32."""
-    mean = features.patch.float().mean(1)
-    if pooling == 'mean':
-        return mean
-    cls = features.cls.float()
-    return cls if pooling == 'cls' else cat([cls, mean], dim=-1)
 
 
 def embed(
@@ -71,7 +35,7 @@ def embed(
     image_size: int | None = None,
     *,
     window: int | None = None,
-    pooling: Pooling = 'cls',
+    pooling: Pooling | None = None,
     dtype: Dtype = 'float32',
     kind: Kind = 'auto',
     bands: Sequence[int | str] | None = None,
@@ -104,7 +68,7 @@ def embed(
         image_size: Side of the images that the model sees; 224 for a model by name.
         window: Side of the windows of scenes in pixels, which are resized to
             *image_size*; *image_size* if None.
-        pooling: 'cls', 'mean' (of the patch tokens) or 'both', one after the other.
+        pooling: As for `ExploraKNNTask`.
         dtype: 'float32', 'float16', or 'int8' with a column of scales.
         kind: Whether *source* is a folder of 'images' or of 'scenes'; with 'auto', a
             folder whose first raster has a place on Earth is one of scenes.
@@ -142,8 +106,8 @@ def embed(
         )
     part = parse_share(share)
     writer = EmbeddingWriter(target, dtype, crs)
-    task = Embedder(
-        pooling,
+    task = ExploraKNNTask(
+        pooling=pooling,
         model=own_copy(model),
         weights=weights,
         delta=None if delta is None else os.fspath(delta),
@@ -239,7 +203,11 @@ def _is_image_folder(place: str) -> bool:
     if first is None or first.lower().endswith('.vrt'):
         return first is None
     try:
-        with open_raster(os.path.join(place, first)) as file:
+        # Whether it has a place is the question.
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', NotGeoreferencedWarning)
+            file = open_raster(os.path.join(place, first))
+        with file:
             placed = file.crs is not None or bool(file.gcps[0])
     except RasterioError:
         placed = first.lower().endswith(('.tif', '.tiff', '.jp2'))

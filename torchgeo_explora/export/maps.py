@@ -14,7 +14,8 @@ from torchgeo_explora import tasks
 from torchgeo_explora.adapt import base_fingerprint, delta_state_dict, fingerprint
 from torchgeo_explora.callbacks import RasterWriter
 from torchgeo_explora.datamodules import RasterSceneDataModule
-from torchgeo_explora.datasets.scenes.listing import Scene, list_scenes
+from torchgeo_explora.datasets.scenes.listing import list_scenes
+from torchgeo_explora.datasets.scenes.scene import Scene
 from torchgeo_explora.datasets.tables.dataset import OnError, check_choice
 from torchgeo_explora.datasets.tables.index_file import file_stamp
 from torchgeo_explora.export.embeddings import new_trainer, own_copy

@@ -18,9 +18,10 @@ from torchgeo_explora.datasets.pixels.reader import ImageReader
 from torchgeo_explora.datasets.pixels.scaling import check_range, to_unit
 from torchgeo_explora.export.contact_sheet import contact_sheet
 from torchgeo_explora.export.embedding_file import EmbeddingFile
-from torchgeo_explora.export.embeddings import Embedder, own_copy, pooled
+from torchgeo_explora.export.embeddings import own_copy
 from torchgeo_explora.functional import nearest
 from torchgeo_explora.paths import expanded
+from torchgeo_explora.tasks import ExploraKNNTask
 from torchgeo_explora.tasks.run.backbone import Model, Weights
 from torchgeo_explora.writing import replacing
 
@@ -41,8 +42,8 @@ def search(
 ) -> list[dict[str, Any]]:
     """Find the images or windows that are most like an example.
 
-    Similarity is the cosine of embeddings; every embedding is compared. Examples that
-    are in the file are not among the results. Beside *output*, a contact sheet `.png`
+    Similarity is the cosine of embeddings; every embedding is compared. The windows at
+    a point are not among the results. Beside *output*, a contact sheet `.png`
     shows the examples and the results, from the images and scenes that *embeddings*
     names, where these are files on this machine.
 
@@ -66,6 +67,11 @@ def search(
         OSError: If a file cannot be read or written.
         ValueError: If the query cannot be used, or the model is another one.
     """
+    target = Path(expanded(output))
+    if target.suffix.lower() == '.png':
+        raise ValueError(
+            f'*output* {target} is the place of the contact sheet: give a .geojson file'
+        )
     file = EmbeddingFile(embeddings)
     examples = _examples(os.fspath(query))
     points = [each for each in examples if isinstance(each, tuple)]
@@ -98,7 +104,6 @@ def search(
         {'similarity': similarity, **row}
         for (similarity, _), row in zip(found, rows, strict=True)
     ]
-    target = Path(expanded(output))
     with replacing(target) as part:
         part.write_text(json.dumps(_geojson(results), indent=1), encoding='utf-8')
     shown = [*({'path': image} for image in images), *file.rows(known)]
@@ -150,14 +155,14 @@ def _embedder(
     model: Model,
     weights: Weights,
     delta: str | os.PathLike[str] | None,
-) -> Embedder:
+) -> ExploraKNNTask:
     """Return the model that a file was written with.
 
     Raises:
         ValueError: If it is another one.
     """
-    embedder = Embedder(
-        file.notes['pooling'],
+    embedder = ExploraKNNTask(
+        pooling=file.notes['pooling'],
         model=own_copy(model),
         weights=weights,
         delta=None if delta is None else os.fspath(delta),
@@ -174,7 +179,7 @@ def _embedder(
 
 @torch.no_grad()
 def _embed_image(
-    embedder: Embedder,
+    embedder: ExploraKNNTask,
     path: str,
     file: EmbeddingFile,
     bands: Sequence[int | str] | None,
@@ -188,8 +193,13 @@ def _embed_image(
         ends = (e[0] if len(e) == 1 else e for e in (low, high))
         value_range = check_range(tuple(ends), reader.bands)
     unit = to_unit(reader.read(path)[0], value_range)[None]
+    if unit.shape[1] != embedder.backbone.in_channels:
+        raise ValueError(
+            f'{path} has {unit.shape[1]} bands, the model takes'
+            f' {embedder.backbone.in_channels}: choose them by *bands*'
+        )
     features = embedder.features(embedder.view(unit), {})
-    return normalize(pooled(features, file.notes['pooling']), dim=1)
+    return normalize(features.pooled(embedder.pooling).float(), dim=1)
 
 
 def _geojson(results: Sequence[dict[str, Any]]) -> dict[str, Any]:

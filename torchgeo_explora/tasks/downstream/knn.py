@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 from torch.utils.data import DataLoader, Subset
 
 from torchgeo_explora.functional import knn_vote
-from torchgeo_explora.models.backbones.tokens import Pooling
+from torchgeo_explora.models.backbones.tokens import POOLINGS, Pooling
 from torchgeo_explora.tasks.downstream.accuracies import (
     AccuracyOfEach,
     MultilabelScoresOfEach,
@@ -59,10 +59,13 @@ class ExploraKNNTask(DownstreamTask):
                 *crop_fraction* of 0.875.
 
         Raises:
-            ValueError: If a number of neighbours is below 1, or none is given.
+            ValueError: If a number of neighbours is below 1, or none is given; or the
+                pooling is not known.
         """
         if not k or min(k) < 1:
             raise ValueError(f'*k* is {list(k)}: give numbers of 1 or more')
+        if pooling not in (None, *POOLINGS):
+            raise ValueError(f'*pooling* is {pooling!r}: choose from {POOLINGS}')
         super().__init__(DownstreamOptions(**downstream))
 
     def configure_heads(self) -> None:

@@ -33,7 +33,7 @@ from torchgeo_explora.callbacks.defaults import (
 from torchgeo_explora.callbacks.knn import OnlineKNN
 from torchgeo_explora.callbacks.parquet import EmbeddingWriter
 from torchgeo_explora.models.backbones.backbone import Backbone, compile_blocks
-from torchgeo_explora.models.backbones.tokens import Pooling, check_size
+from torchgeo_explora.models.backbones.tokens import Features, Pooling, check_size
 from torchgeo_explora.objectives import Objective
 from torchgeo_explora.objectives.objective import batch_metadata
 from torchgeo_explora.tasks.run.adaptation import choose_adapter, make_trainable, plain
@@ -238,13 +238,18 @@ class PretrainingTask(ResumableTask):
             batch: Of the data module.
             pooling: What stands for an image; `self.pooling` if None.
         """
+        return self.embed_tokens(batch).pooled(pooling or self.pooling).float()
+
+    @torch.no_grad()
+    def embed_tokens(self, batch: dict[str, Any]) -> Features:
+        """Return the tokens of a raw batch, of which `embed` takes what it returns."""
         mode = self.training
         self.eval()
         try:
             # 0 is the mean of normalised pixels: what training shows there, too.
             view = self.view(self.known_image(batch)).nan_to_num(0)
-            features = self.backbone(view, **batch_metadata(batch))
-            return features.pooled(pooling or self.pooling).float()
+            features: Features = self.backbone(view, **batch_metadata(batch))
+            return features
         finally:
             self.train(mode)
 
