@@ -5,6 +5,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 
 from torchgeo_explora.callbacks import (
+    Cost,
     Curves,
     EmbeddingPictures,
     LabelFreeQuality,
@@ -19,7 +20,7 @@ from torchgeo_explora.callbacks.defaults import (
 )
 
 BROUGHT = (
-    *(OnlineKNN, LabelFreeQuality, EmbeddingPictures, Pictures, Curves),
+    *(OnlineKNN, LabelFreeQuality, EmbeddingPictures, Pictures, Curves, Cost),
     StepProgressBar,
     'checkpoint',
 )
