@@ -16,8 +16,8 @@ from torchgeo_explora.cli import training
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / 'torchgeo_explora'
 PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
-#: Needed, but imported by others: TorchGeo imports lightly, Lightning tensorboard.
-INDIRECT = {'lightly', 'tensorboard'}
+#: Needed, but imported by others: TorchGeo imports lightly.
+INDIRECT = {'lightly'}
 
 
 def _name(requirement):

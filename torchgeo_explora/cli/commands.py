@@ -10,6 +10,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from torchgeo_explora.cli.analyze import analyze, suggest
 from torchgeo_explora.cli.embed import embed, search
+from torchgeo_explora.cli.report import compare, report
 
 # Heavy libraries are imported by the command that needs them, so that help is quick.
 
@@ -320,5 +321,7 @@ COMMANDS: dict[Callable[..., int | None], tuple[str, ...]] = {
     search: ('file', 'query'),
     analyze: ('source', 'output'),
     suggest: ('source',),
+    report: ('run',),
+    compare: ('runs',),
     completion: (),
 }

@@ -1,5 +1,6 @@
 """The electricity that a run takes: measured by the device, or estimated."""
 
+from importlib import import_module
 from typing import Any, Self
 
 import torch
@@ -38,7 +39,7 @@ class DeviceMeter:
         if not devices or any(device.type != 'cuda' for device in devices):
             return None
         try:
-            import pynvml
+            pynvml: Any = import_module('pynvml')
         except ImportError:
             return None
         try:
@@ -82,8 +83,8 @@ class MachineMeter:
     def __init__(self, country: str) -> None:
         """Start codecarbon."""
         try:
-            from codecarbon import OfflineEmissionsTracker, __version__
-            from codecarbon.output import BaseOutput
+            codecarbon: Any = import_module('codecarbon')
+            base: Any = import_module('codecarbon.output').BaseOutput
         except ImportError as error:
             raise ImportError(
                 f'*country* {country} asks codecarbon for the carbon of its grid, and'
@@ -91,7 +92,7 @@ class MachineMeter:
                 ' and give *power* and *intensity*'
             ) from error
 
-        class Keep(BaseOutput):  # type: ignore[misc]
+        class Keep(base):  # type: ignore[misc]
             """Takes what codecarbon would write to a file."""
 
             total: Any = None
@@ -99,10 +100,12 @@ class MachineMeter:
             def out(self, total: Any, delta: Any) -> None:
                 self.total = total
 
-        self.source = f'codecarbon {__version__}: the whole machine, in {country}'
+        self.source = (
+            f'codecarbon {codecarbon.__version__}: the whole machine, in {country}'
+        )
         self.intensity: float | None = None
         self._kept = Keep()
-        self._tracker = OfflineEmissionsTracker(
+        self._tracker = codecarbon.OfflineEmissionsTracker(
             country_iso_code=country,
             save_to_file=False,
             log_level='error',
