@@ -73,6 +73,8 @@ def test_help_names_every_command_and_argument(capsys):
         'pull': ['repo', 'output', '--revision'],
         'prepare': ['dataset', 'output', '--options', '--workers', '--drop'],
         'verify': ['folders'],
+        'report': ['run', '--weights'],
+        'compare': ['runs', '--output'],
         'completion': [],
     }
     with pytest.raises(SystemExit, match='0'):

@@ -93,8 +93,7 @@ def _flat(value: Any, name: str = '', depth: int = 0) -> Iterator[tuple[str, str
     elif isinstance(value, list) and any(isinstance(v, Mapping) for v in value):
         for index, inner in enumerate(value[:20]):
             yield from _flat(inner, f'{name}[{index}]', depth + 1)
-    else:
-        # A page of one run shows nothing between its class and its arguments either.
+    elif name:
         yield name.replace('.init_args', ''), parts.short(value)
 
 

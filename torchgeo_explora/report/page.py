@@ -107,14 +107,19 @@ def table(
     }
 
 
-def charts(drawn: Sequence[Chart], legend: Sequence[tuple[str, str, str]] = ()) -> Part:
+def charts(
+    drawn: Sequence[Chart],
+    legend: Sequence[tuple[str, str, str]] = (),
+    caption: str = '',
+) -> Part:
     """Return charts side by side.
 
     Args:
         drawn: The charts.
         legend: Name, colour and dashes of each line, where there are several.
+        caption: Folds the charts under it, if there is one.
     """
-    return {'kind': 'charts', 'charts': drawn, 'legend': legend}
+    return {'kind': 'charts', 'charts': drawn, 'legend': legend, 'caption': caption}
 
 
 def picture(shown: Picture) -> Part:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from torchgeo_explora.adapt import read_delta
@@ -104,8 +105,15 @@ class Run:
 
     def curve(self, name: str) -> dict[int, float]:
         """Return the finite values of a metric by optimizer step, {} if not logged."""
-        curve = self.curves.get(name, {})
-        return {step: curve[step] for step in sorted(curve)}
+        points = sorted(self.curves.get(name, {}).items())
+        if name == 'knn' or name.startswith('quality/'):
+            # Between two evaluations a logger repeats the value.
+            points = [
+                each
+                for index, each in enumerate(points)
+                if not index or each[1] != points[index - 1][1] or each is points[-1]
+            ]
+        return dict(points)
 
 
 def read_run(folder: str | os.PathLike[str]) -> Run:
@@ -128,6 +136,7 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
     run = Run(folder)
     _read_config(run)
     _read_curves(run)
+    _read_histories(run)
     _read_delta(run)
     try:
         run.cost = read_cost(folder)
@@ -203,6 +212,47 @@ def _read_curves(run: Run) -> None:
             'No curves were found: neither event files of TensorBoard nor metrics.csv.'
             ' A run without a logger (trainer.logger=false) has none.'
         )
+
+
+def _read_histories(run: Run) -> None:
+    """Take what callbacks measured from the last checkpoint, if there is one.
+
+    Loggers repeat a value between two evaluations, and may leave the last one out.
+    """
+    path = run.folder / 'last.ckpt'
+    if not path.is_file():
+        return
+    try:
+        # Of a large file, only the few numbers are read.
+        content = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
+        callbacks = dict(content['callbacks'])
+        measured: dict[str, dict[int, float]] = {}
+        for step, value in _history(callbacks, 'OnlineKNN').items():
+            measured.setdefault('knn', {})[int(step)] = float(value)
+        for step, values in _history(callbacks, 'LabelFreeQuality').items():
+            for name, value in values.items():
+                measured.setdefault(f'quality/{name}', {})[int(step)] = float(value)
+    # A damaged file, or one that is being written, may raise anything.
+    except Exception as error:  # noqa: BLE001
+        kind = type(error).__name__
+        run.problems.append(f'{path.name} cannot be read as a checkpoint ({kind}).')
+        return
+    for name, history in measured.items():
+        last = max(history, default=-1)
+        logged = run.curves.get(name, {})
+        later = {step: value for step, value in logged.items() if step > last}
+        run.curves[printable(name, 100)] = {
+            step: value
+            for step, value in {**history, **later}.items()
+            if math.isfinite(value)
+        }
+
+
+def _history(callbacks: dict[str, Any], kind: str) -> dict[Any, Any]:
+    """Return what a callback measured, by step."""
+    # With other arguments than its own, Lightning's key has them behind the name.
+    found = [state for key, state in callbacks.items() if key.startswith(kind)]
+    return dict(found[0]['history']) if found else {}
 
 
 def _add(run: Run, curves: Mapping[str, Mapping[int, float]]) -> None:

@@ -54,7 +54,7 @@ _RECIPE = {
     'trainer.devices': 'devices',
     'seed_everything': 'seed',
 }
-#: The most curves of a page, beside those of `MEASURES`.
+#: The most curves of a page.
 _MOST_CURVES = 24
 _LARGEST_TABLE = 60
 
@@ -127,12 +127,16 @@ def notation(run: Run) -> str:
 
 def state(run: Run) -> str:
     """Return whether a run has come to its end, in words."""
-    done = f'{run.steps:,}' if run.steps is not None else 'an unknown number'
-    of = f' of {run.planned:,}' if run.planned else ''
-    steps = f'{done}{of} optimizer steps'
+    if run.steps is None:
+        steps = 'how far it came is not known'
+    else:
+        of = f' of {run.planned:,}' if run.planned else ''
+        steps = f'{run.steps:,}{of} optimizer steps'
+    if not run.pretraining:
+        return steps[:1].upper() + steps[1:]
     if run.finished:
-        return f'Finished: {steps}' if run.pretraining else steps
-    if run.delta is None and run.pretraining:
+        return f'Finished: {steps}'
+    if run.delta is None:
         return f'Still going, or stopped before its first checkpoint: {steps}'
     return f'Still going, or stopped early: {steps}'
 
@@ -205,7 +209,8 @@ def _before_and_after(run: Run) -> Section:
         if curve:
             values = [*curve.values()]
             best = max(curve, key=lambda step: curve[step])
-            row: list[Any] = [words, values[0], values[-1], values[-1] - values[0]]
+            change = f'{values[-1] - values[0]:+.4g}'
+            row: list[Any] = [words, values[0], values[-1], change]
             most = f'{curve[best]:.4g} at step {best:,}' if name == 'knn' else '-'
             rows.append([*row, most])
     head = ['measure', 'before', 'after' if run.finished else 'now', 'change', 'best']
@@ -260,26 +265,27 @@ def _tables(run: Run) -> Section:
 
 
 def _curves(run: Run) -> Section:
-    names = [name for name in MEASURES if len(run.curve(name)) > 1]
-    others = sorted(
-        (name for name in run.curves if name not in MEASURES and name != 'epoch'),
-        # Those that a reader looks for first.
-        key=lambda name: (
-            not name.startswith(('loss', 'train_loss', 'val', 'lr')),
-            '/' in name,
-            name,
-        ),
+    names = [name for name in run.curves if len(run.curve(name)) > 1]
+    first = [name for name in MEASURES if name in names]
+    # What a reader looks for; the rest is folded.
+    first += sorted(
+        name
+        for name in names
+        if name in ('loss', 'lr') or name.startswith(('train_loss', 'val'))
     )
-    others = [name for name in others if len(run.curve(name)) > 1]
-    if len(others) > _MOST_CURVES:
+    more = sorted(name for name in names if name not in (*first, 'epoch'))
+    if len(first) + len(more) > _MOST_CURVES:
         run.problems.append(
-            f'Of {len(others)} further curves, the first {_MOST_CURVES} are drawn.'
+            f'Of {len(first) + len(more)} curves, the first {_MOST_CURVES} are drawn.'
         )
     drawn: list[Chart] = [
         line_chart(MEASURES.get(name, name), [run.curve(name)], f'c{index}')
-        for index, name in enumerate([*names, *others[:_MOST_CURVES]])
+        for index, name in enumerate([*first, *more][:_MOST_CURVES])
     ]
-    return Section('curves', 'Curves', [parts.charts(drawn)] if drawn else [])
+    found = [parts.charts(drawn[: len(first)])] if first else []
+    if drawn[len(first) :]:
+        found.append(parts.charts(drawn[len(first) :], caption='More curves'))
+    return Section('curves', 'Curves', found)
 
 
 def _changes(run: Run, weights: str | None) -> Section:

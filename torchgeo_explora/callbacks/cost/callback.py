@@ -245,10 +245,14 @@ def read_cost(folder: str | Path) -> dict[str, Any]:
         content = json.loads(path.read_text())
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f'{path} is damaged ({error}): it is written again when the run continues'
+            f'{path} is damaged ({error}): remove it; a run that continues writes it'
+            ' again'
         ) from error
     if not isinstance(content, dict):
-        raise ValueError(f'{path} is a {type(content).__name__}, expected names')
+        raise ValueError(
+            f'{path} holds a {type(content).__name__}, expected values by name: remove'
+            ' it'
+        )
     words = ('tflop_formula', 'device', 'energy_source')
     found = {name: content[name] for name in words if _is_text(content.get(name))}
     for name in _NUMBERS:
