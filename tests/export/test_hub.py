@@ -1,8 +1,8 @@
 """The Hugging Face Hub, played by a local server."""
 
 import hashlib
-import re
 import json
+import re
 import shutil
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path

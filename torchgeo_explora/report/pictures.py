@@ -93,7 +93,7 @@ def _small(path: Path, image: Image.Image, width: int) -> Picture:
         ('png', {'optimize': True}),
     ):
         buffer = io.BytesIO()
-        image.save(buffer, each, **options)  # type: ignore[arg-type]
+        image.save(buffer, each, **options)
         if not content or len(buffer.getvalue()) < len(content):
             content, kind = buffer.getvalue(), each
     source = f'data:image/{kind};base64,{base64.b64encode(content).decode()}'

@@ -120,7 +120,7 @@ class Cost(Callback):
         self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
         """Look at the views of the first batch: their sizes decide."""
-        objective = getattr(pl_module, 'objective', None)
+        objective: Any = getattr(pl_module, 'objective', None)
         augment = getattr(objective, 'augment', None)
         if self._operations is None and augment is not None:
 
@@ -257,8 +257,9 @@ def read_cost(folder: str | Path) -> dict[str, Any]:
     found = {name: content[name] for name in words if _is_text(content.get(name))}
     for name in _NUMBERS:
         value = content.get(name)
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if number and math.isfinite(value) and value >= 0:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        if math.isfinite(value) and value >= 0:
             found[name] = value
     return found
 

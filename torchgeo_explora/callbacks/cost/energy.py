@@ -92,7 +92,7 @@ class MachineMeter:
                 ' and give *power* and *intensity*'
             ) from error
 
-        class Keep(base):  # type: ignore[misc]
+        class Keep(base):
             """Takes what codecarbon would write to a file."""
 
             total: Any = None
