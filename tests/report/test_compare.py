@@ -55,6 +55,7 @@ def test_table_has_what_differs_and_what_came_out(pair, tmp_path):
     assert rows['other']['step of the best'] == '20'
     assert [row['wall_seconds'] for row in rows.values()] == ['5400.0', '60']
     assert rows['one']['notation'] == 'D-[4]-r2'
+    assert rows['one']['finished'] == 'yes'
 
 
 def test_page_shows_table_and_curves(pair, tmp_path):
@@ -91,7 +92,7 @@ def test_a_run_that_has_only_begun_is_one_of_them(pair, tmp_path):
     events.write_bytes(b'')
     rows = compare_runs(pair, tmp_path / 'out.html')
     assert 'knn after' not in rows[1]
-    assert rows[1]['state'] == 'How far it came is not known'
+    assert 'finished' not in rows[1]
     page = Parsed(tmp_path / 'out.html')
     check(page)
     assert 'other: No curves were found' in page.text

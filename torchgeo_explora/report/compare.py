@@ -10,7 +10,7 @@ from torchgeo_explora.report import page as parts
 from torchgeo_explora.report.charts import line_chart, line_style
 from torchgeo_explora.report.page import Page, Section
 from torchgeo_explora.report.run import Run, read_run
-from torchgeo_explora.report.run_page import MEASURES, notation, state
+from torchgeo_explora.report.run_page import MEASURES, notation
 from torchgeo_explora.writing import replacing
 
 #: Settings that say where a run is, not what it is.
@@ -99,7 +99,9 @@ def _flat(value: Any, name: str = '', depth: int = 0) -> Iterator[tuple[str, str
 
 def _results(run: Run) -> dict[str, Any]:
     """Return what came out of a run, by name."""
-    found: dict[str, Any] = {'notation': notation(run), 'state': state(run)}
+    found: dict[str, Any] = {'notation': notation(run)}
+    if run.pretraining:
+        found['finished'] = 'yes' if run.finished else 'no'
     shown = [name for name in MEASURES if run.curve(name)]
     for name in shown:
         curve = run.curve(name)
@@ -138,7 +140,7 @@ def _page(
     # run a column.
     found = [
         parts.table(
-            'Results',
+            'What came out of each run',
             [[name, *(row.get(name) for row in rows)] for name in results],
             ['', *names],
         )
@@ -152,13 +154,16 @@ def _page(
         if settings
         else parts.text('No settings differ, as far as configurations were found.')
     )
+    first = [*MEASURES, 'loss']
+    logged = sorted({name for run in runs for name in run.curves})
     curves = [
         name
         for name in dict.fromkeys(
-            [*MEASURES, 'loss', *sorted({c for run in runs for c in run.curves})]
+            [*first, *sorted({c for r in runs for c in r.curves})]
         )
-        if name != 'epoch' and sum(len(run.curve(name)) > 1 for run in runs)
+        if name != 'epoch' and any(len(run.curve(name)) > 1 for run in runs)
     ]
+    count = sum(name in first for name in curves)
     drawn = [
         line_chart(
             MEASURES.get(name, name), [run.curve(name) for run in runs], f'c{index}'
@@ -166,10 +171,13 @@ def _page(
         for index, name in enumerate(curves[:_MOST_CURVES])
     ]
     legend = [(name, *line_style(index)) for index, name in enumerate(names)]
+    pictures = [parts.charts(drawn[:count], legend)] if drawn[:count] else []
+    if drawn[count:]:
+        pictures.append(parts.charts(drawn[count:], legend, 'More curves'))
     sections = [
         Section('results', 'Results', found),
         Section('settings', 'Settings', [different]),
-        Section('curves', 'Curves', [parts.charts(drawn, legend)] if drawn else []),
+        Section('curves', 'Curves', pictures),
     ]
     return Page(
         title=f'{len(runs)} runs compared',

@@ -105,15 +105,7 @@ class Run:
 
     def curve(self, name: str) -> dict[int, float]:
         """Return the finite values of a metric by optimizer step, {} if not logged."""
-        points = sorted(self.curves.get(name, {}).items())
-        if name == 'knn' or name.startswith('quality/'):
-            # Between two evaluations a logger repeats the value.
-            points = [
-                each
-                for index, each in enumerate(points)
-                if not index or each[1] != points[index - 1][1] or each is points[-1]
-            ]
-        return dict(points)
+        return dict(sorted(self.curves.get(name, {}).items()))
 
 
 def read_run(folder: str | os.PathLike[str]) -> Run:
@@ -207,6 +199,9 @@ def _read_curves(run: Run) -> None:
             _add(run, _of_table(path))
         except (OSError, ValueError, csv.Error) as error:
             run.problems.append(f'{path.name} cannot be read ({error}).')
+    for name, curve in run.curves.items():
+        if name == 'knn' or name.startswith('quality/'):
+            run.curves[name] = _without_repeats(curve)
     if not run.curves:
         run.problems.append(
             'No curves were found: neither event files of TensorBoard nor metrics.csv.'
@@ -214,10 +209,20 @@ def _read_curves(run: Run) -> None:
         )
 
 
+def _without_repeats(curve: dict[int, float]) -> dict[int, float]:
+    """Return a curve without the values that a logger repeats between evaluations."""
+    points = sorted(curve.items())
+    return {
+        step: value
+        for index, (step, value) in enumerate(points)
+        if index in (0, len(points) - 1) or value != points[index - 1][1]
+    }
+
+
 def _read_histories(run: Run) -> None:
     """Take what callbacks measured from the last checkpoint, if there is one.
 
-    Loggers repeat a value between two evaluations, and may leave the last one out.
+    A logger may leave some out, such as the last.
     """
     path = run.folder / 'last.ckpt'
     if not path.is_file():

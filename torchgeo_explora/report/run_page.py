@@ -383,7 +383,7 @@ def _cost(run: Run) -> Section:
     formula = (
         'Carbon = energy x carbon of the grid. Energy = what is measured, else device'
         ' hours x power of a device. Device hours = wall time x devices, with the'
-        ' evaluations and pictures of the run, without preparing data and without'
+        ' evaluations in between, without preparing data and without'
         ' runs before this one.'
     )
     if 'energy_kwh' not in cost:

@@ -29,7 +29,7 @@ class Cost(Callback):
     checkpoint and at the end, completely or not at all; a resumed run adds to what its
     checkpoint had.
 
-    - device hours = wall time x devices, evaluations and pictures included;
+    - device hours = wall time x devices, evaluations in between included;
     - energy = what the GPUs report (NVML, with nvidia-ml-py installed); or what
       codecarbon says, with *country*; else device hours x *power*;
     - carbon = energy x *intensity*.
@@ -291,4 +291,4 @@ def cost_line(cost: dict[str, Any]) -> str:
 def _device_name(device: torch.device) -> str:
     if device.type == 'cuda':
         return torch.cuda.get_device_name(device)
-    return platform.processor() or platform.machine()
+    return f'CPU ({platform.processor() or platform.machine()})'
