@@ -158,9 +158,7 @@ def _page(
     logged = sorted({name for run in runs for name in run.curves})
     curves = [
         name
-        for name in dict.fromkeys(
-            [*first, *sorted({c for r in runs for c in r.curves})]
-        )
+        for name in dict.fromkeys([*first, *logged])
         if name != 'epoch' and any(len(run.curve(name)) > 1 for run in runs)
     ]
     count = sum(name in first for name in curves)
