@@ -120,6 +120,19 @@ def test_an_interrupted_run_leaves_its_cost(tmp_path, clock, monkeypatch):
     assert read_cost(tmp_path)['wall_seconds'] == 1800
 
 
+def test_a_full_disk_does_not_hide_what_ended_the_run(tmp_path, clock, monkeypatch):
+    def stop(self, batch):
+        raise ZeroDivisionError
+
+    def full(path):
+        raise OSError('no space left')
+
+    monkeypatch.setattr(Model, 'training_step', stop)
+    monkeypatch.setattr(cost_module, 'replacing', full)
+    with pytest.raises(ZeroDivisionError):
+        fit(tmp_path, clock, Cost())
+
+
 def fake_nvml(monkeypatch, joules):
     """Install a `pynvml` whose devices have counted these energies, one after other."""
 

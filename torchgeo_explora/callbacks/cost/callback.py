@@ -4,6 +4,7 @@ import json
 import math
 import platform
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,9 @@ class Cost(Callback):
     ) -> None:
         """Keep what an interrupted run has cost."""
         if self._started is not None:
-            self._write(trainer, pl_module)
+            # The error that ends the run is the one to be seen.
+            with suppress(OSError):
+                self._write(trainer, pl_module)
         self._stop()
 
     def _stop(self) -> None:
