@@ -21,6 +21,7 @@ LAYERS = {
     'analysis': 3,
     'cli': 4,
     'export': 4,
+    'report': 4,
     'checks': 0,
     'paths': 0,
     'version': 0,

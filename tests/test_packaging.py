@@ -16,8 +16,8 @@ from torchgeo_explora.cli import training
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / 'torchgeo_explora'
 PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
-#: Needed, but imported by others: TorchGeo imports lightly, Lightning tensorboard.
-INDIRECT = {'lightly', 'tensorboard'}
+#: Needed, but imported by others: TorchGeo imports lightly.
+INDIRECT = {'lightly'}
 
 
 def _name(requirement):
@@ -98,6 +98,7 @@ def test_wheel_runs_the_quickstart_in_an_empty_folder(tmp_path):
     (wheel,) = tmp_path.glob('*.whl')
     with zipfile.ZipFile(wheel) as file:
         assert _shipped() <= {*file.namelist()}
+        assert 'torchgeo_explora/report/page.html' in file.namelist()
         assert not [n for n in file.namelist() if n.endswith('make_base.py')]
         file.extractall(tmp_path / 'installed')
     empty = tmp_path / 'empty'

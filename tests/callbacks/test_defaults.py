@@ -6,6 +6,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 
 from tests.callbacks.test_quality import Data, Model
 from torchgeo_explora.callbacks import (
+    Cost,
     Curves,
     EmbeddingPictures,
     LabelFreeQuality,
@@ -20,7 +21,7 @@ from torchgeo_explora.callbacks.defaults import (
 )
 
 BROUGHT = (
-    *(OnlineKNN, LabelFreeQuality, EmbeddingPictures, Pictures, Curves),
+    *(OnlineKNN, LabelFreeQuality, EmbeddingPictures, Pictures, Curves, Cost),
     StepProgressBar,
     'checkpoint',
 )

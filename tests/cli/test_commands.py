@@ -76,6 +76,8 @@ def test_help_names_every_command_and_argument(capsys):
         'embed': ['source', 'output', '--model', '--weights', '--delta', '--share'],
         'search': ['file', 'query', '--k', '--output'],
         'map': ['source', 'output', '--components', '--checkpoint'],
+        'report': ['run', '--weights'],
+        'compare': ['runs', '--output'],
         'completion': [],
     }
     with pytest.raises(SystemExit, match='0'):

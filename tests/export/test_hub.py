@@ -1,6 +1,7 @@
 """The Hugging Face Hub, played by a local server."""
 
 import hashlib
+import json
 import re
 import shutil
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,7 +16,7 @@ from torch.testing import assert_close
 
 from torchgeo_explora.adapt import delta_state_dict, save_delta
 from torchgeo_explora.export import export_timm, from_hub, push_to_hub, rebuild
-from torchgeo_explora.export.card import base_licence
+from torchgeo_explora.export.card import base_licence, model_card
 
 COMMIT = '0123456789abcdef0123456789abcdef01234567'
 
@@ -131,6 +132,21 @@ def test_what_is_pushed_can_be_pulled_and_rebuilt(delta, make, server, api, tmp_
     again = rebuild(file, tmp_path / 'base.safetensors')
     assert_close(delta_state_dict(again), delta_state_dict(backbone), rtol=0, atol=0)
     assert from_hub('user/there', COMMIT, api=api) == file
+
+
+def test_card_tells_what_the_run_has_cost(delta, tmp_path):
+    """Of `cost.json` only numbers: its text may come from anybody."""
+    content = {'images': 76800, 'device_hours': 1.5, 'tflop': 12, 'kg_co2e': 0.25}
+    content |= {'device': '[x](http://y.z)', 'energy_kwh': '<script>'}
+    (tmp_path / 'cost.json').write_text(json.dumps(content))
+    card = model_card(delta[1], 'user/name', 'timm/vit', 'images', licence='mit')
+    line = '1.5 device hours, 76,800 images, 12 TFLOP, 0.25 kg CO2e'
+    assert f'| cost of the whole run | {line} |' in card.text
+    assert '<script>' not in card.text
+    assert 'y.z' not in card.text
+    (tmp_path / 'cost.json').unlink()
+    card = model_card(delta[1], 'user/name', 'timm/vit', 'images', licence='mit')
+    assert 'cost of the whole run' not in card.text
 
 
 @pytest.mark.parametrize(

@@ -229,9 +229,9 @@ def test_command_on_two_processes_writes_its_files_once(command):
     place, (output, _) = command
     names = sorted(path.name for path in (place / 'out').iterdir())
     assert names == [
-        *('best.ckpt', 'best.safetensors', 'config.yaml', 'crops.png', 'curves.png'),
-        *('delta.safetensors', 'embeddings.parquet'),
-        *('last.ckpt', 'last.safetensors', 'pca.png'),
+        *('best.ckpt', 'best.safetensors', 'config.yaml', 'cost.json', 'crops.png'),
+        *('curves.png', 'delta.safetensors', 'embeddings.parquet', 'last.ckpt'),
+        *('last.safetensors', 'map.png', 'neighbours.png', 'pca.png'),
     ]
     assert 'effective batch 4' in output
     assert output.count('D-[3]-r4: ') == 1

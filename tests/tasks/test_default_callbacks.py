@@ -5,7 +5,9 @@ import torch
 from lightning.pytorch import Trainer
 
 from tests.tasks.small_runs import VIT
+from torchgeo_explora.adapt import read_delta_metadata
 from torchgeo_explora.callbacks import OnlineKNN
+from torchgeo_explora.callbacks.cost import read_cost
 from torchgeo_explora.datamodules import ImageFolderDataModule
 from torchgeo_explora.tasks import (
     ExploraClassificationTask,
@@ -74,6 +76,15 @@ def test_pretraining_keeps_the_best_by_knn_the_last_and_pictures(
     assert {path.stem for path in tmp_path.glob('*.png')} == {
         *('crops', 'curves', 'map', 'neighbours', 'pca')
     }
+    cost = read_cost(tmp_path)
+    assert (cost['steps'], cost['planned_steps'], cost['images']) == (5, 5, 40)
+    metadata = read_delta_metadata(tmp_path / 'delta.safetensors')
+    assert metadata['images'] == '40'
+    assert float(metadata['tflop']) == pytest.approx(cost['tflop'], rel=1e-5)
+    # What depends on the machine would make equal runs unequal.
+    assert not {'wall_seconds', 'device', 'energy_kwh'} & metadata.keys()
+    metadata = read_delta_metadata(tmp_path / 'best.safetensors')
+    assert metadata['images'] == '16'
 
 
 def test_pretraining_without_labels_keeps_the_smallest_loss(dino, folder, tmp_path):
@@ -98,6 +109,7 @@ def test_a_resumed_run_remembers_the_best(dino, tiny, folder, tmp_path):
     assert trainer.checkpoint_callback.best_model_score == 0.75
     assert step_of(tmp_path / 'best.ckpt') == 2
     assert step_of(tmp_path / 'last.ckpt') == 5
+    assert read_delta_metadata(tmp_path / 'delta.safetensors')['images'] == '40'
 
 
 @pytest.mark.parametrize('task', [ExploraDinoTask, ExploraMAETask])

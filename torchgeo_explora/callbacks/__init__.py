@@ -1,5 +1,6 @@
 """Lightning callbacks."""
 
+from torchgeo_explora.callbacks.cost import Cost
 from torchgeo_explora.callbacks.curves import Curves
 from torchgeo_explora.callbacks.defaults import (
     downstream_callbacks,
@@ -20,6 +21,7 @@ from torchgeo_explora.callbacks.raster_writer import RasterWriter
 from torchgeo_explora.callbacks.reconstructions import Reconstructions
 
 __all__ = [
+    'Cost',
     'Curves',
     'DetectionWriter',
     'EmbeddingPictures',

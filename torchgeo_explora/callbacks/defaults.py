@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.utilities.imports import _RICH_AVAILABLE
 
+from torchgeo_explora.callbacks.cost import Cost
 from torchgeo_explora.callbacks.curves import Curves
 from torchgeo_explora.callbacks.embedding_pictures import EmbeddingPictures
 from torchgeo_explora.callbacks.knn import OnlineKNN
@@ -26,9 +27,9 @@ from torchgeo_explora.callbacks.reconstructions import Reconstructions
 def pretraining_callbacks(trainer: Trainer, masked: bool = False) -> list[Callback]:
     """Return what a pre-training task returns from `configure_callbacks`.
 
-    Online kNN, quality without labels, pictures, curves, the best and the last
-    checkpoint in the trainer's root folder, and a progress bar of optimizer steps. A
-    callback of the user replaces the one of its kind. Lightning's own checkpoint and
+    Online kNN, quality without labels, pictures, curves, the cost, the best and the
+    last checkpoint in the trainer's root folder, and a progress bar of optimizer steps.
+    A callback of the user replaces the one of its kind. Lightning's own checkpoint and
     progress bar are removed from the trainer in favour of these; a bar or checkpoint of
     the user without any argument cannot be distinguished from them.
 
@@ -46,6 +47,7 @@ def pretraining_callbacks(trainer: Trainer, masked: bool = False) -> list[Callba
         knn = _given(trainer, OnlineKNN) or OnlineKNN()
         quality = LabelFreeQuality(every_n_steps=knn.every_n_steps)
         wanted: list[Callback] = [knn, quality, EmbeddingPictures(), Curves()]
+        wanted.append(Cost())
         if masked:
             wanted.insert(2, Reconstructions(every_n_steps=knn.every_n_steps or None))
         else:

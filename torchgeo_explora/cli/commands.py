@@ -10,6 +10,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from torchgeo_explora.cli import imagery
 from torchgeo_explora.cli.analyze import analyze, suggest
+from torchgeo_explora.cli.report import compare, report
 
 # Heavy libraries are imported by the command that needs them, so that help is quick.
 
@@ -325,5 +326,7 @@ COMMANDS: dict[Callable[..., int | None], tuple[str, ...]] = {
     imagery.map: ('source', 'output'),
     analyze: ('source', 'output'),
     suggest: ('source',),
+    report: ('run',),
+    compare: ('runs',),
     completion: (),
 }

@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from torch import nn
 
 from torchgeo_explora.adapt import Adaptation, read_delta
+from torchgeo_explora.callbacks.cost import cost_line, read_cost
 from torchgeo_explora.export.rebuild import outline
 from torchgeo_explora.models.zoo.licences import (
     TERMS,
@@ -21,7 +22,10 @@ from torchgeo_explora.models.zoo.licences import (
 from torchgeo_explora.models.zoo.weights import ExploraWeights
 
 # Metadata of training that the card shows, in this order.
-_RECIPE = ('objective', 'steps', 'effective_batch', 'mean', 'std', 'mean_of', 'shares')
+_RECIPE = (
+    *('objective', 'steps', 'effective_batch', 'images', 'tflop'),
+    *('mean', 'std', 'mean_of', 'shares'),
+)
 # Names that contain MAE, SatMAE or ScaleMAE as a word.
 _MAE = re.compile(r'(?i)(?<![a-z])(?:sat|scale)?-?mae(?![a-z])')
 _TEMPLATE = """---
@@ -85,6 +89,9 @@ def model_card(
 ) -> ModelCard:
     """Return the card of a delta.
 
+    What the run has cost is taken from the `cost.json` beside the delta, if there is
+    one.
+
     Args:
         path: A file of `save_delta`.
         repo: Name of the repository, 'user/name'.
@@ -96,8 +103,8 @@ def model_card(
             if None.
 
     Raises:
-        ValueError: If the file is damaged, the licence is not known, or it allows more
-            than the licence of the base.
+        ValueError: If the file or the `cost.json` beside it is damaged, the licence is
+            not known, or it allows more than the licence of the base.
     """
     metadata, _ = read_delta(path)
     # First, since it checks what the file says of its arguments.
@@ -121,6 +128,8 @@ def model_card(
     blocks: nn.Module = backbone.get_submodule('blocks')
     adaptation = Adaptation.from_dict(metadata['adaptation'])
     rows = [f'| {key} | {metadata[key]} |' for key in _RECIPE if metadata.get(key)]
+    if line := cost_line(read_cost(Path(path).parent)):
+        rows.append(f'| cost of the whole run | {line} |')
     measured = [f'- {name}: {value:g}' for name, value in (scores or {}).items()]
     # The Hub knows only some licences; others come with a name and a page.
     terms: dict[str, Any] = {'license': licence}

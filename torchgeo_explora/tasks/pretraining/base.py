@@ -26,6 +26,7 @@ from torchgeo_explora.adapt import (
     store_frozen,
 )
 from torchgeo_explora.augment import Preprocess
+from torchgeo_explora.callbacks.cost import Cost
 from torchgeo_explora.callbacks.defaults import (
     prediction_writers,
     pretraining_callbacks,
@@ -398,6 +399,7 @@ class PretrainingTask(ResumableTask):
         raw_images = self.raw_images
         bands = raw_images.bands
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        costs = [each for each in callbacks if isinstance(each, Cost)]
         judges = [each.pooling for each in callbacks if isinstance(each, OnlineKNN)]
         return {
             'objective': type(self.objective).__name__,
@@ -412,6 +414,7 @@ class PretrainingTask(ResumableTask):
             # `Preprocess` cuts nothing off.
             'crop_fraction': json.dumps(1.0),
             'pooling': next(filter(None, judges), self.pooling),
+            **(costs[0].metadata() if costs else {}),
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

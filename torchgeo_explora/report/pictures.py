@@ -1,0 +1,101 @@
+"""The pictures of a run, made small enough to be part of a page."""
+
+import base64
+import io
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+#: Bytes of all pictures of a page, as they stand in it.
+BUDGET = 3_500_000
+_WIDEST = 1500
+_MOST = 24
+#: What the pictures show that runs and `explora analyze` leave, in this order.
+_SHOWN = {
+    'crops': 'Crops: what augmentation does to images of the run.',
+    'pca': 'Patch features before and after the run, coloured by their first three'
+    ' principal components; colours compare within a row.',
+    'reconstructions': 'Images, what was hidden of them, and what the model predicts.',
+    'neighbours': 'Images and those with the nearest embeddings, before and after.',
+    'map': 'Map of the embeddings before and after: alike images lie together.',
+    'attention': 'Attention of the class token in several blocks.',
+    'features': 'Patch features in several blocks, coloured by their principal'
+    ' components.',
+    'changes': 'Relative change of each layer in each block.',
+    'confusion': 'Confusion matrix: each row shows shares of a true class.',
+}
+
+
+class Picture(NamedTuple):
+    """A picture as part of a page."""
+
+    source: str
+    """A data URI."""
+    alt: str
+    """What it shows."""
+    width: int
+    height: int
+
+
+def read_pictures(folder: Path) -> tuple[list[Picture], list[str]]:
+    """Return the pictures of a run's folder and of its folder `analysis`.
+
+    They shrink until all of them fit into `BUDGET`.
+
+    Args:
+        folder: Of the run.
+
+    Returns:
+        The pictures, those of known contents first, and what is wrong with others, in
+        sentences.
+    """
+    paths = [*sorted(folder.glob('*.png')), *sorted(folder.glob('analysis/*.png'))]
+    # The page draws its own curves.
+    paths = [path for path in paths if path.stem != 'curves' or path.parent != folder]
+    order = [*_SHOWN]
+    paths.sort(key=lambda p: order.index(p.stem) if p.stem in order else len(order))
+    problems = []
+    if len(paths) > _MOST:
+        problems.append(f'Of {len(paths)} pictures, the first {_MOST} are shown.')
+    opened = []
+    for path in paths[:_MOST]:
+        try:
+            with Image.open(path, formats=['PNG']) as image:
+                opened.append((path, _flat(image)))
+        # A damaged picture may raise anything.
+        except Exception as error:  # noqa: BLE001
+            kind = type(error).__name__
+            problems.append(f'{path.name} is not a picture that can be read ({kind}).')
+    width = _WIDEST
+    while True:
+        found = [_small(path, image, width) for path, image in opened]
+        if sum(len(each.source) for each in found) <= BUDGET or width < 200:
+            return found, problems
+        width = round(width * 0.75)
+
+
+def _flat(image: Image.Image) -> Image.Image:
+    """Return a picture without transparency, of at most `_WIDEST` pixels each side."""
+    image = image.convert('RGBA')
+    image.thumbnail((_WIDEST, 2 * _WIDEST))
+    white = Image.new('RGBA', image.size, 'white')
+    return Image.alpha_composite(white, image).convert('RGB')
+
+
+def _small(path: Path, image: Image.Image, width: int) -> Picture:
+    image = image.copy()
+    image.thumbnail((width, 2 * width))
+    content, kind = b'', ''
+    # Photographs are smaller as JPEG, diagrams as PNG.
+    for each, options in (
+        ('jpeg', {'quality': 82, 'optimize': True}),
+        ('png', {'optimize': True}),
+    ):
+        buffer = io.BytesIO()
+        image.save(buffer, each, **options)
+        if not content or len(buffer.getvalue()) < len(content):
+            content, kind = buffer.getvalue(), each
+    source = f'data:image/{kind};base64,{base64.b64encode(content).decode()}'
+    alt = _SHOWN.get(path.stem, f'Picture {path.name} of the run.')
+    return Picture(source, alt, *image.size)
