@@ -172,7 +172,7 @@ def test_images_without_names_are_taken_in_the_order_of_the_weights(download):
         raw = RawImages(backbone, SimpleNamespace(bands=numbers))
     assert raw(constant(torch.linspace(0, 10000, 13)))[0, -1, 0, 0] == 1
     assert raw.bands == backbone.bands
-    with pytest.raises(ValueError, match='takes B1, B2, .* which the images do not'):
+    with pytest.raises(ValueError, match=r'takes B1, B2, .* which the images do'):
         RawImages(backbone, SimpleNamespace(bands=numbers[:-1]))
 
 
