@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from torchgeo_explora.adapt import Adaptation, adapt, delta_state_dict, lora
-from torchgeo_explora.models import ViT
+from torchgeo_explora.models import RotaryViT, ViT
 from torchgeo_explora.objectives import DINOv2
 
 STEPS = 6
@@ -30,13 +30,13 @@ class Terms(nn.Module):
 def build(options):
     """Return the same small objective in every process."""
     torch.manual_seed(0)
-    student = ViT(
-        'vit_tiny_patch16_224',
-        image_size=32,
-        patch_size=8,
-        embed_dim=24,
-        depth=3,
-        num_heads=2,
+    options = dict(options)
+    kind, model, width = ViT, 'vit_tiny_patch16_224', 24
+    if options.pop('rotary', False):
+        # Heads of 8: a quarter of one is a period.
+        kind, model, width = RotaryViT, 'vit_small_patch16_dinov3', 16
+    student = kind(
+        model, image_size=32, patch_size=8, embed_dim=width, depth=3, num_heads=2
     )
     adapt(student, Adaptation(adapter=lora(4)))
     # KoLeo is each device's own, as in DINOv2: the one term that is not additive.

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from torchgeo_explora.adapt import Adaptation, adapt, lora
-from torchgeo_explora.models import GroupChannelViT, ViT
+from torchgeo_explora.models import GroupChannelViT, RotaryViT, ViT
 from torchgeo_explora.objectives import MAE
 
 
@@ -35,6 +35,8 @@ def build(kind):
             channel_embed_dim=8,
             **sizes,
         )
+    elif kind == 'rotary':
+        student = RotaryViT('vit_small_patch16_dinov3', embed_dim=16, **sizes)
     else:
         student = ViT('vit_tiny_patch16_224', embed_dim=24, **sizes)
     fresh = getattr(student, 'scratch', ())

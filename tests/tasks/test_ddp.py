@@ -75,6 +75,7 @@ def shared(tmp_path_factory):
         ({}, global_, local, mask),
         ({}, global_, local, half.flatten(0, 1)),
         (OPTIONS, global_, local, mask, region, year, region),
+        ({'rotary': True, 'gram_weight': (0.0, 2.0)}, global_, local, mask),
     ]
     torch.save(jobs, folder / 'jobs.pt')
     parts = {}
@@ -103,7 +104,9 @@ def shared(tmp_path_factory):
 
 
 both = pytest.mark.parametrize(
-    'job', [0, 1, 2], ids=['masked', 'one rank unmasked', 'guides, sigreg, gram']
+    'job',
+    [0, 1, 2, 3],
+    ids=['masked', 'one rank unmasked', 'guides, sigreg, gram', 'rotary'],
 )
 worlds = pytest.mark.parametrize('world', [2, 4])
 

@@ -31,7 +31,10 @@ def shared(tmp_path_factory):
         random_mask(torch.rand(4, tokens, generator=generator), 0.75)
         for tokens in (16, 32)
     )
-    jobs = [('plain', image, plain), ('groups', image, groups), ('plain', half, plain)]
+    jobs = [
+        *(('plain', image, plain), ('groups', image, groups), ('plain', half, plain)),
+        ('rotary', image, plain),
+    ]
     torch.save(jobs, folder / 'jobs.pt')
     ranks = [
         subprocess.Popen([sys.executable, WORKER, folder, str(rank)]) for rank in (0, 1)
@@ -51,7 +54,7 @@ def shared(tmp_path_factory):
     return list(zip(whole, *parts, strict=True))
 
 
-@pytest.mark.parametrize('job', [0, 1], ids=['plain', 'groups'])
+@pytest.mark.parametrize('job', [0, 1, 3], ids=['plain', 'groups', 'rotary'])
 def test_two_processes_have_the_gradient_of_one(shared, job):
     whole, *ranks = shared[job]
     for step, (loss, gradients) in enumerate(whole):

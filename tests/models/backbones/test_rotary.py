@@ -217,6 +217,23 @@ def test_models_of_another_kind_are_refused_with_the_reason(model, message):
         RotaryViT(model)
 
 
+@pytest.mark.parametrize(
+    ('given', 'message'),
+    [
+        ({'in_chans': 4}, r'\*in_chans\* is set by \*in_channels\*'),
+        ({'img_size': 64}, r'\*img_size\* is set by \*image_size\*'),
+        ({'pretrained': True}, r'\*pretrained\* cannot .* give \*weights\*'),
+        ({'checkpoint_path': 'a.pth'}, r'\*checkpoint_path\* cannot .* \*weights\*'),
+        ({'global_pool': 'avg'}, r'\*global_pool\* cannot be chosen: RotaryViT takes'),
+        ({'patch_drop_rate': 0.5}, 'drops tokens or positions by itself'),
+        ({'pos_drop_rate': 0.5}, 'drops tokens or positions by itself'),
+    ],
+)
+def test_arguments_of_timm_that_would_not_be_followed_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        RotaryViT(MODELS[0], image_size=32, **SIZES, **given)
+
+
 def test_a_name_decides_which_backbone_is_built():
     backbone = build_backbone(MODELS[0], image_size=32, model_args=SIZES)
     assert isinstance(backbone, RotaryViT)

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from torchgeo_explora.adapt import Adaptation, adapt, load_delta, lora, save_delta
 from torchgeo_explora.export import rebuild
-from torchgeo_explora.models import RotaryViT, ViT
+from torchgeo_explora.models import GroupChannelViT, RotaryViT, TemporalViT, ViT
 from torchgeo_explora.models.checkpoints import (
     from_any,
     from_dinov3,
@@ -179,6 +179,35 @@ def test_other_weights_are_refused_with_the_reason(tmp_path):
         RotaryViT(PLAIN, **SIZES | {'image_size': 36})
 
 
+@pytest.mark.parametrize('kind', ['fair', 'timm', 'transformers'])
+def test_backbones_with_a_table_of_positions_refuse_them_in_a_sentence(kind, tmp_path):
+    backbone = filled(PLAIN)
+    state = backbone.canonical_state_dict()
+    if kind != 'timm':
+        state = published(backbone) if kind == 'fair' else to_transformers_dinov3(state)
+    torch.save(state, tmp_path / 'rotary.pth')
+    for build in (
+        lambda **given: ViT('vit_tiny_patch16_224', **given),
+        lambda **given: GroupChannelViT(channel_embed_dim=12, **given),
+        lambda **given: TemporalViT(time_embed_dim=12, **given),
+    ):
+        with pytest.raises(ValueError, match=r'rotary\.pth are of a .*RotaryViT'):
+            build(weights=tmp_path / 'rotary.pth', **SIZES)
+
+
+def test_other_storage_tokens_are_an_argument_that_a_delta_keeps(tmp_path):
+    state = published(filled(PLAIN))
+    state['storage_tokens'] = state['storage_tokens'][:, :2]
+    torch.save(state, tmp_path / 'two.pth')
+    with pytest.raises(ValueError, match='or give num_reg_tokens=2'):
+        RotaryViT(PLAIN, weights=tmp_path / 'two.pth', **SIZES)
+    own = RotaryViT(PLAIN, weights=tmp_path / 'two.pth', num_reg_tokens=2, **SIZES)
+    save_delta(adapt(own, Adaptation((), adapter=lora(2))), tmp_path / 'd.safetensors')
+    again = rebuild(tmp_path / 'd.safetensors', tmp_path / 'two.pth').eval()
+    image = torch.rand(1, 3, 32, 48)
+    assert torch.equal(again(image).cls, own.eval()(image).cls)
+
+
 def test_a_delta_of_other_rotary_settings_is_refused(tmp_path):
     torch.save(filled(PLAIN).canonical_state_dict(), tmp_path / 'base.pth')
     options = {**SIZES, 'weights': tmp_path / 'base.pth'}
@@ -257,6 +286,14 @@ def test_statistics_are_those_of_the_weights(tmp_path):
     named = RotaryViT('vit_large_patch16_dinov3.sat493m', **SIZES)
     assert (named.mean, named.std) == (sat.mean, sat.std)
     path = path.rename(tmp_path / 'dinov3_vitl16_pretrain_lvd1689m-8aa4cbdd.pth')
+    assert RotaryViT(PLAIN, weights=path, **SIZES).mean == (0.485, 0.456, 0.406)
+    # Files of the Hub are all called the same; the nearest name decides.
+    folder = tmp_path / 'sat493m' / 'dinov3-vitl16-pretrain-sat493m'
+    folder.mkdir(parents=True)
+    same = folder / 'model.pth'
+    torch.save(torch.load(path), same)
+    assert RotaryViT(PLAIN, weights=same, **SIZES).mean == sat.mean
+    path = path.rename(folder / path.name)
     assert RotaryViT(PLAIN, weights=path, **SIZES).mean == (0.485, 0.456, 0.406)
 
 

@@ -166,6 +166,14 @@ def test_images_without_names_are_taken_in_the_order_of_the_weights(download):
     assert raw(constant(torch.linspace(0, 10000, 13)))[0, -1, 0, 0] == 1
     with pytest.raises(ValueError, match=r'expected \(B, 13, H, W\)'):
         raw(torch.zeros(1, 12, 8, 8))
+    # Of files that name none, a folder gives the numbers.
+    numbers = tuple(str(number) for number in range(1, 14))
+    with pytest.warns(UserWarning, match='does not name the bands'):
+        raw = RawImages(backbone, SimpleNamespace(bands=numbers))
+    assert raw(constant(torch.linspace(0, 10000, 13)))[0, -1, 0, 0] == 1
+    assert raw.bands == backbone.bands
+    with pytest.raises(ValueError, match=r'takes B1, B2, .* which the images do'):
+        RawImages(backbone, SimpleNamespace(bands=numbers[:-1]))
 
 
 def test_another_unit_of_the_images_is_kept_and_said(download):

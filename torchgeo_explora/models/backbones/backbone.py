@@ -402,10 +402,22 @@ def compile_blocks(module: nn.Module) -> None:
     """Compile all transformer blocks in *module* that are not yet, in place.
 
     Their shapes are those of the views. What follows them depends on how many patches
-    are masked, and is left as it is.
+    are masked, and is left as it is. Student, teacher and anchor have graphs of their
+    own at each size, and with drop path so has each block: torch's limits, made to
+    notice shapes that never repeat, are raised to allow for them.
     """
-    for part in module.modules():
-        if isinstance(part, Backbone | MAEDecoder):
-            for block in part.blocks:
-                if block._compiled_call_impl is None:
-                    block.compile(fullgraph=True, dynamic=False)
+    import torch._dynamo.config as limits  # slow to import, and needed only here
+
+    parts = [part for part in module.modules() if isinstance(part, _COMPILED)]
+    graphs = _KINDS_OF_PASS * max((len(part.blocks) for part in parts), default=0)
+    for name in ('recompile_limit', 'accumulated_recompile_limit'):
+        setattr(limits, name, max(graphs, getattr(limits, name)))
+    for part in parts:
+        for block in part.blocks:
+            if block._compiled_call_impl is None:
+                block.compile(fullgraph=True, dynamic=False)
+
+
+_COMPILED = (Backbone, MAEDecoder)
+# More than student, teacher and anchor have at two sizes, in both modes.
+_KINDS_OF_PASS = 16

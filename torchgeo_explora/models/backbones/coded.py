@@ -22,6 +22,7 @@ from torchgeo_explora.models.checkpoints import (
     read_state,
     split_qkv,
 )
+from torchgeo_explora.models.formats.dinov3 import refuse_rotary
 from torchgeo_explora.models.formats.fingerprint import fingerprint
 from torchgeo_explora.models.heads.mae_decoder import start_as_mae
 
@@ -145,8 +146,10 @@ class CodedBackbone(Backbone):
         Raises:
             FileNotFoundError: If the weights are not at hand and cannot be downloaded.
             RuntimeError: If the weights do not fit; all misfits are listed.
+            ValueError: If they are of a rotary model.
         """
         state, self.record.extras = read_state(weights, '')
+        refuse_rotary(state, weights)
         table, token = state.get('pos_embed'), state.get('cls_token')
         if table is None or token is None or table.shape[-1] == token.shape[-1]:
             self.load_transformer(state)

@@ -71,6 +71,7 @@ class DOFAViT(Backbone):
         image_size: Training size in pixels, one number or height and width.
         bands: Names of the channels, which a task then selects by name from those of
             its images; their wavelengths are looked up in `WAVELENGTHS`, unless given.
+            There, B01 to B12 are Sentinel-2's: Landsat's B5 has another wavelength.
         patch_size: Pixels along each side of a patch.
         embed_dim: D, width of a token.
         depth: Number of blocks.

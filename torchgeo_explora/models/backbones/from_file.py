@@ -27,6 +27,7 @@ _COUNTS = {
     'embed_dim': (1, 8192),
     'in_channels': (1, 4096),
     'num_heads': (1, 256),
+    'num_reg_tokens': (0, 256),
     'patch_size': (1, 256),
     'reg_tokens': (0, 256),
     'time_embed_dim': (1, 8192),

@@ -1,5 +1,6 @@
 """Vision Transformers with rotary positions (DINOv3 and its family) as a backbone."""
 
+import re
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import PurePath
@@ -21,7 +22,7 @@ from torchgeo_explora.models.backbones.refused import (
     alternative_to_unbuilt,
 )
 from torchgeo_explora.models.backbones.tokens import Tokens, check_size, pair
-from torchgeo_explora.models.backbones.vit import ViT
+from torchgeo_explora.models.backbones.vit import ViT, check_timm_arguments
 from torchgeo_explora.models.checkpoints import read_state
 from torchgeo_explora.models.formats.dinov3 import PERIODS, without_zero_biases
 from torchgeo_explora.models.formats.enums import plain_enum
@@ -49,7 +50,8 @@ class RotaryViT(Backbone):
 
     Args:
         model: Name of a timm model.
-        weights: As for `ViT`. A file of SAT-493M is known by that word in its name.
+        weights: As for `ViT`. A file of SAT-493M is known by that word in its name, or
+            in that of a folder or repository that it is in.
         in_channels: C, channels of an image.
         image_size: Training size in pixels, one number or height and width; timm's
             default for the model if None.
@@ -73,8 +75,8 @@ class RotaryViT(Backbone):
 
     file_arguments = (
         *ViT.file_arguments,
-        *('rope_grid_indexing', 'rope_grid_offset', 'rope_rotate_half'),
-        'rope_temperature',
+        *('num_reg_tokens', 'rope_grid_indexing', 'rope_grid_offset'),
+        *('rope_rotate_half', 'rope_temperature'),
     )
 
     def __init__(
@@ -94,6 +96,7 @@ class RotaryViT(Backbone):
             'rope_jitter_coords': rope_jitter_coords,
             'rope_rescale_coords': rope_rescale_coords,
         }
+        check_timm_arguments(timm_kwargs, _SUPPORTED)
         timm_kwargs |= {k: v for k, v in ranges.items() if v is not None}
         options = {'in_chans': in_channels, **timm_kwargs}
         if image_size is not None:
@@ -164,7 +167,7 @@ class RotaryViT(Backbone):
         if found != own:
             return (
                 f'hold {found} register (storage) tokens, expected {own}: choose the'
-                ' *model* that they are of'
+                f' *model* that they are of, or give num_reg_tokens={found}'
             )
         kernel = state.get('patch_embed.proj.weight')
         if kernel is not None and kernel.shape[-1] != self.patch_size:
@@ -308,8 +311,12 @@ def _configuration(weights: object) -> Any:
     name = str(weights)
     if timm.is_model(name):
         return timm.models.get_pretrained_cfg(name)
-    if 'sat493m' in PurePath(name).name.lower():
-        return timm.models.get_pretrained_cfg('vit_large_patch16_dinov3.sat493m')
+    # Files of the Hub are all named model.safetensors: their folder has the name.
+    for part in reversed(PurePath(name).parts):
+        if found := re.search('sat493m|lvd1689m', part.lower()):
+            return timm.models.get_pretrained_cfg(
+                f'vit_large_patch16_dinov3.{found[0]}'
+            )
     return None
 
 
@@ -343,6 +350,8 @@ def _build(model: str, options: dict[str, Any]) -> Any:
         reason = 'has a position table, too'
     elif vit.cls_token is None:
         reason = 'has no class token'
+    elif vit.pos_drop.p or vit.patch_drop is not None:
+        reason = 'drops tokens or positions by itself'
     elif any(not _is_plain(block) for block in vit.blocks):
         reason = 'has blocks of another kind'
     if reason:

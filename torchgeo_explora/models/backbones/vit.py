@@ -1,6 +1,6 @@
 """Any plain Vision Transformer of timm as a backbone."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import isqrt
 from os import PathLike
 from typing import Any
@@ -22,6 +22,7 @@ from torchgeo_explora.models.backbones.refused import (
 )
 from torchgeo_explora.models.backbones.tokens import Tokens, check_size, pair
 from torchgeo_explora.models.checkpoints import read_state
+from torchgeo_explora.models.formats.dinov3 import refuse_rotary
 from torchgeo_explora.models.formats.enums import plain_enum, trained_on
 from torchgeo_explora.models.formats.model_names import suggestion
 from torchgeo_explora.models.formats.names import State
@@ -79,8 +80,8 @@ class ViT(Backbone):
             listed.
         TypeError: If timm does not know an argument.
         ValueError: If the model is unknown or of another kind, `image_size` is not a
-            multiple of its patch size, or a weights enum is of another architecture or
-            of other channels.
+            multiple of its patch size, the weights are of a rotary model, or a weights
+            enum is of another architecture or of other channels.
     """
 
     patch_embed: PatchEmbed
@@ -158,8 +159,8 @@ class ViT(Backbone):
         Raises:
             FileNotFoundError: If the weights are not at hand and cannot be downloaded.
             RuntimeError: If the weights do not fit; all misfits are listed.
-            ValueError: If a weights enum is of another architecture or of other
-                channels.
+            ValueError: If the weights are of a rotary model, or a weights enum is of
+                another architecture or of other channels.
         """
         enum = plain_enum(weights)
         trained = None if enum is None else trained_on(enum)
@@ -174,6 +175,7 @@ class ViT(Backbone):
         state, extras = read_state(
             enum or weights, self.arguments['model'], self.in_channels
         )
+        refuse_rotary(state, weights)
         if enum is not None:
             self._compare_sizes(state, enum)
         self.load_state_dict(state)
@@ -288,15 +290,28 @@ class ViT(Backbone):
         return state | {'pos_embed': torch.cat([special.float(), patches], dim=1)}
 
 
-def _build(model: str, options: dict[str, Any], timm_kwargs: dict[str, Any]) -> Any:
-    """Return the timm model, or say why it cannot be a backbone."""
-    for name in timm_kwargs:
+def check_timm_arguments(names: Iterable[str], supported: str) -> None:
+    """Raise if an argument of timm is not one that a user of a backbone may set.
+
+    Args:
+        names: What the user gives.
+        supported: The models that the backbone takes, for the error.
+
+    Raises:
+        ValueError: If another argument sets it, or none does.
+    """
+    for name in names:
         if name in _RENAMED:
             raise ValueError(f'*{name}* is set by *{_RENAMED[name]}*')
         if name in _FIXED:
-            raise ValueError(f'*{name}* cannot be chosen: {_SUPPORTED}')
+            raise ValueError(f'*{name}* cannot be chosen: {supported}')
         if name in _SOURCES:
             raise ValueError(f'*{name}* cannot be chosen: give *weights* instead')
+
+
+def _build(model: str, options: dict[str, Any], timm_kwargs: dict[str, Any]) -> Any:
+    """Return the timm model, or say why it cannot be a backbone."""
+    check_timm_arguments(timm_kwargs, _SUPPORTED)
     if not timm.is_model(model):
         raise ValueError(f'*model* {model!r} is not known to timm: {suggestion(model)}')
     try:

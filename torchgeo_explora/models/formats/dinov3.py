@@ -239,6 +239,24 @@ def to_transformers_dinov3(
     return {**named, **rest}
 
 
+def refuse_rotary(state: Mapping[str, Tensor], weights: object) -> None:
+    """Raise if a state, in timm's names, is of a rotary model such as DINOv3.
+
+    Args:
+        state: The backbone's tensors.
+        weights: Where they are from, for the error.
+
+    Raises:
+        ValueError: If there is LayerScale under Eva's name and no table of positions.
+    """
+    if 'pos_embed' not in state and any(key.endswith('.gamma_1') for key in state):
+        raise ValueError(
+            f'*weights* {weights} are of a rotary model such as DINOv3, without a table'
+            ' of positions (pos_embed): take torchgeo_explora.models.RotaryViT, in a'
+            ' task by the name of their *model*, such as vit_large_patch16_dinov3'
+        )
+
+
 def without_zero_biases(state: Mapping[str, Tensor]) -> State:
     """Return a state without the biases of q and v if all of them are zero."""
     biases = [key for key in state if key.endswith(('.attn.q_bias', '.attn.v_bias'))]

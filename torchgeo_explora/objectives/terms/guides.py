@@ -199,7 +199,7 @@ class PrototypicalHead(nn.Module):
             target: (R,).
 
         Raises:
-            ValueError: If a value is out of range.
+            ValueError: If a value is out of range, or between whole numbers.
         """
         codes = _codes(self.guide, target)
         with torch.autocast(cls.device.type, enabled=False):
@@ -260,7 +260,7 @@ class ClassificationHead(nn.Module):
             target: (R,).
 
         Raises:
-            ValueError: If a value is out of range.
+            ValueError: If a value is out of range, or between whole numbers.
         """
         codes = _codes(self.guide, target)
         logits = self.mlp(cls).float()
@@ -308,8 +308,16 @@ def _mlp(width: int, hidden: int, out: int) -> nn.Sequential:
 
 def _codes(guide: Guide, target: Tensor) -> Tensor:
     """Return values as whole numbers, (R,) int64, negative where not known."""
-    codes = torch.where(target.isfinite(), target, -1).long()
-    largest = int(codes.max())
+    values = torch.where(target.isfinite(), target, -1)
+    codes = values.long()
+    fraction = (values - codes).abs().max()
+    largest, between = torch.stack([codes.max(), (fraction > 0).long()]).tolist()
+    if between:
+        raise ValueError(
+            f'the guide {guide.name!r} found values between whole numbers, such as'
+            f' {float(values[values != codes][0]):g}, which are no codes: give it the'
+            ' *kind* regression, or number the values from 0'
+        )
     if largest >= guide.values:
         raise ValueError(
             f'the guide {guide.name!r} found the value {largest}, expected whole'

@@ -168,7 +168,7 @@ def wanted_bands(backbone: Backbone, datamodule: Any) -> tuple[str, ...] | None:
 
     A ViT of three channels without names takes red, green and blue, as natural images
     have them: where exactly these are named in another order, such as blue, green, red,
-    they change places.
+    they change places. Bands that only have numbers are not named.
 
     Args:
         backbone: Tells its bands where they have names.
@@ -187,7 +187,11 @@ def wanted_bands(backbone: Backbone, datamodule: Any) -> tuple[str, ...] | None:
         order = natural or found
         chosen = tuple(found[order.index(name)] for name in bands or found)
         return None if chosen == names else chosen
-    if bands is not None and names is None and isinstance(backbone, ViT):
+    # Files without names count their bands, in the order that the user may choose.
+    unnamed = names is None or (
+        len(names) == backbone.in_channels and all(name.isdigit() for name in names)
+    )
+    if bands is not None and unnamed and isinstance(backbone, ViT):
         if datamodule is not None:
             warnings.warn(
                 f'{type(datamodule).__name__} does not name the bands of its images:'
