@@ -99,6 +99,40 @@ def test_wrong_argument_is_told_in_one_line(arguments, message, capsys):
     assert re.fullmatch(expected, line), line
 
 
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('model: {', r'.*bad\.yaml: while parsing .* line 2, column 1'),
+        ('hello', r'.*bad\.yaml: Unexpected config: hello'),
+        ('model: "\\e[2J"', r'--model: .*\\x1b\[2J'),
+        (
+            'model: {class_path: ExploraDinoTask, init_args: -1}',
+            '--model: has a value of another form than expected .*',
+        ),
+        ('trainer: {max_steps: x}', "--trainer.max_steps: Expected a <class 'int'>.*"),
+    ],
+)
+def test_wrong_configuration_is_told_in_one_line(text, message, tmp_path, capsys):
+    """F36: the file or the argument is named, and a terminal does not obey it."""
+    (tmp_path / 'bad.yaml').write_text(text)
+    with pytest.raises(SystemExit) as error:
+        run('fit', '--config', tmp_path / 'bad.yaml')
+    assert error.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(rf'explora fit: {message}; see `explora fit --help`', line)
+    assert line.isprintable()
+
+
+@pytest.mark.parametrize('value', ['-1', 'null', '[]'])
+def test_trainer_that_is_no_options_is_refused(value, tmp_path):
+    """F36: Lightning would end in a `TypeError`."""
+    text = f'trainer: {value}\nmodel: ExploraDinoTask\ndata: ImageFolderDataModule'
+    (tmp_path / 'bad.yaml').write_text(f'{text}\n')
+    with pytest.raises(SystemExit) as error:
+        run('fit', '--config', tmp_path / 'bad.yaml')
+    assert re.match(r'explora fit: \*trainer\* is .*max_steps', str(error.value))
+
+
 def test_what_the_package_refuses_is_told_in_one_sentence(tmp_path, monkeypatch):
     arguments = ['fit', '--model=ExploraDinoTask', '--data=ImageFolderDataModule']
     arguments += [f'--data.root={tmp_path}', '--model.weights=nothing.pth']
