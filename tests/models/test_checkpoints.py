@@ -194,11 +194,21 @@ def test_keys_that_no_rule_knows_are_an_error(state, tmp_path):
 @pytest.mark.parametrize(
     ('wrong', 'message'),
     [
-        (lambda tensor: tensor.long(), 'norm.bias as torch.int64: expected'),
-        (lambda tensor: tensor.to(torch.complex64), 'norm.bias as torch.complex64: expected'),
-        (lambda tensor: tensor * float('nan'), 'values in norm.bias that are not finite'),
+        (lambda tensor: tensor.long(), 'norm.bias as torch.int64, .*: expected'),
+        (
+            lambda tensor: tensor.to(torch.complex64),
+            'norm.bias as torch.complex64, .*: expected',
+        ),
+        (
+            lambda tensor: tensor.to_sparse(),
+            'norm.bias as .*torch.sparse_coo: expected',
+        ),
+        (
+            lambda tensor: tensor * float('nan'),
+            'values in norm.bias that are not finite',
+        ),
     ],
-    ids=['integers', 'complex', 'nan'],
+    ids=['integers', 'complex', 'sparse', 'nan'],
 )
 def test_values_that_are_no_weights_are_refused(state, tmp_path, wrong, message):
     """F33: they would be cast in silence, or spoil every feature."""

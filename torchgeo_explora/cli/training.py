@@ -1,13 +1,16 @@
 """TorchGeo's command with the names of this package known, and short errors."""
 
 import gc
+import inspect
 import os
 import re
 import sys
 from argparse import ArgumentError
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import is_dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 from types import ModuleType
 from typing import Any
 
@@ -16,6 +19,7 @@ from typing import Any
 gc.disable()
 import torchgeo.main  # noqa: E402
 from jsonargparse import Namespace  # noqa: E402
+from lightning.pytorch import Trainer  # noqa: E402
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI  # noqa: E402
 
 import torchgeo_explora  # noqa: E402
@@ -117,17 +121,37 @@ class _CLI(LightningCLI):
                 f'{" ".join(words[1:])} cannot be read ({said}): *--config* takes a'
                 ' file of YAML'
             ) from error
-        trainer = self.config[self.config.subcommand].trainer
-        if not isinstance(trainer, Namespace):
-            raise ValueError(
-                f'*trainer* is {trainer}, expected options such as max_steps: 100'
-            )
+        self._check_groups()
         key = f'{self.config.subcommand}.model.init_args.weights'
         weights = self.config.get(key)
         if isinstance(weights, str) and not os.path.exists(weights):
             shipped = CONFIGS.parent / weights
             if weights.startswith('configs/') and shipped.is_file():
                 self.config[key] = str(shipped)
+
+    def _check_groups(self) -> None:
+        """Refuse other values where options belong: the parser lets them pass."""
+        config = self.config[self.config.subcommand]
+        groups = {'trainer': config.trainer}
+        for part in ('model', 'data'):
+            given = config[part].get('init_args', Namespace())
+            kind = resolve_name(config[part].class_path)
+            for name, parameter in inspect.signature(kind).parameters.items():
+                if is_dataclass(parameter.default) and name in given:
+                    groups[f'{part}.{name}'] = given[name]
+        for name, value in groups.items():
+            if not isinstance(value, Namespace):
+                raise ValueError(
+                    f'*{name}* is {value}, expected options, each with its name'
+                )
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        with _refused_by_lightning('trainer'):
+            return super().instantiate_trainer(**kwargs)
+
+    def _set_seed(self) -> None:
+        with _refused_by_lightning('seed_everything'):
+            super()._set_seed()
 
     def _parse_ckpt_path(self) -> None:
         try:
@@ -138,6 +162,15 @@ class _CLI(LightningCLI):
                 f'*--ckpt_path* {path} cannot be read as a checkpoint'
                 f' ({type(error).__name__}): give a .ckpt file that a run has written'
             ) from error
+
+
+@contextmanager
+def _refused_by_lightning(name: str) -> Iterator[None]:
+    """Name the argument of what Lightning says of its value."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f'*{name}* is refused by Lightning: {error}') from error
 
 
 def _with_shipped(words: Sequence[str]) -> list[str]:

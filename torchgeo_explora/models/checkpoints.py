@@ -203,10 +203,11 @@ def _check_values(backbone: State, weights: object) -> None:
     """Refuse tensors of a backbone that would be cast, or would spoil every feature."""
     tensors = {k: v for k, v in backbone.items() if isinstance(v, torch.Tensor)}
     for name, tensor in tensors.items():
-        if not tensor.is_floating_point():
+        if not tensor.is_floating_point() or tensor.layout is not torch.strided:
+            found = f'{tensor.dtype}, {tensor.layout}'
             raise ValueError(
-                f'*weights* {weights} hold {name} as {tensor.dtype}: expected'
-                ' floating-point numbers, such as torch.float32'
+                f'*weights* {weights} hold {name} as {found}: expected a dense tensor'
+                ' of floating-point numbers, such as torch.float32'
             )
         if not torch.isfinite(tensor).all():
             raise ValueError(
@@ -295,7 +296,7 @@ def _named(name: str) -> WeightsEnum:
         known = timm_name(name)
         hint = f': for the weights that timm calls {known}, give that name'
         raise ValueError(
-            f'weights {name!r} is neither a file ({", ".join(SUFFIXES)}), nor an'
+            f'*weights* {name!r} is neither a file ({", ".join(SUFFIXES)}), nor an'
             ' address, nor a model of timm, nor a name'
             " like 'ViTSmall16_Weights.SENTINEL2_ALL_MOCO' that"
             f' torchgeo.models.get_weight knows{hint if known else ""}'
