@@ -56,7 +56,16 @@ def configurations(whole):
         'model.init_args.objective',
         'model.init_args.weights',
         'model.init_args.base_lr',
+        'trainer.max_epochs',
         'trainer.callbacks',
+        'trainer.devices',
+        'trainer.precision',
+        'trainer.default_root_dir',
+        'seed_everything',
+        'ckpt_path',
+        'optimizer',
+        'data.init_args.batch_size',
+        'data.init_args.num_workers',
         'nothing',
         'model.init_args.nothing',
     )
@@ -81,5 +90,5 @@ def _config_case(name, content):
         name,
         write,
         lambda folder: command('fit', '--config', folder / 'bad.yaml'),
-        names=('bad.yaml', 'explora fit:'),
+        names=('bad.yaml',),
     )

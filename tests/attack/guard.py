@@ -186,7 +186,7 @@ def judge(case, folder):
     try:
         end, said = _outcome(case, folder)
     finally:
-        worst = harm.stop()
+        worst = harm.stop() if case.watched else None
     return worst or (end, said)
 
 
@@ -215,14 +215,20 @@ def _outcome(case, folder):
         if said is None:
             return 'traceback', traceback.format_exc()[-1500:]
     else:
-        if not all(line.isprintable() for line in shown.getvalue().splitlines()):
+        if not _shown_safely(shown.getvalue()):
             return 'silently accepted', 'a control character reached the terminal'
         if case.right(result):
             return 'accepted and right', ''
         return 'silently accepted', str(result)[:300]
+    if not _shown_safely(said):
+        return 'code', f'a control character reached the terminal: {said[:300]!r}'
     if not any(name in said for name in case.names) and not _ARGUMENT.search(said):
         return 'traceback', f'names neither a file nor an argument: {said[:600]}'
     return 'clear error', said.strip()[:300]
+
+
+def _shown_safely(text):
+    return text.replace('\n', ' ').replace('\t', ' ').isprintable()
 
 
 _ARGUMENT = re.compile(r'\*-{0,2}[\w.]+\*|--[\w.]+')

@@ -254,20 +254,24 @@ def weights(whole):
         other = plain if suffix == '.safetensors' else (whole / 'base.pth').read_bytes()
         header = 8 + int.from_bytes(other[:8], 'little')
         for name, content in (*kinds.items(), *cuts(other, 6)):
-            yield _weights_case(name, suffix, content)
+            yield _weights_case(name, suffix, content, state)
         if suffix == '.safetensors':
             for name, content in flips(other, 12, 0, 8 + header // 20):
-                yield _weights_case(name, suffix, content)
+                yield _weights_case(name, suffix, content, state)
 
 
-def _weights_case(name, suffix, content):
+def _weights_case(name, suffix, content, state):
+    def right(backbone):
+        # What a wrapper of modules puts before all names is taken off.
+        found = backbone.canonical_state_dict()
+        return all(torch.equal(found[name], state[name]) for name in state)
+
     def read(folder):
         return ViT(MODEL, folder / f'bad{suffix}', image_size=32, **SIZES)
 
     write = _put(f'bad{suffix}', content)
-    return Case(
-        'files of weights', f'{name}{suffix}', write, read, names=(f'bad{suffix}',)
-    )
+    names = (f'bad{suffix}',)
+    return Case('files of weights', f'{name}{suffix}', write, read, right, names)
 
 
 # Checkpoints --------------------------------------------------------------------------

@@ -99,6 +99,86 @@ def test_wrong_argument_is_told_in_one_line(arguments, message, capsys):
     assert re.fullmatch(expected, line), line
 
 
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('model: {', r'.*bad\.yaml: while parsing .* line 2, column 1'),
+        ('hello', r'.*bad\.yaml: Unexpected config: hello'),
+        ('model: "\\e[2J"', r'--model: .*\\x1b\[2J'),
+        (
+            'model: {class_path: ExploraDinoTask, init_args: -1}',
+            '--model: has a value of another form than expected .*',
+        ),
+        ('trainer: {max_steps: x}', "--trainer.max_steps: Expected a <class 'int'>.*"),
+    ],
+)
+def test_wrong_configuration_is_told_in_one_line(text, message, tmp_path, capsys):
+    """F36: the file or the argument is named, and a terminal does not obey it."""
+    (tmp_path / 'bad.yaml').write_text(text)
+    with pytest.raises(SystemExit) as error:
+        run('fit', '--config', tmp_path / 'bad.yaml')
+    assert error.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(rf'explora fit: {message}; see `explora fit --help`', line)
+    assert line.isprintable()
+
+
+@pytest.mark.parametrize('value', ['-1', 'null', '[]'])
+def test_trainer_that_is_no_options_is_refused(value, tmp_path):
+    """F36: Lightning would end in a `TypeError`."""
+    text = f'trainer: {value}\nmodel: ExploraDinoTask\ndata: ImageFolderDataModule'
+    (tmp_path / 'bad.yaml').write_text(f'{text}\n')
+    with pytest.raises(SystemExit) as error:
+        run('fit', '--config', tmp_path / 'bad.yaml')
+    assert re.match(r'explora fit: \*trainer\* is .*expected options', str(error.value))
+
+
+@pytest.mark.parametrize(
+    ('option', 'message'),
+    [
+        ('--model.views=-1', r'\*model.views\* is -1, expected options'),
+        ('--model.objective=[1]', r'\*model.objective\* is \[1\], expected options'),
+        ('--model.rank=-1', r'\*rank\* is -1: give a number 0 or more'),
+        ('--data.batch_size=-1', r'\*batch_size\* is -1: give a number above 0'),
+        ('--data.num_workers=-1', r'\*num_workers\* is -1: give a number 0 or more'),
+        ('--trainer.devices=x', r'\*trainer\* is refused by Lightning: .*devices'),
+        ('--seed_everything=-1', r'\*seed_everything\* is refused by Lightning'),
+        ('--ckpt_path=none.ckpt', r'\*ckpt_path\* none.ckpt does not exist'),
+    ],
+)
+def test_values_that_the_parser_lets_pass_are_refused(option, message, tmp_path):
+    """F36: each would end in a traceback of a library."""
+    image = Image.new('RGB', (32, 32), (1, 2, 3))
+    image.save(tmp_path / 'a.png')
+    name, _, value = option.removeprefix('--').partition('=')
+    config = {
+        'trainer': {'accelerator': 'cpu', 'max_steps': 1, 'logger': False},
+        'model': {
+            'class_path': 'ExploraDinoTask',
+            'init_args': {
+                'model': 'vit_tiny_patch16_224',
+                'weights': None,
+                'image_size': 32,
+                'model_args': SIZES,
+            },
+        },
+        'data': {
+            'class_path': 'ImageFolderDataModule',
+            'init_args': {'root': str(tmp_path), 'batch_size': 1},
+        },
+    }
+    config['trainer']['default_root_dir'] = str(tmp_path)
+    part, _, key = name.partition('.')
+    place = config
+    if key:
+        place = config[part].get('init_args', config[part])
+    place[key or part] = yaml.safe_load(value)
+    (tmp_path / 'config.yaml').write_text(yaml.safe_dump(config))
+    with pytest.raises(SystemExit) as error:
+        run('fit', '--config', tmp_path / 'config.yaml')
+    assert re.match(f'explora fit: {message}', str(error.value))
+
+
 def test_what_the_package_refuses_is_told_in_one_sentence(tmp_path, monkeypatch):
     arguments = ['fit', '--model=ExploraDinoTask', '--data=ImageFolderDataModule']
     arguments += [f'--data.root={tmp_path}', '--model.weights=nothing.pth']

@@ -191,6 +191,33 @@ def test_keys_that_no_rule_knows_are_an_error(state, tmp_path):
         ViT(MODEL, weights=tmp_path / 'w.safetensors', **TINY)
 
 
+@pytest.mark.parametrize(
+    ('wrong', 'message'),
+    [
+        (lambda tensor: tensor.long(), 'norm.bias as torch.int64, .*: expected'),
+        (
+            lambda tensor: tensor.to(torch.complex64),
+            'norm.bias as torch.complex64, .*: expected',
+        ),
+        (
+            lambda tensor: tensor.to_sparse(),
+            'norm.bias as .*torch.sparse_coo: expected',
+        ),
+        (
+            lambda tensor: tensor * float('nan'),
+            'values in norm.bias that are not finite',
+        ),
+    ],
+    ids=['integers', 'complex', 'sparse', 'nan'],
+)
+def test_values_that_are_no_weights_are_refused(state, tmp_path, wrong, message):
+    """F33: they would be cast in silence, or spoil every feature."""
+    path = tmp_path / 'weights.pth'
+    torch.save({**state, 'norm.bias': wrong(state['norm.bias'])}, path)
+    with pytest.raises(ValueError, match=rf'weights\.pth hold {message}'):
+        read_state(path, MODEL)
+
+
 def test_weights_of_timm_are_read_at_their_native_size(state, monkeypatch):
     published = timm.create_model(
         MODEL, num_classes=0, img_size=56, embed_dim=24, depth=2, num_heads=2

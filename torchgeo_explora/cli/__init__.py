@@ -94,6 +94,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f'{type(error).__name__}: {said}. A file or an argument has'
                 ' contents that were not expected; JSONARGPARSE_DEBUG=true shows where'
             )
-        sys.exit(f'explora {name}: {said}')
+        # Not at the start: it imports torch.
+        from torchgeo_explora.models.formats.files import escaped
+
+        sys.exit(f'explora {name}: {escaped(said)}')
     if code:
         sys.exit(code)

@@ -1,13 +1,16 @@
 """TorchGeo's command with the names of this package known, and short errors."""
 
 import gc
+import inspect
 import os
 import re
 import sys
 from argparse import ArgumentError
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import is_dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 from types import ModuleType
 from typing import Any
 
@@ -15,11 +18,14 @@ from typing import Any
 # two seconds at the end for the same objects, which are never garbage.
 gc.disable()
 import torchgeo.main  # noqa: E402
+from jsonargparse import Namespace  # noqa: E402
+from lightning.pytorch import Trainer  # noqa: E402
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI  # noqa: E402
 
 import torchgeo_explora  # noqa: E402
 from torchgeo_explora import callbacks, datamodules, tasks  # noqa: E402
 from torchgeo_explora.cli.commands import wants_traceback  # noqa: E402
+from torchgeo_explora.models.formats.files import escaped  # noqa: E402
 from torchgeo_explora.tasks.run.refusal import Refused, chain, refusal  # noqa: E402
 
 gc.freeze()
@@ -37,6 +43,8 @@ data modules: {datamodules}
 callbacks: {callbacks}
 """
 
+# What Python says of a value that the parser takes for another kind of thing.
+_OF_PYTHON = re.compile('has no attribute|unhashable type|is not (iterable|subscript)')
 #: The configurations: in a checkout a link to the folder of the same name.
 CONFIGS = Path(torchgeo_explora.__file__).parent / 'configs'
 
@@ -64,7 +72,8 @@ def run(arguments: Sequence[str]) -> None:
         if wants_traceback():
             raise
         name = f'explora {arguments[0]}'
-        print(f'{name}: {_of_parser(error)}; see `{name} --help`', file=sys.stderr)
+        said = escaped(_of_parser(error, arguments))
+        print(f'{name}: {said}; see `{name} --help`', file=sys.stderr)
         sys.exit(2)
     # A loss that is not finite is an ArithmeticError.
     except (
@@ -74,11 +83,11 @@ def run(arguments: Sequence[str]) -> None:
         said = next(filter(None, map(refusal, chain(error))), None)
         if said is None or wants_traceback():
             raise
-        sys.exit(f'explora {arguments[0]}: {said}')
+        sys.exit(f'explora {arguments[0]}: {escaped(said)}')
     except Refused as refused:
         if wants_traceback():
             raise refused.__cause__ or refused from None
-        sys.exit(f'explora {arguments[0]}: {refused}')
+        sys.exit(f'explora {arguments[0]}: {escaped(str(refused))}')
     except SystemExit:
         if {'-h', '--help'} & {*arguments}:
             names = {
@@ -112,12 +121,37 @@ class _CLI(LightningCLI):
                 f'{" ".join(words[1:])} cannot be read ({said}): *--config* takes a'
                 ' file of YAML'
             ) from error
+        self._check_groups()
         key = f'{self.config.subcommand}.model.init_args.weights'
         weights = self.config.get(key)
         if isinstance(weights, str) and not os.path.exists(weights):
             shipped = CONFIGS.parent / weights
             if weights.startswith('configs/') and shipped.is_file():
                 self.config[key] = str(shipped)
+
+    def _check_groups(self) -> None:
+        """Refuse other values where options belong: the parser lets them pass."""
+        config = self.config[self.config.subcommand]
+        groups = {'trainer': config.trainer}
+        for part in ('model', 'data'):
+            given = config[part].get('init_args', Namespace())
+            kind = resolve_name(config[part].class_path)
+            for name, parameter in inspect.signature(kind).parameters.items():
+                if is_dataclass(parameter.default) and name in given:
+                    groups[f'{part}.{name}'] = given[name]
+        for name, value in groups.items():
+            if not isinstance(value, Namespace):
+                raise ValueError(
+                    f'*{name}* is {value}, expected options, each with its name'
+                )
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        with _refused_by_lightning('trainer'):
+            return super().instantiate_trainer(**kwargs)
+
+    def _set_seed(self) -> None:
+        with _refused_by_lightning('seed_everything'):
+            super()._set_seed()
 
     def _parse_ckpt_path(self) -> None:
         try:
@@ -130,18 +164,33 @@ class _CLI(LightningCLI):
             ) from error
 
 
+@contextmanager
+def _refused_by_lightning(name: str) -> Iterator[None]:
+    """Name the argument of what Lightning says of its value."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f'*{name}* is refused by Lightning: {error}') from error
+
+
 def _with_shipped(words: Sequence[str]) -> list[str]:
     """Return a command line with the paths of the configurations it names."""
     found = list(words)
-    for number, word in enumerate(found):
+    for number, option, value in _configurations(words):
+        found[number] = f'{option}{shipped_path(value)}'
+    return found
+
+
+def _configurations(words: Sequence[str]) -> Iterator[tuple[int, str, str]]:
+    """Yield the index of each word with the name of a configuration, and its parts."""
+    for number, word in enumerate(words):
         option, equals, value = word.partition('=')
         if option not in ('--config', '-c'):
             continue
         if equals:
-            found[number] = f'{option}={shipped_path(value)}'
-        elif number + 1 < len(found):
-            found[number + 1] = shipped_path(found[number + 1])
-    return found
+            yield number, f'{option}=', value
+        elif number + 1 < len(words):
+            yield number + 1, '', words[number + 1]
 
 
 def shipped_path(name: str) -> str:
@@ -172,14 +221,19 @@ def shipped_path(name: str) -> str:
     )
 
 
-def _of_parser(error: ArgumentError) -> str:
-    """Return which argument is wrong and why, without the types that were tried."""
+def _of_parser(error: ArgumentError, words: Sequence[str]) -> str:
+    """Return which argument or file is wrong and why, without the types tried."""
     key = re.compile(r'Parser key "([\w.]+)":\s*')
     errors = [*chain(error)]
     # Each part of the argument's name is told by another of the errors.
     found = dict.fromkeys(m[1] for m in map(key.match, map(str, errors)) if m)
     reason = ' '.join(key.sub('', str(errors[-1])).split())
-    return f'--{".".join(found)}: {reason}' if found else reason
+    if _OF_PYTHON.search(reason):
+        reason = f'has a value of another form than expected ({reason})'
+    if found:
+        return f'--{".".join(found)}: {reason}'
+    files = ', '.join(value for _, _, value in _configurations(words))
+    return f'{files}: {reason}' if files else reason
 
 
 def _selectable(module: ModuleType) -> list[str]:

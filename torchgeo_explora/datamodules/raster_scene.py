@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torchgeo.datamodules import BaseDataModule
 
+from torchgeo_explora.checks import require_positive
 from torchgeo_explora.datasets.pixels.raster_blocks import RasterBlocks
 from torchgeo_explora.datasets.pixels.scaling import RANGES
 from torchgeo_explora.paths import expanded
@@ -51,8 +52,9 @@ class RasterSceneDataModule(BaseDataModule):
         """Keep the arguments; the header is read in `setup`.
 
         Raises:
-            ValueError: If *overlap* is not below *size*.
+            ValueError: If *overlap* is not below *size*, or *num_workers* below 0.
         """
+        require_positive('num_workers', num_workers, or_zero=True)
         if not 0 <= overlap < size:
             raise ValueError(
                 f'*overlap* {overlap} must be from 0 to below *size* {size}'

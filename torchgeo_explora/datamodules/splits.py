@@ -14,6 +14,7 @@ from torchgeo.datamodules.utils import collate_fn_detection
 from torchgeo.datasets import NonGeoDataset
 
 from torchgeo_explora.augment import IMAGENET_MEAN, IMAGENET_STD
+from torchgeo_explora.checks import require_positive
 from torchgeo_explora.datasets.pixels.scaling import ValueRange
 from torchgeo_explora.datasets.tables.dataset import TableDataset
 from torchgeo_explora.datasets.tables.problems import warn_of_shared_places
@@ -150,7 +151,13 @@ class SplitDataModule(NonGeoDataModule):
         prefetch_factor: int | None = None,
         **dataset: Any,
     ) -> None:
-        """Keep the arguments; files are listed in `setup`."""
+        """Keep the arguments; files are listed in `setup`.
+
+        Raises:
+            ValueError: If *batch_size* or *num_workers* is no number of such.
+        """
+        require_positive('batch_size', batch_size)
+        require_positive('num_workers', num_workers, or_zero=True)
         super().__init__(NonGeoDataset, batch_size, num_workers)  # type: ignore[type-abstract]
         self.root = expanded(root)
         self.pin_memory = pin_memory

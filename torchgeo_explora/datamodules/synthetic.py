@@ -5,6 +5,7 @@ from typing import Any, Literal
 import torch
 from torchgeo.datamodules import NonGeoDataModule
 
+from torchgeo_explora.checks import require_positive
 from torchgeo_explora.datasets.pixels import sentinel2
 from torchgeo_explora.datasets.pixels.scaling import ValueRange
 from torchgeo_explora.datasets.synthetic.scenes import SyntheticScenes
@@ -45,6 +46,8 @@ class SyntheticScenesDataModule(NonGeoDataModule):
         **dataset: Any,
     ) -> None:
         """Keep the arguments; scenes are drawn in `setup`."""
+        require_positive('batch_size', batch_size)
+        require_positive('num_workers', num_workers, or_zero=True)
         if batch_size > num_train:
             raise ValueError(
                 f'*batch_size* is {batch_size} but *num_train* is {num_train}, and a '

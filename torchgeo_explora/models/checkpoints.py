@@ -147,8 +147,8 @@ def read_state(
     Raises:
         FileNotFoundError: If the weights are not on this machine and cannot be
             downloaded.
-        ValueError: If *weights* is unknown, the file holds more than plain data, or a
-            plain ViT cannot be what it holds.
+        ValueError: If *weights* is unknown, the file holds more than plain data, a
+            plain ViT cannot be what it holds, or values are not finite.
     """
     if weights is True:
         state = _from_timm(model)
@@ -178,6 +178,7 @@ def read_state(
             f'{weights} holds no weights of a backbone: {error}'
         ) from error
     _refuse_classifier(backbone, rest, weights)
+    _check_values(backbone, weights)
     kernel = backbone.get('patch_embed.proj.weight')
     if kernel is not None and kernel.shape[1] == 3 != in_channels:
         adapted = adapt_input_conv(in_channels, kernel)
@@ -196,6 +197,23 @@ def _refuse_delta(
             ' weights of its base and call load_delta with the .safetensors file, or'
             ' merge the delta into its base with `explora merge`'
         )
+
+
+def _check_values(backbone: State, weights: object) -> None:
+    """Refuse tensors of a backbone that would be cast, or would spoil every feature."""
+    tensors = {k: v for k, v in backbone.items() if isinstance(v, torch.Tensor)}
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or tensor.layout is not torch.strided:
+            found = f'{tensor.dtype}, {tensor.layout}'
+            raise ValueError(
+                f'*weights* {weights} hold {name} as {found}: expected a dense tensor'
+                ' of floating-point numbers, such as torch.float32'
+            )
+        if not torch.isfinite(tensor).all():
+            raise ValueError(
+                f'*weights* {weights} hold values in {name} that are not finite: use'
+                ' a file from before the training diverged, or download it again'
+            )
 
 
 def _refuse_classifier(backbone: State, rest: State, weights: object) -> None:
@@ -278,7 +296,7 @@ def _named(name: str) -> WeightsEnum:
         known = timm_name(name)
         hint = f': for the weights that timm calls {known}, give that name'
         raise ValueError(
-            f'weights {name!r} is neither a file ({", ".join(SUFFIXES)}), nor an'
+            f'*weights* {name!r} is neither a file ({", ".join(SUFFIXES)}), nor an'
             ' address, nor a model of timm, nor a name'
             " like 'ViTSmall16_Weights.SENTINEL2_ALL_MOCO' that"
             f' torchgeo.models.get_weight knows{hint if known else ""}'

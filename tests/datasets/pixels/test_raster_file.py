@@ -1,6 +1,8 @@
 """Files are opened as what their names say, and never as what refers to others."""
 
 import http.server
+import os
+import socket
 import threading
 
 import numpy as np
@@ -12,6 +14,7 @@ from rasterio.errors import RasterioIOError
 from rasterio.io import MemoryFile
 
 from torchgeo_explora.datasets import ImageFolder, UnreadableImageError
+from torchgeo_explora.datasets.pixels import raster_file
 from torchgeo_explora.datasets.pixels.picture import open_picture
 from torchgeo_explora.datasets.pixels.raster_blocks import RasterBlocks
 from torchgeo_explora.datasets.pixels.raster_file import open_raster, open_tiff
@@ -163,3 +166,18 @@ def test_thousands_of_bands_are_refused_before_they_are_looked_at(tmp_path):
         pytest.raises(RasterioIOError, match='5000 bands'),
     ):
         open_tiff(memory)
+
+
+def test_server_that_goes_silent_is_given_up(monkeypatch):
+    """F29: GDAL would wait without end; what a user has set stays."""
+    for option in raster_file._PATIENCE:
+        monkeypatch.setenv(option, 'restored at the end')
+        monkeypatch.delenv(option)
+    monkeypatch.setenv('GDAL_HTTP_LOW_SPEED_TIME', '1')
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        address = f'http://127.0.0.1:{server.getsockname()[1]}/a.tif'
+        with pytest.raises(RasterioIOError, match='last 1 seconds'):
+            open_raster(address)
+    for option, value in raster_file._PATIENCE.items():
+        expected = '1' if option == 'GDAL_HTTP_LOW_SPEED_TIME' else value
+        assert os.environ[option] == expected

@@ -3,7 +3,6 @@ import itertools
 import json
 import tarfile
 import threading
-import time
 from functools import partial
 from pathlib import Path
 
@@ -158,7 +157,7 @@ def test_more_workers_than_shards_are_refused(folder, monkeypatch):
 class Flaky(http.server.SimpleHTTPRequestHandler):
     """Serves a folder; drops or stalls the first answers for `shard-000001.tar`."""
 
-    fault, faults = '', 0
+    fault, faults, closing = '', 0, None
 
     def log_message(self, *_):
         """Say nothing."""
@@ -172,7 +171,7 @@ class Flaky(http.server.SimpleHTTPRequestHandler):
         output.write(source.read(3000))
         output.flush()
         if kind.fault == 'stall':
-            time.sleep(1.5)
+            kind.closing.wait()
         self.close_connection = True
 
 
@@ -180,17 +179,20 @@ class Flaky(http.server.SimpleHTTPRequestHandler):
 def serve(folder, monkeypatch):
     """Return a function that starts a server with faults and gives its address."""
     monkeypatch.setattr(source, '_WAIT', 0.01)
-    monkeypatch.setattr(source, '_TIMEOUT', 0.5)
-    servers = []
+    servers, closing = [], threading.Event()
 
     def start(fault='', faults=0):
-        kind = type('Handler', (Flaky,), {'fault': fault, 'faults': faults})
+        # Others may answer as slowly as they do.
+        monkeypatch.setattr(source, '_TIMEOUT', 1 if fault == 'stall' else 600)
+        of = {'fault': fault, 'faults': faults, 'closing': closing}
+        kind = type('Handler', (Flaky,), of)
         handler = partial(kind, directory=folder)
         servers.append(http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler))
         threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
         return f'http://127.0.0.1:{servers[-1].server_port}'
 
     yield start
+    closing.set()
     for server in servers:
         server.shutdown()
         server.server_close()

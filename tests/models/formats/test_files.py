@@ -137,7 +137,9 @@ def test_control_characters_appear_as_escapes(sign):
 
 @pytest.mark.parametrize('answer', ['yes', 'late', 'refused'])
 def test_hub_that_does_not_answer_is_given_up_soon(answer, monkeypatch):
-    """A5: the client goes on with its cache, within the time given."""
+    """A5: the client goes on with its cache after the patience given."""
+    # Only a Hub that is late is waited for: others may answer as slowly as they do.
+    patience = 0.2 if answer == 'late' else 600
     asked, late = [], threading.Event()
 
     class Session:
@@ -152,12 +154,12 @@ def test_hub_that_does_not_answer_is_given_up_soon(answer, monkeypatch):
     monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
     monkeypatch.setattr(huggingface_hub, 'get_session', Session)
     assert files.PATIENCE == 10
-    monkeypatch.setattr(files, 'PATIENCE', 0.2)
+    monkeypatch.setattr(files, 'PATIENCE', patience)
     with hub_or_offline():
         assert constants.HF_HUB_OFFLINE is (answer != 'yes')
     late.set()
     assert constants.HF_HUB_OFFLINE is False
-    assert asked == [(constants.ENDPOINT, 0.2)]
+    assert asked == [(constants.ENDPOINT, patience)]
     monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
     with hub_or_offline():
         assert constants.HF_HUB_OFFLINE is True
@@ -191,8 +193,11 @@ def test_hub_that_falls_silent_is_asked_once(silent, tmp_path, monkeypatch):
 
     constants = huggingface_hub.constants
     monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
-    monkeypatch.setattr(constants, 'HF_HUB_ETAG_TIMEOUT', 0.3)
-    monkeypatch.setattr(constants, 'HF_HUB_DOWNLOAD_TIMEOUT', 0.3)
+    # Only the request that is never answered ends by its limit of time.
+    waits = {'HEAD': 600, 'GET': 600, silent: 0.3}
+    monkeypatch.setattr(files, 'PATIENCE', 600)
+    monkeypatch.setattr(constants, 'HF_HUB_ETAG_TIMEOUT', waits['HEAD'])
+    monkeypatch.setattr(constants, 'HF_HUB_DOWNLOAD_TIMEOUT', waits['GET'])
     pauses = []
     monkeypatch.setattr(time, 'sleep', pauses.append)
     with ThreadingHTTPServer(('127.0.0.1', 0), Hub) as server:
@@ -214,7 +219,7 @@ def test_hub_that_falls_silent_is_asked_once(silent, tmp_path, monkeypatch):
     files_asked = [kind for kind, path in asked if path != '/']
     assert files_asked.count(silent) == 2
     assert len(files_asked) <= 4
-    assert sum(pauses) <= 2
+    assert len(pauses) <= 2
 
 
 def test_server_that_goes_silent_is_given_up(tmp_path, monkeypatch):

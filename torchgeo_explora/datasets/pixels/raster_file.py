@@ -32,6 +32,14 @@ _MOST_BANDS = 4096
 _MOST_EXPANSION = 20_000
 _SMALL = 2**28
 
+# GDAL waits for a server that falls silent without end. Seconds to wait for a
+# connection, and seconds with less than a byte in each of them.
+_PATIENCE = {
+    'GDAL_HTTP_CONNECTTIMEOUT': '10',
+    'GDAL_HTTP_LOW_SPEED_TIME': '10',
+    'GDAL_HTTP_LOW_SPEED_LIMIT': '1',
+}
+
 
 def raster_suffix(path: str | os.PathLike[str]) -> str:
     """Return the suffix of a path or an address in lower case, with its dot."""
@@ -54,6 +62,10 @@ def open_raster(path: str | os.PathLike[str]) -> DatasetReader:
             claims far more pixels than its bytes can hold.
         OSError: If it is a pipe or a device.
     """
+    # As options of an environment of rasterio they would be forgotten where a virtual
+    # raster opens its files, when they are read.
+    for option, value in _PATIENCE.items():
+        os.environ.setdefault(option, value)
     virtual = os.fspath(path).startswith('<')
     if virtual:
         return _check(rasterio.open(path, driver='VRT'), os.fspath(path))

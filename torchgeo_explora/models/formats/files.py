@@ -54,6 +54,12 @@ def printable(value: object, length: int = 500) -> str:
     return shown if len(text) <= length else f'{shown[:length]}...'
 
 
+def escaped(message: str) -> str:
+    """Return a message of any number of lines so that it can be shown on a terminal."""
+    lines = message.expandtabs(4).split('\n')
+    return '\n'.join(printable(line, len(line)) for line in lines)
+
+
 def read_file(path: Path) -> Mapping[str, Any]:
     """Return the content of a weight file: tensors, possibly wrapped, on the CPU.
 

@@ -10,6 +10,7 @@ from peft import AdaLoraConfig, PeftConfig
 from torch import nn
 
 from torchgeo_explora.adapt import Adaptation, adapt, count, lora
+from torchgeo_explora.checks import require_positive
 from torchgeo_explora.models.backbones.backbone import Backbone
 from torchgeo_explora.tasks.run.refusal import told_by_command
 
@@ -29,9 +30,11 @@ def choose_adapter(
         alpha: Its scaling is alpha / rank; 1 if None.
 
     Raises:
-        ValueError: If *adapter* comes together with *rank* or *alpha*.
+        ValueError: If *adapter* comes together with *rank* or *alpha*, or *rank* is
+            below 0.
     """
     if adapter is None:
+        require_positive('rank', rank or 0, or_zero=True)
         if rank == 0 and alpha is not None:
             raise ValueError('*alpha* scales an adapter, and *rank* 0 means none')
         return None if rank == 0 else lora(rank or 64, 1 if alpha is None else alpha)

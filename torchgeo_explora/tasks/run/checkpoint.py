@@ -117,11 +117,17 @@ class DeltaCheckpointIO(CheckpointIO):
         """Read a checkpoint.
 
         Raises:
+            FileNotFoundError: If there is none.
             ValueError: If it is damaged, or holds something other than a trainer
                 writes.
         """
         require_whole(path)
-        checkpoint = self.inner.load_checkpoint(path, *args, **kwargs)
+        try:
+            checkpoint = self.inner.load_checkpoint(path, *args, **kwargs)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f'*ckpt_path* {path} does not exist: give a .ckpt file of a run'
+            ) from error
         files, place, _ = _beside(path)
         # Folders are of other writers.
         if isinstance(files, LocalFileSystem) and Path(place).is_file():
