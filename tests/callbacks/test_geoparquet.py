@@ -8,7 +8,7 @@ import pytest
 import shapely
 from pyproj import CRS
 
-from torchgeo_explora.callbacks.geoparquet import (
+from torchgeo_explora.callbacks.writers.geoparquet import (
     geo_metadata,
     geometry_columns,
     output_crs,

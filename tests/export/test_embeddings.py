@@ -20,7 +20,7 @@ from torch.testing import assert_close
 from tests.data.scenes import write_scene, write_scenes, write_stac
 from torchgeo_explora.adapt import Adaptation, adapt, base_fingerprint, lora, save_delta
 from torchgeo_explora.callbacks import EmbeddingWriter
-from torchgeo_explora.callbacks.parquet import model_fingerprint
+from torchgeo_explora.callbacks.writers.parquet import model_fingerprint
 from torchgeo_explora.datamodules import ScenesDataModule
 from torchgeo_explora.export import embed
 from torchgeo_explora.models import ViT
@@ -331,7 +331,7 @@ def test_full_disk(scene, tmp_path, backbone, monkeypatch):
     def full(*arguments, **options):
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr('torchgeo_explora.callbacks.parquet.pa.OSFile', full)
+    monkeypatch.setattr('torchgeo_explora.callbacks.writers.parquet.pa.OSFile', full)
     with pytest.raises(OSError, match=r'No space left.*make room'):
         run(scene, tmp_path / 'out.parquet', backbone)
 

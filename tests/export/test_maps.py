@@ -9,8 +9,8 @@ from lightning.pytorch import Trainer
 from tests.data.scenes import write_scene, write_scenes
 from tests.tasks.small_runs import VIT
 from torchgeo_explora.adapt import base_fingerprint
-from torchgeo_explora.callbacks.cog import write_cog
-from torchgeo_explora.callbacks.principal import principal_components
+from torchgeo_explora.callbacks.writers.cog import write_cog
+from torchgeo_explora.callbacks.writers.principal import principal_components
 from torchgeo_explora.datamodules import RasterSceneDataModule
 from torchgeo_explora.export import map_scenes
 from torchgeo_explora.models import ViT

@@ -14,7 +14,7 @@ from rasterio.control import GroundControlPoint
 
 from tests.tasks.small_runs import VIT, command, write_config
 from torchgeo_explora.callbacks import RasterWriter
-from torchgeo_explora.callbacks.parquet import ProbabilityWriter
+from torchgeo_explora.callbacks.writers.parquet import ProbabilityWriter
 from torchgeo_explora.datamodules import ImageFolderDataModule, RasterSceneDataModule
 from torchgeo_explora.functional.windows import slide
 from torchgeo_explora.tasks import (

@@ -39,7 +39,7 @@ def analyze(
     """
     from torchgeo_explora.adapt import load_delta
     from torchgeo_explora.analysis import run, suggest
-    from torchgeo_explora.export.embeddings import open_source
+    from torchgeo_explora.export.imagery.embeddings import open_source
     from torchgeo_explora.tasks.run.backbone import build_backbone
 
     def build() -> Any:
@@ -108,7 +108,7 @@ def suggest(
     from torchgeo_explora.analysis import analyze_blocks, pictures
     from torchgeo_explora.analysis import suggest as choose
     from torchgeo_explora.analysis.run import Sample
-    from torchgeo_explora.export.embeddings import open_source
+    from torchgeo_explora.export.imagery.embeddings import open_source
     from torchgeo_explora.tasks.run.backbone import build_backbone
     from torchgeo_explora.writing import replacing
 

@@ -1,12 +1,12 @@
 """Backbones with their delta merged, written for other libraries, and embeddings."""
 
-from torchgeo_explora.export.embeddings import embed
 from torchgeo_explora.export.hub import from_hub, push_to_hub
-from torchgeo_explora.export.maps import map_scenes
+from torchgeo_explora.export.imagery.embeddings import embed
+from torchgeo_explora.export.imagery.maps import map_scenes
+from torchgeo_explora.export.imagery.search import search
 from torchgeo_explora.export.onnx_file import export_onnx
 from torchgeo_explora.export.peft_folder import export_peft, export_peft_transformers
 from torchgeo_explora.export.rebuild import rebuild
-from torchgeo_explora.export.search import search
 from torchgeo_explora.export.timm_file import (
     export_dinov2,
     export_dinov3,

@@ -18,8 +18,8 @@ from torchgeo_explora.adapt import (
 )
 from torchgeo_explora.augment import CentreCrop
 from torchgeo_explora.callbacks.defaults import downstream_callbacks, prediction_writers
-from torchgeo_explora.callbacks.parquet import EmbeddingWriter
-from torchgeo_explora.callbacks.raster_writer import RasterWriter
+from torchgeo_explora.callbacks.writers.parquet import EmbeddingWriter
+from torchgeo_explora.callbacks.writers.raster_writer import RasterWriter
 from torchgeo_explora.datamodules.raster_scene import RasterSceneDataModule
 from torchgeo_explora.functional.windows import slide
 from torchgeo_explora.models.backbones.prompts import Prompts

@@ -11,7 +11,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from torchgeo_explora.augment import SingleCrop
 from torchgeo_explora.callbacks.figures import save_figure
-from torchgeo_explora.callbacks.parquet import ProbabilityWriter
+from torchgeo_explora.callbacks.writers.parquet import ProbabilityWriter
 from torchgeo_explora.models.heads.pooling import PooledHead
 from torchgeo_explora.tasks.downstream.base import DownstreamTask
 from torchgeo_explora.tasks.downstream.batches import (

@@ -7,7 +7,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics.detection import MeanAveragePrecision
 
-from torchgeo_explora.callbacks.parquet import DetectionWriter
+from torchgeo_explora.callbacks.writers.parquet import DetectionWriter
 from torchgeo_explora.models.heads.detector import TokenPyramid, build_detector
 from torchgeo_explora.models.heads.pooling import token_map
 from torchgeo_explora.tasks.downstream.base import DownstreamTask

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from torchgeo_explora.adapt import fingerprint
 from torchgeo_explora.augment import SingleCrop
-from torchgeo_explora.callbacks.parquet import ProbabilityWriter
+from torchgeo_explora.callbacks.writers.parquet import ProbabilityWriter
 from torchgeo_explora.functional import cosine_schedule
 from torchgeo_explora.models.backbones.tokens import Features, Pooling
 from torchgeo_explora.models.heads.probe import ProbeHeads

@@ -11,7 +11,7 @@ from torchmetrics.wrappers import ClasswiseWrapper
 
 from torchgeo_explora.augment.crops import random_patches
 from torchgeo_explora.callbacks.figures import panels, save_figure, shown_channels
-from torchgeo_explora.callbacks.parquet import MaskWriter
+from torchgeo_explora.callbacks.writers.parquet import MaskWriter
 from torchgeo_explora.functional.windows import slide
 from torchgeo_explora.models.heads.pooling import token_map
 from torchgeo_explora.models.heads.segmenter import SegmentationHead

@@ -32,7 +32,7 @@ from torchgeo_explora.callbacks.defaults import (
     pretraining_callbacks,
 )
 from torchgeo_explora.callbacks.knn import OnlineKNN
-from torchgeo_explora.callbacks.parquet import EmbeddingWriter
+from torchgeo_explora.callbacks.writers.parquet import EmbeddingWriter
 from torchgeo_explora.models.backbones.backbone import Backbone, compile_blocks
 from torchgeo_explora.models.backbones.tokens import Features, Pooling, check_size
 from torchgeo_explora.objectives import Objective

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from torchgeo_explora.callbacks.parquet import model_fingerprint
+from torchgeo_explora.callbacks.writers.parquet import model_fingerprint
 from torchgeo_explora.datasets.pixels.reader import ImageReader
 from torchgeo_explora.datasets.pixels.scaling import check_range, to_unit
-from torchgeo_explora.export.contact_sheet import contact_sheet
-from torchgeo_explora.export.embedding_file import EmbeddingFile
-from torchgeo_explora.export.embeddings import own_copy
+from torchgeo_explora.export.imagery.contact_sheet import contact_sheet
+from torchgeo_explora.export.imagery.embedding_file import EmbeddingFile
+from torchgeo_explora.export.imagery.embeddings import own_copy
 from torchgeo_explora.functional import nearest
 from torchgeo_explora.paths import expanded
 from torchgeo_explora.tasks import ExploraKNNTask

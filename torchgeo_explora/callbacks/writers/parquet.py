@@ -17,12 +17,12 @@ from PIL import Image
 from torch import Tensor
 
 from torchgeo_explora.adapt import base_fingerprint, delta_state_dict, fingerprint
-from torchgeo_explora.callbacks.geoparquet import (
+from torchgeo_explora.callbacks.writers.geoparquet import (
     geo_metadata,
     geometry_columns,
     output_crs,
 )
-from torchgeo_explora.callbacks.part_writer import PartWriter
+from torchgeo_explora.callbacks.writers.part_writer import PartWriter
 from torchgeo_explora.datasets.tables.index_file import file_stamp
 from torchgeo_explora.version import __version__
 from torchgeo_explora.writing import replacing

@@ -14,10 +14,10 @@ from rasterio.transform import Affine
 from rasterio.windows import Window
 from torch import Tensor
 
-from torchgeo_explora.callbacks.cog import block_side, write_cog
-from torchgeo_explora.callbacks.parquet import model_fingerprint
-from torchgeo_explora.callbacks.part_writer import PartWriter
-from torchgeo_explora.callbacks.principal import Basis, principal_components
+from torchgeo_explora.callbacks.writers.cog import block_side, write_cog
+from torchgeo_explora.callbacks.writers.parquet import model_fingerprint
+from torchgeo_explora.callbacks.writers.part_writer import PartWriter
+from torchgeo_explora.callbacks.writers.principal import Basis, principal_components
 from torchgeo_explora.datasets.pixels.raster_blocks import CACHE
 from torchgeo_explora.datasets.pixels.raster_file import open_raster
 from torchgeo_explora.version import __version__

@@ -18,7 +18,7 @@ from torchgeo_explora.datasets.scenes.listing import list_scenes
 from torchgeo_explora.datasets.scenes.scene import Scene
 from torchgeo_explora.datasets.tables.dataset import OnError, check_choice
 from torchgeo_explora.datasets.tables.index_file import file_stamp
-from torchgeo_explora.export.embeddings import new_trainer, own_copy
+from torchgeo_explora.export.imagery.embeddings import new_trainer, own_copy
 from torchgeo_explora.models.formats.files import read_file
 from torchgeo_explora.paths import expanded
 from torchgeo_explora.tasks.downstream.base import DownstreamTask

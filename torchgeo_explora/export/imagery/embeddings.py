@@ -11,7 +11,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from torchgeo_explora.adapt import merged
 from torchgeo_explora.callbacks import EmbeddingWriter
-from torchgeo_explora.callbacks.parquet import Dtype
+from torchgeo_explora.callbacks.writers.parquet import Dtype
 from torchgeo_explora.datamodules import ImageFolderDataModule, ScenesDataModule
 from torchgeo_explora.datamodules.parts import PartsDataModule
 from torchgeo_explora.datasets.folder.walk import walk

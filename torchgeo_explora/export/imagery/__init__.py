@@ -1,0 +1,1 @@
+"""Embeddings of images and scenes: as files, searched, and as maps."""
