@@ -18,6 +18,8 @@ PACKAGE = ROOT / 'torchgeo_explora'
 PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
 #: Needed, but imported by others: TorchGeo imports lightly.
 INDIRECT = {'lightly'}
+#: Imported where a user has them; a message or another way takes their place.
+OPTIONAL = {'codecarbon', 'pynvml', 'sklearn', 'torchgeo_bench', 'umap'}
 
 
 def _name(requirement):
@@ -41,7 +43,7 @@ def _imported(path):
         for name in names:
             top = name.partition('.')[0]
             ours = top in (PACKAGE.name, '_typeshed', *sys.stdlib_module_names)
-            if not ours:
+            if not ours and top not in OPTIONAL:
                 yield {_name(each) for each in DISTRIBUTIONS[top]}
 
 

@@ -80,10 +80,10 @@ def run(arguments: Sequence[str]) -> None:
         *(ArithmeticError, ImportError, OSError, RuntimeError, TypeError),
         ValueError,
     ) as error:
-        said = next(filter(None, map(refusal, chain(error))), None)
-        if said is None or wants_traceback():
+        sentence = next(filter(None, map(refusal, chain(error))), None)
+        if sentence is None or wants_traceback():
             raise
-        sys.exit(f'explora {arguments[0]}: {escaped(said)}')
+        sys.exit(f'explora {arguments[0]}: {escaped(sentence)}')
     except Refused as refused:
         if wants_traceback():
             raise refused.__cause__ or refused from None

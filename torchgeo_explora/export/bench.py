@@ -13,7 +13,7 @@ from torchgeo_explora.models.backbones.tokens import Pooling
 from torchgeo_explora.tasks.run.backbone import build_backbone, fold_delta, statistics
 
 
-class ExploraBench(BenchModel):  # type: ignore[misc]  # its package has no types
+class ExploraBench(BenchModel):
     """A frozen backbone in torchgeo-bench, fed as this package feeds it.
 
     torchgeo-bench builds it with the bands of each data set. What it normalises is left

@@ -133,8 +133,10 @@ class ExploraLinearProbeTask(DownstreamTask):
         hparams = self.hparams
         self.adapt_backbone()
         grid = hparams['grid']
-        self.pooling = hparams['pooling'] or self.backbone.pooling
         averages = hparams['averages']
+        # Version 0.1 knew class tokens only, with and without the mean beside them.
+        beside: Any = 'cls' if averages and any(averages) else None
+        self.pooling = hparams['pooling'] or beside or self.backbone.pooling
         if averages is None:
             averages = (False, True) if self.pooling == 'cls' else (False,)
         if self.pooling != 'cls' and any(averages):
