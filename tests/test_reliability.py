@@ -27,6 +27,31 @@ def test_every_test_of_the_page_exists(number, tests):
         assert name in {each.name for each in body if isinstance(each, ast.FunctionDef)}
 
 
+CLOCKS = {'time', 'monotonic', 'perf_counter', 'process_time', 'thread_time', 'now'}
+
+
+def _reads_a_clock(node):
+    if isinstance(node, ast.ImportFrom):
+        return node.module == 'time' and any(n.name in CLOCKS for n in node.names)
+    called = node.func if isinstance(node, ast.Call) else None
+    if not isinstance(called, ast.Attribute) or not isinstance(called.value, ast.Name):
+        return False
+    name = called.attr.removesuffix('_ns')
+    return called.value.id in ('time', 'datetime') and name in CLOCKS
+
+
+def test_no_test_reads_a_clock():
+    """F35: a test passes on a slow machine, too."""
+    files = {*TESTS.rglob('*.py')} - {*(TESTS / 'attack').iterdir()}
+    found = [
+        f'{path.relative_to(TESTS)}:{node.lineno}'
+        for path in sorted(files)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if _reads_a_clock(node)
+    ]
+    assert found == []
+
+
 def test_table_is_that_of_the_last_attack():
     """`make attack` writes both."""
     results = json.loads(page.RESULTS.read_text())

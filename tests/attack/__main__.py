@@ -52,16 +52,22 @@ KINDS = {
 KILLS = 46
 
 
+def cpu_seconds():
+    """Return what this process and its ended children have used."""
+    return sum(os.times()[:4])
+
+
 def malformed(kind, folder, jobs, verbose):
     """Return the number of each end of a kind of input, and all ends that are bad."""
-    start, counts, bad = time.monotonic(), Counter(), []
+    start, used, counts, bad = time.monotonic(), cpu_seconds(), Counter(), []
     for case, end, said in guard.run_cases(KINDS[kind](folder), jobs):
         counts[end] += 1
         if end not in guard.GOOD:
             bad.append({'input': case.name, 'end': end, 'said': said})
         if verbose or end not in guard.GOOD:
             print(f'{kind}: {case.name}: {end}: {said}', flush=True)
-    print(kind, dict(counts), f'{time.monotonic() - start:.0f} s', flush=True)
+    took = f'{time.monotonic() - start:.0f} s, {cpu_seconds() - used:.0f} s of CPU'
+    print(kind, dict(counts), took, flush=True)
     return {'ends': dict(sorted(counts.items())), 'bad': bad}
 
 

@@ -1,24 +1,31 @@
 """Malformed configurations of `explora fit`."""
 
+import copy
 import json
 
 import yaml
 
 from tests.attack.guard import Case, command, some
 from tests.attack.weights import contents
+from tests.attack.whole import TASK
 
 
 def configurations(whole):
     """Yield malformed configurations of `explora fit`."""
     good = {
-        'trainer': {'max_steps': 1, 'accelerator': 'cpu', 'logger': False},
+        'trainer': {
+            'max_steps': 1,
+            'accelerator': 'cpu',
+            'logger': False,
+            'enable_progress_bar': False,
+        },
         'model': {
             'class_path': 'ExploraDinoTask',
-            'init_args': {'weights': None, 'rank': 4},
+            'init_args': copy.deepcopy(TASK),
         },
         'data': {
             'class_path': 'ImageFolderDataModule',
-            'init_args': {'root': str(whole / 'images')},
+            'init_args': {'root': str(whole / 'images'), 'batch_size': 4},
         },
     }
     texts = {name: content for name, content in contents() if name != 'empty'}
@@ -78,10 +85,14 @@ def configurations(whole):
             for key in above:
                 place = place[key]
             place[last] = value
-            yield _config_case(f'{path} is {value!r}', yaml.safe_dump(changed).encode())
+            # Any name is one of a folder, and -1 says that only steps are counted.
+            right = path == 'trainer.default_root_dir' and isinstance(value, str)
+            right |= (path, value) == ('trainer.max_epochs', -1)
+            text = yaml.safe_dump(changed).encode()
+            yield _config_case(f'{path} is {value!r}', text, right)
 
 
-def _config_case(name, content):
+def _config_case(name, content, right=False):
     def write(folder):
         (folder / 'bad.yaml').write_bytes(content)
 
@@ -90,5 +101,6 @@ def _config_case(name, content):
         name,
         write,
         lambda folder: command('fit', '--config', folder / 'bad.yaml'),
+        lambda _: right,
         names=('bad.yaml',),
     )

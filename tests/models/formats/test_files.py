@@ -16,6 +16,7 @@ from torch.testing import assert_close
 
 from torchgeo_explora.models.formats import files
 from torchgeo_explora.models.formats.files import (
+    escaped,
     fetch,
     hub_or_offline,
     impatient,
@@ -133,6 +134,11 @@ def test_control_characters_appear_as_escapes(sign):
     assert shown.isprintable()
     assert shown.startswith('a\\')
     assert printable('é ü 漢', 3) == 'é ü...'
+
+
+def test_lines_of_a_message_stay_and_its_control_characters_do_not():
+    """A5: what a command says ends on a terminal."""
+    assert escaped('a\x1b[2J\n\tb\r') == 'a\\x1b[2J\n    b\\r'
 
 
 @pytest.mark.parametrize('answer', ['yes', 'late', 'refused'])
