@@ -23,6 +23,7 @@ LAYERS = {
     'export': 4,
     'checks': 0,
     'paths': 0,
+    'terminal': 0,
     'version': 0,
     'writing': 0,
 }

@@ -25,8 +25,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI  # noqa:
 import torchgeo_explora  # noqa: E402
 from torchgeo_explora import callbacks, datamodules, tasks  # noqa: E402
 from torchgeo_explora.cli.commands import wants_traceback  # noqa: E402
-from torchgeo_explora.models.formats.files import escaped  # noqa: E402
 from torchgeo_explora.tasks.run.refusal import Refused, chain, refusal  # noqa: E402
+from torchgeo_explora.terminal import escaped  # noqa: E402
 
 gc.freeze()
 gc.enable()
