@@ -72,8 +72,8 @@ def run(arguments: Sequence[str]) -> None:
         if wants_traceback():
             raise
         name = f'explora {arguments[0]}'
-        said = escaped(_of_parser(error, arguments))
-        print(f'{name}: {said}; see `{name} --help`', file=sys.stderr)
+        wrong = escaped(_of_parser(error, arguments))
+        print(f'{name}: {wrong}; see `{name} --help`', file=sys.stderr)
         sys.exit(2)
     # A loss that is not finite is an ArithmeticError.
     except (
