@@ -24,6 +24,7 @@ LAYERS = {
     'report': 4,
     'checks': 0,
     'paths': 0,
+    'terminal': 0,
     'version': 0,
     'writing': 0,
 }

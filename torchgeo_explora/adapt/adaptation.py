@@ -28,7 +28,7 @@ from torchgeo_explora.adapt.delta import (
 from torchgeo_explora.adapt.from_file import adapter_from_file
 from torchgeo_explora.models.backbones.backbone import Backbone
 from torchgeo_explora.models.backbones.record import Adapted, Record, record_of
-from torchgeo_explora.models.formats.files import printable
+from torchgeo_explora.terminal import printable
 
 # Where torch and timm define normalisation layers, and nothing else with weights.
 _NORM_MODULES = {

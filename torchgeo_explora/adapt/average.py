@@ -12,7 +12,7 @@ from torch import Tensor
 from torchgeo_explora.adapt.adaptation import Adaptation
 from torchgeo_explora.adapt.collection import check_shares
 from torchgeo_explora.adapt.delta_file import read_delta, write_delta
-from torchgeo_explora.models.formats.files import printable
+from torchgeo_explora.terminal import printable
 
 # Kinds of LoRA whose update is not scale * B A.
 _UNLIKE = ('use_dora', 'rank_pattern', 'alpha_pattern', 'lora_bias')

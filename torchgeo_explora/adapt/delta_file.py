@@ -26,8 +26,9 @@ from torchgeo_explora.adapt.delta import (
 from torchgeo_explora.adapt.from_file import adapter_fields
 from torchgeo_explora.models.backbones.backbone import Backbone
 from torchgeo_explora.models.backbones.from_file import NEVER, argument_names
-from torchgeo_explora.models.formats.files import printable, sort_header
+from torchgeo_explora.models.formats.files import sort_header
 from torchgeo_explora.models.formats.fingerprint import fingerprint
+from torchgeo_explora.terminal import printable
 from torchgeo_explora.version import __version__
 from torchgeo_explora.writing import replacing
 

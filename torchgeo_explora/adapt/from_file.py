@@ -15,7 +15,7 @@ from typing import Any
 from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-from torchgeo_explora.models.formats.files import printable
+from torchgeo_explora.terminal import printable
 
 # The standard library's own reading of an expression, which has no public name.
 parser: Any = importlib.import_module('re._parser')

@@ -11,6 +11,7 @@ import docstring_parser
 from jsonargparse import ArgumentParser
 
 from torchgeo_explora.cli.commands import COMMANDS, wants_traceback
+from torchgeo_explora.terminal import escaped
 from torchgeo_explora.version import __version__
 
 #: TorchGeo's own commands, and what they do.
@@ -94,9 +95,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f'{type(error).__name__}: {said}. A file or an argument has'
                 ' contents that were not expected; JSONARGPARSE_DEBUG=true shows where'
             )
-        # Not at the start: it imports torch.
-        from torchgeo_explora.models.formats.files import escaped
-
         sys.exit(f'explora {name}: {escaped(said)}')
     if code:
         sys.exit(code)

@@ -25,8 +25,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI  # noqa:
 import torchgeo_explora  # noqa: E402
 from torchgeo_explora import callbacks, datamodules, tasks  # noqa: E402
 from torchgeo_explora.cli.commands import wants_traceback  # noqa: E402
-from torchgeo_explora.models.formats.files import escaped  # noqa: E402
 from torchgeo_explora.tasks.run.refusal import Refused, chain, refusal  # noqa: E402
+from torchgeo_explora.terminal import escaped  # noqa: E402
 
 gc.freeze()
 gc.enable()
@@ -72,8 +72,8 @@ def run(arguments: Sequence[str]) -> None:
         if wants_traceback():
             raise
         name = f'explora {arguments[0]}'
-        said = escaped(_of_parser(error, arguments))
-        print(f'{name}: {said}; see `{name} --help`', file=sys.stderr)
+        wrong = escaped(_of_parser(error, arguments))
+        print(f'{name}: {wrong}; see `{name} --help`', file=sys.stderr)
         sys.exit(2)
     # A loss that is not finite is an ArithmeticError.
     except (

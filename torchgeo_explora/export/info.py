@@ -13,8 +13,9 @@ from torchgeo_explora.adapt.average import lora_scale
 from torchgeo_explora.export.rebuild import outline
 from torchgeo_explora.models import Backbone
 from torchgeo_explora.models.checkpoints import from_any
-from torchgeo_explora.models.formats.files import printable, read_file, read_metadata
+from torchgeo_explora.models.formats.files import read_file, read_metadata
 from torchgeo_explora.models.zoo.licences import described, licence_of
+from torchgeo_explora.terminal import printable
 
 # Names of metadata that no other kind of file has.
 _OF_DELTAS = {'delta', 'adaptation', 'metadata_sha256'}

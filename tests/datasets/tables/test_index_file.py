@@ -93,12 +93,15 @@ def test_folder_that_cannot_be_written_keeps_the_table_in_memory(tmp_path):
         ('', 'Empty CSV'),
         ('a,b\n1,2,3\n', 'Expected 2 columns, got 3'),
         ('b,c\n1,2\n', 'lacks the columns a: it has b, c'),
+        ('b,\x1b[2J\n1,2\n', r'it has b, \\x1b\[2J'),
+        ('a,b\n\x1b[2J\n', r'got 1: \\x1b\[2J'),
     ],
 )
 def test_file_that_is_no_csv_is_named(tmp_path, text, message):
     (tmp_path / 'x.csv').write_text(text)
-    with pytest.raises(ValueError, match=rf'x\.csv .*{message}'):
+    with pytest.raises(ValueError, match=rf'x\.csv .*{message}') as error:
         read_csv(str(tmp_path / 'x.csv'), ['a'])
+    assert str(error.value).isprintable()
 
 
 def test_refused_index_is_made_again(tmp_path):

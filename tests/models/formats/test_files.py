@@ -16,14 +16,13 @@ from torch.testing import assert_close
 
 from torchgeo_explora.models.formats import files
 from torchgeo_explora.models.formats.files import (
-    escaped,
     fetch,
     hub_or_offline,
     impatient,
-    printable,
     read_file,
     sort_header,
 )
+from torchgeo_explora.terminal import escaped, printable
 
 TENSORS = {'a': torch.arange(1000.0)}
 

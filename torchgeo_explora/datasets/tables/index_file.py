@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from torchgeo_explora.datasets.tables.problems import check_missing
+from torchgeo_explora.terminal import printable
 from torchgeo_explora.writing import replacing
 
 
@@ -38,12 +39,13 @@ def read_csv(
     try:
         table = pyarrow.csv.read_csv(path, convert_options=options)
     except pa.ArrowInvalid as error:
-        raise ValueError(f'{path} cannot be read as a CSV file: {error}') from error
+        said = printable(error)
+        raise ValueError(f'{path} cannot be read as a CSV file: {said}') from error
     missing = [name for name in columns if name not in table.column_names]
     if missing:
         raise ValueError(
             f'{path} lacks the columns {", ".join(missing)}: it has'
-            f' {", ".join(table.column_names)}{hint}'
+            f' {printable(", ".join(table.column_names))}{hint}'
         )
     return table
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from torchgeo_explora.terminal import printable
 from torchgeo_explora.writing import replacing
 
 #: The problem that every list of files can have.
@@ -110,7 +111,7 @@ def check_missing(
     listed = ', '.join(f'{count} {problem}' for problem, count in counts.items())
     text = f'{what} lists {total} samples, of which {lost} cannot be used ({listed})'
     if example:
-        text += f', such as {example}'
+        text += f', such as {printable(example)}'
     if report:
         text += f'; all are listed in {report}'
     if lost > max_missing * total:

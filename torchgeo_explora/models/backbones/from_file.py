@@ -18,7 +18,7 @@ import torch
 from torchvision.models._api import WeightsEnum
 
 from torchgeo_explora.models.backbones.backbone import PACKAGE, Backbone
-from torchgeo_explora.models.formats.files import printable
+from torchgeo_explora.terminal import printable
 
 # Largest sizes that are built: twice and more of what any published ViT has.
 _COUNTS = {

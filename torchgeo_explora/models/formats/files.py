@@ -21,6 +21,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
+from torchgeo_explora.terminal import printable
+
 #: Suffixes of weight files.
 SUFFIXES = ('.safetensors', '.pth', '.pt', '.bin', '.ckpt')
 
@@ -34,30 +36,6 @@ _DAMAGED = (
     'weights file {} is cut short or damaged ({}): remove it, and copy or download it'
     ' again'
 )
-
-
-def printable(value: object, length: int = 500) -> str:
-    """Return a text from a file, or any value, so that it can be shown on a terminal.
-
-    Control characters, which could move the cursor or hide what follows, appear as
-    their escapes.
-
-    Args:
-        value: What to show.
-        length: Characters after which the text is cut.
-    """
-    text = value if isinstance(value, str) else str(value)
-    shown = ''.join(
-        sign if sign.isprintable() else sign.encode('unicode_escape').decode()
-        for sign in text[: length + 1]
-    )
-    return shown if len(text) <= length else f'{shown[:length]}...'
-
-
-def escaped(message: str) -> str:
-    """Return a message of any number of lines so that it can be shown on a terminal."""
-    lines = message.expandtabs(4).split('\n')
-    return '\n'.join(printable(line, len(line)) for line in lines)
 
 
 def read_file(path: Path) -> Mapping[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torchgeo_explora.augment import spell_band
 from torchgeo_explora.models.backbones.tokens import POOLINGS
-from torchgeo_explora.models.formats.files import printable
+from torchgeo_explora.terminal import printable
 
 #: Entries of a delta's metadata that are JSON.
 _JSON = ('value_range', 'bands', 'quantize', 'crop_fraction')

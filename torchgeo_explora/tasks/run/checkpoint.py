@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from torchgeo_explora.adapt import base_fingerprint
 from torchgeo_explora.models.backbones.backbone import Backbone
-from torchgeo_explora.models.formats.files import printable
+from torchgeo_explora.terminal import printable
 from torchgeo_explora.writing import replacing
 
 

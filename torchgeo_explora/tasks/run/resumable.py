@@ -19,7 +19,6 @@ from torch.utils.data import DataLoader, IterableDataset, Sampler
 from torchgeo.tasks import BaseTask
 
 from torchgeo_explora.models.backbones.backbone import Backbone
-from torchgeo_explora.models.formats.files import printable
 from torchgeo_explora.paths import require_writable
 from torchgeo_explora.tasks.run.checkpoint import (
     DeltaCheckpointIO,
@@ -33,6 +32,7 @@ from torchgeo_explora.tasks.run.raw_images import (
     require_predict_set,
     take_over_normalization,
 )
+from torchgeo_explora.terminal import printable
 
 
 class ResumableTask(BaseTask):

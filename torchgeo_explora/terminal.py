@@ -1,0 +1,25 @@
+"""Texts from files and users, as a terminal may show them."""
+
+
+def printable(value: object, length: int = 500) -> str:
+    """Return a text from a file, or any value, so that it can be shown on a terminal.
+
+    Control characters, which could move the cursor or hide what follows, appear as
+    their escapes.
+
+    Args:
+        value: What to show.
+        length: Characters after which the text is cut.
+    """
+    text = value if isinstance(value, str) else str(value)
+    shown = ''.join(
+        sign if sign.isprintable() else sign.encode('unicode_escape').decode()
+        for sign in text[: length + 1]
+    )
+    return shown if len(text) <= length else f'{shown[:length]}...'
+
+
+def escaped(message: str) -> str:
+    """Return a message of any number of lines so that it can be shown on a terminal."""
+    lines = message.expandtabs(4).split('\n')
+    return '\n'.join(printable(line, len(line)) for line in lines)
