@@ -74,6 +74,17 @@ CONTENDERS: dict[str, tuple[int, dict[str, Any]]] = {
         150,
         SHORT | {'rank': 0, 'alpha': None, 'modules': ('',), 'base_lr': 2e-3},
     ),
+    # For the weights of a DINOv2 ViT-S/14: give its file as --weights.
+    'dinov2 small': (
+        100,
+        SHORT
+        | {
+            'model': 'vit_small_patch14_dinov2.lvd142m',
+            'image_size': 56,
+            'views': COMMON['views'] | {'local_size': 28},
+            'base_lr': 5e-3,
+        },
+    ),
     # Twenty times too fast: what a collapse looks like.
     'too fast': (100, SHORT | {'base_lr': 0.4}),
 }
@@ -234,7 +245,8 @@ def main() -> None:
     parser.add_argument('--data', type=Path)
     parser.add_argument('--weights')
     parser.add_argument('--output', type=Path, required=True)
-    parser.add_argument('--only', nargs='+', choices=CONTENDERS, default=[*CONTENDERS])
+    tiny = [name for name, (_, own) in CONTENDERS.items() if 'model' not in own]
+    parser.add_argument('--only', nargs='+', choices=CONTENDERS, default=tiny)
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     parser.add_argument('--table', action='store_true')
     options = parser.parse_args()
