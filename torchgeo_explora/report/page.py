@@ -7,9 +7,9 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from torchgeo_explora.models.formats.files import printable
 from torchgeo_explora.report.charts import Chart
 from torchgeo_explora.report.pictures import Picture
+from torchgeo_explora.terminal import printable
 from torchgeo_explora.version import __version__
 from torchgeo_explora.writing import replacing
 

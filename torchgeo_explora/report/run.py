@@ -13,8 +13,8 @@ import yaml
 
 from torchgeo_explora.adapt import read_delta
 from torchgeo_explora.callbacks.cost import read_cost
-from torchgeo_explora.models.formats.files import printable
 from torchgeo_explora.report.events import read_events
+from torchgeo_explora.terminal import printable
 
 #: Largest text that is read whole, in bytes.
 _LARGEST = 2_000_000

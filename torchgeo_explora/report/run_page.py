@@ -11,7 +11,6 @@ from torchgeo_explora.adapt import Adaptation
 from torchgeo_explora.callbacks.cost import cost_line
 from torchgeo_explora.export.card import base_licence
 from torchgeo_explora.export.rebuild import outline
-from torchgeo_explora.models.formats.files import printable
 from torchgeo_explora.models.zoo.licences import described, is_noncommercial
 from torchgeo_explora.report import page as parts
 from torchgeo_explora.report.changes import lora_norms, relative_changes, whole_blocks
@@ -19,6 +18,7 @@ from torchgeo_explora.report.charts import Chart, bar_chart, line_chart
 from torchgeo_explora.report.page import Page, Part, Section
 from torchgeo_explora.report.pictures import read_pictures
 from torchgeo_explora.report.run import Run, number, read_run
+from torchgeo_explora.terminal import printable
 
 #: Metrics in words, in the order of the page; more is better for the first group.
 MEASURES = {
