@@ -278,6 +278,7 @@ def test_root_never_reaches_a_shell(monkeypatch, root):
     def fail(*arguments, **_):
         pytest.fail(f'started {arguments}')
 
+    monkeypatch.setattr(source, '_WAIT', 0)
     monkeypatch.setattr('fsspec.open', refuse)
     monkeypatch.setattr('subprocess.Popen', fail)
     for address in (root, 's3://bucket/' + root, 'https://host/' + root):
