@@ -11,11 +11,12 @@ folder, with the commit, and the delta is kept. Runs that are there are skipped,
 study can be stopped and started at will; a run that was stopped begins again.
 
 `--table` only prints what the lines say: how many images a gain of 5 and of 10 points
-took.
+took, and how the measures without labels order the checkpoints; `--picture` draws it.
 """
 
 import argparse
 import json
+import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +24,9 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
+from matplotlib.figure import Figure
 from report import header
+from scipy.stats import spearmanr
 
 from torchgeo_explora.adapt import save_delta
 from torchgeo_explora.callbacks import LabelFreeQuality, OnlineKNN
@@ -239,6 +242,60 @@ def gains(lines: list[dict[str, Any]]) -> str:
     return '\n'.join(table)
 
 
+MEASURES = (
+    *('rankme', 'lidar', 'patch_rank', 'alignment', 'uniformity', 'variance_8'),
+    *('neighbours', 'retrieval'),
+)
+
+
+def correlations(lines: list[dict[str, Any]]) -> str:
+    """Return how each measure orders checkpoints, beside 10-NN, as Markdown.
+
+    Spearman's rank correlation with accuracy: over all checkpoints after the start, and
+    within each run (mean, and the smallest and largest).
+    """
+    after = [row for row in lines if row['step']]
+    names = [name for name in MEASURES if all(name in row for row in after)]
+    runs = dict.fromkeys((row['run'], row['seed']) for row in after)
+
+    def spearman(rows: list[dict[str, Any]], name: str) -> float:
+        pairs = [[row[name] for row in rows], [row['knn'] for row in rows]]
+        return float(spearmanr(*pairs).statistic)
+
+    many = f'all {len(after)} checkpoints | within a run: mean of {len(runs)}'
+    table = [f'| measure | {many} | least | most |', '|' + '---|' * 5]
+    for name in names:
+        within = [
+            spearman([r for r in after if (r['run'], r['seed']) == run], name)
+            for run in runs
+        ]
+        table.append(
+            f'| `{name}` | {spearman(after, name):+.2f} |'
+            f' {statistics.mean(within):+.2f} | {min(within):+.2f} |'
+            f' {max(within):+.2f} |'
+        )
+    return '\n'.join(table)
+
+
+def picture(lines: list[dict[str, Any]], path: Path) -> None:
+    """Draw accuracy against images seen, and against each measure."""
+    names = [name for name in MEASURES if all(name in row for row in lines)]
+    figure = Figure(figsize=(13, 6.2), layout='constrained')
+    panels = figure.subplots(2, 5).flat
+    for axes, measure in zip(panels, ('images', *names), strict=False):
+        for run in dict.fromkeys(row['run'] for row in lines):
+            mine = [row for row in lines if row['run'] == run]
+            x, y = ([row[key] for row in mine] for key in (measure, 'knn'))
+            axes.plot(x, y, marker='o', markersize=3, linewidth=0.8, label=run)
+        axes.set_xlabel(measure)
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel('10-NN accuracy')
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc='lower right')
+    for axes in figure.axes[len(names) + 1 :]:
+        axes.set_axis_off()
+    figure.savefig(path, dpi=110)
+
+
 def main() -> None:
     """Run what is missing, or print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
@@ -249,13 +306,17 @@ def main() -> None:
     parser.add_argument('--only', nargs='+', choices=CONTENDERS, default=tiny)
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     parser.add_argument('--table', action='store_true')
+    parser.add_argument('--picture', type=Path)
     options = parser.parse_args()
     if not options.table:
         torch.set_num_threads(1)
         for seed in options.seeds:
             for name in options.only:
                 run(name, seed, options.data, options.weights, options.output)
-    print(gains(rows(options.output / 'study.jsonl')))
+    lines = rows(options.output / 'study.jsonl')
+    print(gains(lines), correlations(lines), sep='\n\n')
+    if options.picture:
+        picture(lines, options.picture)
 
 
 if __name__ == '__main__':

@@ -6,7 +6,7 @@ from lightning.pytorch import Trainer
 
 from tests.tasks.small_runs import VIT
 from torchgeo_explora.adapt import read_delta_metadata
-from torchgeo_explora.callbacks import OnlineKNN
+from torchgeo_explora.callbacks import LabelFreeQuality, OnlineKNN
 from torchgeo_explora.callbacks.cost import read_cost
 from torchgeo_explora.datamodules import ImageFolderDataModule
 from torchgeo_explora.tasks import (
@@ -87,12 +87,34 @@ def test_pretraining_keeps_the_best_by_knn_the_last_and_pictures(
     assert metadata['images'] == '16'
 
 
-def test_pretraining_without_labels_keeps_the_smallest_loss(dino, folder, tmp_path):
+@pytest.fixture
+def unlabelled(folder, tmp_path):
+    """Return the images of the training set without their classes."""
     images = tmp_path / 'images'
     images.mkdir()
     for index, path in enumerate((folder / 'train').rglob('*.png')):
         (images / f'{index}.png').symlink_to(path)
-    trainer = fit(dino, tmp_path / 'run', images)
+    return images
+
+
+def test_pretraining_without_labels_keeps_what_has_the_most_alike_neighbours(
+    dino, unlabelled, tmp_path
+):
+    trainer = fit(dino, tmp_path / 'run', unlabelled)
+    checkpoint = trainer.checkpoint_callback
+    assert (checkpoint.monitor, checkpoint.mode) == ('quality/neighbours', 'max')
+    (quality,) = (c for c in trainer.callbacks if isinstance(c, LabelFreeQuality))
+    assert checkpoint.best_model_score.item() == pytest.approx(
+        quality.history[5]['neighbours']
+    )
+    assert step_of(tmp_path / 'run' / 'best.ckpt') == 5
+
+
+def test_pretraining_without_any_measure_keeps_the_smallest_loss(
+    dino, unlabelled, tmp_path
+):
+    off = LabelFreeQuality(every_n_steps=0)
+    trainer = fit(dino, tmp_path / 'run', unlabelled, callbacks=[off])
     checkpoint = trainer.checkpoint_callback
     assert (checkpoint.monitor, checkpoint.mode) == ('loss', 'min')
     assert checkpoint.best_model_score == trainer.callback_metrics['loss']

@@ -45,7 +45,9 @@ def pretraining_callbacks(trainer: Trainer, masked: bool = False) -> list[Callba
     callbacks: list[Callback] = []
     if not _is_trial(trainer):
         knn = _given(trainer, OnlineKNN) or OnlineKNN()
-        quality = LabelFreeQuality(every_n_steps=knn.every_n_steps)
+        quality = _given(trainer, LabelFreeQuality) or LabelFreeQuality(
+            every_n_steps=knn.every_n_steps
+        )
         wanted: list[Callback] = [knn, quality, EmbeddingPictures(), Curves()]
         wanted.append(Cost())
         if masked:
@@ -54,7 +56,7 @@ def pretraining_callbacks(trainer: Trainer, masked: bool = False) -> list[Callba
             wanted.insert(2, Pictures())
         callbacks += [c for c in wanted if _given(trainer, type(c)) is None]
         if _take_away(trainer, Checkpoint, ModelCheckpoint):
-            callbacks.append(_BestByKNN(knn, trainer.default_root_dir))
+            callbacks.append(_BestByKNN(knn, quality, trainer.default_root_dir))
     bar = RichProgressBar if _RICH_AVAILABLE else TQDMProgressBar
     if _take_away(trainer, ProgressBar, bar):
         callbacks.append(StepProgressBar())
@@ -113,14 +115,17 @@ _STEPS = 500
 class _BestByKNN(ModelCheckpoint):
     """Keep the best and the last checkpoint of those after an online kNN.
 
-    Without labels the loss decides, at the same steps; every 500 steps if kNN has none.
+    Without labels the agreement of neighbours decides, the measure that ordered
+    checkpoints most as kNN does (`docs/quality.md`), at the same steps; every 500 steps
+    if kNN has none. Where that is not measured at all of them, the loss decides.
 
     Args:
         knn: The callback that measures; it runs before.
+        quality: What measures without labels; it runs before.
         folder: Where the checkpoints are.
     """
 
-    def __init__(self, knn: OnlineKNN, folder: str) -> None:
+    def __init__(self, knn: OnlineKNN, quality: LabelFreeQuality, folder: str) -> None:
         """Configure Lightning's checkpoint."""
         super().__init__(
             folder,
@@ -132,6 +137,7 @@ class _BestByKNN(ModelCheckpoint):
             enable_version_counter=False,
         )
         self.knn = knn
+        self.quality = quality
 
     @property
     def state_key(self) -> str:
@@ -139,9 +145,16 @@ class _BestByKNN(ModelCheckpoint):
         return 'BestByKNN'
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Let the loss decide if there are no labels."""
+        """Choose what decides if there are no labels."""
         if stage == 'fit' and self.knn.off:
-            _decide_by(self, 'loss')
+            every = self.knn.every_n_steps or _STEPS
+            measured = self.quality.off is None and not (
+                every % self.quality.every_n_steps
+            )
+            if measured:
+                _decide_by(self, 'quality/neighbours', 'max')
+            else:
+                _decide_by(self, 'loss', 'min')
         super().setup(trainer, pl_module, stage)
 
     def on_train_batch_end(
@@ -176,14 +189,15 @@ class _BestInValidation(ModelCheckpoint):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let the training loss decide if there is no validation."""
         if stage == 'fit' and not trainer.enable_validation:
-            _decide_by(self, 'train_loss')
+            _decide_by(self, 'train_loss', 'min')
         super().setup(trainer, pl_module, stage)
 
 
-def _decide_by(checkpoint: ModelCheckpoint, loss: str) -> None:
-    """Make a checkpoint keep the smallest loss."""
-    checkpoint.monitor, checkpoint.mode = loss, 'min'
-    checkpoint.kth_value = torch.tensor(torch.inf)
+def _decide_by(checkpoint: ModelCheckpoint, monitor: str, mode: str) -> None:
+    """Make a checkpoint keep the best of another metric."""
+    checkpoint.monitor, checkpoint.mode = monitor, mode
+    worst = torch.inf if mode == 'min' else -torch.inf
+    checkpoint.kth_value = torch.tensor(worst)
 
 
 def _is_trial(trainer: Trainer) -> bool:
