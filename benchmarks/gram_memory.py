@@ -2,8 +2,9 @@
 
     python benchmarks/gram_memory.py --output benchmarks/results/gram_memory.json
 
-Two steps of D-ExPLoRA with a ViT-B/16 of random weights at 224 pixels, 8 images, each in
-a process of its own: with and without the term, whose anchor sees crops of 448 pixels.
+Two steps of D-ExPLoRA with a ViT-B/16 of random weights at 224 pixels, 8 images, each
+in a process of its own: with and without the term, whose anchor sees crops of 448
+pixels.
 The figure is the largest resident memory of the process, less that before the model was
 built. The anchor itself, counted in bytes of tensors that it does not share, is listed
 beside it.
