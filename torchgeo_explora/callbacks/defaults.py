@@ -148,10 +148,8 @@ class _BestByKNN(ModelCheckpoint):
         """Choose what decides if there are no labels."""
         if stage == 'fit' and self.knn.off:
             every = self.knn.every_n_steps or _STEPS
-            measured = self.quality.off is None and not (
-                every % self.quality.every_n_steps
-            )
-            if measured:
+            own = self.quality.every_n_steps
+            if own and self.quality.off is None and every % own == 0:
                 _decide_by(self, 'quality/neighbours', 'max')
             else:
                 _decide_by(self, 'loss', 'min')

@@ -97,6 +97,14 @@ def test_scene_has_zero_where_there_is_no_data(marked):
     assert dataset.index.table['windows'].to_pylist() == [1]
 
 
+def test_masks_beside_a_file_are_seen_under_torchgeos_command(marked, monkeypatch):
+    """The command sets this for all of GDAL, which then sees no file beside another."""
+    monkeypatch.setenv('GDAL_DISABLE_READDIR_ON_OPEN', 'EMPTY_DIR')
+    test_folder_has_zero_where_there_is_no_data(marked)
+    (marked[0].parent / 'metadata.csv').unlink()
+    test_scene_has_zero_where_there_is_no_data(marked)
+
+
 def test_windows_of_a_scene_avoid_what_a_mask_hides(marked):
     path, _ = marked
     dataset = SceneWindows(path, size=16, length=50, max_invalid=0)

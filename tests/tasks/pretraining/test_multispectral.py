@@ -78,7 +78,9 @@ def test_all_groups_of_a_place_are_hidden_together(monkeypatch):
     objective = task(ExploraDinoTask, group()).objective
     seen = []
     terms = objective.terms
-    monkeypatch.setattr(objective, 'terms', lambda *x: seen.append(x[2]) or terms(*x))
+    monkeypatch.setattr(
+        objective, 'terms', lambda *x, **y: seen.append(x[2]) or terms(*x, **y)
+    )
     objective({'image': torch.rand(4, 10, 32, 32)}, 0.5)
     (mask,) = seen
     assert mask.shape == (8, 3 * 16)

@@ -70,9 +70,14 @@ def open_raster(path: str | os.PathLike[str]) -> DatasetReader:
     if virtual:
         return _check(rasterio.open(path, driver='VRT'), os.fspath(path))
     refuse_pipe(path)
-    suffix = raster_suffix(path)
-    file = _check(rasterio.open(path, driver=_DRIVERS.get(suffix)), os.fspath(path))
-    if suffix in OWN_PIXELS and os.path.isfile(path):
+    driver = _DRIVERS.get(raster_suffix(path))
+    if not os.path.isfile(path):
+        return _check(rasterio.open(path, driver=driver), os.fspath(path))
+    # TorchGeo's command tells GDAL that no file stands beside another, which is quick
+    # for addresses; masks and overviews in files of their own would not be seen.
+    with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN='TRUE'):
+        file = _check(rasterio.open(path, driver=driver), os.fspath(path))
+    if raster_suffix(path) in OWN_PIXELS:
         _check_claim(file, os.path.getsize(path))
     return file
 
