@@ -88,8 +88,8 @@ def suggest(
     """Say which block to unfreeze, and which rank of LoRA a budget allows.
 
     The paper's criterion: of the deep half of the blocks, the one whose patch tokens
-    have the lowest principal eigenvalues on the new images. docs/analysis.md says how
-    often that was right.
+    have the lowest principal eigenvalues on the new images. How often that is right
+    has not been measured.
 
     Args:
         source: A folder of images, or scenes; labels are not used.
