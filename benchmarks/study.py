@@ -18,6 +18,7 @@ import argparse
 import json
 import statistics
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -252,11 +253,12 @@ def correlations(lines: list[dict[str, Any]]) -> str:
     """Return how each measure orders checkpoints, beside 10-NN, as Markdown.
 
     Spearman's rank correlation with accuracy: over all checkpoints after the start, and
-    within each run (mean, and the smallest and largest).
+    within each run of at least 5 (mean, and the smallest and largest).
     """
     after = [row for row in lines if row['step']]
     names = [name for name in MEASURES if all(name in row for row in after)]
-    runs = dict.fromkeys((row['run'], row['seed']) for row in after)
+    count = Counter((row['run'], row['seed']) for row in after)
+    runs = [run for run in count if count[run] >= 5]
 
     def spearman(rows: list[dict[str, Any]], name: str) -> float:
         pairs = [[row[name] for row in rows], [row['knn'] for row in rows]]

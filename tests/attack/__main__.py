@@ -115,6 +115,8 @@ def main():
     parser.add_argument('--verbose', action='store_true')
     options = parser.parse_args()
     torch.set_num_threads(1)
+    # Python runs a command for it, once: here, where nobody listens yet.
+    platform.processor()
     whole.without_pictures()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
