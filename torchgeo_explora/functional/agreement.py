@@ -26,7 +26,7 @@ def alignment(first: Tensor, second: Tensor) -> Tensor:
 
 
 def uniformity(features: Tensor, t: float = 2.0) -> Tensor:
-    """Logarithm of the mean of exp(-t |x - y|^2) over all pairs of images.
+    """Logarithm of the mean of exp(-t d^2) over all pairs of images, d their distance.
 
     Wang & Isola 2020 (https://arxiv.org/abs/2005.10242), for L2-normalised embeddings.
 
