@@ -145,7 +145,6 @@ class RunEnd(Callback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Save where a run stops that was asked to, and say how to continue."""
-        self._stop_listening()
         self.teardown(trainer, pl_module, '')
         if not isinstance(exception, SIGTERMException):
             return
@@ -195,7 +194,7 @@ class RunEnd(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what a finished run leaves."""
-        self._stop_listening()
+        # Still listening: what other callbacks write at the end is not worth a traceback.
         pl_module.finish()  # type: ignore[operator]
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -221,7 +220,8 @@ class RunEnd(Callback):
     def teardown(
         self, trainer: Trainer, pl_module: LightningModule, stage: str
     ) -> None:
-        """Give back what the plan changed."""
+        """Give back the handler of Ctrl+C, and what the plan changed."""
+        self._stop_listening()
         trainer.accumulate_grad_batches, trainer.limit_train_batches = self._given
 
 
