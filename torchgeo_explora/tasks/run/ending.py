@@ -194,7 +194,7 @@ class RunEnd(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what a finished run leaves."""
-        # Still listening: what other callbacks write at the end is not worth a traceback.
+        # Still listening: a Ctrl+C while the others write must not end in code 1.
         pl_module.finish()  # type: ignore[operator]
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
