@@ -7,13 +7,11 @@ from typing import Any
 
 import torch
 from timm.layers.norm import LayerNorm
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 from torchvision.models._api import WeightsEnum
 
 from torchgeo_explora.functional import resize_grid, sincos_2d
-from torchgeo_explora.models.backbones.attention import Attention
 from torchgeo_explora.models.backbones.backbone import Backbone
 from torchgeo_explora.models.backbones.tokens import check_size, pair
 from torchgeo_explora.models.checkpoints import (
@@ -24,7 +22,7 @@ from torchgeo_explora.models.checkpoints import (
 )
 from torchgeo_explora.models.formats.dinov3 import refuse_rotary
 from torchgeo_explora.models.formats.fingerprint import fingerprint
-from torchgeo_explora.models.heads.mae_decoder import start_as_mae
+from torchgeo_explora.models.heads.mae_decoder import mae_blocks
 
 # Parts of a plain ViT that a coded backbone has of another kind.
 _EMBEDDINGS = ('patch_embed.', 'pos_embed')
@@ -106,14 +104,7 @@ class CodedBackbone(Backbone):
         table = sincos_2d(self.grid, embed_dim - code_dim)
         # The class token's row is zero: (h * w, D - E) -> (1, 1 + h * w, D - E)
         self.pos_embed = nn.Parameter(nn.functional.pad(table, (0, 0, 1, 0))[None])
-        blocks = [
-            Block(embed_dim, num_heads, mlp_ratio, qkv_bias=True) for _ in range(depth)
-        ]
-        for block in blocks:
-            start_as_mae(block)
-            host: Any = block
-            host.attn = Attention(host.attn)
-        self.blocks = nn.Sequential(*blocks)
+        self.blocks = mae_blocks(depth, embed_dim, num_heads, mlp_ratio)
         self.norm = LayerNorm(embed_dim)
 
     @property

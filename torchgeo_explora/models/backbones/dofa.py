@@ -7,16 +7,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.layers.norm import LayerNorm
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torchvision.models._api import WeightsEnum
 
 from torchgeo_explora.functional import patchify, resize_grid, sincos_2d
-from torchgeo_explora.models.backbones.attention import Attention
 from torchgeo_explora.models.backbones.backbone import Backbone
 from torchgeo_explora.models.backbones.tokens import Tokens, check_size, pair
 from torchgeo_explora.models.checkpoints import read_state
-from torchgeo_explora.models.heads.mae_decoder import start_as_mae
+from torchgeo_explora.models.heads.mae_decoder import mae_blocks
 
 #: Central wavelengths in micrometres by the name of a band, as DOFA was trained with
 #: them. Those of radar are marks that tell it from optical bands.
@@ -128,14 +126,7 @@ class DOFAViT(Backbone):
         # The class token's row is zero: (h * w, D) -> (1, 1 + h * w, D)
         table = F.pad(sincos_2d(self.grid, embed_dim), (0, 0, 1, 0))[None]
         self.pos_embed = nn.Parameter(table, requires_grad=False)
-        blocks = [
-            Block(embed_dim, num_heads, mlp_ratio, qkv_bias=True) for _ in range(depth)
-        ]
-        for block in blocks:
-            start_as_mae(block)
-            host: Any = block
-            host.attn = Attention(host.attn)
-        self.blocks = nn.Sequential(*blocks)
+        self.blocks = mae_blocks(depth, embed_dim, num_heads, mlp_ratio)
         self.norm = LayerNorm(embed_dim)
         if weights:
             self.start_from(weights)

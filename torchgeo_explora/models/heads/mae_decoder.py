@@ -82,12 +82,7 @@ class MAEDecoder(nn.Module):
         # The class token's row is zero: (h * w, D - C) -> (1, 1 + h * w, D - C)
         table = nn.functional.pad(table, (0, 0, 1, 0))[None]
         self.pos_embed = nn.Parameter(table, requires_grad=False)
-        blocks = [Block(dim, heads, mlp_ratio, qkv_bias=True) for _ in range(depth)]
-        for block in blocks:
-            start_as_mae(block)
-            host: Any = block
-            host.attn = Attention(host.attn)
-        self.blocks = nn.Sequential(*blocks)
+        self.blocks = mae_blocks(depth, dim, heads, mlp_ratio)
         self.norm = LayerNorm(dim)
         self.pred: nn.Module = nn.Linear(dim, in_channels * patch_size**2)
         start_as_mae(self.embed)
@@ -255,6 +250,23 @@ def _sizes(state: Mapping[str, Tensor]) -> str:
     hidden = state.get('blocks.0.mlp.fc1.bias')
     ratio = '' if hidden is None else f', MLP {len(hidden)} wide,'
     return f'{dim} wide, {depth} blocks deep{ratio} for a backbone {width} wide'
+
+
+def mae_blocks(depth: int, dim: int, heads: int, mlp_ratio: float) -> nn.Sequential:
+    """Return new blocks with the values that MAE starts with, and `Attention`.
+
+    Args:
+        depth: Number of blocks.
+        dim: D, width of a token.
+        heads: Attention heads.
+        mlp_ratio: Width of a block's hidden layer over D.
+    """
+    blocks = [Block(dim, heads, mlp_ratio, qkv_bias=True) for _ in range(depth)]
+    for block in blocks:
+        start_as_mae(block)
+        host: Any = block
+        host.attn = Attention(host.attn)
+    return nn.Sequential(*blocks)
 
 
 def start_as_mae(module: nn.Module) -> None:
