@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
 
-from tests.callbacks.test_quality import Data, Model
+from tests.callbacks.test_quality import Model, fit
 from torchgeo_explora.callbacks import EmbeddingPictures
 from torchgeo_explora.callbacks.embedding_pictures import neighbour_sheet
 
@@ -23,17 +22,7 @@ class Colours(Model):
 
 def test_a_run_leaves_a_map_and_neighbours(tmp_path):
     pictures = EmbeddingPictures(images=24)
-    trainer = Trainer(
-        accelerator='cpu',
-        max_steps=5,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tmp_path,
-        callbacks=[pictures],
-    )
-    trainer.fit(Colours(), Data())
+    fit(tmp_path, pictures, model=Colours())
     assert {path.name for path in tmp_path.iterdir()} == {'map.png', 'neighbours.png'}
     other = EmbeddingPictures()
     other.load_state_dict(pictures.state_dict())

@@ -66,19 +66,21 @@ class Model(LightningModule):
         return colours
 
 
-def fit(place, quality, data=None, ckpt_path=None, **arguments):
+def fit(place, quality, data=None, ckpt_path=None, model=None, **arguments):
     trainer = Trainer(
-        accelerator='cpu',
-        max_steps=5,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=place,
-        callbacks=[quality],
-        **arguments,
+        **{
+            'accelerator': 'cpu',
+            'max_steps': 5,
+            'logger': False,
+            'enable_checkpointing': False,
+            'enable_progress_bar': False,
+            'enable_model_summary': False,
+            'default_root_dir': place,
+            'callbacks': [quality],
+            **arguments,
+        }
     )
-    model = Model()
+    model = model or Model()
     trainer.fit(model, data or Data(), ckpt_path=ckpt_path)
     return trainer, model
 
@@ -165,18 +167,7 @@ class Tokens(Model):
 def test_patch_rank_is_that_of_the_tokens_of_an_image(tmp_path):
     """Of the pass that embeds the images: no image is seen once more."""
     quality = LabelFreeQuality(every_n_steps=5, images=24)
-    trainer = Trainer(
-        accelerator='cpu',
-        max_steps=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tmp_path,
-        callbacks=[quality],
-    )
-    model = Tokens()
-    trainer.fit(model, Data())
+    _, model = fit(tmp_path, quality, model=Tokens(), max_steps=1)
     images = Images(24).images.flatten(2).mT[:, :4]
     expected = sum(rankme(image).item() for image in images) / 24
     assert quality.history[0]['patch_rank'] == pytest.approx(expected)
@@ -244,17 +235,7 @@ def test_a_callback_that_served_another_run_starts_anew(tmp_path):
 
 def test_a_run_resumed_between_two_measurements_has_no_second_start(tmp_path):
     first = LabelFreeQuality(every_n_steps=4)
-    trainer = Trainer(
-        accelerator='cpu',
-        max_steps=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tmp_path,
-        callbacks=[first],
-    )
-    trainer.fit(Model(), Data())
+    trainer, _ = fit(tmp_path, first, max_steps=1)
     trainer.save_checkpoint(tmp_path / 'one.ckpt')
     second = LabelFreeQuality(every_n_steps=4)
     fit(tmp_path, second, ckpt_path=tmp_path / 'one.ckpt')

@@ -17,6 +17,7 @@ from torchgeo_explora.analysis.changes import block_changes
 from torchgeo_explora.analysis.similarity import linear_cka
 from torchgeo_explora.augment import Preprocess
 from torchgeo_explora.callbacks.figures import shown_channels
+from torchgeo_explora.functional.spacing import evenly_spaced
 from torchgeo_explora.models.backbones.backbone import Backbone
 from torchgeo_explora.paths import expanded, require_writable
 from torchgeo_explora.tasks.run.backbone import side_of, statistics
@@ -57,8 +58,7 @@ class Sample:
                 ' use ImageFolderDataModule or ScenesDataModule'
             )
         take_over_normalization(datamodule)
-        size = len(dataset)
-        chosen = torch.linspace(0, size - 1, min(images, size)).long()
+        chosen = torch.tensor(evenly_spaced(len(dataset), images))
         # Mixed: data sets are often sorted by class, and the first ones are shown.
         order = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(0))
         self.dataset = Subset(dataset, chosen[order].tolist())

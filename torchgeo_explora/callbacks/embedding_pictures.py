@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from numpy.typing import NDArray
@@ -13,14 +13,15 @@ from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
 from torchgeo_explora.analysis.projection import project, turned
-from torchgeo_explora.callbacks.evaluation import Evaluation, first_sample
+from torchgeo_explora.callbacks.evaluation import image_batches, lack_of_images
 from torchgeo_explora.callbacks.figures import panels, save_figure, shown_channels
+from torchgeo_explora.functional.spacing import evenly_spaced
 
 #: Side of a thumbnail in pixels.
 _SIDE = 40
 
 
-class EmbeddingPictures(Evaluation):
+class EmbeddingPictures(Callback):
     """Draw a map of the embeddings, and nearest neighbours, before and after a run.
 
     `map.png` shows thumbnails of training images at their places in a projection of the
@@ -35,8 +36,6 @@ class EmbeddingPictures(Evaluation):
         batch_size: Images embedded at once.
     """
 
-    title = 'the map of embeddings'
-
     def __init__(
         self,
         images: int = 256,
@@ -45,37 +44,26 @@ class EmbeddingPictures(Evaluation):
         batch_size: int = 128,
     ) -> None:
         """Keep the settings."""
-        # Before the first step and after the last one.
-        super().__init__(every_n_steps=1, batch_size=batch_size)
         self.images = images
         self.queries = queries
         self.neighbours = neighbours
+        self.batch_size = batch_size
         self._before: Tensor | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find out whether there is something to draw."""
-        super().setup(trainer, pl_module, stage)
+        """Forget the images of another run."""
         if stage == 'fit' and not trainer.global_step:
             self._before = None
 
-    def reason_to_be_off(self, trainer: Trainer) -> str | None:
-        """Return why the training images cannot be used; None if they can."""
-        sample = first_sample(trainer, 'train')
-        if isinstance(sample, str):
-            return sample
-        if len(trainer.datamodule.train_dataset) < 2:  # type: ignore[attr-defined]
-            return 'there is only one training image'
-        return None
-
-    def metrics(self, measured: Any) -> dict[str, float]:
-        """Return nothing: a picture is not logged as a number."""
-        return {}
-
-    def measure(self, trainer: Trainer, pl_module: LightningModule) -> Any:
+    def _embed(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> tuple[Tensor, ...]:
         """Return embeddings, (n, D), and thumbnails, (n, 3, h, w) in [0, 1]."""
         found, small = [], []
         task: Any = pl_module
-        for batch in self.batches(trainer, 'train', self.images, pl_module.device):
+        for batch in image_batches(
+            trainer, 'train', self.images, self.batch_size, task.device
+        ):
             found.append(task.embed(batch).cpu())
             image = task.unit_image(batch).nan_to_num(0).float()
             image = image[:, 0] if image.ndim == 5 else image
@@ -89,20 +77,16 @@ class EmbeddingPictures(Evaluation):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Embed the images before the first step; a resumed run remembers them."""
-        if self.off is None and self._before is None:
+        if self._before is None and lack_of_images(trainer) is None:
             with torch.compiler.set_stance('force_eager'):
-                self._before = self.measure(trainer, pl_module)[0]
-
-    def due(self, trainer: Trainer, pl_module: LightningModule) -> bool:
-        """Return False: the pictures are drawn at the end."""
-        return False
+                self._before = self._embed(trainer, pl_module)[0]
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw what was before and what is now."""
         if self._before is None or not trainer.is_global_zero:
             return
         with torch.compiler.set_stance('force_eager'):
-            after, small = self.measure(trainer, pl_module)
+            after, small = self._embed(trainer, pl_module)
         if len(after) != len(self._before):
             # A resumed run whose folder has other images.
             return
@@ -156,7 +140,7 @@ def neighbour_sheet(
         queries: Images that are looked up, evenly spaced.
         neighbours: Neighbours of each.
     """
-    chosen = torch.linspace(0, len(small) - 1, min(queries, len(small))).long()
+    chosen = evenly_spaced(len(small), queries)
     count = min(neighbours, len(small) - 1)
     figure, grid = panels(len(chosen) * len(models), count + 1)
     for offset, (name, features) in enumerate(models.items()):

@@ -11,6 +11,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from torchgeo_explora.functional.spacing import evenly_spaced
+
 
 class Evaluation(Callback):
     """Measure before the first step, every so many optimizer steps, and after the last.
@@ -134,31 +136,11 @@ class Evaluation(Callback):
         self.history[trainer.global_step] = measured
         return measured
 
-    def batches(
-        self, trainer: Trainer, split: str, most: int, device: torch.device
-    ) -> Iterator[dict[str, Tensor]]:
-        """Yield batches of up to *most* images of a split, evenly spaced, in order."""
-        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        dataset: Dataset[Any] = getattr(datamodule, f'{split}_dataset')
-        size = len(dataset)  # type: ignore[arg-type]
-        if size > most:
-            # Evenly spaced, since images are often sorted by class.
-            dataset = Subset(dataset, torch.linspace(0, size - 1, most).long().tolist())
-        loader = DataLoader(
-            dataset,
-            batch_size=self.batch_size,
-            num_workers=getattr(datamodule, 'num_workers', 0),
-            collate_fn=getattr(datamodule, 'collate_fn', None),
-        )
-        for batch in loader:
-            if trainer.received_sigterm:
-                raise SIGTERMException
-            # A backbone may take more than the image, such as its date.
-            yield {
-                name: value.to(device)
-                for name, value in batch.items()
-                if isinstance(value, Tensor)
-            }
+    @property
+    def ends(self) -> tuple[Any, Any]:
+        """The first and the last measurement."""
+        values = list(self.history.values())
+        return values[0], values[-1]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the history."""
@@ -167,6 +149,42 @@ class Evaluation(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the history."""
         self.history = {int(k): v for k, v in state_dict['history'].items()}
+
+
+def image_batches(
+    trainer: Trainer, split: str, most: int, batch_size: int, device: torch.device
+) -> Iterator[dict[str, Tensor]]:
+    """Yield batches of up to *most* images of a split, evenly spaced, in order."""
+    datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+    dataset: Dataset[Any] = getattr(datamodule, f'{split}_dataset')
+    size = len(dataset)  # type: ignore[arg-type]
+    if size > most:
+        dataset = Subset(dataset, evenly_spaced(size, most))
+    loader = DataLoader(
+        dataset,
+        batch_size=batch_size,
+        num_workers=getattr(datamodule, 'num_workers', 0),
+        collate_fn=getattr(datamodule, 'collate_fn', None),
+    )
+    for batch in loader:
+        if trainer.received_sigterm:
+            raise SIGTERMException
+        # A backbone may take more than the image, such as its date.
+        yield {
+            name: value.to(device)
+            for name, value in batch.items()
+            if isinstance(value, Tensor)
+        }
+
+
+def lack_of_images(trainer: Trainer) -> str | None:
+    """Return why the training images cannot be compared; None if they can."""
+    sample = first_sample(trainer, 'train')
+    if isinstance(sample, str):
+        return sample
+    if len(trainer.datamodule.train_dataset) < 2:  # type: ignore[attr-defined]
+        return 'there is only one training image'
+    return None
 
 
 def first_sample(trainer: Trainer, split: str) -> dict[str, Any] | str:

@@ -7,7 +7,11 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from torchgeo_explora.callbacks.evaluation import Evaluation, first_sample
+from torchgeo_explora.callbacks.evaluation import (
+    Evaluation,
+    first_sample,
+    image_batches,
+)
 from torchgeo_explora.functional import knn_vote
 from torchgeo_explora.models.backbones.tokens import Pooling
 
@@ -66,7 +70,7 @@ class OnlineKNN(Evaluation):
     def log_now(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate, log it, and warn if the features got worse."""
         super().log_now(trainer, pl_module)
-        start, accuracy = (list(self.history.values())[i] for i in (0, -1))
+        start, accuracy = self.ends
         if accuracy < start - self.tolerance:
             rank_zero_warn(
                 f'kNN fell from {start:.3f} to {accuracy:.3f} at step'
@@ -77,10 +81,10 @@ class OnlineKNN(Evaluation):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the accuracy before and after."""
         if len(self.history) > 1:
-            values = list(self.history.values())
+            first, last = self.ends
             best = max(self.history, key=lambda step: self.history[step])
             rank_zero_info(
-                f'kNN before {values[0]:.4f} after {values[-1]:.4f}'
+                f'kNN before {first:.4f} after {last:.4f}'
                 f' (best {self.history[best]:.4f} at step {best})'
             )
 
@@ -113,7 +117,9 @@ class OnlineKNN(Evaluation):
         # A task of your own need not know of pooling.
         chosen = {'pooling': self.pooling} if self.pooling else {}
         features, labels = [], []
-        for batch in self.batches(trainer, split, most, pl_module.device):
+        for batch in image_batches(
+            trainer, split, most, self.batch_size, pl_module.device
+        ):
             features.append(pl_module.embed(batch, **chosen))  # type: ignore[operator]
             labels.append(batch['label'].long())
         embeddings = torch.nn.functional.normalize(torch.cat(features), dim=-1)

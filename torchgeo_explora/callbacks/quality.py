@@ -7,7 +7,11 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from torchgeo_explora.callbacks.evaluation import Evaluation, first_sample
+from torchgeo_explora.callbacks.evaluation import (
+    Evaluation,
+    image_batches,
+    lack_of_images,
+)
 from torchgeo_explora.functional import (
     alignment,
     lidar,
@@ -74,12 +78,7 @@ class LabelFreeQuality(Evaluation):
 
     def reason_to_be_off(self, trainer: Trainer) -> str | None:
         """Return why the training images cannot be used; None if they can."""
-        sample = first_sample(trainer, 'train')
-        if isinstance(sample, str):
-            return sample
-        if len(trainer.datamodule.train_dataset) < 2:  # type: ignore[attr-defined]
-            return 'there is only one training image'
-        return None
+        return lack_of_images(trainer)
 
     def metrics(self, measured: dict[str, float]) -> dict[str, float]:
         """Return the measures under their names."""
@@ -91,7 +90,9 @@ class LabelFreeQuality(Evaluation):
         size = len(trainer.datamodule.train_dataset)  # type: ignore[attr-defined]
         every = -(-min(self.images, size) // _RANKED)
         whole, crops, ranks = [], [], []
-        for batch in self.batches(trainer, 'train', self.images, task.device):
+        for batch in image_batches(
+            trainer, 'train', self.images, self.batch_size, task.device
+        ):
             # A task of your own need not give tokens.
             if hasattr(task, 'embed_tokens'):
                 tokens = task.embed_tokens(batch)
@@ -112,7 +113,7 @@ class LabelFreeQuality(Evaluation):
     def log_now(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure, log it, and warn of a collapse."""
         super().log_now(trainer, pl_module)
-        start, now = (list(self.history.values())[i]['rankme'] for i in (0, -1))
+        start, now = (values['rankme'] for values in self.ends)
         if now < start / 2:
             rank_zero_warn(
                 f'the effective rank of the features fell from {start:.1f} to {now:.1f}'
@@ -123,7 +124,7 @@ class LabelFreeQuality(Evaluation):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the measures before and after."""
         if len(self.history) > 1:
-            first, last = (list(self.history.values())[i] for i in (0, -1))
+            first, last = self.ends
             rank_zero_info(
                 'quality without labels, before and after: '
                 + ', '.join(f'{k} {first[k]:.4g} {last[k]:.4g}' for k in last)

@@ -1,18 +1,10 @@
 """Pure tensor functions: the mathematics of the objectives."""
 
-from torchgeo_explora.functional.agreement import (
-    alignment,
-    neighbour_agreement,
-    place_retrieval,
-    uniformity,
-    variance_share,
-)
 from torchgeo_explora.functional.assignments import (
     centered_softmax,
     sinkhorn_knopp,
     sinkhorn_knopp_,
 )
-from torchgeo_explora.functional.effective_rank import lidar, rankme
 from torchgeo_explora.functional.losses import (
     dino_loss,
     ibot_loss,
@@ -31,6 +23,15 @@ from torchgeo_explora.functional.patches import (
     unpatchify,
 )
 from torchgeo_explora.functional.positions import resize_grid, sincos_1d, sincos_2d
+from torchgeo_explora.functional.quality import (
+    alignment,
+    lidar,
+    neighbour_agreement,
+    place_retrieval,
+    rankme,
+    uniformity,
+    variance_share,
+)
 from torchgeo_explora.functional.regularizers import gram_loss, sigreg
 from torchgeo_explora.functional.schedules import cosine_schedule, linear_warmup
 

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from torchgeo_explora.functional.spacing import evenly_spaced
+
 #: (low, high) of the sensor values: one number each, or one for each band.
 type ValueRange = tuple[float, float] | tuple[tuple[float, ...], tuple[float, ...]]
 
@@ -102,9 +104,8 @@ def measure_range(
         (low, high), each with one number per band: the *value_range* of a data module.
     """
     size = len(dataset)  # type: ignore[arg-type]
-    chosen = torch.linspace(0, size - 1, min(images, size)).long().tolist()
     rows = []
-    for index in chosen:
+    for index in evenly_spaced(size, images):
         # (C, H, W) -> (C, H * W)
         pixels = dataset[index]['image'].flatten(1).double()
         # All images have the same weight: for one size, the mean of means is the mean.
