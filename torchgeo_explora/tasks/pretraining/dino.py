@@ -11,6 +11,7 @@ from torchgeo_explora.models.backbones.backbone import Backbone
 from torchgeo_explora.objectives import DINOv2, DINOv2Options
 from torchgeo_explora.tasks.pretraining.base import PretrainingOptions, PretrainingTask
 from torchgeo_explora.tasks.pretraining.recipe import (
+    BASE_LR,
     RECIPES,
     SHORT_RUN,
     Recipe,
@@ -18,8 +19,6 @@ from torchgeo_explora.tasks.pretraining.recipe import (
 )
 from torchgeo_explora.tasks.run.adaptation import as_options, plain
 from torchgeo_explora.tasks.run.optimizer import Schedule, without_decay
-
-_BASE_LR = 1e-3
 
 
 class ExploraDinoTask(PretrainingTask):
@@ -63,7 +62,7 @@ class ExploraDinoTask(PretrainingTask):
         objective: DINOv2Options = DINOv2Options(),
         views: MultiCropOptions = MultiCropOptions(),
         augmentations: nn.Module | None = None,
-        base_lr: float = _BASE_LR,
+        base_lr: float = BASE_LR,
         schedule: Schedule = Schedule(),
         **pretraining: Any,
     ) -> None:
@@ -77,7 +76,7 @@ class ExploraDinoTask(PretrainingTask):
         self.recipe, self._reason = recipe, 'as given'
         objective = as_options(DINOv2Options(), objective)
         if recipe == 'short':
-            objective, self.options.base_lr = shortened(objective, base_lr, _BASE_LR)
+            objective, self.options.base_lr = shortened(objective, base_lr)
         views = as_options(MultiCropOptions(), views)
         self.save_hyperparameters(
             {
@@ -114,9 +113,9 @@ class ExploraDinoTask(PretrainingTask):
         self.recipe = 'short' if 0 <= steps < SHORT_RUN else 'paper'
         self._reason = f'{steps} optimizer steps planned, the limit is {SHORT_RUN}'
         objective = self.objective
-        options, rate = objective.options, self.options.base_lr
+        options = objective.options
         if self.recipe == 'short':
-            options, self.options.base_lr = shortened(options, rate, _BASE_LR)
+            options, self.options.base_lr = shortened(options, self.options.base_lr)
             self.objective = DINOv2(
                 objective.student,
                 objective.augment,

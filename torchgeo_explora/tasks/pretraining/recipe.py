@@ -20,12 +20,11 @@ _SHORT: dict[str, Any] = {
     'teacher_temperature': (0.02, 0.03),
     'momentum': (0.9, 1.0),
 }
+BASE_LR = 1e-3
 _SHORT_LR = 2e-2
 
 
-def shortened(
-    options: DINOv2Options, base_lr: float, default_lr: float
-) -> tuple[DINOv2Options, float]:
+def shortened(options: DINOv2Options, base_lr: float) -> tuple[DINOv2Options, float]:
     """Return the options and the rate of the short recipe.
 
     What was set to another value than the default stays.
@@ -33,7 +32,6 @@ def shortened(
     Args:
         options: As given.
         base_lr: As given.
-        default_lr: Its default.
     """
     paper = DINOv2Options()
     left = {
@@ -41,4 +39,4 @@ def shortened(
         for name, value in _SHORT.items()
         if getattr(options, name) == getattr(paper, name)
     }
-    return replace(options, **left), _SHORT_LR if base_lr == default_lr else base_lr
+    return replace(options, **left), _SHORT_LR if base_lr == BASE_LR else base_lr
