@@ -9,10 +9,10 @@ from torch import Tensor
 
 from torchgeo_explora.models.formats.names import (
     State,
+    find_model,
     fuse_qkv,
     is_rest,
     split_qkv,
-    unwrapped,
 )
 from torchgeo_explora.models.formats.published import from_dinov2
 
@@ -168,14 +168,7 @@ def from_transformers_dinov3(state: Mapping[str, Any]) -> tuple[State, State]:
     Raises:
         ValueError: If there is no DINOv3ViTModel in it, or keys have a bias.
     """
-    flat = unwrapped(state)
-    mark = next((key for key in flat if key.endswith(_MARK)), None)
-    if mark is None:
-        raise ValueError(
-            f'no DINOv3ViTModel was found: expected the key {_MARK}, found'
-            f' {[*flat][:3]}'
-        )
-    prefix = mark.removesuffix(_MARK)
+    flat, prefix = find_model(state, _MARK, 'DINOv3ViTModel')
     outside = {theirs: ours for ours, theirs in _OUTSIDE.items()}
     gated = any('.mlp.gate_proj.' in key for key in flat)
     layers = {theirs: ours for ours, theirs in _LAYERS.items()}

@@ -65,6 +65,26 @@ def unwrapped(state: Mapping[str, Any]) -> State:
     return plain
 
 
+def find_model(state: Mapping[str, Any], mark: str, kind: str) -> tuple[State, str]:
+    """Return the tensors of a file, and what stands before the names of its model.
+
+    Args:
+        state: The tensors, of the model itself or of one with a head around it.
+        mark: A name that every model of the kind has.
+        kind: What the model is, for the error.
+
+    Raises:
+        ValueError: If there is no such model.
+    """
+    flat = unwrapped(state)
+    found = next((key for key in flat if key.endswith(mark)), None)
+    if found is None:
+        raise ValueError(
+            f'no {kind} was found: expected the key {mark}, found {[*flat][:3]}'
+        )
+    return flat, found.removesuffix(mark)
+
+
 def fuse_qkv(state: Mapping[str, Tensor]) -> State:
     """Return the state with every split `attn.{q,k,v}` joined to timm's `attn.qkv`."""
     fused: State = dict(state)

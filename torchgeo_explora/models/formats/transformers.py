@@ -13,9 +13,9 @@ from torchgeo_explora.models.formats.names import (
     OUTER,
     State,
     check_names,
+    find_model,
     fuse_qkv,
     split_qkv,
-    unwrapped,
 )
 
 # From timm's name of a layer to its name in files of transformers.
@@ -87,14 +87,7 @@ def from_transformers(state: Mapping[str, Any]) -> tuple[State, State]:
     Raises:
         ValueError: If there is no ViT in it.
     """
-    flat = unwrapped(state)
-    mark = next((key for key in flat if key.endswith(_MARK)), None)
-    if mark is None:
-        raise ValueError(
-            f'no ViT of transformers was found: expected the key {_MARK}, found'
-            f' {[*flat][:3]}'
-        )
-    prefix = mark.removesuffix(_MARK)
+    flat, prefix = find_model(state, _MARK, 'ViT of transformers')
     backbone: State = {}
     rest: State = {}
     for key, value in flat.items():
