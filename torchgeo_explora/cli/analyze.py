@@ -39,7 +39,6 @@ def analyze(
     """
     from torchgeo_explora.adapt import load_delta
     from torchgeo_explora.analysis import run, suggest
-    from torchgeo_explora.export.imagery.embeddings import open_source
     from torchgeo_explora.tasks.run.backbone import build_backbone
 
     def build() -> Any:
@@ -47,14 +46,8 @@ def analyze(
 
     base = build()
     adapted = None if delta is None else load_delta(build(), delta).eval()
-    side = image_size or base.image_size[0]
-    datamodule = open_source(
-        source,
-        kind,
-        {'size': side},
-        {'size': side},
-        {'bands': bands, 'value_range': value_range, 'on_error': on_error},
-    )
+    options = {'bands': bands, 'value_range': value_range, 'on_error': on_error}
+    datamodule = _open(source, kind, image_size or base.image_size[0], options)
     reports = run.analyze(
         datamodule, output, base, adapted, images, image_size, value_range
     )
@@ -108,19 +101,12 @@ def suggest(
     from torchgeo_explora.analysis import analyze_blocks, pictures
     from torchgeo_explora.analysis import suggest as choose
     from torchgeo_explora.analysis.run import Sample
-    from torchgeo_explora.export.imagery.embeddings import open_source
     from torchgeo_explora.tasks.run.backbone import build_backbone
     from torchgeo_explora.writing import replacing
 
     base = build_backbone(model, weights, in_channels, image_size).eval()
-    side = image_size or base.image_size[0]
-    datamodule = open_source(
-        source,
-        kind,
-        {'size': side},
-        {'size': side},
-        {'bands': bands, 'value_range': value_range, 'on_error': on_error},
-    )
+    options = {'bands': bands, 'value_range': value_range, 'on_error': on_error}
+    datamodule = _open(source, kind, image_size or base.image_size[0], options)
     sample = Sample(datamodule, images)
     blocks = analyze_blocks(base, sample.batches(base, image_size, value_range))
     found = choose(base, blocks, budget)
@@ -140,6 +126,13 @@ def suggest(
         f'{found.parameters / 1e6:.2f} M parameters train, {found.share:.1%} of the'
         f' base (budget {budget:.1%})\nwrote {output}'
     )
+
+
+def _open(source: str, kind: Any, size: int, options: dict[str, Any]) -> Any:
+    """Return the data module of a folder of images or of scenes, at one size."""
+    from torchgeo_explora.export.imagery.embeddings import open_source
+
+    return open_source(source, kind, {'size': size}, {'size': size}, options)
 
 
 def _table(reports: Any) -> str:
