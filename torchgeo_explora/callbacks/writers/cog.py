@@ -38,7 +38,7 @@ def write_cog(source: str | os.PathLike[str], target: str | os.PathLike[str]) ->
     Raises:
         RasterioError: If it cannot be written.
     """
-    with rasterio.open(source) as file:
+    with rasterio.open(source, driver='GTiff') as file:
         classes = file.dtypes[0] == 'uint8'
         side = block_side(file.count, file.dtypes[0])
     rasterio.shutil.copy(

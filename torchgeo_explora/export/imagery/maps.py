@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import rasterio
 from rasterio.errors import RasterioError
 
 from torchgeo_explora import tasks
 from torchgeo_explora.adapt import base_fingerprint, delta_state_dict, fingerprint
 from torchgeo_explora.callbacks import RasterWriter
 from torchgeo_explora.datamodules import RasterSceneDataModule
+from torchgeo_explora.datasets.pixels.raster_file import open_raster
 from torchgeo_explora.datasets.scenes.listing import list_scenes
 from torchgeo_explora.datasets.scenes.scene import Scene
 from torchgeo_explora.datasets.tables.dataset import OnError, check_choice
@@ -220,7 +220,7 @@ def _digest(task: DownstreamTask, scene: Scene, settings: dict[str, Any]) -> str
 def _run_of(path: Path) -> str | None:
     """Return the hash in the tags of a map, None if there is none."""
     try:
-        with rasterio.open(path) as file:
+        with open_raster(path) as file:
             run: str | None = file.tags().get('EXPLORA_RUN')
             return run
     except RasterioError:
