@@ -163,5 +163,24 @@ def write_stac(root: Path) -> Path:
     return path
 
 
+def write_container(path):
+    """Write a file with two rasters, `tableNO` and `tableYES`, and none of its own."""
+    for more in ('NO', 'YES'):
+        with rasterio.open(
+            path,
+            'w',
+            driver='GPKG',
+            count=1,
+            height=64,
+            width=64,
+            dtype='uint8',
+            crs='EPSG:4326',
+            transform=from_origin(5, 5, 0.1, 0.1),
+            raster_table=f'table{more}',
+            append_subdataset=more,
+        ) as file:
+            file.write(np.ones((1, 64, 64), 'uint8'))
+
+
 if __name__ == '__main__':
     write_scenes(Path(sys.argv[1]))

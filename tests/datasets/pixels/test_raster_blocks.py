@@ -5,6 +5,7 @@ import pytest
 import rasterio
 import torch
 
+from tests.data.scenes import write_container
 from torchgeo_explora.datasets.pixels.raster_blocks import CACHE, RasterBlocks
 from torchgeo_explora.functional.windows import slide
 
@@ -109,21 +110,7 @@ def test_gdal_keeps_little_of_a_file(values, tmp_path, monkeypatch):
 
 
 def test_container_names_what_is_in_it(tmp_path):
-    for more in ('NO', 'YES'):
-        with rasterio.open(
-            tmp_path / 'a.gpkg',
-            'w',
-            driver='GPKG',
-            count=1,
-            height=64,
-            width=64,
-            dtype='uint8',
-            crs='EPSG:4326',
-            transform=rasterio.transform.from_origin(5, 5, 0.1, 0.1),
-            raster_table=f'table{more}',
-            append_subdataset=more,
-        ) as file:
-            file.write(np.ones((1, 64, 64), 'uint8'))
+    write_container(tmp_path / 'a.gpkg')
     with pytest.raises(ValueError, match=r'no bands of its own.*tableNO.*tableYES'):
         RasterBlocks(tmp_path / 'a.gpkg', 16, 12, 24)
     blocks = RasterBlocks(f'GPKG:{tmp_path}/a.gpkg:tableNO', 16, 16, 64)

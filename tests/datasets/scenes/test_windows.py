@@ -14,6 +14,7 @@ from rasterio.crs import CRS as RasterCRS
 from rasterio.rpc import RPC
 from torchgeo.datasets import DatasetNotFoundError
 
+from tests.data.scenes import write_container
 from torchgeo_explora.datasets import SceneWindows
 from torchgeo_explora.datasets.pixels.image_file import UnreadableImageError
 from torchgeo_explora.datasets.scenes import index as index_module
@@ -410,21 +411,7 @@ def test_rational_polynomials_are_named(root):
 
 def test_container_without_a_band_is_a_fault(root):
     """So are STACIT, netCDF and SAFE opened: as names of other rasters."""
-    for more in ('NO', 'YES'):
-        with rasterio.open(
-            root / 'x.gpkg',
-            'w',
-            driver='GPKG',
-            count=1,
-            height=64,
-            width=64,
-            dtype='uint8',
-            crs='EPSG:4326',
-            transform=rasterio.transform.from_origin(5, 5, 0.1, 0.1),
-            raster_table=f'table{more}',
-            append_subdataset=more,
-        ) as file:
-            file.write(np.ones((1, 64, 64), 'uint8'))
+    write_container(root / 'x.gpkg')
     only_it_is_left_out(root, 'files without bands', paths=[root, root / 'x.gpkg'])
 
 

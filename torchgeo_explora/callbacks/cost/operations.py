@@ -93,7 +93,7 @@ def _dinov2(
             objective.anchor.blocks, student.embed_dim, special + patches
         )
         total += 2 * (passes[0] + _embedding(student, patches))
-    # A head trains whole: three times the forward for the student, once the teacher.
+    # A head is trained in full: three forwards for the student, one for the teacher.
     cls, patch = 3 * (2 + len(local)) + 2, (3 + 1) * 2 * masked
     if objective.ibot_head is None:
         return total + (cls + patch) * _head(objective.head)
