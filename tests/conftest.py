@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -89,3 +90,12 @@ def tiny_images(tmp_path_factory):
                 image = random.integers(0, 128, (40, 40, 3)) + 100 * label
                 Image.fromarray(image.astype(np.uint8)).save(place / f'{index}.png')
     return root
+
+
+@pytest.fixture(autouse=True)
+def _caplog_sees_lightning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pass on what Lightning logs.
+
+    It keeps its messages to itself where it is imported before pytest listens.
+    """
+    monkeypatch.setattr(logging.getLogger('lightning.pytorch'), 'propagate', True)
