@@ -259,7 +259,7 @@ def test_repeated_values_are_not_drawn(tmp_path):
     assert run.curve('loss') == {5: 1, 10: 1, 15: 1, 20: 1}
 
 
-def test_a_probe_shows_metrics_tables_and_its_confusion(tmp_path):
+def test_a_probe_shows_metrics_tables_confusion_and_worst_examples(tmp_path):
     config = {
         **CONFIG,
         'model': {
@@ -272,7 +272,10 @@ def test_a_probe_shows_metrics_tables_and_its_confusion(tmp_path):
         'epoch,step,test_OverallAccuracy,test_loss,val_accuracy\n'
         '0,3,,,0.5\n1,6,,,0.625\n1,6,0.75,1.5,\n'
     )
-    write_picture(tmp_path / 'confusion.png')
+    for name in ('worst', 'segmentation', 'confusion'):
+        write_picture(tmp_path / f'{name}.png')
+    (tmp_path / 'confusion.csv').write_text('true,as a,as b\na,5,1\nb,0,6\n')
+    (tmp_path / 'worst.csv').write_text('loss,true,predicted\n2.5,a,b\n')
     with (tmp_path / 'probe.csv').open('w') as file:
         writer = csv.writer(file)
         writer.writerow(['lr', 'val'])
@@ -280,8 +283,12 @@ def test_a_probe_shows_metrics_tables_and_its_confusion(tmp_path):
     page = page_of(tmp_path)
     assert 'test_OverallAccuracy 0.75' in page.text
     assert 'test_loss 1.5' in page.text
-    assert 'probe.csv, first lines' in page.text
-    assert 'Confusion matrix' in page.all('img')[0]['alt']
+    assert 'Classifiers of the probe (probe.csv), first lines' in page.text
+    assert '(confusion.csv) true as a as b a 5 1 b 0 6' in page.text
+    assert '(worst.csv) loss true predicted 2.5 a b' in page.text
+    starts = [image['alt'].partition(':')[0] for image in page.all('img')]
+    assert starts[:2] == ['Confusion matrix', 'Worst examples']
+    assert 'true and the predicted class of each pixel' in starts[2]
     # It has no delta, and needs none.
     assert 'no delta' not in page.text
 

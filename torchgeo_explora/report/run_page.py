@@ -54,9 +54,17 @@ _RECIPE = {
     'trainer.devices': 'devices',
     'seed_everything': 'seed',
 }
+#: Tables of downstream tasks, in words.
+_TABLES = {
+    'confusion.csv': 'Confusion matrix: a row for each true class, counts of what it was'
+    ' taken for',
+    'worst.csv': 'Worst examples: the highest losses',
+    'probe.csv': 'Classifiers of the probe',
+}
 #: The most curves of a page.
 _MOST_CURVES = 24
 _LARGEST_TABLE = 60
+_WIDEST_TABLE = 80
 
 
 def report_run(
@@ -253,14 +261,20 @@ def _tables(run: Run) -> Section:
             )
             continue
         if len(lines) > 1:
-            more = len(lines) > _LARGEST_TABLE + 1
-            caption = f'{path.name}{", first lines" if more else ""}'
+            known = _TABLES.get(path.name)
+            caption = f'{known} ({path.name})' if known else path.name
+            caption += ', first lines' if len(lines) > _LARGEST_TABLE + 1 else ''
+            caption += ', first columns' if len(lines[0]) > _WIDEST_TABLE else ''
             rows = [
-                [number(v) if number(v) is not None else v for v in line[:20]]
+                [
+                    number(v) if number(v) is not None else v
+                    for v in line[:_WIDEST_TABLE]
+                ]
                 for line in lines[1 : _LARGEST_TABLE + 1]
                 if line
             ]
-            found.append(parts.table(caption, rows, lines[0][:20], fold=len(rows) > 12))
+            head = lines[0][:_WIDEST_TABLE]
+            found.append(parts.table(caption, rows, head, fold=len(rows) > 12))
     return Section('metrics', 'Metrics', found)
 
 
