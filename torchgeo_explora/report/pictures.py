@@ -23,8 +23,8 @@ _SHOWN = {
     'features': 'Patch features in several blocks, coloured by their principal'
     ' components.',
     'changes': 'Relative change of each layer in each block.',
-    'confusion': 'Confusion matrix: each row shows shares of a true class. confusion.csv'
-    ' has the counts.',
+    'confusion': 'Confusion matrix: each row shows shares of a true class.'
+    ' confusion.csv has the counts.',
     'worst': 'Worst examples: the images with the highest losses, with what is true and'
     ' what was predicted. worst.csv has them in words.',
     'segmentation': 'Images, the true and the predicted class of each pixel.',

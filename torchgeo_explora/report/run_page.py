@@ -56,8 +56,8 @@ _RECIPE = {
 }
 #: Tables of downstream tasks, in words.
 _TABLES = {
-    'confusion.csv': 'Confusion matrix: a row for each true class, counts of what it was'
-    ' taken for',
+    'confusion.csv': 'Confusion matrix: a row for each true class, counts of what it'
+    ' was taken for',
     'worst.csv': 'Worst examples: the highest losses',
     'probe.csv': 'Classifiers of the probe',
 }
