@@ -298,6 +298,16 @@ def test_a_resumed_run_has_one_curve(run):
     assert read_run(run).curve('knn') == {0: 0.25, 20: 0.5, 39: 0.625}
 
 
+def test_an_analysis_in_the_folder_adds_pictures_and_no_curves(run):
+    """`explora analyze` writes events by block, where a run has them by step."""
+    curves = read_run(run).curves
+    write_events(run / 'analysis', knn=(0.5, 0.5, 0.5))
+    write_events(run / 'analysis' / 'adapted', knn=(0.5, 0.5, 0.5))
+    write_picture(run / 'analysis' / 'attention.png')
+    assert read_run(run).curves == curves
+    assert any('Attention' in image['alt'] for image in page_of(run).all('img'))
+
+
 def test_colours_have_enough_contrast(run):
     """4.5 to 1, as WCAG asks for text, in light, dark and print."""
 
