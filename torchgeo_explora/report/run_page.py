@@ -402,8 +402,9 @@ def _cost(run: Run) -> Section:
     )
     if 'energy_kwh' not in cost:
         formula += (
-            ' Here nothing was measured, and no power was given: set *power* and'
-            ' *intensity* of the Cost callback for an estimate.'
+            ' Here nothing was measured, and no power was given: GPUs are measured where'
+            ' nvidia-ml-py is installed; set *power* and *intensity* of the Cost'
+            ' callback for an estimate.'
         )
     found.append(parts.text(formula))
     if 'tflop_formula' in cost and 'tflop' in cost:
