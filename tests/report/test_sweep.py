@@ -18,7 +18,9 @@ SMALL = [
 
 def sweep(place, trials):
     """Run the page's script for a number of trials; return what it prints."""
-    blocks = re.findall(r'^```python\n(.*?)^```$', PAGE.read_text(), re.DOTALL | re.M)
+    blocks = re.findall(
+        r'^```python\n(.*?)^```$', PAGE.read_text(), re.DOTALL | re.MULTILINE
+    )
     (script,) = [block for block in blocks if 'import optuna' in block]
     assert 'TRIALS = 12\n' in script
     path = place / 'sweep.py'

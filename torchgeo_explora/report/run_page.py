@@ -402,8 +402,8 @@ def _cost(run: Run) -> Section:
     )
     if 'energy_kwh' not in cost:
         formula += (
-            ' Here nothing was measured, and no power was given: GPUs are measured where'
-            ' nvidia-ml-py is installed; set *power* and *intensity* of the Cost'
+            ' Here nothing was measured, and no power was given: GPUs are measured'
+            ' where nvidia-ml-py is installed; set *power* and *intensity* of the Cost'
             ' callback for an estimate.'
         )
     found.append(parts.text(formula))
