@@ -11,7 +11,7 @@ from torchgeo_explora.adapt import Adaptation
 from torchgeo_explora.callbacks.cost import cost_line
 from torchgeo_explora.export.card import base_licence
 from torchgeo_explora.export.rebuild import outline
-from torchgeo_explora.models.zoo.licences import described, is_noncommercial
+from torchgeo_explora.models.zoo.licences import described, is_noncommercial, licence_of
 from torchgeo_explora.report import page as parts
 from torchgeo_explora.report.changes import lora_norms, relative_changes, whole_blocks
 from torchgeo_explora.report.charts import Chart, bar_chart, line_chart
@@ -444,10 +444,9 @@ def _lineage(text: str) -> list[str]:
 def _licences(run: Run) -> list[list[str]]:
     model = run.metadata['arguments'].get('model')
     weights = run.setting('model.init_args.weights')
-    known = None
-    for name in (weights, model):
-        if known is None and isinstance(name, str):
-            known = base_licence(name)
+    # A file of weights may be of anyone, whatever the architecture.
+    name = model if weights is True else weights
+    known = base_licence(name) or licence_of(name) if isinstance(name, str) else None
     if known is None:
         return [
             ['base', 'not known by its name: see where its weights are from'],
