@@ -253,6 +253,15 @@ def test_what_callbacks_measured_goes_before_what_was_logged(run):
     assert 'effective rank of places (LiDAR) 3 4 +1' in text
 
 
+def test_broad_pictures_are_moved_sideways_on_a_phone(run):
+    """They would be too small to read; by the keyboard, too."""
+    write_picture(run / 'broad.png', 400, 100)
+    regions = [a for a in page_of(run).all('div') if 'broad' in a.get('class', '')]
+    (region,) = regions
+    assert region['tabindex'] == '0'
+    assert region['aria-label'] == 'Picture broad.png of the run.'
+
+
 def test_repeated_values_are_not_drawn(tmp_path):
     (tmp_path / 'metrics.csv').write_text(
         'step,knn,loss\n0,0.25,\n5,0.25,1\n10,0.25,1\n15,0.5,1\n20,0.5,1\n'

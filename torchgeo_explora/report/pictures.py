@@ -22,6 +22,8 @@ _SHOWN = {
     'attention': 'Attention of the class token in several blocks.',
     'features': 'Patch features in several blocks, coloured by their principal'
     ' components.',
+    'curves': 'Measures of each block: principal eigenvalues, what a patch tells about'
+    ' its position and its class, and where attention goes. blocks.csv has them.',
     'changes': 'Relative change of each layer in each block.',
     'confusion': 'Confusion matrix: each row shows shares of a true class.'
     ' confusion.csv has the counts.',
@@ -40,6 +42,11 @@ class Picture(NamedTuple):
     """What it shows."""
     width: int
     height: int
+
+    @property
+    def broad(self) -> bool:
+        """Whether it would be too small to read on a phone."""
+        return self.width > 3 * self.height
 
 
 def read_pictures(folder: Path) -> tuple[list[Picture], list[str]]:

@@ -41,6 +41,7 @@ _RECIPE = {
     'model.init_args.image_size': 'image size',
     'model.init_args.unfreeze': 'blocks trained in full',
     'model.init_args.rank': 'rank of LoRA',
+    'model.init_args.alpha': 'alpha of LoRA',
     'model.init_args.adapter': 'adapter',
     'model.init_args.base_lr': 'base rate',
     'model.init_args.lr': 'rate',
@@ -345,7 +346,8 @@ def _recipe(run: Run) -> Section:
     rows: list[list[Any]] = []
     for name, words in _RECIPE.items():
         value = run.setting(name)
-        if value is not None:
+        # -1 stands for no limit.
+        if value not in (None, -1):
             rows.append([words, value])
     said = {
         'objective': 'objective',
@@ -403,7 +405,7 @@ def _cost(run: Run) -> Section:
     if 'energy_kwh' not in cost:
         formula += (
             ' Here nothing was measured, and no power was given: GPUs are measured'
-            ' where nvidia-ml-py is installed; set *power* and *intensity* of the Cost'
+            ' where nvidia-ml-py is installed; set power and intensity of the Cost'
             ' callback for an estimate.'
         )
     found.append(parts.text(formula))
@@ -438,7 +440,7 @@ def _lineage(text: str) -> list[str]:
     return [
         f'{kind} {printable(name, 80)}'
         for kind, name in zip(kinds, names, strict=False)
-    ] or ['the base as published']
+    ] or ['the base, with nothing folded in']
 
 
 def _licences(run: Run) -> list[list[str]]:
@@ -471,12 +473,12 @@ def _again(run: Run) -> Section:
             f'explora fit --config {place} --trainer.default_root_dir another_folder'
         )
         found.append(parts.code('\n'.join(lines)))
-        found.append(
-            parts.text(
+        if run.delta is not None:
+            words = (
                 'Equal data, versions and devices give an equal delta; the fingerprint'
                 ' above tells.'
             )
-        )
+            found.append(parts.text(words))
     if run.config_text:
         found.append(parts.code(run.config_text, 'Configuration (config.yaml)'))
     return Section('reproduce', 'Do it again', found)

@@ -224,7 +224,9 @@ def write_worst_labels(
     for axes, example, row in zip(grid.flat, examples, rows, strict=False):
         axes.imshow(example.image.permute(1, 2, 0).numpy())
         probability = f' {row["probability"]:.0%}' if 'probability' in row else ''
-        said = f'{row["predicted"][:30]}{probability}\ntrue: {row["true"][:30]}'
+        said = (
+            f'predicted: {row["predicted"][:30]}{probability}\ntrue: {row["true"][:30]}'
+        )
         axes.set_title(said, fontsize=7)
     figure.suptitle(f'highest losses in {split}', fontsize=9)
     save_figure(figure, 'worst', trainer)
