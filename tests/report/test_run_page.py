@@ -281,8 +281,8 @@ def test_a_probe_shows_metrics_tables_confusion_and_worst_examples(tmp_path):
     }
     (tmp_path / 'config.yaml').write_text(yaml.safe_dump(config))
     (tmp_path / 'metrics.csv').write_text(
-        'epoch,step,test_OverallAccuracy,test_loss,val_accuracy\n'
-        '0,3,,,0.5\n1,6,,,0.625\n1,6,0.75,1.5,\n'
+        'epoch,step,test_OverallAccuracy,test_loss,test_IoU_a,val_accuracy\n'
+        '0,3,,,,0.5\n1,6,,,,0.625\n1,6,0.75,1.5,0.25,\n'
     )
     for name in ('worst', 'segmentation', 'confusion'):
         write_picture(tmp_path / f'{name}.png')
@@ -295,6 +295,8 @@ def test_a_probe_shows_metrics_tables_confusion_and_worst_examples(tmp_path):
     page = page_of(tmp_path)
     assert 'test_OverallAccuracy 0.75' in page.text
     assert 'test_loss 1.5' in page.text
+    # Those of classes may be many, and are folded.
+    assert 'Metrics of each class, last values test_IoU_a 0.25' in page.text
     assert 'Classifiers of the probe (probe.csv), first lines' in page.text
     assert '(confusion.csv) true as a as b a 5 1 b 0 6' in page.text
     assert '(worst.csv) loss true predicted 2.5 a b' in page.text

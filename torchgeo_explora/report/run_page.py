@@ -246,10 +246,13 @@ def _before_and_after(run: Run) -> Section:
 def _tables(run: Run) -> Section:
     """Return what was measured of a probe, a classifier or a segmentation."""
     found: list[Part] = []
-    metrics = _final_metrics(run)
-    if metrics:
-        rows = [[name, value] for name, value in metrics]
-        found.append(parts.table('Metrics, last values', rows))
+    metrics: dict[bool, list[list[Any]]] = {False: [], True: []}
+    for name, value in _final_metrics(run):
+        metrics['Classwise' in name or '_IoU_' in name].append([name, value])
+    for of_a_class, measured in metrics.items():
+        caption = f'Metrics{" of each class" if of_a_class else ""}, last values'
+        if measured:
+            found.append(parts.table(caption, measured, fold=of_a_class))
     for path in sorted(run.folder.glob('*.csv')):
         if path.name == 'metrics.csv':
             continue

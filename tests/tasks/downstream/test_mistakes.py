@@ -266,7 +266,10 @@ def test_segmentation_leaves_its_mistakes_without_the_padding(tmp_path):
     shares = [sample['mask'].float().mean() for sample in data.samples]
     right = math.log(1 + math.exp(-3))
     expected = sorted((float(right + 3 * share) for share in shares), reverse=True)
-    found = [float(row['loss']) for row in rows(tmp_path / 'worst.csv')]
+    worst = rows(tmp_path / 'worst.csv')
+    found = [float(row['loss']) for row in worst]
     assert found == pytest.approx(expected[:6], abs=2e-4)
+    ground = 1 - max(float(share) for share in shares)
+    assert float(worst[0]['right']) == pytest.approx(ground, abs=1e-4)
     with Image.open(tmp_path / 'worst.png') as image:
         assert image.height > image.width

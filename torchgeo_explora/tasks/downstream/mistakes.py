@@ -252,6 +252,8 @@ def write_worst_masks(
 ) -> None:
     """Write `worst.csv` and `worst.png` of a segmentation in the first process.
 
+    *right* is the share of pixels that are right, of those kept of a large image.
+
     Args:
         trainer: Has the folder.
         examples: The worst first. Without any, nothing is written.
@@ -260,16 +262,15 @@ def write_worst_masks(
     """
     if not trainer.is_global_zero or not examples:
         return
-    rows = [
-        {'loss': round(example.loss, 4)}
-        | ({'path': example.path} if example.path else {})
-        for example in examples
-    ]
+    rows, names = [], []
+    for example in examples:
+        right = (example.truth == example.guess)[example.truth != -1].float().mean()
+        row = {'loss': round(example.loss, 4), 'right': round(float(right), 4)}
+        rows.append(row | ({'path': example.path} if example.path else {}))
+        names.append(f'loss {example.loss:.3g}\n{right:.0%} right')
     write_table(trainer, 'worst', rows)
     figure = draw_masks(
-        [(each.image, each.truth, each.guess) for each in examples],
-        classes,
-        [f'loss {example.loss:.3g}' for example in examples],
+        [(each.image, each.truth, each.guess) for each in examples], classes, names
     )
     figure.suptitle(f'highest losses in {split}', fontsize=9)
     save_figure(figure, 'worst', trainer)
