@@ -93,6 +93,17 @@ def test_one_image_is_not_enough():
         analyze_blocks(backbone, batches(backbone, images=1))
 
 
+def test_more_components_than_samples_are_as_many_as_there_are():
+    """An image of two patches has one eigenvalue, however many are asked for."""
+    backbone = ViT('vit_tiny_patch16_224', image_size=(16, 32), **TINY)
+    few, many = (
+        analyze_blocks(backbone, batches(backbone), eigenvalues=count)
+        for count in (1, 1000)
+    )
+    for one, all_ in zip(few, many, strict=True):
+        assert one.eigenvalue_mean == all_.eigenvalue_mean > 0
+
+
 def test_images_have_one_size():
     backbone = plain()
     other = [{'image': torch.zeros(2, 3, 32, 32)}, *batches(backbone, labels=False)]

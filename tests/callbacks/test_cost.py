@@ -165,8 +165,15 @@ def test_devices_without_a_counter_have_no_meter(monkeypatch):
     fake_nvml(monkeypatch, None)
     assert DeviceMeter.of([torch.device('cuda', 0)]) is None
     assert DeviceMeter.of([torch.device('cpu')]) is None
+
+
+def test_nvml_that_is_missing_is_named(monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, 'pynvml', None)
-    assert DeviceMeter.of([torch.device('cuda', 0)]) is None
+    with caplog.at_level('INFO'):
+        assert DeviceMeter.of([torch.device('cpu')]) is None
+        assert not caplog.messages
+        assert DeviceMeter.of([torch.device('cuda', 0)]) is None
+    assert 'pip install nvidia-ml-py' in caplog.text
 
 
 def test_what_is_measured_goes_before_the_estimate(tmp_path, clock, monkeypatch):

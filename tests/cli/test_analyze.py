@@ -79,6 +79,18 @@ def test_analyze_refuses_a_delta_of_another_base(place, capsys):
     assert 'Traceback' not in message
 
 
+@pytest.mark.parametrize('name', ['analyze', 'suggest'])
+def test_a_backbone_without_a_class_token_is_refused(place, capsys, name):
+    folder = [str(place / 'out')] if name == 'analyze' else []
+    arguments = command(place, name, *folder)
+    arguments[arguments.index('--model') + 1] = 'vit_base_patch16_siglip_224'
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    message = str(stop.value.code) + capsys.readouterr().err
+    assert 'has no class token' in message
+    assert 'the nearest that is taken is' in message
+
+
 def test_suggest_writes_its_evidence(place, capsys):
     picture = str(place / 'evidence.png')
     assert not main(command(place, 'suggest', '--output', picture, '--budget', '0.6'))

@@ -268,6 +268,7 @@ def test_file_that_is_no_delta_is_not_pushed(make, tmp_path):
         ('ExploraWeights.FMOW_RGB', None),
         ('a model of my own', None),
         ('timm/nowhere', None),
+        ('data/vit_tiny_patch16_224.safetensors', None),
     ],
 )
 def test_licence_of_a_base_is_what_is_known(base, licence):

@@ -81,8 +81,14 @@ def test_page_has_the_command_that_does_it_again(run):
 @pytest.mark.parametrize(
     ('weights', 'said'),
     [
-        ('vit_base_patch16_224.mae', 'non-commercial|cc-by-nc-4.0 or stricter'),
-        (None, 'not known by its name'),
+        ('vit_base_patch16_224.mae', 'derived from the base: cc-by-nc-4.0 or stricter'),
+        ('vit_small_patch14_dinov2.lvd142m', 'base apache-2.0 this delta derived'),
+        # The name of the model tells.
+        (True, 'base apache-2.0 this delta derived'),
+        # Files are of anyone, even one that is named like a model.
+        ('data/vit_tiny_patch16_224.safetensors', 'base not known by its name'),
+        ('base.pth', 'base not known by its name'),
+        (None, 'base not known by its name'),
     ],
 )
 def test_page_tells_the_chain_of_licences(run, weights, said):
@@ -90,10 +96,7 @@ def test_page_tells_the_chain_of_licences(run, weights, said):
     config = yaml.safe_load(path.read_text())
     config['model']['init_args']['weights'] = weights
     path.write_text(yaml.safe_dump(config))
-    text = page_of(run).text
-    # Without weights, the model's own name decides.
-    known = weights or 'this delta derived from the base'
-    assert re.search(said if weights else known, text)
+    assert said in page_of(run).text
 
 
 def test_norms_of_blocks_are_those_of_the_lora_product(run, adapted_vit):
@@ -250,6 +253,15 @@ def test_what_callbacks_measured_goes_before_what_was_logged(run):
     assert 'effective rank of places (LiDAR) 3 4 +1' in text
 
 
+def test_broad_pictures_are_moved_sideways_on_a_phone(run):
+    """They would be too small to read; by the keyboard, too."""
+    write_picture(run / 'broad.png', 400, 100)
+    regions = [a for a in page_of(run).all('div') if 'broad' in a.get('class', '')]
+    (region,) = regions
+    assert region['tabindex'] == '0'
+    assert region['aria-label'] == 'Picture broad.png of the run.'
+
+
 def test_repeated_values_are_not_drawn(tmp_path):
     (tmp_path / 'metrics.csv').write_text(
         'step,knn,loss\n0,0.25,\n5,0.25,1\n10,0.25,1\n15,0.5,1\n20,0.5,1\n'
@@ -259,7 +271,7 @@ def test_repeated_values_are_not_drawn(tmp_path):
     assert run.curve('loss') == {5: 1, 10: 1, 15: 1, 20: 1}
 
 
-def test_a_probe_shows_metrics_tables_and_its_confusion(tmp_path):
+def test_a_probe_shows_metrics_tables_confusion_and_worst_examples(tmp_path):
     config = {
         **CONFIG,
         'model': {
@@ -269,10 +281,13 @@ def test_a_probe_shows_metrics_tables_and_its_confusion(tmp_path):
     }
     (tmp_path / 'config.yaml').write_text(yaml.safe_dump(config))
     (tmp_path / 'metrics.csv').write_text(
-        'epoch,step,test_OverallAccuracy,test_loss,val_accuracy\n'
-        '0,3,,,0.5\n1,6,,,0.625\n1,6,0.75,1.5,\n'
+        'epoch,step,test_OverallAccuracy,test_loss,test_IoU_a,val_accuracy\n'
+        '0,3,,,,0.5\n1,6,,,,0.625\n1,6,0.75,1.5,0.25,\n'
     )
-    write_picture(tmp_path / 'confusion.png')
+    for name in ('worst', 'segmentation', 'confusion'):
+        write_picture(tmp_path / f'{name}.png')
+    (tmp_path / 'confusion.csv').write_text('true,as a,as b\na,5,1\nb,0,6\n')
+    (tmp_path / 'worst.csv').write_text('loss,true,predicted\n2.5,a,b\n')
     with (tmp_path / 'probe.csv').open('w') as file:
         writer = csv.writer(file)
         writer.writerow(['lr', 'val'])
@@ -280,8 +295,14 @@ def test_a_probe_shows_metrics_tables_and_its_confusion(tmp_path):
     page = page_of(tmp_path)
     assert 'test_OverallAccuracy 0.75' in page.text
     assert 'test_loss 1.5' in page.text
-    assert 'probe.csv, first lines' in page.text
-    assert 'Confusion matrix' in page.all('img')[0]['alt']
+    # Those of classes may be many, and are folded.
+    assert 'Metrics of each class, last values test_IoU_a 0.25' in page.text
+    assert 'Classifiers of the probe (probe.csv), first lines' in page.text
+    assert '(confusion.csv) true as a as b a 5 1 b 0 6' in page.text
+    assert '(worst.csv) loss true predicted 2.5 a b' in page.text
+    starts = [image['alt'].partition(':')[0] for image in page.all('img')]
+    assert starts[:2] == ['Confusion matrix', 'Worst examples']
+    assert 'true and the predicted class of each pixel' in starts[2]
     # It has no delta, and needs none.
     assert 'no delta' not in page.text
 
@@ -289,6 +310,16 @@ def test_a_probe_shows_metrics_tables_and_its_confusion(tmp_path):
 def test_a_resumed_run_has_one_curve(run):
     write_events(run / 'lightning_logs' / 'version_1', knn=(0.25, 0.5, 0.625))
     assert read_run(run).curve('knn') == {0: 0.25, 20: 0.5, 39: 0.625}
+
+
+def test_an_analysis_in_the_folder_adds_pictures_and_no_curves(run):
+    """`explora analyze` writes events by block, where a run has them by step."""
+    curves = read_run(run).curves
+    write_events(run / 'analysis', knn=(0.5, 0.5, 0.5))
+    write_events(run / 'analysis' / 'adapted', knn=(0.5, 0.5, 0.5))
+    write_picture(run / 'analysis' / 'attention.png')
+    assert read_run(run).curves == curves
+    assert any('Attention' in image['alt'] for image in page_of(run).all('img'))
 
 
 def test_colours_have_enough_contrast(run):

@@ -63,6 +63,11 @@ def test_cached_features(folder, tmp_path):
     torchgeo('fit', config, 2)
     assert len(list((tmp_path / 'cache').iterdir())) == 4
     assert len(rows(tmp_path / 'probe.csv')) == 2
+    # Of both processes: 4 images of each class.
+    confusion = rows(tmp_path / 'confusion.csv')
+    assert [int(r['as field']) + int(r['as water']) for r in confusion] == [4, 4]
+    worst = rows(tmp_path / 'worst.csv')
+    assert len({row['path'] for row in worst}) == 8
 
 
 def test_map_of_a_scene(tmp_path):

@@ -22,8 +22,14 @@ _SHOWN = {
     'attention': 'Attention of the class token in several blocks.',
     'features': 'Patch features in several blocks, coloured by their principal'
     ' components.',
+    'curves': 'Measures of each block: principal eigenvalues, what a patch tells about'
+    ' its position and its class, and where attention goes. blocks.csv has them.',
     'changes': 'Relative change of each layer in each block.',
-    'confusion': 'Confusion matrix: each row shows shares of a true class.',
+    'confusion': 'Confusion matrix: each row shows shares of a true class.'
+    ' confusion.csv has the counts.',
+    'worst': 'Worst examples: the images with the highest losses, with what is true and'
+    ' what was predicted. worst.csv has them in words.',
+    'segmentation': 'Images, the true and the predicted class of each pixel.',
 }
 
 
@@ -36,6 +42,11 @@ class Picture(NamedTuple):
     """What it shows."""
     width: int
     height: int
+
+    @property
+    def broad(self) -> bool:
+        """Whether it would be too small to read on a phone."""
+        return self.width > 3 * self.height
 
 
 def read_pictures(folder: Path) -> tuple[list[Picture], list[str]]:

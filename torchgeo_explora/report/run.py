@@ -188,7 +188,7 @@ def _read_curves(run: Run) -> None:
         key=lambda path: (path.stat().st_mtime, str(path)),
     ):
         # What `explora analyze` writes has blocks where a run has steps.
-        if path.parent.name == 'analysis':
+        if 'analysis' in path.relative_to(run.folder).parts:
             continue
         curves, problem = read_events(path)
         _add(run, curves)

@@ -11,7 +11,7 @@ from torchgeo_explora.adapt import Adaptation
 from torchgeo_explora.callbacks.cost import cost_line
 from torchgeo_explora.export.card import base_licence
 from torchgeo_explora.export.rebuild import outline
-from torchgeo_explora.models.zoo.licences import described, is_noncommercial
+from torchgeo_explora.models.zoo.licences import described, is_noncommercial, licence_of
 from torchgeo_explora.report import page as parts
 from torchgeo_explora.report.changes import lora_norms, relative_changes, whole_blocks
 from torchgeo_explora.report.charts import Chart, bar_chart, line_chart
@@ -41,6 +41,7 @@ _RECIPE = {
     'model.init_args.image_size': 'image size',
     'model.init_args.unfreeze': 'blocks trained in full',
     'model.init_args.rank': 'rank of LoRA',
+    'model.init_args.alpha': 'alpha of LoRA',
     'model.init_args.adapter': 'adapter',
     'model.init_args.base_lr': 'base rate',
     'model.init_args.lr': 'rate',
@@ -54,9 +55,17 @@ _RECIPE = {
     'trainer.devices': 'devices',
     'seed_everything': 'seed',
 }
+#: Tables of downstream tasks, in words.
+_TABLES = {
+    'confusion.csv': 'Confusion matrix: a row for each true class, counts of what it'
+    ' was taken for',
+    'worst.csv': 'Worst examples: the highest losses',
+    'probe.csv': 'Classifiers of the probe',
+}
 #: The most curves of a page.
 _MOST_CURVES = 24
 _LARGEST_TABLE = 60
+_WIDEST_TABLE = 80
 
 
 def report_run(
@@ -237,10 +246,13 @@ def _before_and_after(run: Run) -> Section:
 def _tables(run: Run) -> Section:
     """Return what was measured of a probe, a classifier or a segmentation."""
     found: list[Part] = []
-    metrics = _final_metrics(run)
-    if metrics:
-        rows = [[name, value] for name, value in metrics]
-        found.append(parts.table('Metrics, last values', rows))
+    metrics: dict[bool, list[list[Any]]] = {False: [], True: []}
+    for name, value in _final_metrics(run):
+        metrics['Classwise' in name or '_IoU_' in name].append([name, value])
+    for of_a_class, measured in metrics.items():
+        caption = f'Metrics{" of each class" if of_a_class else ""}, last values'
+        if measured:
+            found.append(parts.table(caption, measured, fold=of_a_class))
     for path in sorted(run.folder.glob('*.csv')):
         if path.name == 'metrics.csv':
             continue
@@ -253,14 +265,20 @@ def _tables(run: Run) -> Section:
             )
             continue
         if len(lines) > 1:
-            more = len(lines) > _LARGEST_TABLE + 1
-            caption = f'{path.name}{", first lines" if more else ""}'
+            known = _TABLES.get(path.name)
+            caption = f'{known} ({path.name})' if known else path.name
+            caption += ', first lines' if len(lines) > _LARGEST_TABLE + 1 else ''
+            caption += ', first columns' if len(lines[0]) > _WIDEST_TABLE else ''
             rows = [
-                [number(v) if number(v) is not None else v for v in line[:20]]
+                [
+                    number(v) if number(v) is not None else v
+                    for v in line[:_WIDEST_TABLE]
+                ]
                 for line in lines[1 : _LARGEST_TABLE + 1]
                 if line
             ]
-            found.append(parts.table(caption, rows, lines[0][:20], fold=len(rows) > 12))
+            head = lines[0][:_WIDEST_TABLE]
+            found.append(parts.table(caption, rows, head, fold=len(rows) > 12))
     return Section('metrics', 'Metrics', found)
 
 
@@ -331,7 +349,8 @@ def _recipe(run: Run) -> Section:
     rows: list[list[Any]] = []
     for name, words in _RECIPE.items():
         value = run.setting(name)
-        if value is not None:
+        # -1 stands for no limit.
+        if value not in (None, -1):
             rows.append([words, value])
     said = {
         'objective': 'objective',
@@ -388,8 +407,9 @@ def _cost(run: Run) -> Section:
     )
     if 'energy_kwh' not in cost:
         formula += (
-            ' Here nothing was measured, and no power was given: set *power* and'
-            ' *intensity* of the Cost callback for an estimate.'
+            ' Here nothing was measured, and no power was given: GPUs are measured'
+            ' where nvidia-ml-py is installed; set power and intensity of the Cost'
+            ' callback for an estimate.'
         )
     found.append(parts.text(formula))
     if 'tflop_formula' in cost and 'tflop' in cost:
@@ -423,16 +443,15 @@ def _lineage(text: str) -> list[str]:
     return [
         f'{kind} {printable(name, 80)}'
         for kind, name in zip(kinds, names, strict=False)
-    ] or ['the base as published']
+    ] or ['the base, with nothing folded in']
 
 
 def _licences(run: Run) -> list[list[str]]:
     model = run.metadata['arguments'].get('model')
     weights = run.setting('model.init_args.weights')
-    known = None
-    for name in (weights, model):
-        if known is None and isinstance(name, str):
-            known = base_licence(name)
+    # A file of weights may be of anyone, whatever the architecture.
+    name = model if weights is True else weights
+    known = base_licence(name) or licence_of(name) if isinstance(name, str) else None
     if known is None:
         return [
             ['base', 'not known by its name: see where its weights are from'],
@@ -457,12 +476,12 @@ def _again(run: Run) -> Section:
             f'explora fit --config {place} --trainer.default_root_dir another_folder'
         )
         found.append(parts.code('\n'.join(lines)))
-        found.append(
-            parts.text(
+        if run.delta is not None:
+            words = (
                 'Equal data, versions and devices give an equal delta; the fingerprint'
                 ' above tells.'
             )
-        )
+            found.append(parts.text(words))
     if run.config_text:
         found.append(parts.code(run.config_text, 'Configuration (config.yaml)'))
     return Section('reproduce', 'Do it again', found)

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import Any, Self
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 
 JOULES_PER_KWH = 3.6e6
 
@@ -41,6 +42,9 @@ class DeviceMeter:
         try:
             pynvml: Any = import_module('pynvml')
         except ImportError:
+            rank_zero_info(
+                'the energy of the GPUs is not measured: pip install nvidia-ml-py'
+            )
             return None
         try:
             pynvml.nvmlInit()

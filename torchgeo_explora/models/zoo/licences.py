@@ -1,7 +1,7 @@
 """Licences of published weights, as far as their names tell."""
 
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import timm
 
@@ -52,15 +52,24 @@ def licence_of(weights: str) -> str | None:
     if known is None and (owner == 'timm' or timm.is_model(weights)):
         known = name
     elif known is None and owner and timm.is_model(name):
-        config = timm.get_pretrained_cfg(name)
+        config = _config(name)
         known = name if config and config.hf_hub_id == weights else None
-    config = timm.get_pretrained_cfg(known) if known else None
+    config = _config(known) if known else None
     if config:
         licence: str | None = config.license
         return licence
     if re.search(r'\s', weights):  # a description, not a name
         return None
     return next((found for mark, found in _OTHERS if mark.search(weights)), None)
+
+
+def _config(name: str) -> Any:
+    """Return what timm knows of a model's weights, None if nothing."""
+    try:
+        return timm.get_pretrained_cfg(name)
+    # Of a file such as vit_tiny_patch16_224.safetensors, the suffix is taken for a tag.
+    except RuntimeError:
+        return None
 
 
 def described(licence: str) -> str:

@@ -56,6 +56,42 @@ class AccuracyOfEach(Metric):
         return (self.right / self.total.clamp(min=1))[None]
 
 
+class ConfusionOfEach(Metric):
+    """Confusion matrices of several classifiers, truth by prediction.
+
+    Args:
+        heads: Number of classifiers.
+        classes: Number of classes, C.
+    """
+
+    full_state_update = False
+    counts: Tensor
+
+    def __init__(self, heads: int, classes: int) -> None:
+        """Start with no images."""
+        super().__init__()
+        zero = torch.zeros(heads, classes, classes, dtype=torch.long)
+        self.add_state('counts', zero, dist_reduce_fx='sum')
+
+    def update(self, scores: Tensor, labels: Tensor) -> None:
+        """Count a batch.
+
+        Args:
+            scores: The largest one wins, (heads, B, C).
+            labels: (B,).
+        """
+        heads, classes, _ = self.counts.shape
+        first = torch.arange(heads, device=labels.device)[:, None] * classes
+        cells = (first + labels) * classes + scores.argmax(-1)  # (heads, B)
+        ones = torch.ones_like(cells).flatten()
+        self.counts = self.counts.flatten().index_add(0, cells.flatten(), ones)
+        self.counts = self.counts.view(heads, classes, classes)
+
+    def compute(self) -> Tensor:
+        """Return the counts, (heads, C, C)."""
+        return self.counts
+
+
 class MultilabelScoresOfEach(Metric):
     """Mean average precision and F1 of several classifiers of several labels.
 

@@ -231,6 +231,21 @@ class DownstreamTask(ResumableTask):
 
     # The run ------------------------------------------------------------------------
 
+    def dataset_of(self, split: str) -> Any:
+        """Return a data set of the trainer's data module, None if it has none.
+
+        Args:
+            split: 'train', 'val', 'test' or 'predict'.
+        """
+        datamodule = getattr(self.trainer, 'datamodule', None)
+        return getattr(datamodule, f'{split}_dataset', None)
+
+    @property
+    def leaves_files(self) -> bool:
+        """Whether an evaluation writes what it found: a trial leaves no files."""
+        trainer: Any = self.trainer
+        return not (trainer.sanity_checking or trainer.fast_dev_run)
+
     def configure_callbacks(self) -> list[Callback]:
         """Write what `predict` returns, and keep the best and the last checkpoint.
 

@@ -4,13 +4,11 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchgeo.tasks.mixins import ClassificationMixin
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from torchgeo_explora.augment import SingleCrop
-from torchgeo_explora.callbacks.figures import save_figure
 from torchgeo_explora.callbacks.writers.parquet import ProbabilityWriter
 from torchgeo_explora.models.heads.pooling import PooledHead
 from torchgeo_explora.tasks.downstream.base import DownstreamTask
@@ -18,6 +16,16 @@ from torchgeo_explora.tasks.downstream.batches import (
     check_labels,
     check_lengths,
     labels_of,
+)
+from torchgeo_explora.tasks.downstream.mistakes import (
+    Example,
+    Worst,
+    class_names,
+    label_losses,
+    path_of,
+    small_picture,
+    write_confusion,
+    write_worst_labels,
 )
 from torchgeo_explora.tasks.downstream.options import FinetuningOptions
 
@@ -27,8 +35,10 @@ class ExploraClassificationTask(ClassificationMixin, DownstreamTask):
 
     Losses, metrics, their names and the batches are those of TorchGeo's
     `Classification`. For how the backbone trains, see `FinetuningOptions`. Label
-    smoothing is added, and with one label per image `confusion.png` is drawn after each
-    validation and test. `predict` gives probabilities.
+    smoothing is added. After each validation and test, `confusion.csv` and
+    `confusion.png` count the classes if an image has one, and `worst.csv` and
+    `worst.png` show the images with the highest cross-entropy. `predict` gives
+    probabilities.
     """
 
     monitor = 'val_OverallAccuracy'
@@ -125,15 +135,17 @@ class ExploraClassificationTask(ClassificationMixin, DownstreamTask):
             self.criterion.label_smoothing = hparams['label_smoothing']
 
     def configure_metrics(self) -> None:
-        """Build TorchGeo's metrics, and the confusion matrix."""
+        """Build TorchGeo's metrics, the confusion matrix, and the worst examples."""
         super().configure_metrics()
         self.confusion = (
-            MulticlassConfusionMatrix(
-                self.hparams['num_classes'], ignore_index=self.hparams['ignore_index']
+            None
+            if self.hparams['task'] == 'multilabel'
+            else MulticlassConfusionMatrix(
+                self.hparams['num_classes'] or 2,
+                ignore_index=self.hparams['ignore_index'],
             )
-            if self._one_of_many
-            else None
         )
+        self.worst = Worst()
 
     def forward(self, batch: dict[str, Any]) -> Tensor:
         """Return the logits of a raw batch, (B, outputs), (B,) for 'binary'."""
@@ -157,8 +169,8 @@ class ExploraClassificationTask(ClassificationMixin, DownstreamTask):
                 ' another *task*'
             )
         getattr(self, f'{split}_metrics').update(logits, labels)
-        if self.confusion is not None and split != 'train':
-            self.confusion.update(logits, labels)
+        if split != 'train':
+            self._take(batch, logits, labels, split)
         targets = labels.float() if self.hparams['loss'] == 'bce' else labels
         loss: Tensor = self.criterion(logits, targets)
         self.log_loss(loss, split, len(labels))
@@ -183,24 +195,54 @@ class ExploraClassificationTask(ClassificationMixin, DownstreamTask):
         """Count a batch."""
         self._step(batch, 'test')
 
+    def _take(
+        self, batch: dict[str, Any], logits: Tensor, labels: Tensor, split: str
+    ) -> None:
+        """Count the classes of a batch, and keep its worst examples."""
+        if self.hparams['task'] == 'binary':
+            # The probability of class 1 stays what it was.
+            logits = torch.stack([torch.zeros_like(logits), logits], dim=1)
+        if self.confusion is not None:
+            self.confusion.update(logits, labels)
+        several = self.confusion is None
+
+        def example(index: int, loss: float) -> Example:
+            image = self.unit_image({'image': batch['image'][index, None]})[0]
+            of_image = logits[index]
+            guess = of_image.sigmoid() if several else of_image.softmax(0)
+            return Example(
+                loss,
+                small_picture(self.backbone, image),
+                labels[index].cpu(),
+                guess.cpu(),
+                path_of(self.dataset_of(split), batch, index),
+            )
+
+        ignored = self.hparams['ignore_index']
+        self.worst.take(label_losses(logits, labels.long(), ignored), example)
+
     def on_validation_epoch_end(self) -> None:
-        """Log the metrics, and draw the confusion matrix."""
+        """Log the metrics, and write what was wrong."""
         super().on_validation_epoch_end()
-        self._draw_confusion()
+        self._write_mistakes('val')
 
     def on_test_epoch_end(self) -> None:
-        """Log the metrics, and draw the confusion matrix."""
+        """Log the metrics, and write what was wrong."""
         super().on_test_epoch_end()
-        self._draw_confusion()
+        self._write_mistakes('test')
 
-    def _draw_confusion(self) -> None:
-        if self.confusion is None:
-            return
-        counts = self.confusion.compute()
-        self.confusion.reset()
-        if self.trainer.is_global_zero and not self.trainer.sanity_checking:
-            figure = draw_confusion(counts, self.hparams['labels'])
-            save_figure(figure, 'confusion', self.trainer)
+    def _write_mistakes(self, split: str) -> None:
+        hparams, trainer = self.hparams, self.trainer
+        count = hparams['num_classes'] or hparams['num_labels'] or 2
+        names = class_names(self.dataset_of(split), count, hparams['labels'])
+        counts = None if self.confusion is None else self.confusion.compute()
+        examples = self.worst.drain(trainer.world_size)
+        if self.confusion is not None:
+            self.confusion.reset()
+        if self.leaves_files:
+            if counts is not None:
+                write_confusion(trainer, counts, names, split)
+            write_worst_labels(trainer, examples, names, split)
 
     def predict_batch(self, batch: dict[str, Any]) -> Tensor:
         """Return probabilities, (B, outputs)."""
@@ -221,34 +263,3 @@ class ExploraClassificationTask(ClassificationMixin, DownstreamTask):
             values = torch.cat([1 - values, values], dim=1)
         side = image.shape[-1] // self.cell
         return values[:, :, None, None].expand(-1, -1, side, side)
-
-
-def draw_confusion(counts: Tensor, names: Sequence[str] | None = None) -> Figure:
-    """Return a picture of a confusion matrix; each row shows shares of a true class.
-
-    Args:
-        counts: (C, C), truth by prediction. A class without samples stays empty.
-        names: Names of the classes; their numbers if None.
-    """
-    shares = (counts / counts.sum(1, keepdim=True).clamp(min=1)).cpu().numpy()
-    size = len(shares)
-    side = max(3.0, 0.25 * size + 1.5)
-    figure = Figure(figsize=(side + 0.6, side), layout='constrained')
-    axes = figure.subplots()
-    picture = axes.imshow(shares, vmin=0, vmax=1, cmap='Blues')
-    figure.colorbar(picture, ax=axes, shrink=0.8)
-    labels = list(names) if names else [str(i) for i in range(size)]
-    axes.set_xticks(range(size), labels, rotation=90, fontsize=7)
-    axes.set_yticks(range(size), labels, fontsize=7)
-    axes.set_xlabel('predicted')
-    axes.set_ylabel('true')
-    if size <= 12:
-        for row in range(size):
-            for column in range(size):
-                share = shares[row, column]
-                colour = 'white' if share > 0.5 else 'black'
-                text = f'{share:.2f}'
-                axes.text(
-                    column, row, text, ha='center', va='center', color=colour, size=6
-                )
-    return figure

@@ -23,7 +23,7 @@ type Compute = Callable[[dict[str, Any]], Tensor]
 
 
 class CachedFeatures(Dataset[dict[str, Tensor]]):
-    """Samples of `features` and `label` instead of images.
+    """Samples of `features`, `label` and `index` instead of images.
 
     Args:
         path: The array of features, (N, ...) float32; the labels are next to it.
@@ -49,6 +49,7 @@ class CachedFeatures(Dataset[dict[str, Tensor]]):
         return {
             'features': torch.from_numpy(np.array(self.features[index])),
             'label': torch.from_numpy(np.array(self.labels[index])),
+            'index': torch.tensor(index),
         }
 
 

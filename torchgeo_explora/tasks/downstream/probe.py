@@ -1,6 +1,7 @@
 """Linear probing: all classifiers of a grid in one run."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from torchgeo_explora.objectives.objective import batch_metadata
 from torchgeo_explora.paths import expanded
 from torchgeo_explora.tasks.downstream.accuracies import (
     AccuracyOfEach,
+    ConfusionOfEach,
     MultilabelScoresOfEach,
     Selection,
     write_table,
@@ -32,6 +34,16 @@ from torchgeo_explora.tasks.downstream.batches import (
     labels_of,
 )
 from torchgeo_explora.tasks.downstream.feature_cache import use_cached_features
+from torchgeo_explora.tasks.downstream.mistakes import (
+    Example,
+    Worst,
+    class_names,
+    label_losses,
+    path_of,
+    small_picture,
+    write_confusion,
+    write_worst_labels,
+)
 from torchgeo_explora.tasks.downstream.options import DownstreamOptions
 from torchgeo_explora.tasks.run.plan import plan
 
@@ -62,7 +74,10 @@ class ExploraLinearProbeTask(DownstreamTask):
     as DINOv2 and the paper report it, and optimistic. *held_out* is the classifier that
     was best in validation, evaluated on the reported split. In `fit`, `val_paper` is
     the best of all classifiers and validations so far, for data sets whose validation
-    split is the reported one. `probe.csv` has a row for each classifier.
+    split is the reported one. `probe.csv` has a row for each classifier; of the one
+    that counts, `confusion.csv` and `confusion.png` have the confusion of classes if
+    an image has one, and `worst.csv` and `worst.png` the images with the highest
+    cross-entropy.
 
     With several labels per image (*task* 'multilabel') the loss is binary
     cross-entropy, and the score is `val_mAP`, the mean average precision over the
@@ -153,11 +168,12 @@ class ExploraLinearProbeTask(DownstreamTask):
         )
 
     def configure_metrics(self) -> None:
-        """Count predictions of each classifier."""
+        """Count predictions of each classifier, and keep its worst examples."""
+        heads, classes = len(self.heads.settings), self.hparams['num_classes']
+        self.confusion = None if self._several else ConfusionOfEach(heads, classes)
+        self.worst = [Worst() for _ in range(heads)]
         self.val_scores, self.test_scores = (
-            MultilabelScoresOfEach()
-            if self._several
-            else AccuracyOfEach(len(self.heads.settings))
+            MultilabelScoresOfEach() if self._several else AccuracyOfEach(heads)
             for _ in range(2)
         )
         score = self.val_scores.names[0]
@@ -279,13 +295,13 @@ class ExploraLinearProbeTask(DownstreamTask):
         self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Count the predictions of each classifier."""
-        self._count(batch, self.val_scores)
+        self._count(batch, 'val')
 
     def test_step(
         self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Count the predictions of each classifier."""
-        self._count(batch, self.test_scores)
+        self._count(batch, 'test')
 
     @property
     def _several(self) -> bool:
@@ -301,27 +317,64 @@ class ExploraLinearProbeTask(DownstreamTask):
     def _probabilities(self, logits: Tensor) -> Tensor:
         return logits.sigmoid() if self._several else logits.softmax(-1)
 
-    def _count(self, batch: dict[str, Any], metric: Scores) -> None:
+    def _count(self, batch: dict[str, Any], split: str) -> None:
         labels = self._labels(batch)
         logits = self(batch)
+        metric: Scores = getattr(self, f'{split}_scores')
         metric.update(logits.sigmoid() if self._several else logits, labels)
+        if self.confusion is not None:
+            self.confusion.update(logits, labels)
+        # Which classifier counts is known at the end.
+        picture = cache(lambda index: self._picture(batch, index, split))
+        for worst, of_head in zip(self.worst, logits, strict=True):
+
+            def example(index: int, loss: float, of_head: Tensor = of_head) -> Example:
+                return Example(
+                    loss,
+                    picture(index),
+                    labels[index].cpu(),
+                    self._probabilities(of_head[index].float()).cpu(),
+                    path_of(self._source(split), batch, index),
+                )
+
+            worst.take(label_losses(of_head, labels), example)
+
+    def _source(self, split: str) -> Any:
+        """Return the data set of the images, which cached features come from."""
+        dataset = self.dataset_of(split)
+        return getattr(dataset, 'source', dataset)
+
+    def _picture(self, batch: dict[str, Any], index: int, split: str) -> Tensor:
+        """Return an image of a batch as a small picture."""
+        if 'image' in batch:
+            image = batch['image'][index]
+        else:
+            image = self._source(split)[int(batch['index'][index])]['image']
+        image = self.unit_image({'image': image[None].to(self.device)})[0]
+        return small_picture(self.backbone, image)
 
     def on_validation_epoch_end(self) -> None:
         """Log the score of the best classifier now and so far."""
         columns = self._columns('val', self.val_scores)
+        scores = columns[self.monitor]
         if not self.trainer.sanity_checking:
-            metrics = self.selection.validate(columns[self.monitor])
+            metrics = self.selection.validate(scores)
             self.log(self.monitor, metrics.pop(self.monitor), prog_bar=True)
             self.log_dict(metrics)
             self._report(columns)
+        self._write_mistakes('val', scores.index(max(scores)))
 
     def on_test_epoch_end(self) -> None:
         """Log both protocols."""
         columns = self._columns('test', self.test_scores)
-        self.log_dict(self.selection.test(next(iter(columns.values()))))
+        scores = next(iter(columns.values()))
+        self.log_dict(self.selection.test(scores))
+        chosen = scores.index(max(scores))
         if self.selection.validated is not None:
+            chosen = self.selection.chosen
             columns = {self.monitor: self.selection.validated, **columns}
         self._report(columns)
+        self._write_mistakes('test', chosen)
 
     @staticmethod
     def _columns(split: str, metric: Scores) -> dict[str, list[float]]:
@@ -341,6 +394,22 @@ class ExploraLinearProbeTask(DownstreamTask):
         for name, column in columns.items():
             best = self.heads.settings[column.index(max(column))]
             rank_zero_info(f'best {name} {max(column):.4f}: {best}')
+
+    def _write_mistakes(self, split: str, chosen: int) -> None:
+        """Write what a classifier got wrong, and forget that of the others."""
+        trainer = self.trainer
+        count = self.hparams['num_classes']
+        names = class_names(self._source(split), count, None)
+        examples = self.worst[chosen].drain(trainer.world_size)
+        for worst in self.worst:
+            worst.drain()
+        counts = None if self.confusion is None else self.confusion.compute()[chosen]
+        if self.confusion is not None:
+            self.confusion.reset()
+        if self.leaves_files:
+            if counts is not None:
+                write_confusion(trainer, counts, names, split)
+            write_worst_labels(trainer, examples, names, split)
 
     def predict_batch(self, batch: dict[str, Any]) -> Tensor:
         """Return the probabilities of the chosen classifier, (B, classes)."""

@@ -6,11 +6,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, nll_loss
 from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassConfusionMatrix,
+    MulticlassJaccardIndex,
+)
 from torchmetrics.wrappers import ClasswiseWrapper
 
 from torchgeo_explora.augment.crops import random_patches
-from torchgeo_explora.callbacks.figures import panels, save_figure, shown_channels
+from torchgeo_explora.callbacks.figures import save_figure, shown_channels
 from torchgeo_explora.callbacks.writers.parquet import MaskWriter
 from torchgeo_explora.functional.windows import slide
 from torchgeo_explora.models.heads.pooling import token_map
@@ -22,6 +26,17 @@ from torchgeo_explora.tasks.downstream.batches import (
     check_labels,
     check_lengths,
     wrap_collate,
+)
+from torchgeo_explora.tasks.downstream.mistakes import (
+    Example,
+    Worst,
+    class_names,
+    draw_masks,
+    path_of,
+    small_mask,
+    small_picture,
+    write_confusion,
+    write_worst_masks,
 )
 from torchgeo_explora.tasks.downstream.options import FinetuningOptions
 
@@ -43,7 +58,10 @@ class ExploraSegmentationTask(DownstreamTask):
     other classes, which are the only ones predicted.
 
     Metrics: `mIoU`, the IoU of each class, and the share of pixels that are right.
-    `segmentation.png` shows prediction and truth after each validation.
+    `segmentation.png` shows prediction and truth after each validation. After each
+    validation and test, `confusion.csv` and `confusion.png` count the pixels of each
+    class, and `worst.csv` and `worst.png` show the images with the highest
+    cross-entropy.
     """
 
     monitor = 'val_mIoU'
@@ -133,6 +151,8 @@ class ExploraSegmentationTask(DownstreamTask):
         )
         self.val_metrics = metrics.clone(prefix='val_')
         self.test_metrics = metrics.clone(prefix='test_')
+        self.confusion = MulticlassConfusionMatrix(**arguments)
+        self.worst = Worst(6)
 
     def setup(self, stage: str) -> None:
         """Prepare images and masks, including those of mixed sizes."""
@@ -243,7 +263,41 @@ class ExploraSegmentationTask(DownstreamTask):
             )
             self.log_loss(loss, split, len(image))
             getattr(self, f'{split}_metrics').update(predicted, targets)
+            self.confusion.update(predicted, targets)
+            self._keep_worst(batch, image, targets, probabilities, split)
         return image, targets, predicted
+
+    def _keep_worst(
+        self,
+        batch: dict[str, Any],
+        image: Tensor,
+        targets: Tensor,
+        probabilities: Tensor,
+        split: str,
+    ) -> None:
+        """Keep the images of a batch with the highest mean loss of a pixel."""
+        losses = nll_loss(
+            probabilities.clamp(min=1e-8).log(),
+            targets,
+            ignore_index=_IGNORED,
+            reduction='none',
+        )
+        counted = (targets != _IGNORED).flatten(1).sum(1)
+        means = losses.flatten(1).sum(1) / counted
+
+        def example(index: int, loss: float) -> Example:
+            # Without padding.
+            size = batch['size'][index] if 'size' in batch else image.shape[-2:]
+            inside = (slice(int(size[0])), slice(int(size[1])))
+            return Example(
+                loss,
+                small_picture(self.backbone, image[index][..., *inside]),
+                small_mask(targets[index][inside]),
+                small_mask(probabilities[index].argmax(0)[inside]),
+                path_of(self.dataset_of(split), batch, index),
+            )
+
+        self.worst.take(means.where(counted > 0, -torch.inf), example)
 
     def sliding(self, image: Tensor) -> Tensor:
         """Return the probabilities of images in [0, 1] of any size, (B, K, H, W)."""
@@ -262,24 +316,22 @@ class ExploraSegmentationTask(DownstreamTask):
         metrics = getattr(self, f'{split}_metrics')
         self.log_dict(metrics.compute())
         metrics.reset()
+        counts = self.confusion.compute()
+        self.confusion.reset()
+        examples = self.worst.drain(self.trainer.world_size)
+        if self.leaves_files:
+            classes, dataset = len(counts), self.dataset_of(split)
+            names = class_names(dataset, classes, self.hparams['labels'])
+            write_confusion(self.trainer, counts, names, split)
+            write_worst_masks(self.trainer, examples, classes, split)
 
     def _draw(self, image: Tensor, targets: Tensor, predicted: Tensor) -> None:
         """Draw images, truth and predictions side by side."""
-        if self.trainer.sanity_checking:
+        if not self.leaves_files:
             return
-        count = min(_PICTURES, len(image))
-        figure, axes = panels(count, 3)
-        most = self.hparams['num_classes'] - 1
         channels = shown_channels(self.backbone, None)
-        for row, of_row in enumerate(axes):
-            of_row[0].imshow(image[row][channels].permute(1, 2, 0).cpu().numpy())
-            for axis, classes in zip(of_row[1:], (targets, predicted), strict=True):
-                shown = classes[row].masked_fill(targets[row] == _IGNORED, _IGNORED)
-                axis.imshow(
-                    shown.cpu().numpy(), vmin=_IGNORED, vmax=most, cmap='nipy_spectral'
-                )
-        for axis, title in zip(axes[0], ('image', 'truth', 'prediction'), strict=True):
-            axis.set_title(title, fontsize=8)
+        rows = [*zip(image[:, channels], targets, predicted, strict=True)][:_PICTURES]
+        figure = draw_masks(rows, self.hparams['num_classes'])
         save_figure(figure, 'segmentation', self.trainer)
 
     def predict_batch(self, batch: dict[str, Any]) -> list[Tensor]:

@@ -1,0 +1,275 @@
+"""What evaluations leave of their mistakes: confusion and worst examples."""
+
+import csv
+import math
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from PIL import Image
+
+from tests.tasks.small_runs import VIT
+from tests.tasks.squares import SquareMasks
+from torchgeo_explora.datamodules import ImageFolderDataModule
+from torchgeo_explora.models import ViT
+from torchgeo_explora.tasks import (
+    ExploraClassificationTask,
+    ExploraLinearProbeTask,
+    ExploraSegmentationTask,
+)
+from torchgeo_explora.tasks.downstream.accuracies import ConfusionOfEach
+from torchgeo_explora.tasks.downstream.mistakes import (
+    Example,
+    Worst,
+    class_names,
+    draw_confusion,
+    draw_masks,
+    label_losses,
+    path_of,
+    small_mask,
+    small_picture,
+    write_worst_labels,
+)
+
+pytestmark = pytest.mark.filterwarnings('ignore')
+
+
+def trainer(place, **arguments):
+    return Trainer(
+        accelerator='cpu',
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=place,
+        **arguments,
+    )
+
+
+def rows(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+# What is kept -------------------------------------------------------------------------
+
+
+def take(worst, losses):
+    """Take a batch; return the numbers of which an example was made."""
+    made = []
+
+    def example(index, loss):
+        made.append(index)
+        return Example(loss, *[torch.zeros(1)] * 3, f'{index}')
+
+    worst.take(torch.tensor(losses), example)
+    return made
+
+
+def test_the_highest_losses_of_all_batches_are_kept_the_worst_first():
+    worst = Worst(3)
+    assert take(worst, [1.0, 5.0, 2.0, 3.0]) == [1, 3, 2]
+    # What is not kept is not made.
+    assert take(worst, [0.5, 4.0, 2.0, 1.9]) == [1]
+    assert len(worst.examples) == 3
+    assert [example.loss for example in worst.drain()] == [5, 4, 3]
+    assert worst.drain() == []
+
+
+def test_images_that_do_not_count_are_left_out_and_nan_is_the_worst():
+    worst = Worst(3)
+    assert take(worst, [-math.inf, 1.0, math.nan]) == [2, 1]
+    assert [example.loss for example in worst.drain()] == [math.inf, 1]
+
+
+def test_losses_are_cross_entropies_of_each_image():
+    logits = torch.tensor([[0.0, 0.0], [math.log(3), 0.0], [9.0, 0.0]])
+    labels = torch.tensor([1, 1, 7])
+    found = label_losses(logits, labels, ignore=7)
+    expected = torch.tensor([math.log(2), math.log(4), -math.inf])
+    torch.testing.assert_close(found, expected)
+    several = label_losses(logits[:2], torch.tensor([[1, 0], [0, 0]]))
+    expected = [math.log(2), (math.log(4) + math.log(2)) / 2]
+    torch.testing.assert_close(several, torch.tensor(expected))
+
+
+def test_confusion_of_each_classifier_has_the_truth_in_rows():
+    confusion = ConfusionOfEach(2, 3)
+    labels = torch.tensor([0, 0, 2])
+    guesses = torch.tensor([[0, 1, 2], [1, 1, 1]])
+    for _ in range(2):
+        confusion.update(torch.nn.functional.one_hot(guesses, 3).float(), labels)
+    first, second = confusion.compute().tolist()
+    assert first == [[2, 2, 0], [0, 0, 0], [0, 0, 2]]
+    assert second == [[0, 4, 0], [0, 0, 0], [0, 2, 0]]
+
+
+def test_kept_pictures_are_small():
+    """Memory does not depend on the size of images, nor on their number."""
+    vit = ViT('vit_tiny_patch16_224', image_size=32, embed_dim=16, depth=1, num_heads=2)
+    large = torch.rand(3, 1024, 512)
+    assert small_picture(vit, large).shape == (3, 256, 128)
+    image = torch.rand(3, 40, 32)
+    torch.testing.assert_close(small_picture(vit, image), image)
+    series = torch.stack([image, torch.full_like(image, torch.nan)])
+    torch.testing.assert_close(small_picture(vit, series), image)
+    mask = torch.randint(-1, 3, (40, 32))
+    assert torch.equal(small_mask(mask).long(), mask)
+    # No class between two others.
+    assert small_mask(torch.tensor([[0, 9]]).repeat(600, 300)).unique().tolist() == [
+        0,
+        9,
+    ]
+
+
+def test_names_are_those_given_then_those_of_the_data_set_then_numbers():
+    class Named:
+        classes = ('field', 'water')
+
+    assert class_names(Named, 2, ['a', 'b']) == ['a', 'b']
+    assert class_names(Named, 2, None) == ['field', 'water']
+    assert class_names(Named, 3, None) == ['0', '1', '2']
+    assert class_names(None, 2, ['same', 'same']) == ['0', '1']
+
+
+def test_path_is_that_of_the_batch_or_of_the_data_set():
+    class Data:
+        paths = ('a.png', 'b.png')
+
+    index = {'index': torch.tensor([1, 0])}
+    assert path_of(Data, index, 0) == 'b.png'
+    assert path_of(Data, {'path': ['c.png']}, 0) == 'c.png'
+    assert path_of(Data, {}, 0) == path_of(None, index, 0) == ''
+
+
+# What is drawn ------------------------------------------------------------------------
+
+
+def test_confusion_shows_shares_of_each_true_class():
+    """Rows are the truth: each adds up to 1, whatever the columns do."""
+    counts = torch.tensor([[6, 2, 0], [1, 1, 0], [0, 0, 0]])
+    figure = draw_confusion(counts, ['field', 'water', 'rock'])
+    axes = figure.axes[0]
+    shares = torch.tensor([[0.75, 0.25, 0], [0.5, 0.5, 0], [0, 0, 0]])
+    torch.testing.assert_close(torch.tensor(axes.get_images()[0].get_array()), shares)
+    assert [text.get_text() for text in axes.texts] == [
+        *('0.75', '0.25', '0.00', '0.50', '0.50', '0.00', '0.00', '0.00', '0.00'),
+    ]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ('predicted', 'true')
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names == ['field', 'water', 'rock']
+
+
+def test_worst_examples_have_their_classes_in_words(tmp_path):
+    image = torch.rand(3, 8, 8)
+    one = Example(2.5, image, torch.tensor(0), torch.tensor([0.1, 0.9]), 'a.png')
+    labels, guesses = torch.tensor([1, 0]), torch.tensor([0.1, 0.2])
+    several = Example(2.0, image, labels, guesses, 'b.png')
+    names = ['field', 'water']
+    write_worst_labels(trainer(tmp_path / 'one'), [one], names, 'test')
+    row = {'loss': '2.5', 'true': 'field', 'predicted': 'water', 'probability': '0.9'}
+    assert rows(tmp_path / 'one/worst.csv') == [row | {'path': 'a.png'}]
+    write_worst_labels(trainer(tmp_path / 'several'), [several], names, 'test')
+    row = {'loss': '2.0', 'true': 'field', 'predicted': 'none', 'path': 'b.png'}
+    assert rows(tmp_path / 'several/worst.csv') == [row]
+
+
+def test_pixels_that_do_not_count_are_empty_in_both_maps():
+    truth, guess = torch.tensor([[0, -1]]), torch.tensor([[1, 1]])
+    figure = draw_masks([(torch.rand(3, 1, 2), truth, guess)], 2, ['loss 3'])
+    _, of_truth, of_guess = [axes.get_images()[0].get_array() for axes in figure.axes]
+    assert of_truth.tolist() == [[0, -1]]
+    assert of_guess.tolist() == [[1, -1]]
+    assert figure.axes[0].get_ylabel() == 'loss 3'
+
+
+# What runs leave ----------------------------------------------------------------------
+
+
+def probe(folder, place, cache=None):
+    """Validate a probe whose better classifier takes everything for a field."""
+    torch.manual_seed(0)
+    task = ExploraLinearProbeTask(
+        2, grid=[0.1, 1.0], blocks=[1], averages=[False], cache=cache, **VIT
+    )
+    fields, water = (task.heads.heads[each.name] for each in task.heads.settings)
+    for head, logits in ((fields, [2.0, 0.0]), (water, [-30.0, 30.0])):
+        torch.nn.init.zeros_(head.weight)
+        head.bias.data = torch.tensor(logits)
+    data = ImageFolderDataModule(folder, batch_size=3)
+    trainer(place).validate(task, data, verbose=False)
+
+
+@pytest.mark.parametrize('cached', [False, True])
+def test_probe_leaves_the_mistakes_of_the_classifier_that_counts(
+    folder, tmp_path, cached
+):
+    """Both get half of the images right, and the first one counts."""
+    probe(folder, tmp_path / 'run', str(tmp_path / 'cache') if cached else None)
+    assert rows(tmp_path / 'run/confusion.csv') == [
+        {'true': 'field', 'as field': '4', 'as water': '0'},
+        {'true': 'water', 'as field': '4', 'as water': '0'},
+    ]
+    found = rows(tmp_path / 'run/worst.csv')
+    # -log of 1 / (1 + e^2), and of its complement
+    assert [row['loss'] for row in found] == ['2.1269'] * 4 + ['0.1269'] * 4
+    assert {(row['true'], row['predicted']) for row in found[:4]} == {
+        ('water', 'field')
+    }
+    assert {row['probability'] for row in found} == {'0.8808'}
+    water = sorted(str(path) for path in (folder / 'val/water').iterdir())
+    assert sorted(row['path'] for row in found[:4]) == water
+    for name in ('confusion', 'worst'):
+        with Image.open(tmp_path / f'run/{name}.png') as image:
+            assert image.width > 300
+
+
+def test_classification_leaves_its_mistakes(folder, tmp_path):
+    task = ExploraClassificationTask(num_classes=2, labels=['dry', 'wet'], **VIT)
+    with torch.no_grad():
+        task.head.linear.weight.zero_()
+        task.head.linear.bias.copy_(torch.tensor([0.0, 1.0]))
+    data = ImageFolderDataModule(folder, batch_size=3)
+    trainer(tmp_path).validate(task, data, verbose=False)
+    assert rows(tmp_path / 'confusion.csv') == [
+        {'true': 'dry', 'as dry': '0', 'as wet': '4'},
+        {'true': 'wet', 'as dry': '0', 'as wet': '4'},
+    ]
+    found = rows(tmp_path / 'worst.csv')
+    assert [row['true'] for row in found] == ['dry'] * 4 + ['wet'] * 4
+    assert found[0]['loss'] == f'{math.log(1 + math.e):.4f}'
+    assert (tmp_path / 'worst.png').exists()
+
+
+def test_a_trial_leaves_nothing(folder, tmp_path):
+    task = ExploraClassificationTask(num_classes=2, **VIT)
+    data = ImageFolderDataModule(folder, batch_size=3)
+    trainer(tmp_path, fast_dev_run=True).validate(task, data, verbose=False)
+    assert not [*tmp_path.glob('*.png'), *tmp_path.glob('*.csv')]
+
+
+def test_segmentation_leaves_its_mistakes_without_the_padding(tmp_path):
+    """All pixels are taken for the ground: the largest square is the worst."""
+    task = ExploraSegmentationTask(2, decoder='linear', **VIT)
+    with torch.no_grad():
+        for parameter in task.head.classify.parameters():
+            parameter.zero_()
+        task.head.classify.bias.copy_(torch.tensor([3.0, 0.0]))
+    data = SquareMasks(batch_size=3, mixed=True)
+    trainer(tmp_path).validate(task, data, verbose=False)
+    inside = [int(sample['mask'].sum()) for sample in data.samples]
+    total = sum(sample['mask'].numel() for sample in data.samples)
+    assert rows(tmp_path / 'confusion.csv') == [
+        {'true': '0', 'as 0': str(total - sum(inside)), 'as 1': '0'},
+        {'true': '1', 'as 0': str(sum(inside)), 'as 1': '0'},
+    ]
+    shares = [sample['mask'].float().mean() for sample in data.samples]
+    right = math.log(1 + math.exp(-3))
+    expected = sorted((float(right + 3 * share) for share in shares), reverse=True)
+    worst = rows(tmp_path / 'worst.csv')
+    found = [float(row['loss']) for row in worst]
+    assert found == pytest.approx(expected[:6], abs=2e-4)
+    ground = 1 - max(float(share) for share in shares)
+    assert float(worst[0]['right']) == pytest.approx(ground, abs=1e-4)
+    with Image.open(tmp_path / 'worst.png') as image:
+        assert image.height > image.width
