@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from matplotlib.figure import Figure
+from peft import LoraConfig
 from report import header
 from scipy.stats import spearmanr
 
@@ -49,16 +50,19 @@ COMMON: dict[str, Any] = {
 }
 HEAD = {'prototypes': 512, 'hidden_dim': 512, 'bottleneck_dim': 64}
 COLD = HEAD | {'teacher_temperature': (0.02, 0.03)}
-#: For few images: ten times the rate of `recipe`, and a teacher that follows.
+#: What `recipe: short` was before LoRA came to all matrices.
 SHORT: dict[str, Any] = {
     'rank': 16,
     'alpha': 16,
     'base_lr': 2e-2,
     'objective': COLD | {'momentum': (0.9, 1.0)},
 }
+MATRICES = ['q', 'k', 'v', 'proj', 'fc1', 'fc2']
+EVERYWHERE = LoraConfig(r=16, lora_alpha=64, target_modules=MATRICES)
 #: Steps and settings by name.
 CONTENDERS: dict[str, tuple[int, dict[str, Any]]] = {
-    'short': (400, SHORT),
+    'short': (400, {'adapter': EVERYWHERE}),
+    'queries and values': (400, SHORT),
     'recipe': (
         300,
         {'rank': 16, 'base_lr': 2e-3, 'objective': COLD | {'momentum': (0.98, 1.0)}},
@@ -75,7 +79,7 @@ CONTENDERS: dict[str, tuple[int, dict[str, Any]]] = {
         },
     ),
     'full': (
-        150,
+        400,
         SHORT | {'rank': 0, 'alpha': None, 'modules': ('',), 'base_lr': 2e-3},
     ),
     # For the weights of a DINOv2 ViT-S/14: give its file as --weights.

@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, Self
 
 import torch
@@ -27,6 +27,7 @@ from torchgeo_explora.objectives.objective import Objective
 from torchgeo_explora.objectives.terms.gram import gram_term
 from torchgeo_explora.objectives.terms.guides import Guide, Guides
 from torchgeo_explora.objectives.terms.spread import koleo_term, sigreg_term
+from torchgeo_explora.objectives.terms.whitening import whiten_
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ class DINOv2Options(HeadOptions):
     patches where they share it.
 
     Args:
+        whiten_head: Whether the first batch sets the last layer before the prototypes,
+            so that new heads tell tokens apart.
         freeze_prototypes: Share of the run in which the prototypes stay still.
         temperature: Student temperature.
         teacher_temperature: Teacher temperature at the start and after its warm-up.
@@ -93,6 +96,7 @@ class DINOv2Options(HeadOptions):
         clip: Largest gradient norm, of the backbone and of the head separately.
     """
 
+    whiten_head: bool = False
     freeze_prototypes: float = 0.015
     temperature: float = 0.1
     teacher_temperature: tuple[float, float] = (0.04, 0.07)
@@ -164,6 +168,8 @@ class DINOv2(Objective):
     """
 
     pooling = 'cls'
+    #: Whether `whiten_head` is done; a checkpoint keeps it.
+    whitened: Tensor
 
     def __init__(
         self,
@@ -178,14 +184,8 @@ class DINOv2(Objective):
         self.options = DINOv2Options(**options)
         width = student.embed_dim
         self.student = student
-        self.head = self.options.build(width)
+        self._build_heads(width)
         self.teacher = twin(student)
-        self.teacher_head = copy.deepcopy(self.head).requires_grad_(False)
-        self.ibot_head = self.teacher_ibot_head = None
-        if self.options.ibot_head is not None:
-            self.ibot_head = self.options.ibot_head.build(width)
-            frozen = copy.deepcopy(self.ibot_head).requires_grad_(False)
-            self.teacher_ibot_head = frozen
         self.anchor = frozen_base(student) if self.options.anchored else None
         self.guides = (
             Guides(self.options.guides, width) if self.options.guides else None
@@ -208,6 +208,32 @@ class DINOv2(Objective):
         self.steps = steps
         self.diagnostics = {}
         self.train()
+
+    def _build_heads(self, width: int) -> None:
+        options = self.options
+        self.head = options.build(width)
+        self.teacher_head = copy.deepcopy(self.head).requires_grad_(False)
+        self.ibot_head = self.teacher_ibot_head = None
+        if options.ibot_head is not None:
+            self.ibot_head = options.ibot_head.build(width)
+            frozen = copy.deepcopy(self.ibot_head).requires_grad_(False)
+            self.teacher_ibot_head = frozen
+        if options.whiten_head:
+            self.register_buffer('whitened', torch.tensor(False))
+
+    def take(self, options: DINOv2Options) -> None:
+        """Take other options before training, with new heads.
+
+        What was set on the objective itself stays where the options agree.
+        """
+        for field in fields(options):
+            value = getattr(options, field.name)
+            changed = value != getattr(self.options, field.name)
+            if changed and hasattr(self, field.name):
+                setattr(self, field.name, value)
+        self.options = options
+        self._build_heads(self.student.embed_dim)
+        self.train(self.training)
 
     @property
     def pretrained(self) -> Backbone:
@@ -277,12 +303,16 @@ class DINOv2(Objective):
             anchor: What the anchor sees of the global crops, (2, B, C, A, A),
                 normalised; the global crops themselves if None.
             guides: Metadata of each guide, (B,), as `Guides.targets` returns it.
-            progress: Sets the weight of Gram anchoring and the strength of guides.
+            progress: Sets the weight of Gram anchoring and the strength of guides; at
+                0, heads are whitened.
         """
         images = global_.shape[1]
         crops = global_.flatten(0, 1)  # (2, B, ...) -> (2 * B, ...)
         with torch.no_grad():
             seen = self.teacher(crops, wanted=mask)
+            # Asked in the first step only: it would wait for the device.
+            if self.options.whiten_head and not progress and not self.whitened:
+                self._whiten(seen)
             cls_target, patch_target = self._targets(seen, temperature)
 
         tokens = self.student.embed(crops)
@@ -346,6 +376,17 @@ class DINOv2(Objective):
             terms |= self.guides(features.cls, guides, progress)
         self.diagnostics = self._diagnose(seen.cls, cls_target)
         return terms
+
+    def _whiten(self, seen: Features) -> None:
+        """Start the heads of student and teacher from what the base sees."""
+        if self.ibot_head is None or self.teacher_ibot_head is None:
+            whiten_(self.head, (seen.cls, seen.patch))
+        else:
+            whiten_(self.head, (seen.cls,))
+            whiten_(self.ibot_head, (seen.patch,))
+            self.teacher_ibot_head.load_state_dict(self.ibot_head.state_dict())
+        self.teacher_head.load_state_dict(self.head.state_dict())
+        self.whitened.fill_(True)
 
     def _targets(self, seen: Features, temperature: float) -> tuple[Tensor, Tensor]:
         """Return the teacher's targets of class tokens and of masked patches."""

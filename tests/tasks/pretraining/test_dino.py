@@ -272,7 +272,7 @@ def test_run_without_a_step_is_refused(tmp_path, folder, tiny):
 
 
 def test_nan_loss_names_its_term(tmp_path, folder, tiny):
-    task = _task(tiny)
+    task = _task(tiny, recipe='paper')
     with torch.no_grad():
         task.objective.head.mlp[0].weight.fill_(float('nan'))
     with pytest.raises(FloatingPointError, match='dino_local'):

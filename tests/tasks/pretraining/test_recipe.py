@@ -8,6 +8,7 @@ from torchgeo_explora.adapt import read_delta_metadata
 from torchgeo_explora.datamodules import ImageFolderDataModule
 from torchgeo_explora.objectives import DINOv2Options
 from torchgeo_explora.tasks import ExploraDinoTask
+from torchgeo_explora.tasks.pretraining.recipe import BASE_LR, planned_length, shortened
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 
@@ -34,27 +35,75 @@ def fit(task, place, folder, steps, planned=None, **more):
     return trainer
 
 
-def test_short_sets_what_was_left_at_the_default(plain_tiny):
-    task = ExploraDinoTask(recipe='short', **plain_tiny)
-    options = task.objective.options
+@pytest.mark.parametrize(
+    ('steps', 'momentum', 'rate'),
+    [(100, 0.8, 2e-2), (400, 0.9, 6.25 / 400), (1600, 0.975, 6.25 / 1600)],
+)
+def test_short_sets_what_was_left_at_the_default(steps, momentum, rate):
+    options, lr = shortened(DINOv2Options(), BASE_LR, steps)
     assert (options.prototypes, options.bottleneck_dim) == (512, 64)
-    assert options.momentum == (0.9, 1.0)
-    assert task.options.base_lr == 2e-2
-    given = {'objective': {'prototypes': 64}, 'base_lr': 0.5}
-    task = ExploraDinoTask(recipe='short', **plain_tiny | given)
-    assert task.objective.options.prototypes == 64
-    assert task.objective.options.momentum == (0.9, 1.0)
-    assert task.options.base_lr == 0.5
-    assert task.hparams['objective']['prototypes'] == 64
+    assert options.whiten_head
+    assert options.momentum == (momentum, 1.0)
+    assert lr == rate
+    given = DINOv2Options(prototypes=64, momentum=(0.5, 1.0))
+    options, lr = shortened(given, 0.5, steps)
+    assert (options.prototypes, options.momentum, lr) == (64, (0.5, 1.0), 0.5)
+    assert options.bottleneck_dim == 64
 
 
-def test_the_paper_is_the_default_and_auto_decides_at_the_start(plain_tiny):
+def test_at_the_papers_length_rate_and_momentum_are_the_papers():
+    options, lr = shortened(DINOv2Options(), BASE_LR, 6250)
+    assert lr == BASE_LR
+    assert options.momentum[0] == pytest.approx(DINOv2Options().momentum[0], abs=5e-4)
+
+
+@pytest.mark.parametrize(
+    ('images', 'batch', 'steps'),
+    [(500, 64, 400), (5000, 64, 400), (500_000, 64, 7812), (500_000, 1024, 488)],
+)
+def test_the_length_follows_the_images(images, batch, steps):
+    assert planned_length(images / batch) == steps
+
+
+def test_data_without_a_length():
+    assert planned_length(float('inf')) == 400
+
+
+def test_a_run_without_a_length_gets_one(plain_tiny, folder, tmp_path, caplog):
+    """And `recipe: paper` leaves Lightning's 1,000 epochs."""
+    caplog.set_level('INFO')
     plain_tiny['objective'] = {'prototypes': 32, 'hidden_dim': 16}
-    for recipe in ({}, {'recipe': 'paper'}, {'recipe': 'auto'}):
+    task = ExploraDinoTask(**plain_tiny)
+    trainer = fit(task, tmp_path, folder, -1, max_epochs=1000, max_time={'seconds': 0})
+    assert trainer.max_steps == task.planned_steps == 400
+    assert task.recipe == 'short'
+    assert '400 optimizer steps: neither trainer.max_steps nor' in caplog.text
+    plain_tiny['objective'] = {'prototypes': 32, 'hidden_dim': 16, 'bottleneck_dim': 8}
+    task = ExploraDinoTask(recipe='paper', **plain_tiny)
+    fit(task, tmp_path, folder, -1, max_epochs=1000, max_time={'seconds': 0})
+    assert task.planned_steps == 4000
+
+
+def test_a_second_fit_keeps_the_heads(plain_tiny, folder, tmp_path):
+    """And what was set on the objective before the first one."""
+    plain_tiny['objective'] = {'prototypes': 32, 'hidden_dim': 16}
+    task = ExploraDinoTask(**plain_tiny)
+    task.objective.koleo_weight = 0.0
+    fit(task, tmp_path, folder, 2)
+    assert task.objective.koleo_weight == 0
+    assert task.objective.whitened
+    trained = task.objective.head.mlp[0].weight.clone()
+    fit(task, tmp_path, folder, 3, max_time={'seconds': 0})
+    assert torch.equal(task.objective.head.mlp[0].weight, trained)
+
+
+def test_nothing_is_chosen_before_the_start(plain_tiny):
+    plain_tiny['objective'] = {'prototypes': 32, 'hidden_dim': 16}
+    for recipe in ({}, {'recipe': 'paper'}, {'recipe': 'short'}):
         task = ExploraDinoTask(**recipe, **plain_tiny)
         paper = DINOv2Options(prototypes=32, hidden_dim=16)
         assert task.objective.options == paper
-        assert task.options.base_lr == 1e-3
+        assert task.options.base_lr == BASE_LR
 
 
 def test_auto_takes_short_below_2000_steps_and_a_checkpoint_remembers(
@@ -62,12 +111,12 @@ def test_auto_takes_short_below_2000_steps_and_a_checkpoint_remembers(
 ):
     plain_tiny['objective'] = {'prototypes': 32, 'hidden_dim': 16}
     torch.manual_seed(0)
-    task = ExploraDinoTask(recipe='auto', **plain_tiny)
+    task = ExploraDinoTask(**plain_tiny)
     trainer = fit(task, tmp_path, folder, 2)
     assert task.hparams['recipe'] == 'short'
     options = task.objective.options
     assert (options.prototypes, options.bottleneck_dim) == (32, 64)
-    assert options.momentum == (0.9, 1.0)
+    assert options.momentum == (0.8, 1.0)
     assert task.lr == pytest.approx(2e-2 * (8 / 1024) ** 0.5)
     assert 'recipe short (2 optimizer steps planned' in task.summary()
     trainer.save_checkpoint(tmp_path / 'run.ckpt')

@@ -4,6 +4,7 @@ import math
 from dataclasses import asdict
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from torchgeo_explora.augment import MultiCropOptions
@@ -14,7 +15,9 @@ from torchgeo_explora.tasks.pretraining.recipe import (
     BASE_LR,
     RECIPES,
     SHORT_RUN,
+    UNLIMITED_EPOCHS,
     Recipe,
+    planned_length,
     shortened,
 )
 from torchgeo_explora.tasks.run.adaptation import as_options, plain
@@ -33,9 +36,11 @@ class ExploraDinoTask(PretrainingTask):
     Args:
         model: Name of a timm VisionTransformer, a backbone, or its class path.
         recipe: 'paper' leaves all defaults as they are. 'short' is for few images: a
-            small head, cold targets, a teacher that follows and a high rate, for what
-            was left at its default. 'auto' takes 'short' for runs of fewer than 2,000
-            optimizer steps; the start-up lines say which.
+            small head that the first batch starts, cold targets, a teacher that follows
+            and a high rate, for what was left at its default. 'auto' takes 'short' for
+            runs of fewer than 2,000 optimizer steps, and 400 steps or one pass over the
+            images, whichever is more, where the trainer has no length. The start-up
+            lines say which.
         objective: Head, temperatures, teacher, masks and weights of the terms.
         views: Number, size and scale of the crops, and their photometric changes.
         augmentations: Module from (B, C, H, W) in [0, 1] to `Views`, instead of
@@ -58,7 +63,7 @@ class ExploraDinoTask(PretrainingTask):
         self,
         model: Backbone | str = 'vit_large_patch14_dinov2',
         *,
-        recipe: Recipe = 'paper',
+        recipe: Recipe = 'auto',
         objective: DINOv2Options = DINOv2Options(),
         views: MultiCropOptions = MultiCropOptions(),
         augmentations: nn.Module | None = None,
@@ -75,8 +80,6 @@ class ExploraDinoTask(PretrainingTask):
             raise ValueError(f'*recipe* is {recipe!r}: choose from {RECIPES}')
         self.recipe, self._reason = recipe, 'as given'
         objective = as_options(DINOv2Options(), objective)
-        if recipe == 'short':
-            objective, self.options.base_lr = shortened(objective, base_lr)
         views = as_options(MultiCropOptions(), views)
         self.save_hyperparameters(
             {
@@ -102,30 +105,44 @@ class ExploraDinoTask(PretrainingTask):
         self.objective = DINOv2(student, augmentations, mask_token, **asdict(objective))
 
     def setup(self, stage: str) -> None:
-        """Choose the recipe where it depends on the length of the run."""
-        if stage == 'fit' and self.recipe == 'auto':
-            self._choose_recipe()
+        """Choose the length where none is given, and what depends on it."""
+        if stage == 'fit' and self.recipe != 'paper':
+            self._choose_length()
+            self._choose_recipe(self.trainer.estimated_stepping_batches)
         super().setup(stage)
 
-    def _choose_recipe(self) -> None:
+    def _choose_length(self) -> None:
+        """End a run for which neither *max_steps* nor *max_epochs* was given."""
+        trainer = self.trainer
+        if trainer.max_steps != -1 or trainer.max_epochs != UNLIMITED_EPOCHS:
+            return
+        epochs = trainer.estimated_stepping_batches / UNLIMITED_EPOCHS
+        steps = planned_length(epochs if epochs > 0 else math.inf)
+        trainer.fit_loop.max_epochs = -1
+        trainer.fit_loop.epoch_loop.max_steps = steps
+        rank_zero_info(
+            f'{steps} optimizer steps: neither trainer.max_steps nor trainer.max_epochs'
+            ' was given'
+        )
+
+    def _choose_recipe(self, steps: float) -> None:
         """Build the heads anew for a short run, and remember the choice."""
-        steps = self.trainer.estimated_stepping_batches
-        self.recipe = 'short' if 0 <= steps < SHORT_RUN else 'paper'
-        self._reason = f'{steps} optimizer steps planned, the limit is {SHORT_RUN}'
-        objective = self.objective
-        options = objective.options
-        if self.recipe == 'short':
-            options, self.options.base_lr = shortened(options, self.options.base_lr)
-            self.objective = DINOv2(
-                objective.student,
-                objective.augment,
-                objective.mask_token.detach(),
-                **asdict(options),
-            ).to(self.device)
+        if self.recipe == 'auto':
+            self.recipe = 'short' if 0 <= steps < SHORT_RUN else 'paper'
+            self._reason = f'{steps} optimizer steps planned, the limit is {SHORT_RUN}'
+        # A run without an end is refused later.
+        if self.recipe == 'short' and 0 < steps < math.inf:
+            options, self.options.base_lr = shortened(
+                self.objective.options, self.options.base_lr, int(steps)
+            )
+            # Equal where the recipe was chosen before: heads that were trained stay.
+            if options != self.objective.options:
+                self.objective.take(options)
+                self.objective.to(self.device)
         self.save_hyperparameters(
             {
                 'recipe': self.recipe,
-                'objective': plain(options),
+                'objective': plain(self.objective.options),
                 'base_lr': self.options.base_lr,
             }
         )
