@@ -26,7 +26,6 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from matplotlib.figure import Figure
-from peft import LoraConfig
 from report import header
 from scipy.stats import spearmanr
 
@@ -38,6 +37,7 @@ from torchgeo_explora.tasks import ExploraDinoTask
 BATCH = 64
 STEPS = (10, 25, 50, 62, 75, 100, 150, 200, 250, 300, 400, 500, 600, 800)
 COMMON: dict[str, Any] = {
+    'recipe': 'paper',
     'model': 'vit_tiny_patch16_224',
     'image_size': 64,
     'views': {
@@ -57,11 +57,9 @@ SHORT: dict[str, Any] = {
     'base_lr': 2e-2,
     'objective': COLD | {'momentum': (0.9, 1.0)},
 }
-MATRICES = ['q', 'k', 'v', 'proj', 'fc1', 'fc2']
-EVERYWHERE = LoraConfig(r=16, lora_alpha=64, target_modules=MATRICES)
 #: Steps and settings by name.
 CONTENDERS: dict[str, tuple[int, dict[str, Any]]] = {
-    'short': (400, {'adapter': EVERYWHERE}),
+    'short': (400, {'recipe': 'short'}),
     'queries and values': (400, SHORT),
     'recipe': (
         300,
@@ -69,6 +67,10 @@ CONTENDERS: dict[str, tuple[int, dict[str, Any]]] = {
     ),
     'lora alone': (150, SHORT | {'unfreeze': ()}),
     'block alone': (150, SHORT | {'rank': 0, 'alpha': None}),
+    # Which block to train in full, beside what `explora suggest` says.
+    'block 1': (100, SHORT | {'unfreeze': (0,)}),
+    'block 7': (100, SHORT | {'unfreeze': (6,)}),
+    'block 12': (100, SHORT),
     # The paper's temperatures, bottleneck, momentum and rate, with fewer prototypes.
     'paper': (
         150,
