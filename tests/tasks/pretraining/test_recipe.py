@@ -77,7 +77,7 @@ def test_a_run_without_a_length_gets_one(plain_tiny, folder, tmp_path, caplog):
     trainer = fit(task, tmp_path, folder, -1, max_epochs=1000, max_time={'seconds': 0})
     assert trainer.max_steps == task.planned_steps == 400
     assert task.recipe == 'short'
-    assert '400 optimizer steps: neither trainer.max_steps nor' in caplog.text
+    assert '400 optimizer steps, instead of the 1000 epochs' in caplog.text
     plain_tiny['objective'] = {'prototypes': 32, 'hidden_dim': 16, 'bottleneck_dim': 8}
     task = ExploraDinoTask(recipe='paper', **plain_tiny)
     fit(task, tmp_path, folder, -1, max_epochs=1000, max_time={'seconds': 0})

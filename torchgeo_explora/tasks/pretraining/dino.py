@@ -121,8 +121,8 @@ class ExploraDinoTask(PretrainingTask):
         trainer.fit_loop.max_epochs = -1
         trainer.fit_loop.epoch_loop.max_steps = steps
         rank_zero_info(
-            f'{steps} optimizer steps: neither trainer.max_steps nor trainer.max_epochs'
-            ' was given'
+            f'{steps} optimizer steps, instead of the {UNLIMITED_EPOCHS} epochs that'
+            ' Lightning plans where no length is given: set trainer.max_steps for others'
         )
 
     def _choose_recipe(self, steps: float) -> None:
