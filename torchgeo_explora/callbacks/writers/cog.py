@@ -29,7 +29,8 @@ def write_cog(source: str | os.PathLike[str], target: str | os.PathLike[str]) ->
     """Copy a GeoTIFF as a cloud-optimised one, with overviews.
 
     Overviews of 8-bit classes have the most frequent class, others the mean. Pixels
-    without data count for neither.
+    without data count for neither. Embeddings are compressed in the fastest way: the
+    best one takes half as long again and saves 7 %.
 
     Args:
         source: The GeoTIFF.
@@ -47,7 +48,7 @@ def write_cog(source: str | os.PathLike[str], target: str | os.PathLike[str]) ->
         driver='COG',
         BLOCKSIZE=side,
         COMPRESS='DEFLATE',
-        PREDICTOR='YES',
+        **({'PREDICTOR': 'YES'} if classes else {'LEVEL': 1}),
         OVERVIEW_RESAMPLING='MODE' if classes else 'AVERAGE',
         BIGTIFF='IF_SAFER',
     )
