@@ -143,18 +143,20 @@ def now() -> NDArray[np.float64]:
     return np.array([time.perf_counter(), time.process_time()])
 
 
-def throughput(record: dict[str, Any], command: Callable[[], Any], rounds: int) -> None:
+def throughput(
+    record: dict[str, Any], command: Callable[[], Any], options: argparse.Namespace
+) -> None:
     """Run a command several times, each time with the bare model beside it.
 
     Args:
         record: Gets the results.
         command: Embeds or maps.
-        rounds: How often.
+        options: Of the command line.
     """
     found = []
     # The first round loads libraries.
-    for number in range(rounds + 1):
-        beside = Beside(timm.create_model(MODEL))
+    for number in range(options.rounds + 1):
+        beside = Beside(timm.create_model(options.model))
         began = now()
         with beside.watching():
             command()
@@ -178,8 +180,8 @@ def measure_embed(record: dict[str, Any], options: argparse.Namespace) -> None:
     scene = options.folder / f'{options.side}.tif'
     write_scene(scene, options.side)
     target = options.folder / 'embedded.parquet'
-    run = partial(embed, scene, target, MODEL, options.weights, **QUIET)
-    throughput(record, run, options.rounds)
+    run = partial(embed, scene, target, options.model, options.weights, **QUIET)
+    throughput(record, run, options)
 
 
 def measure_map(record: dict[str, Any], options: argparse.Namespace) -> None:
@@ -187,8 +189,8 @@ def measure_map(record: dict[str, Any], options: argparse.Namespace) -> None:
     scene = options.folder / f'{options.side}.tif'
     write_scene(scene, options.side)
     target = options.folder / 'mapped.tif'
-    run = partial(map_scenes, scene, target, MODEL, options.weights, **QUIET)
-    throughput(record, run, options.rounds)
+    run = partial(map_scenes, scene, target, options.model, options.weights, **QUIET)
+    throughput(record, run, options)
     # Windows overlap, and those between two blocks are seen with both.
     side_by_side = (options.side / SIZE) ** 2
     record['windows_over_area'] = round(record['images'] / side_by_side, 3)
@@ -360,7 +362,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         '--folder', type=Path, required=True, help='for scenes and maps'
     )
-    parser.add_argument('--weights', type=Path, help='of a ViT-Ti; random by default')
+    parser.add_argument('--model', default=MODEL, help='of `embed` and `map`')
+    parser.add_argument('--weights', type=Path, help='of the model; random by default')
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--side', type=int, default=3584, help='pixels of a scene')
     parser.add_argument('--large', type=int, default=10_000, help='of the large one')
@@ -370,7 +373,8 @@ def main(arguments: list[str] | None = None) -> int:
     warnings.filterwarnings('ignore')
     options.folder.mkdir(parents=True, exist_ok=True)
     old = json.loads(options.output.read_text()) if options.output.exists() else {}
-    settings = {name: getattr(options, name) for name in ('rounds', 'side', 'large')}
+    names = ('model', 'rounds', 'side', 'large')
+    settings = {name: getattr(options, name) for name in names}
     report = Report(
         options.output,
         PARTS,
