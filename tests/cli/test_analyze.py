@@ -99,6 +99,24 @@ def test_suggest_writes_its_evidence(place, capsys):
     assert (place / 'evidence.png').stat().st_size > 0
 
 
+@pytest.mark.parametrize(
+    ('name', 'start'),
+    [('a.jpg', b'\xff\xd8\xff'), ('a.PDF', b'%PDF'), ('a.svg', b'<?xml')],
+)
+def test_the_suffix_of_the_picture_of_suggest_is_its_format(name, start, place):
+    picture = place / name
+    arguments = ('--output', str(picture), '--budget', '0.6')
+    assert not main(command(place, 'suggest', *arguments))
+    assert picture.read_bytes().startswith(start)
+
+
+def test_a_picture_of_suggest_without_a_known_suffix_is_refused(place):
+    with pytest.raises(
+        SystemExit, match=r'\*output\* .*evidence is not .*\.png, \.jpg'
+    ):
+        main(command(place, 'suggest', '--output', str(place / 'evidence')))
+
+
 def test_suggest_says_when_a_budget_is_too_small(place, capsys):
     with pytest.raises(SystemExit) as stop:
         main(command(place, 'suggest', '--budget', '0.01'))

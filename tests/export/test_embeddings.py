@@ -92,9 +92,11 @@ def test_geometry_is_that_of_the_windows_and_every_valid_pixel_counts_once(
     assert index == sorted(index)
 
 
-def test_values_are_those_of_the_model(scene, tmp_path, backbone):
+@pytest.mark.parametrize('pooling', ['cls', 'both'])
+def test_values_are_those_of_the_model(pooling, scene, tmp_path, backbone):
+    """Also where the last block computes the class token only."""
     table = pq.read_table(
-        run(scene, tmp_path / 'out.parquet', backbone, pooling='both')
+        run(scene, tmp_path / 'out.parquet', backbone, pooling=pooling)
     )
     row = table.to_pylist()[4]
     place = Window(row['column'], row['row'], row['width'], row['height'])
@@ -103,7 +105,7 @@ def test_values_are_those_of_the_model(scene, tmp_path, backbone):
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (backbone.mean, backbone.std))
     with torch.no_grad():
         features = backbone(((image - mean) / std)[None])
-    expected = torch.cat([features.cls, features.patch.mean(1)], 1)[0]
+    expected = features.pooled(pooling)[0]
     assert_close(torch.tensor(row['embedding']), expected, rtol=1e-4, atol=1e-4)
 
 

@@ -1,10 +1,14 @@
 """Maps of scenes as cloud-optimised GeoTIFFs."""
 
+import warnings
+
 import numpy as np
 import pytest
 import rasterio
 import torch
 from lightning.pytorch import Trainer
+from PIL import Image
+from rasterio.errors import NotGeoreferencedWarning
 
 from tests.data.scenes import write_scene, write_scenes
 from tests.tasks.small_runs import VIT
@@ -183,6 +187,32 @@ def test_checkpoint_of_a_task_maps_its_classes(scene, tmp_path):
 
 
 # Bad input --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('kind', ['embeddings', 'classes'])
+def test_image_without_a_place_is_warned_of_once(kind, tmp_path, backbone):
+    """By the writer, not by rasterio at every opening."""
+    Image.new('RGB', (64, 48)).save(tmp_path / 'plain.png')
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter('always')
+        if kind == 'embeddings':
+            run(tmp_path / 'plain.png', tmp_path / 'scene.tif', backbone)
+        else:
+            task = ExploraSegmentationTask(**VIT, num_classes=3, decoder_channels=8)
+            data = RasterSceneDataModule(str(tmp_path / 'plain.png'), 32, 8, 64)
+            options = {'logger': False, 'enable_progress_bar': False}
+            Trainer(accelerator='cpu', default_root_dir=tmp_path, **options).predict(
+                task, data
+            )
+    said = [str(each.message) for each in told if 'plain.png' in str(each.message)]
+    assert len(said) == 1
+    assert 'has no coordinate system, so' in said[0]
+    assert not [each for each in told if each.category is NotGeoreferencedWarning]
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', NotGeoreferencedWarning)
+        file = rasterio.open(tmp_path / 'scene.tif')
+    with file:
+        assert file.crs is None
 
 
 def test_one_unreadable_scene_among_many(tmp_path, backbone):

@@ -13,6 +13,7 @@ from pyproj import Transformer
 
 from tests.data.scenes import write_scene
 from torchgeo_explora.cli import main
+from torchgeo_explora.datasets.pixels.image_file import UnreadableImageError
 from torchgeo_explora.export import embed, search
 from torchgeo_explora.models import ViT
 
@@ -109,6 +110,34 @@ def test_text_file_of_examples_means_their_mean_direction(place, tmp_path, backb
     assert [row['index'] for row in found] == expected.tolist()
 
 
+def test_paths_in_a_text_file_start_at_its_own_folder(place, tmp_path, backbone):
+    """From whatever folder it is used, and with a mark of Windows at its start."""
+    examples = place / 'images' / 'list.TXT'
+    examples.write_text('02.png\n', encoding='utf-8-sig')
+    arguments = (place / 'images.parquet', examples, tmp_path / 'f.geojson', 1)
+    found = search(*arguments, backbone, None)
+    assert found[0]['path'] == str(place / 'images' / '02.png')
+    examples.write_text('images/02.png\n')
+    with pytest.raises(
+        FileNotFoundError, match=r'images.images.02\.png does not exist'
+    ):
+        search(*arguments, backbone, None)
+
+
+def test_text_file_that_names_itself(place, tmp_path, backbone):
+    examples = tmp_path / 'list.txt'
+    examples.write_text('list.txt\n')
+    with pytest.raises(UnreadableImageError, match=r'cannot read image .*list\.txt'):
+        search(
+            place / 'images.parquet',
+            examples,
+            tmp_path / 'f.geojson',
+            1,
+            backbone,
+            None,
+        )
+
+
 def test_folder_of_images_has_results_without_geometry(place, tmp_path, backbone):
     target = tmp_path / 'found.geojson'
     image = place / 'images' / '02.png'
@@ -148,7 +177,7 @@ def test_model_must_be_that_of_the_file(place, tmp_path):
     [
         ('200,10', 'is not on the Earth'),
         ('-70.5,10', 'no window of .* contains the point -70.5,10'),
-        ('nothing.png', 'is neither a file nor a point'),
+        ('nothing.png', r'is neither a point nor a file \(nothing\.png does not exist'),
     ],
 )
 def test_queries_that_cannot_be_used(query, message, place, tmp_path, capsys):

@@ -71,7 +71,7 @@ class UnitRange(nn.Module):
             ValueError: If the image has another number of channels.
         """
         self._require_channels(image)
-        unit = (image - self.low) / (self.high - self.low)
+        unit = (image - self.low).div_(self.high - self.low)
         return unit.clamp_(0, 1).nan_to_num_(0)
 
     def check(self, image: Tensor) -> None:
@@ -89,7 +89,7 @@ class UnitRange(nn.Module):
         self._require_channels(image)
         known = image.isfinite()
         outside = ((image < self.low) | (image > self.high)) & known
-        share = outside.sum() / known.sum().clamp(min=1)
+        share = outside.count_nonzero() / known.count_nonzero().clamp(min=1)
         if share > 0.5:
             values = image[known]
             raise ValueError(

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any, Literal
 
+_PICTURES = ('png', 'jpg', 'jpeg', 'pdf', 'svg')
+
 
 def analyze(
     source: str,
@@ -88,7 +90,7 @@ def suggest(
         source: A folder of images, or scenes; labels are not used.
         model: Name of a timm model, or the class path of a backbone.
         weights: A file or the name of published weights; timm's own by default.
-        output: The picture of the evidence.
+        output: The picture of the evidence: .png, .jpg, .pdf or .svg.
         budget: Largest share of the base's parameters that may train.
         image_size: Side of the images that the model sees; 224 by default.
         images: Largest number of images.
@@ -104,6 +106,12 @@ def suggest(
     from torchgeo_explora.tasks.run.backbone import build_backbone
     from torchgeo_explora.writing import replacing
 
+    picture = Path(output).suffix.lower().removeprefix('.')
+    if picture not in _PICTURES:
+        raise ValueError(
+            f'*output* {output} is not the name of a picture: end it in one of'
+            f' {", ".join(f".{name}" for name in _PICTURES)}'
+        )
     base = build_backbone(model, weights, in_channels, image_size).eval()
     options = {'bands': bands, 'value_range': value_range, 'on_error': on_error}
     datamodule = _open(source, kind, image_size or base.image_size[0], options)
@@ -112,7 +120,7 @@ def suggest(
     found = choose(base, blocks, budget)
     figure = pictures.evidence(blocks, found)
     with replacing(output) as part:
-        figure.savefig(part, dpi=120, format='png')
+        figure.savefig(part, dpi=120, format=picture)
     depth = len(blocks)
     print('mean principal eigenvalue of the deep half, lowest first:')
     for index in found.order:

@@ -116,7 +116,7 @@ def search(
     Args:
         file: A file that `explora embed` wrote.
         query: An image, a point as longitude,latitude, or a text file with one of these
-            on each line.
+            on each line; its relative paths start at its own folder.
         output: The GeoJSON file to write.
         k: Number of results.
         model: The model that the file was written with, for images.
@@ -147,7 +147,7 @@ def map(
     bands: list[str] | None = None,
     assets: list[str] | None = None,
     value_range: tuple[Any, Any] | None = None,
-    block: int = 1024,
+    block: int | None = None,
     on_error: Literal['raise', 'skip'] = 'raise',
     num_workers: int = 0,
     overwrite: bool = False,
@@ -174,7 +174,8 @@ def map(
         bands: Names of these bands, if the files do not name them.
         assets: Keys of the assets of STAC items, in the order of the bands.
         value_range: Lowest and highest value; that of the stored type by default.
-        block: Side in pixels of what is read and kept at once.
+        block: Side in pixels of what is read and kept at once; 2048 for embeddings,
+            1024 for classes.
         on_error: Whether to stop at a scene that cannot be read, or to leave it out.
         num_workers: Processes that read blocks.
         overwrite: Whether to replace maps.

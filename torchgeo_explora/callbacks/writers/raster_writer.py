@@ -1,6 +1,7 @@
 """A raster of classes or embeddings, written block by block."""
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import rasterio
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from rasterio.control import GroundControlPoint
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.transform import Affine
 from rasterio.windows import Window
 from torch import Tensor
@@ -121,8 +123,10 @@ class RasterWriter(PartWriter):
             tags['EXPLORA_SHARE_OF_VARIANCE'] = share
         assert self._folder is not None
         whole = self._folder / 'whole.tif'
-        with rasterio.Env(GDAL_CACHEMAX=CACHE):
-            profile = self._profile(datamodule, pl_module.cell, first, basis)
+        profile = self._profile(datamodule, pl_module.cell, first, basis)
+        with rasterio.Env(GDAL_CACHEMAX=CACHE), warnings.catch_warnings():
+            # `_profile` has warned of a scene without a place on Earth.
+            warnings.simplefilter('ignore', NotGeoreferencedWarning)
             with (
                 replacing(whole) as part,
                 rasterio.open(part, 'w', **profile) as file,

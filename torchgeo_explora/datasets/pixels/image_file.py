@@ -3,7 +3,6 @@
 import math
 import os
 import struct
-import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from rasterio.enums import ColorInterp, Resampling
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 from torch import Tensor
 
@@ -209,9 +208,7 @@ class ImageFile:
     def _open_raster(self) -> None:
         # GDAL lists the whole folder at every open, which is slow in a large one.
         self._stack.enter_context(rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN='TRUE'))
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore', NotGeoreferencedWarning)
-            image = self._stack.enter_context(open_raster(self.path))
+        image = self._stack.enter_context(open_raster(self.path))
         # Fetched once: GDAL is asked for each band.
         names, colours = image.descriptions, image.colorinterp
         self._raster_indices, self._masked = find_layout(image)

@@ -1,10 +1,11 @@
 """Raster files, opened as what their names say they are."""
 
 import os
+import warnings
 
 import numpy as np
 import rasterio
-from rasterio.errors import RasterioIOError
+from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
 from rasterio.io import DatasetReader, MemoryFile
 
 # GDAL looks at the contents of a file, not at its name: without a driver, a `.tif` may
@@ -53,6 +54,9 @@ def raster_suffix(path: str | os.PathLike[str]) -> str:
 def open_raster(path: str | os.PathLike[str]) -> DatasetReader:
     """Open a raster to read it, only as the kind of file that its suffix names.
 
+    rasterio's warning of a raster without a place on Earth is not passed on: a plain
+    image needs none, and where one is needed the caller says so.
+
     Args:
         path: A file, an address or the XML of a virtual raster. GDAL chooses the
             driver of files with other suffixes than those of images.
@@ -66,8 +70,13 @@ def open_raster(path: str | os.PathLike[str]) -> DatasetReader:
     # raster opens its files, when they are read.
     for option, value in _PATIENCE.items():
         os.environ.setdefault(option, value)
-    virtual = os.fspath(path).startswith('<')
-    if virtual:
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', NotGeoreferencedWarning)
+        return _open_checked(path)
+
+
+def _open_checked(path: str | os.PathLike[str]) -> DatasetReader:
+    if os.fspath(path).startswith('<'):
         return _check(rasterio.open(path, driver='VRT'), os.fspath(path))
     refuse_pipe(path)
     driver = _DRIVERS.get(raster_suffix(path))

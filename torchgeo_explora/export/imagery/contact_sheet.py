@@ -1,7 +1,6 @@
 """Small pictures of images and windows, side by side."""
 
 import os
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from rasterio.enums import Resampling
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from torchgeo_explora.datasets.pixels.figure import true_colour
@@ -76,9 +75,7 @@ def _picture(row: dict[str, Any]) -> NDArray[np.float32] | None:
             window = Window(*(row[n] for n in ('column', 'row', 'width', 'height')))
             handle: Any = Scenes([Scene(path, path)]).handle(path)
         else:
-            with warnings.catch_warnings():
-                warnings.simplefilter('ignore', NotGeoreferencedWarning)
-                handle = open_raster(path)
+            handle = open_raster(path)
         with handle:
             values = handle.read(
                 window=window,

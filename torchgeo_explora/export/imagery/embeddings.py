@@ -1,13 +1,12 @@
 """Embeddings of images and scenes, as a file that says where they belong."""
 
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import Trainer
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import RasterioError
 
 from torchgeo_explora.adapt import merged
 from torchgeo_explora.callbacks import EmbeddingWriter
@@ -203,11 +202,7 @@ def _is_image_folder(place: str) -> bool:
     if first is None or first.lower().endswith('.vrt'):
         return first is None
     try:
-        # Whether it has a place is the question.
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore', NotGeoreferencedWarning)
-            file = open_raster(os.path.join(place, first))
-        with file:
+        with open_raster(os.path.join(place, first)) as file:
             placed = file.crs is not None or bool(file.gcps[0])
     except RasterioError:
         placed = first.lower().endswith(('.tif', '.tiff', '.jp2'))

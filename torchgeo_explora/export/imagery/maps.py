@@ -48,7 +48,7 @@ def map_scenes(
     bands: Sequence[str] | None = None,
     assets: Sequence[str] = (),
     value_range: tuple[Any, Any] | None = None,
-    block: int = 1024,
+    block: int | None = None,
     on_error: OnError = 'raise',
     num_workers: int = 0,
     overwrite: bool = False,
@@ -77,7 +77,9 @@ def map_scenes(
         bands: Names of these bands, if the files do not name them.
         assets: Keys of the assets of STAC items, in the order of the bands.
         value_range: (low, high) of the values; by default that of the stored type.
-        block: Side in pixels of what is read and kept at once.
+        block: Side in pixels of what is read and kept at once; 2048 for embeddings,
+            1024 for classes, which take more memory. Windows at its edges are seen
+            twice, so that small blocks take longer.
         on_error: 'raise' stops at a scene that cannot be read, 'skip' leaves it out.
         num_workers: Processes that read blocks.
         overwrite: Whether to replace maps that are there.
@@ -102,7 +104,7 @@ def map_scenes(
     settings: dict[str, Any] = {
         'size': task.image_size,
         'overlap': round(_OVERLAP * task.image_size / patch) * patch,
-        'block': block,
+        'block': block or (1024 if task.labels_cells else 2048),
         'channels': None if channels is None else list(channels),
         'bands': None if bands is None else list(bands),
         'value_range': value_range,

@@ -51,7 +51,7 @@ def search(
         embeddings: A file that `embed` wrote.
         query: An image; a point as 'longitude,latitude', which stands for the windows
             there; or a text file with one of these on each line, whose mean direction
-            is searched for.
+            is searched for. Its relative paths start at its own folder.
         output: The GeoJSON file to write.
         k: Number of results; fewer if there are not as many.
         model: The model that *embeddings* was written with, for images.
@@ -119,6 +119,26 @@ def _examples(query: str) -> list[str | tuple[float, float]]:
         FileNotFoundError: If it is neither a point nor a file.
         ValueError: If a point is not on the Earth, or there is no example.
     """
+    given = _example(query)
+    if not isinstance(given, str) or not given.lower().endswith('.txt'):
+        return [given]
+    # Some editors on Windows start a text with a mark of its encoding.
+    with open(given, encoding='utf-8-sig') as file:
+        lines = [line.strip() for line in file]
+    folder = os.path.dirname(given)
+    found = [
+        _example(line, folder) for line in lines if line and not line.startswith('#')
+    ]
+    if not found:
+        raise ValueError(
+            f'{given} has no examples: write an image or longitude,latitude on each'
+            ' line'
+        )
+    return found
+
+
+def _example(query: str, folder: str = '') -> str | tuple[float, float]:
+    """Return a point, or the path of a file; a relative one starts at *folder*."""
     if match := _POINT.fullmatch(query):
         longitude, latitude = float(match[1]), float(match[2])
         if abs(longitude) > 180 or abs(latitude) > 90:
@@ -126,28 +146,14 @@ def _examples(query: str) -> list[str | tuple[float, float]]:
                 f'the point {query.strip()} is not on the Earth: give'
                 ' longitude,latitude in degrees'
             )
-        return [(longitude, latitude)]
-    path = expanded(query.strip())
+        return longitude, latitude
+    path = os.path.join(folder, expanded(query.strip()))
     if not os.path.isfile(path):
         raise FileNotFoundError(
-            f'*query* {query} is neither a file nor a point: give an image, a text file'
-            ' of examples, or longitude,latitude'
+            f'*query* {query} is neither a point nor a file ({path} does not exist):'
+            ' give an image, a text file of examples, or longitude,latitude'
         )
-    if not path.lower().endswith('.txt'):
-        return [path]
-    with open(path, encoding='utf-8') as file:
-        lines = [line.strip() for line in file]
-    found = [
-        example
-        for line in lines
-        if line and not line.startswith('#')
-        for example in _examples(line)
-    ]
-    if not found:
-        raise ValueError(
-            f'{path} has no examples: write an image or longitude,latitude on each line'
-        )
-    return found
+    return path
 
 
 def _embedder(

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Subset
 
 from torchgeo_explora.functional import knn_vote
 from torchgeo_explora.models.backbones.tokens import POOLINGS, Pooling
+from torchgeo_explora.objectives.objective import batch_metadata
 from torchgeo_explora.tasks.downstream.accuracies import (
     AccuracyOfEach,
     MultilabelScoresOfEach,
@@ -235,5 +236,10 @@ class ExploraKNNTask(DownstreamTask):
 
     def predict_batch(self, batch: dict[str, Any]) -> Tensor:
         """Return embeddings after the final norm, (B, D)."""
-        features = self.features(self.view(self.unit_image(batch)), batch)
+        view = self.view(self.unit_image(batch))
+        content, position, _ = self.backbone.embed(view, **batch_metadata(batch))
+        # The last block need not compute patch tokens that nobody reads.
+        none = torch.zeros(content.shape[:2], dtype=torch.bool)
+        wanted = none if self.pooling == 'cls' else None
+        features = self.backbone.encode(content, position, wanted)
         return features.pooled(self.pooling).float()
