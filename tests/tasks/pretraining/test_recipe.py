@@ -5,6 +5,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from torchgeo_explora.adapt import read_delta_metadata
+from torchgeo_explora.adapt.delta import delta_state_dict
 from torchgeo_explora.datamodules import ImageFolderDataModule
 from torchgeo_explora.objectives import DINOv2Options
 from torchgeo_explora.tasks import ExploraDinoTask
@@ -49,6 +50,21 @@ def test_short_sets_what_was_left_at_the_default(steps, momentum, rate):
     options, lr = shortened(given, 0.5, steps)
     assert (options.prototypes, options.momentum, lr) == (64, (0.5, 1.0), 0.5)
     assert options.bottleneck_dim == 64
+
+
+def test_short_adapts_all_matrices_unless_an_adapter_is_described(plain_tiny):
+    plain_tiny['objective'] = {'prototypes': 32, 'hidden_dim': 16}
+    del plain_tiny['rank']
+    ends = {'q', 'k', 'v', 'proj', 'fc1', 'fc2'}
+    for recipe, given, expected in (
+        ('short', {}, ends),
+        ('short', {'rank': 2}, {'q', 'v'}),
+        ('auto', {}, {'q', 'v'}),
+    ):
+        task = ExploraDinoTask(recipe=recipe, **plain_tiny | given)
+        names = delta_state_dict(task.backbone)
+        found = {name.split('.')[3] for name in names if '.lora_A' in name}
+        assert found == expected
 
 
 def test_at_the_papers_length_rate_and_momentum_are_the_papers():

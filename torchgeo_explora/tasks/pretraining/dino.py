@@ -18,6 +18,7 @@ from torchgeo_explora.tasks.pretraining.recipe import (
     UNLIMITED_EPOCHS,
     Recipe,
     planned_length,
+    short_adapter,
     shortened,
 )
 from torchgeo_explora.tasks.run.adaptation import as_options, plain
@@ -35,12 +36,13 @@ class ExploraDinoTask(PretrainingTask):
 
     Args:
         model: Name of a timm VisionTransformer, a backbone, or its class path.
-        recipe: 'paper' leaves all defaults as they are. 'short' is for few images: a
-            small head that the first batch starts, cold targets, a teacher that follows
-            and a high rate, for what was left at its default. 'auto' takes 'short' for
-            runs of fewer than 2,000 optimizer steps, and 400 steps or one pass over the
-            images, whichever is more, where the trainer has no length. The start-up
-            lines say which.
+        recipe: 'paper' leaves all defaults as they are. 'short' is for few images: LoRA
+            of rank 16 on all matrices, a small head that the first batch starts, cold
+            targets, a teacher that follows and a high rate, for what was left at its
+            default. 'auto' takes 'short', but for its LoRA, for runs of fewer than
+            2,000 optimizer steps. Where the trainer has no length, both take 400 steps
+            or one pass over the images, whichever is more. The start-up lines say
+            which.
         objective: Head, temperatures, teacher, masks and weights of the terms.
         views: Number, size and scale of the crops, and their photometric changes.
         augmentations: Module from (B, C, H, W) in [0, 1] to `Views`, instead of
@@ -72,12 +74,14 @@ class ExploraDinoTask(PretrainingTask):
         **pretraining: Any,
     ) -> None:
         """Build the adapted student, its twin teacher and the head."""
+        if recipe not in RECIPES:
+            raise ValueError(f'*recipe* is {recipe!r}: choose from {RECIPES}')
+        if recipe == 'short' and (adapter := short_adapter(pretraining)):
+            pretraining['adapter'] = adapter
         schedule = as_options(Schedule(), schedule)
         super().__init__(
             PretrainingOptions(base_lr=base_lr, schedule=schedule, **pretraining)
         )
-        if recipe not in RECIPES:
-            raise ValueError(f'*recipe* is {recipe!r}: choose from {RECIPES}')
         self.recipe, self._reason = recipe, 'as given'
         objective = as_options(DINOv2Options(), objective)
         views = as_options(MultiCropOptions(), views)

@@ -1,7 +1,10 @@
 """Settings of D-ExPLoRA that go together: the paper's, and those for few images."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
+
+from peft import LoraConfig, PeftConfig
 
 from torchgeo_explora.objectives import DINOv2Options
 
@@ -25,6 +28,19 @@ _SHORT: dict[str, Any] = {
     'whiten_head': True,
     'teacher_temperature': (0.02, 0.03),
 }
+
+
+def short_adapter(pretraining: Mapping[str, Any]) -> PeftConfig | None:
+    """Return LoRA on all matrices, unless an adapter was described.
+
+    A ViT-L's has 7 M parameters of rank 16, as that of rank 64 on queries and values.
+
+    Args:
+        pretraining: Arguments of a task.
+    """
+    if any(pretraining.get(name) is not None for name in ('adapter', 'rank', 'alpha')):
+        return None
+    return LoraConfig(r=16, lora_alpha=64, target_modules='all-linear')
 
 
 def planned_length(steps_of_epoch: float) -> int:
