@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Self
 
 import torch
@@ -220,20 +220,28 @@ class DINOv2(Objective):
             self.teacher_ibot_head = frozen
         if options.whiten_head:
             self.register_buffer('whitened', torch.tensor(False))
+        elif hasattr(self, 'whitened'):
+            del self.whitened
 
     def take(self, options: DINOv2Options) -> None:
-        """Take other options before training, with new heads.
+        """Take other options before training, with new heads where their sizes differ.
 
-        What was set on the objective itself stays where the options agree.
+        Heads that stay are not whitened, unless they were to be before. What was set on
+        the objective itself stays where the options agree.
         """
+        sizes = [field.name for field in fields(HeadOptions)] + ['ibot_head']
+        new = any(getattr(options, n) != getattr(self.options, n) for n in sizes)
+        if not new:
+            options = replace(options, whiten_head=self.options.whiten_head)
         for field in fields(options):
             value = getattr(options, field.name)
             changed = value != getattr(self.options, field.name)
-            if changed and hasattr(self, field.name):
+            if changed and hasattr(self, field.name) and field.name not in sizes:
                 setattr(self, field.name, value)
         self.options = options
-        self._build_heads(self.student.embed_dim)
-        self.train(self.training)
+        if new:
+            self._build_heads(self.student.embed_dim)
+            self.train(self.training)
 
     @property
     def pretrained(self) -> Backbone:

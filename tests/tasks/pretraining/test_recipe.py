@@ -1,8 +1,10 @@
 """Recipes of D-ExPLoRA: what they set, when `auto` chooses which, and resuming."""
 
+import contextlib
+
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 
 from torchgeo_explora.adapt import read_delta_metadata
 from torchgeo_explora.adapt.delta import delta_state_dict
@@ -10,6 +12,16 @@ from torchgeo_explora.datamodules import ImageFolderDataModule
 from torchgeo_explora.objectives import DINOv2Options
 from torchgeo_explora.tasks import ExploraDinoTask
 from torchgeo_explora.tasks.pretraining.recipe import BASE_LR, planned_length, shortened
+
+
+class Stop(Exception):
+    """Ends a run that has a least length."""
+
+
+class Stopper(Callback):
+    def on_train_start(self, *_):
+        raise Stop
+
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 
@@ -85,17 +97,30 @@ def test_data_without_a_length():
     assert planned_length(float('inf')) == 400
 
 
-def test_a_run_without_a_length_gets_one(plain_tiny, folder, tmp_path, caplog):
+def test_min_steps_and_min_epochs_are_heeded(plain_tiny, folder, tmp_path):
+    """32 images in batches of 8: 4 steps an epoch."""
+    for least, steps in (({'min_epochs': 150}, 600), ({'min_steps': 500}, 500)):
+        task = ExploraDinoTask(recipe='auto', **plain_tiny)
+        limits = {'max_epochs': 1000, 'max_time': {'seconds': 0}}
+        with contextlib.suppress(Stop):
+            fit(task, tmp_path, folder, -1, **limits, **least, callbacks=[Stopper()])
+        assert task.planned_steps == steps
+
+
+def test_a_run_without_a_length_gets_one(plain_tiny, folder, tmp_path):
     """And `recipe: paper` leaves Lightning's 1,000 epochs."""
-    caplog.set_level('INFO')
     plain_tiny['objective'] = {'prototypes': 32, 'hidden_dim': 16}
-    task = ExploraDinoTask(**plain_tiny)
-    trainer = fit(task, tmp_path, folder, -1, max_epochs=1000, max_time={'seconds': 0})
-    assert trainer.max_steps == task.planned_steps == 400
+    task = ExploraDinoTask(recipe='auto', **plain_tiny)
+    with pytest.warns(UserWarning, match='400 optimizer steps, instead of the 1000'):
+        trainer = fit(
+            task, tmp_path, folder, -1, max_epochs=1000, max_time={'seconds': 0}
+        )
+    assert task.planned_steps == 400
     assert task.recipe == 'short'
-    assert '400 optimizer steps, instead of the 1000 epochs' in caplog.text
+    # The trainer is as it was given.
+    assert (trainer.max_steps, trainer.max_epochs) == (-1, 1000)
     plain_tiny['objective'] = {'prototypes': 32, 'hidden_dim': 16, 'bottleneck_dim': 8}
-    task = ExploraDinoTask(recipe='paper', **plain_tiny)
+    task = ExploraDinoTask(**plain_tiny)
     fit(task, tmp_path, folder, -1, max_epochs=1000, max_time={'seconds': 0})
     assert task.planned_steps == 4000
 
@@ -103,7 +128,7 @@ def test_a_run_without_a_length_gets_one(plain_tiny, folder, tmp_path, caplog):
 def test_a_second_fit_keeps_the_heads(plain_tiny, folder, tmp_path):
     """And what was set on the objective before the first one."""
     plain_tiny['objective'] = {'prototypes': 32, 'hidden_dim': 16}
-    task = ExploraDinoTask(**plain_tiny)
+    task = ExploraDinoTask(recipe='auto', **plain_tiny)
     task.objective.koleo_weight = 0.0
     fit(task, tmp_path, folder, 2)
     assert task.objective.koleo_weight == 0
@@ -111,11 +136,60 @@ def test_a_second_fit_keeps_the_heads(plain_tiny, folder, tmp_path):
     trained = task.objective.head.mlp[0].weight.clone()
     fit(task, tmp_path, folder, 3, max_time={'seconds': 0})
     assert torch.equal(task.objective.head.mlp[0].weight, trained)
+    # Rate and teacher follow the run at hand.
+    fit(task, tmp_path, folder, 1600, max_time={'seconds': 0})
+    assert task.objective.momentum == task.objective.options.momentum == (0.975, 1.0)
+    assert task.options.base_lr == 6.25 / 1600
+    assert torch.equal(task.objective.head.mlp[0].weight, trained)
+    # A trial is not the run: its choice is forgotten.
+    fit(task, tmp_path, folder, 2000, max_time={'seconds': 0})
+    assert task.recipe == 'paper'
+    assert task.objective.momentum == DINOv2Options().momentum
+    assert not hasattr(task.objective, 'whitened')
+
+
+def test_heads_of_the_recipes_sizes_stay(plain_tiny, folder, tmp_path):
+    """Such as published ones, which must not be drawn anew."""
+    plain_tiny['objective'] = {
+        'prototypes': 32,
+        'hidden_dim': 16,
+        'bottleneck_dim': 8,
+    }
+    task = ExploraDinoTask(recipe='short', **plain_tiny)
+    given = task.objective.head.mlp[0].weight.clone()
+    fit(task, tmp_path, folder, 2, max_time={'seconds': 0})
+    assert torch.equal(task.objective.head.mlp[0].weight, given)
+    assert not task.objective.options.whiten_head
+    assert task.objective.momentum == (0.8, 1.0)
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(plain_tiny, folder, tmp_path):
+    plain_tiny['objective'] = {'prototypes': 32, 'hidden_dim': 16}
+    trainer = fit(ExploraDinoTask(**plain_tiny), tmp_path, folder, 1)
+    trainer.save_checkpoint(tmp_path / 'run.ckpt')
+    other = Trainer(accelerator='cpu', max_steps=2, logger=False)
+    data = ImageFolderDataModule(folder, batch_size=8, size=32)
+    with pytest.raises(ValueError, match='under recipe paper, and this run has recipe'):
+        other.fit(
+            ExploraDinoTask(recipe='auto', **plain_tiny),
+            data,
+            ckpt_path=tmp_path / 'run.ckpt',
+        )
+
+
+def test_left_out_batches_do_not_count(plain_tiny, folder, tmp_path):
+    """32 images in 4 batches, of which 3 make a step: 1 step an epoch, not 2."""
+    task = ExploraDinoTask(recipe='auto', **plain_tiny)
+    more = {'max_time': {'seconds': 0}, 'accumulate_grad_batches': 3}
+    fit(task, tmp_path, folder, -1, max_epochs=1200, **more)
+    assert task.planned_steps == 1200
+    assert task.recipe == 'short'
+    assert task.options.base_lr == 6.25 / 1200
 
 
 def test_nothing_is_chosen_before_the_start(plain_tiny):
     plain_tiny['objective'] = {'prototypes': 32, 'hidden_dim': 16}
-    for recipe in ({}, {'recipe': 'paper'}, {'recipe': 'short'}):
+    for recipe in ({}, {'recipe': 'auto'}, {'recipe': 'short'}):
         task = ExploraDinoTask(**recipe, **plain_tiny)
         paper = DINOv2Options(prototypes=32, hidden_dim=16)
         assert task.objective.options == paper
@@ -127,7 +201,7 @@ def test_auto_takes_short_below_2000_steps_and_a_checkpoint_remembers(
 ):
     plain_tiny['objective'] = {'prototypes': 32, 'hidden_dim': 16}
     torch.manual_seed(0)
-    task = ExploraDinoTask(**plain_tiny)
+    task = ExploraDinoTask(recipe='auto', **plain_tiny)
     trainer = fit(task, tmp_path, folder, 2)
     assert task.hparams['recipe'] == 'short'
     options = task.objective.options

@@ -1,9 +1,10 @@
 """A projection head that tells tokens apart before it is trained."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from torchgeo_explora.functional.ranks import mean_over_ranks
 from torchgeo_explora.models.heads.dino import DINOHead
@@ -11,7 +12,7 @@ from torchgeo_explora.models.heads.dino import DINOHead
 #: Directions with less than this share of the largest variance are noise.
 _FLOOR = 1e-4
 #: Below this share of the mean square, variance is rounding.
-_ALIKE = 1e-9
+_ALIKE = 1e-6
 
 
 @torch.no_grad()
@@ -28,18 +29,29 @@ def whiten_(head: DINOHead, tokens: Sequence[Tensor]) -> None:
         head: Of which the weights of the last linear layer change.
         tokens: Kinds of tokens, (rows, D) each; those of all processes count.
     """
-    outputs = [head.mlp(kind).double() for kind in tokens if len(kind)]
-    mean = mean_over_ranks(torch.stack([z.mean(0) for z in outputs]).mean(0))
-    moment = torch.stack([z.T @ z / len(z) for z in outputs]).mean(0)
-    covariance = mean_over_ranks(moment) - torch.outer(mean, mean)
+    width = head.prototypes.direction.shape[1]
+    # Of each kind: rows, sum and second moment, of all processes.
+    statistics = []
+    for kind in tokens:
+        z = head.mlp(kind).float()
+        parts = [z.new_tensor([len(z)]), z.sum(0), (z.T @ z).flatten()]
+        total = mean_over_ranks(torch.cat(parts)).cpu().double()
+        if total[0]:
+            statistics.append(total[1:] / total[0])
+    if not statistics:
+        return
     # On the CPU, so that all processes get the same bits.
-    values, vectors = torch.linalg.eigh(covariance.cpu())
-    if values[-1] <= _ALIKE * moment.trace().cpu():
+    mean, moment = torch.stack(statistics).mean(0).split([width, width * width])
+    moment = moment.view(width, width)
+    if not moment.isfinite().all():
+        # Left to the loss, which names what is not finite.
+        return
+    values, vectors = torch.linalg.eigh(moment - torch.outer(mean, mean))
+    if values[-1] <= _ALIKE * moment.trace():
         # Blank images: there is nothing to tell apart.
         return
     scale = values.clamp_min(values[-1] * _FLOOR).rsqrt()
-    whitening = ((vectors * scale) @ vectors.T).to(mean.device)
-    last = head.mlp[-1]
-    assert isinstance(last, nn.Linear)
-    last.bias.copy_(whitening @ (last.bias.double() - mean))
-    last.weight.copy_(whitening @ last.weight.double())
+    whitening = (vectors * scale) @ vectors.T
+    last: Any = head.mlp[-1]
+    last.bias.copy_(whitening @ (last.bias.cpu().double() - mean))
+    last.weight.copy_(whitening @ last.weight.cpu().double())

@@ -4,7 +4,6 @@ import math
 from dataclasses import asdict
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from torchgeo_explora.augment import MultiCropOptions
@@ -15,14 +14,15 @@ from torchgeo_explora.tasks.pretraining.recipe import (
     BASE_LR,
     RECIPES,
     SHORT_RUN,
-    UNLIMITED_EPOCHS,
     Recipe,
-    planned_length,
+    give_length,
     short_adapter,
     shortened,
+    take_length_back,
 )
 from torchgeo_explora.tasks.run.adaptation import as_options, plain
 from torchgeo_explora.tasks.run.optimizer import Schedule, without_decay
+from torchgeo_explora.tasks.run.plan import plan
 
 
 class ExploraDinoTask(PretrainingTask):
@@ -42,7 +42,7 @@ class ExploraDinoTask(PretrainingTask):
             default. 'auto' takes 'short', but for its LoRA, for runs of fewer than
             2,000 optimizer steps. Where the trainer has no length, both take 400 steps
             or one pass over the images, whichever is more. The start-up lines say
-            which.
+            which. Heads that have the recipe's sizes stay as they are.
         objective: Head, temperatures, teacher, masks and weights of the terms.
         views: Number, size and scale of the crops, and their photometric changes.
         augmentations: Module from (B, C, H, W) in [0, 1] to `Views`, instead of
@@ -65,7 +65,7 @@ class ExploraDinoTask(PretrainingTask):
         self,
         model: Backbone | str = 'vit_large_patch14_dinov2',
         *,
-        recipe: Recipe = 'auto',
+        recipe: Recipe = 'paper',
         objective: DINOv2Options = DINOv2Options(),
         views: MultiCropOptions = MultiCropOptions(),
         augmentations: nn.Module | None = None,
@@ -84,6 +84,8 @@ class ExploraDinoTask(PretrainingTask):
         )
         self.recipe, self._reason = recipe, 'as given'
         objective = as_options(DINOv2Options(), objective)
+        self._given: tuple[Recipe, DINOv2Options, float] = recipe, objective, base_lr
+        self._lengthened = False
         views = as_options(MultiCropOptions(), views)
         self.save_hyperparameters(
             {
@@ -110,46 +112,53 @@ class ExploraDinoTask(PretrainingTask):
 
     def setup(self, stage: str) -> None:
         """Choose the length where none is given, and what depends on it."""
-        if stage == 'fit' and self.recipe != 'paper':
-            self._choose_length()
-            self._choose_recipe(self.trainer.estimated_stepping_batches)
+        recipe, _, _ = self._given
+        if stage == 'fit' and recipe != 'paper':
+            self._lengthened = give_length(self.trainer)
+            steps, _ = plan(self.trainer)
+            self._choose_recipe(steps)
         super().setup(stage)
 
-    def _choose_length(self) -> None:
-        """End a run for which neither *max_steps* nor *max_epochs* was given."""
-        trainer = self.trainer
-        if trainer.max_steps != -1 or trainer.max_epochs != UNLIMITED_EPOCHS:
-            return
-        epochs = trainer.estimated_stepping_batches / UNLIMITED_EPOCHS
-        steps = planned_length(epochs if epochs > 0 else math.inf)
-        trainer.fit_loop.max_epochs = -1
-        trainer.fit_loop.epoch_loop.max_steps = steps
-        rank_zero_info(
-            f'{steps} optimizer steps, instead of the {UNLIMITED_EPOCHS} epochs that'
-            ' Lightning plans where no length is given: set trainer.max_steps for others'
-        )
+    def teardown(self, stage: str) -> None:
+        """Leave the trainer as it was given."""
+        super().teardown(stage)
+        if self._lengthened:
+            take_length_back(self.trainer)
+            self._lengthened = False
 
-    def _choose_recipe(self, steps: float) -> None:
-        """Build the heads anew for a short run, and remember the choice."""
+    def _choose_recipe(self, steps: int) -> None:
+        """Take the options for a run of so many steps, and remember the choice."""
+        self.recipe, options, rate = self._given
         if self.recipe == 'auto':
-            self.recipe = 'short' if 0 <= steps < SHORT_RUN else 'paper'
+            self.recipe = 'short' if steps < SHORT_RUN else 'paper'
             self._reason = f'{steps} optimizer steps planned, the limit is {SHORT_RUN}'
-        # A run without an end is refused later.
-        if self.recipe == 'short' and 0 < steps < math.inf:
-            options, self.options.base_lr = shortened(
-                self.objective.options, self.options.base_lr, int(steps)
-            )
-            # Equal where the recipe was chosen before: heads that were trained stay.
-            if options != self.objective.options:
-                self.objective.take(options)
-                self.objective.to(self.device)
+        if self.recipe == 'short':
+            options, rate = shortened(options, rate, steps)
+        self.options.base_lr = rate
+        self.objective.take(options)
+        self.objective.to(self.device)
         self.save_hyperparameters(
             {
                 'recipe': self.recipe,
                 'objective': plain(self.objective.options),
-                'base_lr': self.options.base_lr,
+                'base_lr': rate,
             }
         )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check the recipe, and what every method checks.
+
+        Raises:
+            ValueError: If the checkpoint was written under another recipe, or does not
+                fit.
+        """
+        saved = checkpoint.get('hyper_parameters', {}).get('recipe', 'paper')
+        if saved in ('paper', 'short') and self.recipe in {'paper', 'short'} - {saved}:
+            raise ValueError(
+                f'the checkpoint was written under recipe {saved}, and this run has'
+                f' recipe {self.recipe} ({self._reason}): set *recipe* to {saved}'
+            )
+        super().on_load_checkpoint(checkpoint)
 
     def summary(self) -> str:
         """Return what is about to run, with the recipe where it is not the paper's."""

@@ -1,9 +1,12 @@
 """Settings of D-ExPLoRA that go together: the paper's, and those for few images."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from peft import LoraConfig, PeftConfig
 
 from torchgeo_explora.objectives import DINOv2Options
@@ -43,14 +46,48 @@ def short_adapter(pretraining: Mapping[str, Any]) -> PeftConfig | None:
     return LoraConfig(r=16, lora_alpha=64, target_modules='all-linear')
 
 
-def planned_length(steps_of_epoch: float) -> int:
+def planned_length(steps_of_epoch: float, least: int = 0) -> int:
     """Return the optimizer steps of a run whose length is not given.
 
     Args:
         steps_of_epoch: Optimizer steps of a pass over the images; infinite if unknown.
+        least: Steps that the run must have.
     """
-    known = steps_of_epoch if steps_of_epoch < float('inf') else 0
-    return max(FEWEST_STEPS, int(known))
+    known = steps_of_epoch if steps_of_epoch < math.inf else 0
+    return max(FEWEST_STEPS, int(known), least)
+
+
+def give_length(trainer: Trainer) -> bool:
+    """End a run for which neither *max_steps* nor *max_epochs* was given.
+
+    Args:
+        trainer: About to fit, with its data attached.
+
+    Returns:
+        Whether the trainer was changed; `take_length_back` undoes it.
+    """
+    if trainer.max_steps != -1 or trainer.max_epochs != UNLIMITED_EPOCHS:
+        return False
+    epoch = trainer.estimated_stepping_batches / UNLIMITED_EPOCHS
+    if not 0 < epoch < math.inf:
+        epoch = math.inf
+    epochs = trainer.min_epochs or 0
+    least = max(trainer.min_steps or 0, math.ceil(epochs * epoch) if epochs else 0)
+    steps = planned_length(epoch, least)
+    trainer.fit_loop.max_epochs = -1
+    trainer.fit_loop.epoch_loop.max_steps = steps
+    rank_zero_warn(
+        f'the run has {steps} optimizer steps, instead of the {UNLIMITED_EPOCHS} epochs'
+        ' that Lightning plans where no length is given: set trainer.max_steps for'
+        ' others'
+    )
+    return True
+
+
+def take_length_back(trainer: Trainer) -> None:
+    """Leave a trainer as it was before `give_length`."""
+    trainer.fit_loop.max_epochs = UNLIMITED_EPOCHS
+    trainer.fit_loop.epoch_loop.max_steps = -1
 
 
 def shortened(
