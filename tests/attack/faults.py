@@ -13,12 +13,15 @@ import torch
 from lightning.pytorch import Callback
 
 from tests.attack import guard, whole
+from tests.data.scenes import write_scene
 from torchgeo_explora.adapt import read_delta_metadata
 from torchgeo_explora.datamodules import ImageFolderDataModule, PreparedDataModule
 from torchgeo_explora.datasets import ImageFolder, prepare
 from torchgeo_explora.datasets.prepared import source
+from torchgeo_explora.export import embed, map_scenes
+from torchgeo_explora.models import ViT
 
-_MS_RDONLY = 1
+_MS_RDONLY, _MS_REMOUNT = 1, 32
 
 
 def _mount(place, size='', flags=0):
@@ -89,6 +92,41 @@ def full_disk_of_prepared_data(folder, images):
     _require(isinstance(error, OSError), f'{error!r}')
     _require(str(place) in str(error), str(error))
     _require(not (place / 'out/manifest.json').exists(), 'the folder looks ready')
+
+
+def full_disk_of_embeddings(folder, images):
+    """Fill the disk while embeddings are written: the same command continues."""
+    _fill_up(folder, 'e.parquet', 16, embed, batch_size=4)
+
+
+def full_disk_of_a_map(folder, images):
+    """Fill the disk while a map is written: the same command continues."""
+    _fill_up(folder, 'm.tif', 400, map_scenes, block=64)
+
+
+def _fill_up(folder, name, room, command, **options):
+    """Write with too little room (KiB), then with more; compare with a whole file."""
+    place = folder / 'small'
+    place.mkdir()
+    scene = write_scene(folder / 'scene.tif')
+    torch.manual_seed(0)
+    model = ViT(whole.MODEL, image_size=32, **whole.SIZES)
+    options |= {'accelerator': 'cpu', 'enable_progress_bar': False}
+
+    def write(target):
+        command(scene, target, model, None, **options)
+
+    write(folder / name)
+    _mount(place, f'size={room}k')
+    error = _said(write, place / name)
+    _require(isinstance(error, OSError) and 'make room' in str(error), f'{error!r}')
+    _require(not (place / name).exists(), 'half a file is in the place of the output')
+    _require([*place.glob('.*.parts/*')], 'nothing was kept')
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mount(b'none', os.fsencode(place), b'tmpfs', _MS_REMOUNT, b'size=64m')
+    write(place / name)
+    same = (place / name).read_bytes() == (folder / name).read_bytes()
+    _require(same, 'the file is another one')
 
 
 def largest_file(folder, images):
@@ -209,6 +247,8 @@ def lost_connection(folder, images):
 FAULTS = (
     full_disk,
     full_disk_of_prepared_data,
+    full_disk_of_embeddings,
+    full_disk_of_a_map,
     largest_file,
     read_only_folder,
     dying_worker,

@@ -67,6 +67,40 @@ def test_embed_search_and_map(files, capsys):
         assert (file.count, file.shape) == (2, (13, 18))
 
 
+def test_two_processes_of_lightning_write_what_one_writes(files):
+    model = ViT('vit_tiny_patch16_224', image_size=32)
+    state = {k: v.contiguous() for k, v in model.canonical_state_dict().items()}
+    save_file(state, files / 'whole.safetensors')
+    command = [
+        sys.executable,
+        '-m',
+        'torchgeo_explora.cli',
+        'embed',
+        *files.glob('*.tif'),
+    ]
+    options = [
+        '--model',
+        'vit_tiny_patch16_224',
+        '--weights',
+        files / 'whole.safetensors',
+    ]
+    options += ['--image_size', '32', '--batch_size', '4', '--devices']
+    found = []
+    for devices in ('1', '2'):
+        target = files / f'{devices}.parquet'
+        done = subprocess.run(
+            [*command, target, *options, devices],
+            env=os.environ | {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''},
+            capture_output=True,
+            text=True,
+            timeout=500,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
+        found.append(target.read_bytes())
+    assert found[0] == found[1]
+
+
 def _middle(scene):
     with rasterio.open(scene) as file:
         x, y = file.transform @ (70, 50)

@@ -22,6 +22,7 @@ from torchgeo_explora.adapt import Adaptation, adapt, base_fingerprint, lora, sa
 from torchgeo_explora.callbacks import EmbeddingWriter
 from torchgeo_explora.callbacks.writers.parquet import model_fingerprint
 from torchgeo_explora.datamodules import ScenesDataModule
+from torchgeo_explora.datasets.scenes.band_stack import stack_bands
 from torchgeo_explora.export import embed
 from torchgeo_explora.models import ViT
 from torchgeo_explora.tasks import ExploraKNNTask
@@ -244,7 +245,17 @@ def test_scenes_in_several_systems_get_one_that_is_stated(tmp_path, backbone, ca
     assert geo['crs']['id']['code'] == 3857
 
 
-def test_stac_items_and_virtual_rasters(tmp_path, backbone):
+def test_virtual_raster_is_one_scene(scene, tmp_path, backbone):
+    mosaic = tmp_path / 'mosaic.vrt'
+    mosaic.write_text(stack_bands({'tile': str(scene)}))
+    rows = pq.read_table(run(mosaic, tmp_path / 'a.parquet', backbone)).to_pylist()
+    plain = pq.read_table(run(scene, tmp_path / 'b.parquet', backbone)).to_pylist()
+    assert {row['scene'] for row in rows} == {str(mosaic)}
+    for name in ('index', 'geometry', 'no_data', 'embedding'):
+        assert [row[name] for row in rows] == [row[name] for row in plain]
+
+
+def test_stac_items(tmp_path, backbone):
     items = write_stac(tmp_path / 'stac')
     assets = ['B04', 'B03', 'B02']
     path = run(items, tmp_path / 'out.parquet', backbone, assets=assets)
