@@ -50,7 +50,7 @@ COMMON: dict[str, Any] = {
 }
 HEAD = {'prototypes': 512, 'hidden_dim': 512, 'bottleneck_dim': 64}
 COLD = HEAD | {'teacher_temperature': (0.02, 0.03)}
-#: What `recipe: short` was before LoRA came to all matrices.
+#: LoRA on queries and values only, at a higher rate than that of `recipe: short`.
 SHORT: dict[str, Any] = {
     'rank': 16,
     'alpha': 16,
@@ -60,6 +60,7 @@ SHORT: dict[str, Any] = {
 #: Steps and settings by name.
 CONTENDERS: dict[str, tuple[int, dict[str, Any]]] = {
     'short': (400, {'recipe': 'short'}),
+    'twice the rate': (400, {'recipe': 'short', 'base_lr': 1.5625e-2}),
     'queries and values': (400, SHORT),
     'recipe': (
         300,
@@ -82,7 +83,12 @@ CONTENDERS: dict[str, tuple[int, dict[str, Any]]] = {
     ),
     'full': (
         400,
-        SHORT | {'rank': 0, 'alpha': None, 'modules': ('',), 'base_lr': 2e-3},
+        {
+            'rank': 0,
+            'modules': ('',),
+            'base_lr': 2e-3,
+            'objective': SHORT['objective'] | {'whiten_head': True},
+        },
     ),
     # For the weights of a DINOv2 ViT-S/14: give its file as --weights.
     'dinov2 small': (
