@@ -294,17 +294,21 @@ def correlations(lines: list[dict[str, Any]]) -> str:
 def picture(lines: list[dict[str, Any]], path: Path) -> None:
     """Draw accuracy against images seen, and against each measure."""
     names = [name for name in MEASURES if all(name in row for row in lines)]
+    kinds = [*dict.fromkeys(row['run'] for row in lines)]
     figure = Figure(figsize=(13, 6.2), layout='constrained')
     panels = figure.subplots(2, 5).flat
     for axes, measure in zip(panels, ('images', *names), strict=False):
-        for run in dict.fromkeys(row['run'] for row in lines):
-            mine = [row for row in lines if row['run'] == run]
+        for run, seed in dict.fromkeys((row['run'], row['seed']) for row in lines):
+            mine = [r for r in lines if (r['run'], r['seed']) == (run, seed)]
             x, y = ([row[key] for row in mine] for key in (measure, 'knn'))
-            axes.plot(x, y, marker='o', markersize=3, linewidth=0.8, label=run)
+            color = f'C{kinds.index(run)}'
+            axes.plot(x, y, 'o-', markersize=3, linewidth=0.8, color=color, label=run)
         axes.set_xlabel(measure)
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel('10-NN accuracy')
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc='lower right')
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    once = dict(zip(labels, handles, strict=True))
+    figure.legend([*once.values()], [*once], loc='lower right')
     for axes in figure.axes[len(names) + 1 :]:
         axes.set_axis_off()
     figure.savefig(path, dpi=110)
