@@ -5,8 +5,10 @@ import math
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from PIL import Image
+from torch.utils.data import Dataset
+from torchgeo.datamodules import NonGeoDataModule
 
 from tests.tasks.small_runs import VIT
 from tests.tasks.squares import SquareMasks
@@ -25,9 +27,10 @@ from torchgeo_explora.tasks.downstream.mistakes import (
     draw_confusion,
     draw_masks,
     label_losses,
-    path_of,
+    place_of,
     small_mask,
     small_picture,
+    with_paths,
     write_worst_labels,
 )
 
@@ -136,10 +139,17 @@ def test_path_is_that_of_the_batch_or_of_the_data_set():
     class Data:
         paths = ('a.png', 'b.png')
 
+    class Folder:
+        paths = 'data'
+
+    def path(dataset, batch):
+        example = Example(1.0, *[torch.zeros(1)] * 3, *place_of(batch, 0))
+        return with_paths([example], dataset)[0].path
+
     index = {'index': torch.tensor([1, 0])}
-    assert path_of(Data, index, 0) == 'b.png'
-    assert path_of(Data, {'path': ['c.png']}, 0) == 'c.png'
-    assert path_of(Data, {}, 0) == path_of(None, index, 0) == ''
+    assert path(Data, index) == 'b.png'
+    assert path(Data, {'path': ['c.png']}) == 'c.png'
+    assert path(Data, {}) == path(None, index) == path(Folder, index) == ''
 
 
 # What is drawn ------------------------------------------------------------------------
@@ -222,6 +232,59 @@ def test_probe_leaves_the_mistakes_of_the_classifier_that_counts(
     for name in ('confusion', 'worst'):
         with Image.open(tmp_path / f'run/{name}.png') as image:
             assert image.width > 300
+
+
+class Listed(Dataset):
+    """Images that are counted as they are read, and a list of paths made anew."""
+
+    def __init__(self):
+        self.read = self.asked = 0
+
+    def __len__(self):
+        return 60
+
+    @property
+    def paths(self):
+        self.asked += 1
+        return [f'{index}.png' for index in range(60)]
+
+    def __getitem__(self, index):
+        self.read += 1
+        image = torch.full((3, 32, 32), 4.0 * index)
+        return {'image': image, 'label': index % 2, 'index': index}
+
+
+class ListedImages(NonGeoDataModule):
+    def __init__(self):
+        super().__init__(Listed, batch_size=4)
+        self.val_dataset = Listed()
+
+    def setup(self, stage):
+        pass
+
+
+class Forget(Callback):
+    """Forget what was read before the evaluation."""
+
+    def on_validation_epoch_start(self, trainer, pl_module):
+        dataset = trainer.datamodule.val_dataset.source
+        dataset.read = dataset.asked = 0
+
+
+def test_cached_probe_reads_only_the_pictures_and_paths_that_are_shown(tmp_path):
+    """Whatever the number of images, of classifiers and of batches."""
+    torch.manual_seed(0)
+    task = ExploraLinearProbeTask(
+        2, grid=[0.1, 1.0], blocks=[1, 2], cache=str(tmp_path / 'cache'), **VIT
+    )
+    data = ListedImages()
+    trainer(tmp_path, callbacks=[Forget()]).validate(task, data, verbose=False)
+    found = rows(tmp_path / 'worst.csv')
+    assert len(found) == 12
+    for row in found:
+        assert int(row['path'].removesuffix('.png')) % 2 == int(row['true'])
+    dataset = data.val_dataset.source
+    assert (dataset.read, dataset.asked) == (12, 1)
 
 
 def test_classification_leaves_its_mistakes(folder, tmp_path):

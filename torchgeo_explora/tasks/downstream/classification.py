@@ -22,8 +22,9 @@ from torchgeo_explora.tasks.downstream.mistakes import (
     Worst,
     class_names,
     label_losses,
-    path_of,
+    place_of,
     small_picture,
+    with_paths,
     write_confusion,
     write_worst_labels,
 )
@@ -170,7 +171,7 @@ class ExploraClassificationTask(ClassificationMixin, DownstreamTask):
             )
         getattr(self, f'{split}_metrics').update(logits, labels)
         if split != 'train':
-            self._take(batch, logits, labels, split)
+            self._take(batch, logits, labels)
         targets = labels.float() if self.hparams['loss'] == 'bce' else labels
         loss: Tensor = self.criterion(logits, targets)
         self.log_loss(loss, split, len(labels))
@@ -195,9 +196,7 @@ class ExploraClassificationTask(ClassificationMixin, DownstreamTask):
         """Count a batch."""
         self._step(batch, 'test')
 
-    def _take(
-        self, batch: dict[str, Any], logits: Tensor, labels: Tensor, split: str
-    ) -> None:
+    def _take(self, batch: dict[str, Any], logits: Tensor, labels: Tensor) -> None:
         """Count the classes of a batch, and keep its worst examples."""
         if self.hparams['task'] == 'binary':
             # The probability of class 1 stays what it was.
@@ -215,7 +214,7 @@ class ExploraClassificationTask(ClassificationMixin, DownstreamTask):
                 small_picture(self.backbone, image),
                 labels[index].cpu(),
                 guess.cpu(),
-                path_of(self.dataset_of(split), batch, index),
+                *place_of(batch, index),
             )
 
         ignored = self.hparams['ignore_index']
@@ -242,6 +241,7 @@ class ExploraClassificationTask(ClassificationMixin, DownstreamTask):
         if self.leaves_files:
             if counts is not None:
                 write_confusion(trainer, counts, names, split)
+            examples = with_paths(examples, self.dataset_of(split))
             write_worst_labels(trainer, examples, names, split)
 
     def predict_batch(self, batch: dict[str, Any]) -> Tensor:

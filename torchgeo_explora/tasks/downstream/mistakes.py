@@ -26,13 +26,15 @@ class Example(NamedTuple):
 
     loss: float
     image: Tensor
-    """(3, h, w) in [0, 1]."""
+    """(3, h, w) in [0, 1]; without values where it is read at the end."""
     truth: Tensor
     """Class () or labels (C,); or the class of each pixel (h, w), -1 for none."""
     guess: Tensor
     """Probabilities (C,); or classes (h, w)."""
-    path: str
+    path: str = ''
     """File of the image, '' if it is not known."""
+    index: int = -1
+    """Number of the image in the data set, -1 if it is not known."""
 
 
 class Worst:
@@ -127,14 +129,28 @@ def _small(shape: Sequence[int]) -> list[int]:
     return [max(1, round(side * scale)) for side in shape]
 
 
-def path_of(dataset: Any, batch: Mapping[str, Any], index: int) -> str:
-    """Return the path of an image of a batch, '' if the data set does not tell."""
-    if 'path' in batch:
-        return str(batch['path'][index])
-    paths = getattr(dataset, 'paths', None)
-    if paths is None or 'index' not in batch:
-        return ''
-    return str(paths[int(batch['index'][index])])
+def place_of(batch: Mapping[str, Any], index: int) -> tuple[str, int]:
+    """Return `path` and `index` of an example, as far as its batch tells them."""
+    path = str(batch['path'][index]) if 'path' in batch else ''
+    return path, int(batch['index'][index]) if 'index' in batch else -1
+
+
+def with_paths(examples: Sequence[Example], dataset: Any) -> list[Example]:
+    """Return examples with the paths that their data set knows.
+
+    It is asked once: many data sets make the list of all paths anew each time.
+    """
+    unknown = any(not each.path and each.index >= 0 for each in examples)
+    paths = getattr(dataset, 'paths', None) if unknown else None
+    # In data sets of others it may be a folder.
+    if not isinstance(paths, list | tuple):
+        return [*examples]
+    return [
+        each
+        if each.path or each.index < 0
+        else each._replace(path=str(paths[each.index]))
+        for each in examples
+    ]
 
 
 def class_names(dataset: Any, count: int, given: Sequence[str] | None) -> list[str]:
