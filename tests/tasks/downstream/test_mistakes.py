@@ -31,6 +31,7 @@ from torchgeo_explora.tasks.downstream.mistakes import (
     small_mask,
     small_picture,
     with_paths,
+    write_confusion,
     write_worst_labels,
 )
 
@@ -97,14 +98,28 @@ def test_losses_are_cross_entropies_of_each_image():
 
 
 def test_confusion_of_each_classifier_has_the_truth_in_rows():
-    confusion = ConfusionOfEach(2, 3)
+    confusion = ConfusionOfEach(3)
     labels = torch.tensor([0, 0, 2])
     guesses = torch.tensor([[0, 1, 2], [1, 1, 1]])
     for _ in range(2):
         confusion.update(torch.nn.functional.one_hot(guesses, 3).float(), labels)
-    first, second = confusion.compute().tolist()
+    first, second = (confusion.matrix(head).tolist() for head in range(2))
     assert first == [[2, 2, 0], [0, 0, 0], [0, 0, 2]]
     assert second == [[0, 4, 0], [0, 0, 0], [0, 2, 0]]
+
+
+@pytest.mark.parametrize(('classes', 'size'), [(256, 1), (257, 4)])
+def test_confusion_of_many_classes_keeps_a_small_number_for_each_image(classes, size):
+    """Not a matrix for each classifier, and processes can exchange the numbers."""
+    confusion = ConfusionOfEach(classes)
+    last = classes - 1
+    scores = torch.zeros(3, 2, classes)
+    scores[:, 0, last] = scores[:, 1, 0] = 1
+    confusion.update(scores, torch.tensor([last, last]))
+    held = [*confusion.labels, *confusion.guesses]
+    assert sum(each.numel() * each.element_size() for each in held) == 8 * size
+    counts = confusion.matrix(2)
+    assert (counts[last, last], counts[last, 0], counts.sum()) == (1, 1, 2)
 
 
 def test_kept_pictures_are_small():
@@ -168,6 +183,14 @@ def test_confusion_shows_shares_of_each_true_class():
     assert (axes.get_xlabel(), axes.get_ylabel()) == ('predicted', 'true')
     names = [label.get_text() for label in axes.get_yticklabels()]
     assert names == ['field', 'water', 'rock']
+
+
+@pytest.mark.parametrize(('classes', 'drawn'), [(100, True), (101, False)])
+def test_confusion_of_more_than_100_classes_is_a_table_only(classes, drawn, tmp_path):
+    names = [str(number) for number in range(classes)]
+    write_confusion(trainer(tmp_path), torch.eye(classes), names, 'val')
+    assert len(rows(tmp_path / 'confusion.csv')) == classes
+    assert (tmp_path / 'confusion.png').exists() == drawn
 
 
 def test_worst_examples_have_their_classes_in_words(tmp_path):

@@ -19,6 +19,8 @@ from torchgeo_explora.tasks.downstream.accuracies import write_table
 #: Longest side of the pictures that are kept, in pixels.
 _SIDE = 256
 _COLUMNS = 4
+#: The most classes that can be told apart in a picture.
+_DRAWN = 100
 
 
 class Example(NamedTuple):
@@ -167,6 +169,8 @@ def write_confusion(
 ) -> None:
     """Write `confusion.csv` and `confusion.png` in the first process.
 
+    Above 100 classes there is no picture.
+
     Args:
         trainer: Has the folder.
         counts: (C, C), truth by prediction.
@@ -180,9 +184,10 @@ def write_confusion(
         for name, row in zip(names, counts.long().tolist(), strict=True)
     ]
     write_table(trainer, 'confusion', rows)
-    figure = draw_confusion(counts, names)
-    figure.suptitle(f'confusion in {split}', fontsize=9)
-    save_figure(figure, 'confusion', trainer)
+    if len(counts) <= _DRAWN:
+        figure = draw_confusion(counts, names)
+        figure.suptitle(f'confusion in {split}', fontsize=9)
+        save_figure(figure, 'confusion', trainer)
 
 
 def draw_confusion(counts: Tensor, names: Sequence[str] | None = None) -> Figure:

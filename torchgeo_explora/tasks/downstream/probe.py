@@ -171,7 +171,7 @@ class ExploraLinearProbeTask(DownstreamTask):
     def configure_metrics(self) -> None:
         """Count predictions of each classifier, and keep its worst examples."""
         heads, classes = len(self.heads.settings), self.hparams['num_classes']
-        self.confusion = None if self._several else ConfusionOfEach(heads, classes)
+        self.confusion = None if self._several else ConfusionOfEach(classes)
         self.worst = [Worst() for _ in range(heads)]
         self.val_scores, self.test_scores = (
             MultilabelScoresOfEach() if self._several else AccuracyOfEach(heads)
@@ -415,7 +415,7 @@ class ExploraLinearProbeTask(DownstreamTask):
         examples = self.worst[chosen].drain(trainer.world_size)
         for worst in self.worst:
             worst.drain()
-        counts = None if self.confusion is None else self.confusion.compute()[chosen]
+        counts = None if self.confusion is None else self.confusion.matrix(chosen)
         if self.confusion is not None:
             self.confusion.reset()
         if self.leaves_files:
