@@ -69,7 +69,7 @@ class ExploraClassificationTask(ClassificationMixin, DownstreamTask):
         Args:
             task: 'binary' for two classes, 'multiclass' for several, 'multilabel' for
                 several labels per image.
-            num_classes: Number of classes, for 'multiclass'.
+            num_classes: Number of classes, for 'multiclass'; 'binary' always has two.
             num_labels: Number of labels, for 'multilabel'.
             labels: Names of the classes, for metrics and pictures.
             loss: One of TorchGeo's; if None, 'ce' for 'multiclass' and 'bce' otherwise.
@@ -106,11 +106,19 @@ class ExploraClassificationTask(ClassificationMixin, DownstreamTask):
         hparams, options = self.hparams, self.options
         self.head = PooledHead(
             self.backbone,
-            hparams['num_classes'] or hparams['num_labels'] or 1,
+            1 if hparams['task'] == 'binary' else self._classes,
             hparams['pooling'],
             train_norm=options.norms or '' in options.modules,
         )
         self.adapt_backbone()
+
+    @property
+    def _classes(self) -> int:
+        """Number of classes or labels."""
+        if self.hparams['task'] == 'binary':
+            return 2
+        count: int = self.hparams['num_classes' if self._one_of_many else 'num_labels']
+        return count
 
     @property
     def _one_of_many(self) -> bool:
@@ -142,8 +150,7 @@ class ExploraClassificationTask(ClassificationMixin, DownstreamTask):
             None
             if self.hparams['task'] == 'multilabel'
             else MulticlassConfusionMatrix(
-                self.hparams['num_classes'] or 2,
-                ignore_index=self.hparams['ignore_index'],
+                self._classes, ignore_index=self.hparams['ignore_index']
             )
         )
         self.worst = Worst()
@@ -232,8 +239,7 @@ class ExploraClassificationTask(ClassificationMixin, DownstreamTask):
 
     def _write_mistakes(self, split: str) -> None:
         hparams, trainer = self.hparams, self.trainer
-        count = hparams['num_classes'] or hparams['num_labels'] or 2
-        names = class_names(self.dataset_of(split), count, hparams['labels'])
+        names = class_names(self.dataset_of(split), self._classes, hparams['labels'])
         counts = None if self.confusion is None else self.confusion.compute()
         examples = self.worst.drain(trainer.world_size)
         if self.confusion is not None:
