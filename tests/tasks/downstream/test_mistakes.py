@@ -97,6 +97,16 @@ def test_losses_are_cross_entropies_of_each_image():
     torch.testing.assert_close(several, torch.tensor(expected))
 
 
+def test_labels_that_do_not_count_are_left_out_of_the_mean_of_an_image():
+    logits = torch.tensor([[0.0, math.log(3)], [9.0, 0.0], [9.0, 9.0]])
+    for ignore in (-1, 255):
+        labels = torch.tensor([[1, 0], [ignore, 1], [ignore, ignore]])
+        found = label_losses(logits, labels, ignore)
+        both = (math.log(2) + math.log(4)) / 2
+        expected = torch.tensor([both, math.log(2), -math.inf])
+        torch.testing.assert_close(found, expected)
+
+
 def test_confusion_of_each_classifier_has_the_truth_in_rows():
     confusion = ConfusionOfEach(3)
     labels = torch.tensor([0, 0, 2])
@@ -196,7 +206,8 @@ def test_confusion_of_more_than_100_classes_is_a_table_only(classes, drawn, tmp_
 def test_worst_examples_have_their_classes_in_words(tmp_path):
     image = torch.rand(3, 8, 8)
     one = Example(2.5, image, torch.tensor(0), torch.tensor([0.1, 0.9]), 'a.png')
-    labels, guesses = torch.tensor([1, 0]), torch.tensor([0.1, 0.2])
+    # 255 is a label that does not count.
+    labels, guesses = torch.tensor([1, 255]), torch.tensor([0.1, 0.2])
     several = Example(2.0, image, labels, guesses, 'b.png')
     names = ['field', 'water']
     write_worst_labels(trainer(tmp_path / 'one'), [one], names, 'test')

@@ -92,15 +92,20 @@ def label_losses(logits: Tensor, labels: Tensor, ignore: int | None = None) -> T
     Args:
         logits: (B, C).
         labels: Classes (B,), or 0 or 1 for each of several labels (B, C).
-        ignore: Class of images that do not count.
+        ignore: Class of images that do not count, or value of labels that do not.
+
+    Returns:
+        -inf for an image of which nothing counts.
     """
-    if labels.ndim == 2:
-        entropy = binary_cross_entropy_with_logits(
-            logits.float(), labels.float(), reduction='none'
-        )
-        return entropy.mean(1)
     counted = labels != ignore if ignore is not None else torch.ones_like(labels) > 0
     known = labels.where(counted, 0)
+    if labels.ndim == 2:
+        entropy = binary_cross_entropy_with_logits(
+            logits.float(), known.float(), reduction='none'
+        )
+        number = counted.sum(1)
+        means = entropy.where(counted, 0).sum(1) / number.clamp(min=1)
+        return means.where(number > 0, -torch.inf)
     losses = cross_entropy(logits.float(), known, reduction='none')
     return losses.where(counted, -torch.inf)
 
@@ -262,7 +267,7 @@ def _in_words(example: Example, names: Sequence[str]) -> dict[str, Any]:
         row |= {'true': names[int(truth)], 'predicted': names[best]}
         row['probability'] = round(float(guess[best]), 4)
     else:
-        for column, chosen in (('true', truth > 0), ('predicted', guess > 0.5)):
+        for column, chosen in (('true', truth == 1), ('predicted', guess > 0.5)):
             found = [n for n, is_in in zip(names, chosen, strict=True) if is_in]
             row[column] = ', '.join(found) or 'none'
     return row | ({'path': example.path} if example.path else {})
