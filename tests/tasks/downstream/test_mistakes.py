@@ -80,6 +80,30 @@ def test_the_highest_losses_of_all_batches_are_kept_the_worst_first():
     assert worst.drain() == []
 
 
+def test_an_image_that_two_processes_have_seen_is_there_once(monkeypatch):
+    """Samplers repeat images until all processes have as many."""
+    one, other = torch.zeros(3, 2, 2), torch.ones(3, 2, 2)
+
+    def example(loss, image=one, path='', index=-1):
+        return Example(loss, image, torch.tensor(0), torch.ones(2), path, index)
+
+    shares = [
+        [example(9.0, path='a', index=0), example(7.0, path='scene', index=1)],
+        # A window of the same scene; and rounding differs by the batch.
+        [example(9.0001, path='a', index=0), example(6.0, path='scene', index=2)],
+        [example(5.0), example(4.0, other)],
+        [example(5.0)],
+    ]
+
+    def gather(found, _):
+        found[:] = shares
+
+    monkeypatch.setattr(torch.distributed, 'all_gather_object', gather)
+    worst = Worst(5)
+    found = worst.drain(world_size=4)
+    assert [round(each.loss) for each in found] == [9, 7, 6, 5, 4]
+
+
 def test_images_that_do_not_count_are_left_out_and_nan_is_the_worst():
     worst = Worst(3)
     assert take(worst, [-math.inf, 1.0, math.nan]) == [2, 1]

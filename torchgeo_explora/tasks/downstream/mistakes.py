@@ -71,12 +71,14 @@ class Worst:
     def drain(self, world_size: int = 1) -> list[Example]:
         """Return the examples of all processes, the worst first, and start again.
 
-        All processes must call it.
+        All processes must call it. An image that several of them have seen, because
+        their shares have equal sizes, is there once.
         """
         if world_size > 1:
             shares: list[Any] = [None] * world_size
             torch.distributed.all_gather_object(shares, self.examples)
-            self.examples = [example for share in shares for example in share]
+            found = {_key(example): example for share in shares for example in share}
+            self.examples = [*found.values()]
             self._sort()
         found, self.examples = self.examples, []
         return found
@@ -84,6 +86,14 @@ class Worst:
     def _sort(self) -> None:
         self.examples.sort(key=lambda example: -example.loss)
         del self.examples[self.most :]
+
+
+def _key(example: Example) -> tuple[Any, ...]:
+    """Return what equals only for the same image of a data set.
+
+    Windows of a scene share its path, and many data sets tell neither path nor number.
+    """
+    return example.path, example.index, example.image.numpy().tobytes()
 
 
 def label_losses(logits: Tensor, labels: Tensor, ignore: int | None = None) -> Tensor:
