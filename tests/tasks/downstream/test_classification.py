@@ -139,7 +139,7 @@ def test_backbone_keeps_its_base_and_learns(folder, tmp_path):
     assert 'val_ClasswiseAccuracy_0' in run.callback_metrics
     moved = {n for n, p in task.named_parameters() if not torch.equal(p, before[n])}
     assert moved == trained(task)
-    assert (tmp_path / 'confusion.png').exists()
+    assert (tmp_path / 'confusion_val.png').exists()
 
 
 def test_checkpoint_makes_the_task_again(folder, tmp_path):
@@ -192,8 +192,8 @@ def test_several_labels_or_one_of_two(arguments, labels, tmp_path):
     run.fit(task, Labels(labels))
     assert run.callback_metrics['val_loss'].isfinite()
     one_of_two = arguments['task'] == 'binary'
-    assert (tmp_path / 'confusion.png').exists() == one_of_two
-    assert (tmp_path / 'worst.png').exists()
+    assert (tmp_path / 'confusion_val.png').exists() == one_of_two
+    assert (tmp_path / 'worst_val.png').exists()
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_one_of_two_has_two_classes_and_one_output_whatever_counts_say(
     data = Labels(torch.tensor([0, 1, 1, 1]))
     trainer(tmp_path).validate(task, data, verbose=False)
     assert task.confusion.num_classes == 2
-    with (tmp_path / 'confusion.csv').open() as file:
+    with (tmp_path / 'confusion_val.csv').open() as file:
         assert [*csv.reader(file)] == [
             *(['true', 'as 0', 'as 1'], ['0', '0', '1'], ['1', '0', '3']),
         ]

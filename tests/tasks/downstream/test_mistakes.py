@@ -223,8 +223,8 @@ def test_confusion_shows_shares_of_each_true_class():
 def test_confusion_of_more_than_100_classes_is_a_table_only(classes, drawn, tmp_path):
     names = [str(number) for number in range(classes)]
     write_confusion(trainer(tmp_path), torch.eye(classes), names, 'val')
-    assert len(rows(tmp_path / 'confusion.csv')) == classes
-    assert (tmp_path / 'confusion.png').exists() == drawn
+    assert len(rows(tmp_path / 'confusion_val.csv')) == classes
+    assert (tmp_path / 'confusion_val.png').exists() == drawn
 
 
 def test_worst_examples_have_their_classes_in_words(tmp_path):
@@ -236,10 +236,10 @@ def test_worst_examples_have_their_classes_in_words(tmp_path):
     names = ['field', 'water']
     write_worst_labels(trainer(tmp_path / 'one'), [one], names, 'test')
     row = {'loss': '2.5', 'true': 'field', 'predicted': 'water', 'probability': '0.9'}
-    assert rows(tmp_path / 'one/worst.csv') == [row | {'path': 'a.png'}]
+    assert rows(tmp_path / 'one/worst_test.csv') == [row | {'path': 'a.png'}]
     write_worst_labels(trainer(tmp_path / 'several'), [several], names, 'test')
     row = {'loss': '2.0', 'true': 'field', 'predicted': 'none', 'path': 'b.png'}
-    assert rows(tmp_path / 'several/worst.csv') == [row]
+    assert rows(tmp_path / 'several/worst_test.csv') == [row]
 
 
 def test_pixels_that_do_not_count_are_empty_in_both_maps():
@@ -274,11 +274,11 @@ def test_probe_leaves_the_mistakes_of_the_classifier_that_counts(
 ):
     """Both get half of the images right, and the first one counts."""
     probe(folder, tmp_path / 'run', str(tmp_path / 'cache') if cached else None)
-    assert rows(tmp_path / 'run/confusion.csv') == [
+    assert rows(tmp_path / 'run/confusion_val.csv') == [
         {'true': 'field', 'as field': '4', 'as water': '0'},
         {'true': 'water', 'as field': '4', 'as water': '0'},
     ]
-    found = rows(tmp_path / 'run/worst.csv')
+    found = rows(tmp_path / 'run/worst_val.csv')
     # -log of 1 / (1 + e^2), and of its complement
     assert [row['loss'] for row in found] == ['2.1269'] * 4 + ['0.1269'] * 4
     assert {(row['true'], row['predicted']) for row in found[:4]} == {
@@ -288,7 +288,7 @@ def test_probe_leaves_the_mistakes_of_the_classifier_that_counts(
     water = sorted(str(path) for path in (folder / 'val/water').iterdir())
     assert sorted(row['path'] for row in found[:4]) == water
     for name in ('confusion', 'worst'):
-        with Image.open(tmp_path / f'run/{name}.png') as image:
+        with Image.open(tmp_path / f'run/{name}_val.png') as image:
             assert image.width > 300
 
 
@@ -337,12 +337,37 @@ def test_cached_probe_reads_only_the_pictures_and_paths_that_are_shown(tmp_path)
     )
     data = ListedImages()
     trainer(tmp_path, callbacks=[Forget()]).validate(task, data, verbose=False)
-    found = rows(tmp_path / 'worst.csv')
+    found = rows(tmp_path / 'worst_val.csv')
     assert len(found) == 12
     for row in found:
         assert int(row['path'].removesuffix('.png')) % 2 == int(row['true'])
     dataset = data.val_dataset.source
     assert (dataset.read, dataset.asked) == (12, 1)
+
+
+def test_files_of_the_user_and_of_the_other_split_stay(folder, tmp_path):
+    """Runs write into the working directory, where people keep their own notes."""
+    images, place = tmp_path / 'images', tmp_path / 'run'
+    for path in (images, place):
+        path.mkdir()
+    for split in ('val', 'test'):
+        (images / split).symlink_to(folder / 'val')
+    own = [place / f'{name}.csv' for name in ('confusion', 'worst')]
+    for path in own:
+        path.write_text('mine')
+    torch.manual_seed(0)
+    task = ExploraClassificationTask(num_classes=2, **VIT)
+    data = ImageFolderDataModule(images, batch_size=8)
+    trainer(place).validate(task, data, verbose=False)
+    kept = {path: path.read_bytes() for path in place.iterdir()}
+    trainer(place).test(task, data, verbose=False)
+    names = {path.name for path in place.iterdir()} - {path.name for path in kept}
+    assert names == {
+        *('confusion_test.csv', 'confusion_test.png'),
+        *('worst_test.csv', 'worst_test.png'),
+    }
+    assert {path: path.read_bytes() for path in kept} == kept
+    assert {path.read_text() for path in own} == {'mine'}
 
 
 def test_classification_leaves_its_mistakes(folder, tmp_path):
@@ -352,14 +377,14 @@ def test_classification_leaves_its_mistakes(folder, tmp_path):
         task.head.linear.bias.copy_(torch.tensor([0.0, 1.0]))
     data = ImageFolderDataModule(folder, batch_size=3)
     trainer(tmp_path).validate(task, data, verbose=False)
-    assert rows(tmp_path / 'confusion.csv') == [
+    assert rows(tmp_path / 'confusion_val.csv') == [
         {'true': 'dry', 'as dry': '0', 'as wet': '4'},
         {'true': 'wet', 'as dry': '0', 'as wet': '4'},
     ]
-    found = rows(tmp_path / 'worst.csv')
+    found = rows(tmp_path / 'worst_val.csv')
     assert [row['true'] for row in found] == ['dry'] * 4 + ['wet'] * 4
     assert found[0]['loss'] == f'{math.log(1 + math.e):.4f}'
-    assert (tmp_path / 'worst.png').exists()
+    assert (tmp_path / 'worst_val.png').exists()
 
 
 def test_a_trial_leaves_nothing(folder, tmp_path):
@@ -380,17 +405,17 @@ def test_segmentation_leaves_its_mistakes_without_the_padding(tmp_path):
     trainer(tmp_path).validate(task, data, verbose=False)
     inside = [int(sample['mask'].sum()) for sample in data.samples]
     total = sum(sample['mask'].numel() for sample in data.samples)
-    assert rows(tmp_path / 'confusion.csv') == [
+    assert rows(tmp_path / 'confusion_val.csv') == [
         {'true': '0', 'as 0': str(total - sum(inside)), 'as 1': '0'},
         {'true': '1', 'as 0': str(sum(inside)), 'as 1': '0'},
     ]
     shares = [sample['mask'].float().mean() for sample in data.samples]
     right = math.log(1 + math.exp(-3))
     expected = sorted((float(right + 3 * share) for share in shares), reverse=True)
-    worst = rows(tmp_path / 'worst.csv')
+    worst = rows(tmp_path / 'worst_val.csv')
     found = [float(row['loss']) for row in worst]
     assert found == pytest.approx(expected[:6], abs=2e-4)
     ground = 1 - max(float(share) for share in shares)
     assert float(worst[0]['right']) == pytest.approx(ground, abs=1e-4)
-    with Image.open(tmp_path / 'worst.png') as image:
+    with Image.open(tmp_path / 'worst_val.png') as image:
         assert image.height > image.width

@@ -36,10 +36,10 @@ class ExploraClassificationTask(ClassificationMixin, DownstreamTask):
 
     Losses, metrics, their names and the batches are those of TorchGeo's
     `Classification`. For how the backbone trains, see `FinetuningOptions`. Label
-    smoothing is added. After each validation and test, `confusion.csv` and
-    `confusion.png` count the classes if an image has one, and `worst.csv` and
-    `worst.png` show the images with the highest cross-entropy. `predict` gives
-    probabilities.
+    smoothing is added. After each validation and test, `confusion_val.csv` or
+    `confusion_test.csv`, and `.png`, count the classes if an image has one, and
+    `worst_val.csv` or `worst_test.csv`, and `.png`, show the images with the highest
+    cross-entropy. `predict` gives probabilities.
     """
 
     monitor = 'val_OverallAccuracy'

@@ -182,7 +182,7 @@ def class_names(dataset: Any, count: int, given: Sequence[str] | None) -> list[s
 def write_confusion(
     trainer: Trainer, counts: Tensor, names: Sequence[str], split: str
 ) -> None:
-    """Write `confusion.csv` and `confusion.png` in the first process.
+    """Write `confusion_SPLIT.csv` and `confusion_SPLIT.png` in the first process.
 
     Above 100 classes there is no picture.
 
@@ -190,7 +190,7 @@ def write_confusion(
         trainer: Has the folder.
         counts: (C, C), truth by prediction.
         names: Names of the classes.
-        split: What was evaluated.
+        split: What was evaluated, 'val' or 'test'.
     """
     if not trainer.is_global_zero:
         return
@@ -198,11 +198,11 @@ def write_confusion(
         {'true': name} | dict(zip((f'as {each}' for each in names), row, strict=True))
         for name, row in zip(names, counts.long().tolist(), strict=True)
     ]
-    write_table(trainer, 'confusion', rows)
+    write_table(trainer, f'confusion_{split}', rows)
     if len(counts) <= _DRAWN:
         figure = draw_confusion(counts, names)
         figure.suptitle(f'confusion in {split}', fontsize=9)
-        save_figure(figure, 'confusion', trainer)
+        save_figure(figure, f'confusion_{split}', trainer)
 
 
 def draw_confusion(counts: Tensor, names: Sequence[str] | None = None) -> Figure:
@@ -239,18 +239,18 @@ def draw_confusion(counts: Tensor, names: Sequence[str] | None = None) -> Figure
 def write_worst_labels(
     trainer: Trainer, examples: Sequence[Example], names: Sequence[str], split: str
 ) -> None:
-    """Write `worst.csv` and `worst.png` of a classification in the first process.
+    """Write `worst_SPLIT.csv` and `.png` of a classification in the first process.
 
     Args:
         trainer: Has the folder.
         examples: The worst first. Without any, nothing is written.
         names: Names of the classes.
-        split: What was evaluated.
+        split: What was evaluated, 'val' or 'test'.
     """
     if not trainer.is_global_zero or not examples:
         return
     rows = [_in_words(example, names) for example in examples]
-    write_table(trainer, 'worst', rows)
+    write_table(trainer, f'worst_{split}', rows)
     columns = min(_COLUMNS, len(examples))
     lines = -(-len(examples) // columns)
     figure, grid = panels(lines, columns)
@@ -265,7 +265,7 @@ def write_worst_labels(
         )
         axes.set_title(said, fontsize=7)
     figure.suptitle(f'highest losses in {split}', fontsize=9)
-    save_figure(figure, 'worst', trainer)
+    save_figure(figure, f'worst_{split}', trainer)
 
 
 def _in_words(example: Example, names: Sequence[str]) -> dict[str, Any]:
@@ -286,7 +286,7 @@ def _in_words(example: Example, names: Sequence[str]) -> dict[str, Any]:
 def write_worst_masks(
     trainer: Trainer, examples: Sequence[Example], classes: int, split: str
 ) -> None:
-    """Write `worst.csv` and `worst.png` of a segmentation in the first process.
+    """Write `worst_SPLIT.csv` and `.png` of a segmentation in the first process.
 
     *right* is the share of pixels that are right, of those kept of a large image.
 
@@ -294,7 +294,7 @@ def write_worst_masks(
         trainer: Has the folder.
         examples: The worst first. Without any, nothing is written.
         classes: Number of classes.
-        split: What was evaluated.
+        split: What was evaluated, 'val' or 'test'.
     """
     if not trainer.is_global_zero or not examples:
         return
@@ -304,12 +304,12 @@ def write_worst_masks(
         row = {'loss': round(example.loss, 4), 'right': round(float(right), 4)}
         rows.append(row | ({'path': example.path} if example.path else {}))
         names.append(f'loss {example.loss:.3g}\n{right:.0%} right')
-    write_table(trainer, 'worst', rows)
+    write_table(trainer, f'worst_{split}', rows)
     figure = draw_masks(
         [(each.image, each.truth, each.guess) for each in examples], classes, names
     )
     figure.suptitle(f'highest losses in {split}', fontsize=9)
-    save_figure(figure, 'worst', trainer)
+    save_figure(figure, f'worst_{split}', trainer)
 
 
 def draw_masks(

@@ -76,9 +76,9 @@ class ExploraLinearProbeTask(DownstreamTask):
     was best in validation, evaluated on the reported split. In `fit`, `val_paper` is
     the best of all classifiers and validations so far, for data sets whose validation
     split is the reported one. `probe.csv` has a row for each classifier; of the one
-    that counts, `confusion.csv` and `confusion.png` have the confusion of classes if
-    an image has one, and `worst.csv` and `worst.png` the images with the highest
-    cross-entropy.
+    that counts, `confusion_val.csv` or `confusion_test.csv`, and `.png`, have the
+    confusion of classes if an image has one, and `worst_val.csv` or `worst_test.csv`,
+    and `.png`, the images with the highest cross-entropy.
 
     With several labels per image (*task* 'multilabel') the loss is binary
     cross-entropy, and the score is `val_mAP`, the mean average precision over the

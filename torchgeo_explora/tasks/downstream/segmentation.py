@@ -60,9 +60,9 @@ class ExploraSegmentationTask(DownstreamTask):
 
     Metrics: `mIoU`, the IoU of each class, and the share of pixels that are right.
     `segmentation.png` shows prediction and truth after each validation. After each
-    validation and test, `confusion.csv` and `confusion.png` count the pixels of each
-    class, and `worst.csv` and `worst.png` show the images with the highest
-    cross-entropy.
+    validation and test, `confusion_val.csv` or `confusion_test.csv`, and `.png`, count
+    the pixels of each class, and `worst_val.csv` or `worst_test.csv`, and `.png`, show
+    the images with the highest cross-entropy.
     """
 
     monitor = 'val_mIoU'
