@@ -10,8 +10,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from fsspec.core import url_to_fs
 from safetensors import SafetensorError
 
 # Temporary names of this version and of version 0.1, which used the process's number.
@@ -55,6 +56,19 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             _flush_folder(path.parent)
         finally:
             part.unlink(missing_ok=True)
+
+
+def remove_from(folder: str, name: str) -> None:
+    """Remove a file, if it is there, from a folder that may be on another machine.
+
+    Args:
+        folder: A path, or an address that fsspec knows, such as `s3://bucket/run`.
+        name: The file's name.
+    """
+    files, place = url_to_fs(folder)
+    target = str(PurePosixPath(place) / name)
+    if files.exists(target):
+        files.rm_file(target)
 
 
 @contextmanager

@@ -33,6 +33,7 @@ from torchgeo_explora.tasks.downstream.mistakes import (
     with_paths,
     write_confusion,
     write_worst_labels,
+    write_worst_masks,
 )
 
 pytestmark = pytest.mark.filterwarnings('ignore')
@@ -240,6 +241,27 @@ def test_worst_examples_have_their_classes_in_words(tmp_path):
     write_worst_labels(trainer(tmp_path / 'several'), [several], names, 'test')
     row = {'loss': '2.0', 'true': 'field', 'predicted': 'none', 'path': 'b.png'}
     assert rows(tmp_path / 'several/worst_test.csv') == [row]
+
+
+def test_files_of_an_earlier_evaluation_do_not_stay_beside_newer_ones(tmp_path):
+    """Where no image counted, or where a matrix is not drawn."""
+    run, image = trainer(tmp_path), torch.rand(3, 8, 8)
+    one = Example(2.5, image, torch.tensor(0), torch.tensor([0.1, 0.9]))
+    mask = Example(2.5, image, *[torch.zeros(8, 8).long()] * 2)
+    for write, example, classes in (
+        (write_worst_labels, one, ['a', 'b']),
+        (write_worst_masks, mask, 2),
+    ):
+        for split in ('val', 'test'):
+            write(run, [example], classes, split)
+        write(run, [], classes, 'val')
+        left = {path.name for path in tmp_path.iterdir()}
+        assert left == {'worst_test.csv', 'worst_test.png'}
+    for classes in (3, 101):
+        names = [str(number) for number in range(classes)]
+        write_confusion(run, torch.eye(classes), names, 'val')
+    left = {path.name for path in tmp_path.glob('confusion*')}
+    assert left == {'confusion_val.csv'}
 
 
 def test_pixels_that_do_not_count_are_empty_in_both_maps():

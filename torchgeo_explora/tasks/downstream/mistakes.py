@@ -15,6 +15,7 @@ from torch.nn.functional import (
 
 from torchgeo_explora.callbacks.figures import panels, save_figure, shown_channels
 from torchgeo_explora.tasks.downstream.accuracies import write_table
+from torchgeo_explora.writing import remove_from
 
 #: Longest side of the pictures that are kept, in pixels.
 _SIDE = 256
@@ -203,6 +204,8 @@ def write_confusion(
         figure = draw_confusion(counts, names)
         figure.suptitle(f'confusion in {split}', fontsize=9)
         save_figure(figure, f'confusion_{split}', trainer)
+    else:
+        _forget(trainer, f'confusion_{split}.png')
 
 
 def draw_confusion(counts: Tensor, names: Sequence[str] | None = None) -> Figure:
@@ -243,11 +246,15 @@ def write_worst_labels(
 
     Args:
         trainer: Has the folder.
-        examples: The worst first. Without any, nothing is written.
+        examples: The worst first. Without any, nothing is written, and what an earlier
+            evaluation wrote is removed.
         names: Names of the classes.
         split: What was evaluated, 'val' or 'test'.
     """
-    if not trainer.is_global_zero or not examples:
+    if not trainer.is_global_zero:
+        return
+    if not examples:
+        _forget(trainer, f'worst_{split}.csv', f'worst_{split}.png')
         return
     rows = [_in_words(example, names) for example in examples]
     write_table(trainer, f'worst_{split}', rows)
@@ -266,6 +273,12 @@ def write_worst_labels(
         axes.set_title(said, fontsize=7)
     figure.suptitle(f'highest losses in {split}', fontsize=9)
     save_figure(figure, f'worst_{split}', trainer)
+
+
+def _forget(trainer: Trainer, *names: str) -> None:
+    """Remove files of an earlier evaluation, which the new ones would not belong to."""
+    for name in names:
+        remove_from(trainer.default_root_dir, name)
 
 
 def _in_words(example: Example, names: Sequence[str]) -> dict[str, Any]:
@@ -292,11 +305,15 @@ def write_worst_masks(
 
     Args:
         trainer: Has the folder.
-        examples: The worst first. Without any, nothing is written.
+        examples: The worst first. Without any, nothing is written, and what an earlier
+            evaluation wrote is removed.
         classes: Number of classes.
         split: What was evaluated, 'val' or 'test'.
     """
-    if not trainer.is_global_zero or not examples:
+    if not trainer.is_global_zero:
+        return
+    if not examples:
+        _forget(trainer, f'worst_{split}.csv', f'worst_{split}.png')
         return
     rows, names = [], []
     for example in examples:
