@@ -3,6 +3,7 @@
 import csv
 import math
 
+import fsspec
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -407,6 +408,26 @@ def test_classification_leaves_its_mistakes(folder, tmp_path):
     assert [row['true'] for row in found] == ['dry'] * 4 + ['wet'] * 4
     assert found[0]['loss'] == f'{math.log(1 + math.e):.4f}'
     assert (tmp_path / 'worst_val.png').exists()
+
+
+def test_mistakes_follow_the_run_to_another_place(tmp_path, monkeypatch):
+    """And no folder here is named like its address."""
+    monkeypatch.chdir(tmp_path)
+    address, files = 'memory://explora/mistakes', fsspec.filesystem('memory')
+    run = trainer(address)
+    one = Example(2.5, torch.rand(3, 8, 8), torch.tensor(0), torch.ones(2))
+    write_confusion(run, torch.eye(2), ['a', 'b'], 'val')
+    write_worst_labels(run, [one], ['a', 'b'], 'val')
+    place = '/explora/mistakes'
+    text = files.cat(f'{place}/confusion_val.csv').decode()
+    assert text.split() == ['true,as', 'a,as', 'b', 'a,1,0', 'b,0,1']
+    for name in ('confusion', 'worst'):
+        with files.open(f'{place}/{name}_val.png') as file, Image.open(file) as image:
+            assert image.width > 100
+    write_worst_labels(run, [], ['a', 'b'], 'val')
+    left = {name.rpartition('/')[2] for name in files.find(place)}
+    assert left == {'confusion_val.csv', 'confusion_val.png'}
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_trial_leaves_nothing(folder, tmp_path):

@@ -16,7 +16,7 @@ from torchmetrics.functional.classification import (
 )
 from torchmetrics.utilities import dim_zero_cat
 
-from torchgeo_explora.writing import replacing
+from torchgeo_explora.writing import replacing, write_to
 
 
 class AccuracyOfEach(Metric):
@@ -222,9 +222,12 @@ def write_table(trainer: Trainer, name: str, rows: Sequence[Mapping[str, Any]]) 
     """
     if not trainer.is_global_zero:
         return
-    path = Path(trainer.default_root_dir) / f'{name}.csv'
-    with replacing(path) as part, part.open('w', newline='') as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    rank_zero_info(f'{name}: {path}')
+
+    def write(path: Path) -> None:
+        with replacing(path) as part, part.open('w', newline='') as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+
+    place, _ = write_to(trainer.default_root_dir, f'{name}.csv', write)
+    rank_zero_info(f'{name}: {place}')
