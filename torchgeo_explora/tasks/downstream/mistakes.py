@@ -36,7 +36,7 @@ class Example(NamedTuple):
     """Probabilities (C,); or classes (h, w)."""
     path: str = ''
     """File of the image, '' if it is not known."""
-    index: int = -1
+    number: int = -1
     """Number of the image in the data set, -1 if it is not known."""
 
 
@@ -78,8 +78,8 @@ class Worst:
         if world_size > 1:
             shares: list[Any] = [None] * world_size
             torch.distributed.all_gather_object(shares, self.examples)
-            found = {_key(example): example for share in shares for example in share}
-            self.examples = [*found.values()]
+            once = {_key(example): example for share in shares for example in share}
+            self.examples = [*once.values()]
             self._sort()
         found, self.examples = self.examples, []
         return found
@@ -94,7 +94,7 @@ def _key(example: Example) -> tuple[Any, ...]:
 
     Windows of a scene share its path, and many data sets tell neither path nor number.
     """
-    return example.path, example.index, example.image.numpy().tobytes()
+    return example.path, example.number, example.image.numpy().tobytes()
 
 
 def label_losses(logits: Tensor, labels: Tensor, ignore: int | None = None) -> Tensor:
@@ -158,15 +158,15 @@ def with_paths(examples: Sequence[Example], dataset: Any) -> list[Example]:
 
     It is asked once: many data sets make the list of all paths anew each time.
     """
-    unknown = any(not each.path and each.index >= 0 for each in examples)
+    unknown = any(not each.path and each.number >= 0 for each in examples)
     paths = getattr(dataset, 'paths', None) if unknown else None
     # In data sets of others it may be a folder.
     if not isinstance(paths, list | tuple):
         return [*examples]
     return [
         each
-        if each.path or each.index < 0
-        else each._replace(path=str(paths[each.index]))
+        if each.path or each.number < 0
+        else each._replace(path=str(paths[each.number]))
         for each in examples
     ]
 

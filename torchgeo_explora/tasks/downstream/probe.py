@@ -361,7 +361,7 @@ class ExploraLinearProbeTask(DownstreamTask):
         return [
             each
             if each.image.numel()
-            else each._replace(image=self._picture(source[each.index]['image']))
+            else each._replace(image=self._picture(source[each.number]['image']))
             for each in with_paths(examples, source)
         ]
 
