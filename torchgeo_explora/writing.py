@@ -7,11 +7,15 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from typing import Any
 
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 from safetensors import SafetensorError
 
 # Temporary names of this version and of version 0.1, which used the process's number.
@@ -55,6 +59,54 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             _flush_folder(path.parent)
         finally:
             part.unlink(missing_ok=True)
+
+
+def write_to(folder: str, name: str, write: Callable[[Path], None]) -> tuple[str, int]:
+    """Write a file into a folder that may be on another machine.
+
+    Args:
+        folder: A path, or an address that fsspec knows, such as `s3://bucket/run`.
+        name: The file's name.
+        write: Writes the file to a local path.
+
+    Returns:
+        Where it is, and its size in bytes.
+    """
+    files, place = url_to_fs(folder)
+    target = str(PurePosixPath(place) / name)
+    if isinstance(files, LocalFileSystem):
+        write(Path(target))
+    else:
+        put(files, write, target)
+    return f'{folder.rstrip("/")}/{name}', files.size(target)
+
+
+def put(files: Any, write: Callable[[Path], None], target: str) -> None:
+    """Write a file here, and put it on another file system.
+
+    Args:
+        files: The file system, of fsspec.
+        write: Writes the file to a local path.
+        target: Where it goes.
+    """
+    with TemporaryDirectory() as folder:
+        part = Path(folder) / PurePosixPath(target).name
+        write(part)
+        files.makedirs(str(PurePosixPath(target).parent), exist_ok=True)
+        files.put_file(str(part), target)
+
+
+def remove_from(folder: str, name: str) -> None:
+    """Remove a file, if it is there, from a folder that may be on another machine.
+
+    Args:
+        folder: A path, or an address that fsspec knows, such as `s3://bucket/run`.
+        name: The file's name.
+    """
+    files, place = url_to_fs(folder)
+    target = str(PurePosixPath(place) / name)
+    if files.exists(target):
+        files.rm_file(target)
 
 
 @contextmanager

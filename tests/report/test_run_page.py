@@ -284,10 +284,17 @@ def test_a_probe_shows_metrics_tables_confusion_and_worst_examples(tmp_path):
         'epoch,step,test_OverallAccuracy,test_loss,test_IoU_a,val_accuracy\n'
         '0,3,,,,0.5\n1,6,,,,0.625\n1,6,0.75,1.5,0.25,\n'
     )
-    for name in ('worst', 'segmentation', 'confusion'):
+    for name in ('worst_val', 'worst_test', 'segmentation'):
         write_picture(tmp_path / f'{name}.png')
-    (tmp_path / 'confusion.csv').write_text('true,as a,as b\na,5,1\nb,0,6\n')
-    (tmp_path / 'worst.csv').write_text('loss,true,predicted\n2.5,a,b\n')
+    for name in ('confusion_val', 'confusion_test', 'confusion'):
+        write_picture(tmp_path / f'{name}.png')
+    for split, right in (('val', 4), ('test', 5)):
+        text = f'true,as a,as b\na,{right},1\nb,0,6\n'
+        (tmp_path / f'confusion_{split}.csv').write_text(text)
+        text = f'loss,true,predicted\n{right}.5,a,b\n'
+        (tmp_path / f'worst_{split}.csv').write_text(text)
+    # Of the user.
+    (tmp_path / 'worst.csv').write_text('street,times\nElm,3\n')
     with (tmp_path / 'probe.csv').open('w') as file:
         writer = csv.writer(file)
         writer.writerow(['lr', 'val'])
@@ -298,11 +305,22 @@ def test_a_probe_shows_metrics_tables_confusion_and_worst_examples(tmp_path):
     # Those of classes may be many, and are folded.
     assert 'Metrics of each class, last values test_IoU_a 0.25' in page.text
     assert 'Classifiers of the probe (probe.csv), first lines' in page.text
-    assert '(confusion.csv) true as a as b a 5 1 b 0 6' in page.text
-    assert '(worst.csv) loss true predicted 2.5 a b' in page.text
+    tables = [
+        '(confusion_test.csv) true as a as b a 5 1 b 0 6',
+        '(confusion_val.csv) true as a as b a 4 1 b 0 6',
+        'worst.csv street times Elm 3',
+        'examples of the test: the highest losses (worst_test.csv) loss true predicted',
+        'of the validation: the highest losses (worst_val.csv) loss true predicted 4.5',
+    ]
+    places = [page.text.index(table) for table in tables]
+    assert places == sorted(places)
     starts = [image['alt'].partition(':')[0] for image in page.all('img')]
-    assert starts[:2] == ['Confusion matrix', 'Worst examples']
-    assert 'true and the predicted class of each pixel' in starts[2]
+    assert starts[:5] == [
+        *('Confusion matrix of the test', 'Confusion matrix of the validation'),
+        'Confusion matrix',
+        *('Worst examples of the test', 'Worst examples of the validation'),
+    ]
+    assert 'true and the predicted class of each pixel' in starts[5]
     # It has no delta, and needs none.
     assert 'no delta' not in page.text
 

@@ -64,9 +64,9 @@ def test_cached_features(folder, tmp_path):
     assert len(list((tmp_path / 'cache').iterdir())) == 4
     assert len(rows(tmp_path / 'probe.csv')) == 2
     # Of both processes: 4 images of each class.
-    confusion = rows(tmp_path / 'confusion.csv')
+    confusion = rows(tmp_path / 'confusion_val.csv')
     assert [int(r['as field']) + int(r['as water']) for r in confusion] == [4, 4]
-    worst = rows(tmp_path / 'worst.csv')
+    worst = rows(tmp_path / 'worst_val.csv')
     assert len({row['path'] for row in worst}) == 8
 
 

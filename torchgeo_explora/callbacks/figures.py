@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from torchgeo_explora.augment import band_indices
 from torchgeo_explora.paths import expanded
-from torchgeo_explora.writing import replacing
+from torchgeo_explora.writing import replacing, write_to
 
 _TRUE_COLOUR = ('B04', 'B03', 'B02')
 
@@ -80,14 +80,20 @@ def save_figure(
         figure: The figure.
         name: Name of the file without its suffix, and of the figure for the loggers.
         trainer: Has the loggers and the step.
-        folder: The trainer's root folder if None.
+        folder: The trainer's root folder if None. Both may be on another machine, such
+            as `s3://bucket/run`.
     """
-    path = Path(expanded(folder or trainer.default_root_dir)) / f'{name}.png'
-    with replacing(path) as part:
-        figure.savefig(part, dpi=120, format='png')
-    rank_zero_info(f'{name}: {path}')
-    for logger in trainer.loggers:
-        _log_figure(logger, name, figure, path, trainer.global_step)
+
+    def write(path: Path) -> None:
+        with replacing(path) as part:
+            figure.savefig(part, dpi=120, format='png')
+        # Here, since some read the file.
+        for logger in trainer.loggers:
+            _log_figure(logger, name, figure, path, trainer.global_step)
+
+    root = expanded(folder or trainer.default_root_dir)
+    place, _ = write_to(root, f'{name}.png', write)
+    rank_zero_info(f'{name}: {place}')
 
 
 def _log_figure(

@@ -11,6 +11,7 @@ from PIL import Image
 BUDGET = 3_500_000
 _WIDEST = 1500
 _MOST = 24
+_SPLITS = {'test': 'test', 'val': 'validation'}
 #: What the pictures show that runs and `explora analyze` leave, in this order.
 _SHOWN = {
     'crops': 'Crops: what augmentation does to images of the run.',
@@ -25,10 +26,19 @@ _SHOWN = {
     'curves': 'Measures of each block: principal eigenvalues, what a patch tells about'
     ' its position and its class, and where attention goes. blocks.csv has them.',
     'changes': 'Relative change of each layer in each block.',
-    'confusion': 'Confusion matrix: each row shows shares of a true class.'
-    ' confusion.csv has the counts.',
-    'worst': 'Worst examples: the images with the highest losses, with what is true and'
-    ' what was predicted. worst.csv has them in words.',
+    **{
+        f'confusion_{split}': f'Confusion matrix of the {words}: each row shows shares'
+        f' of a true class. confusion_{split}.csv has the counts.'
+        for split, words in _SPLITS.items()
+    },
+    # Version 0.1 told no split.
+    'confusion': 'Confusion matrix: each row shows shares of a true class.',
+    **{
+        f'worst_{split}': f'Worst examples of the {words}: the images with the highest'
+        ' losses, with what is true and what was predicted.'
+        f' worst_{split}.csv has them in words.'
+        for split, words in _SPLITS.items()
+    },
     'segmentation': 'Images, the true and the predicted class of each pixel.',
 }
 

@@ -57,9 +57,12 @@ _RECIPE = {
 }
 #: Tables of downstream tasks, in words.
 _TABLES = {
-    'confusion.csv': 'Confusion matrix: a row for each true class, counts of what it'
-    ' was taken for',
-    'worst.csv': 'Worst examples: the highest losses',
+    'confusion_test.csv': 'Confusion matrix of the test: a row for each true class,'
+    ' counts of what it was taken for',
+    'confusion_val.csv': 'Confusion matrix of the validation: a row for each true'
+    ' class, counts of what it was taken for',
+    'worst_test.csv': 'Worst examples of the test: the highest losses',
+    'worst_val.csv': 'Worst examples of the validation: the highest losses',
     'probe.csv': 'Classifiers of the probe',
 }
 #: The most curves of a page.

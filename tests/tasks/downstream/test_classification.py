@@ -1,5 +1,6 @@
 """Fine-tuning to classify: what trains, losses, bad labels, and the command."""
 
+import csv
 from itertools import pairwise
 
 import peft
@@ -138,7 +139,7 @@ def test_backbone_keeps_its_base_and_learns(folder, tmp_path):
     assert 'val_ClasswiseAccuracy_0' in run.callback_metrics
     moved = {n for n, p in task.named_parameters() if not torch.equal(p, before[n])}
     assert moved == trained(task)
-    assert (tmp_path / 'confusion.png').exists()
+    assert (tmp_path / 'confusion_val.png').exists()
 
 
 def test_checkpoint_makes_the_task_again(folder, tmp_path):
@@ -191,8 +192,29 @@ def test_several_labels_or_one_of_two(arguments, labels, tmp_path):
     run.fit(task, Labels(labels))
     assert run.callback_metrics['val_loss'].isfinite()
     one_of_two = arguments['task'] == 'binary'
-    assert (tmp_path / 'confusion.png').exists() == one_of_two
-    assert (tmp_path / 'worst.png').exists()
+    assert (tmp_path / 'confusion_val.png').exists() == one_of_two
+    assert (tmp_path / 'worst_val.png').exists()
+
+
+@pytest.mark.parametrize(
+    'counts', [{'num_classes': 1}, {'num_classes': 2}, {'num_labels': 1}]
+)
+def test_one_of_two_has_two_classes_and_one_output_whatever_counts_say(
+    counts, tmp_path
+):
+    """TorchGeo's tasks leave the counts open for 'binary', and users fill them in."""
+    task = make(**{'num_classes': None, 'task': 'binary'} | counts)
+    with torch.no_grad():
+        task.head.linear.weight.zero_()
+        task.head.linear.bias.fill_(1.0)
+    assert task.head.linear.out_features == 1
+    data = Labels(torch.tensor([0, 1, 1, 1]))
+    trainer(tmp_path).validate(task, data, verbose=False)
+    assert task.confusion.num_classes == 2
+    with (tmp_path / 'confusion_val.csv').open() as file:
+        assert [*csv.reader(file)] == [
+            *(['true', 'as 0', 'as 1'], ['0', '0', '1'], ['1', '0', '3']),
+        ]
 
 
 def test_ranks_move_by_the_steps_done(tmp_path, monkeypatch):

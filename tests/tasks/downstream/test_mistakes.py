@@ -3,10 +3,13 @@
 import csv
 import math
 
+import fsspec
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from PIL import Image
+from torch.utils.data import Dataset
+from torchgeo.datamodules import NonGeoDataModule
 
 from tests.tasks.small_runs import VIT
 from tests.tasks.squares import SquareMasks
@@ -25,10 +28,13 @@ from torchgeo_explora.tasks.downstream.mistakes import (
     draw_confusion,
     draw_masks,
     label_losses,
-    path_of,
+    place_of,
     small_mask,
     small_picture,
+    with_paths,
+    write_confusion,
     write_worst_labels,
+    write_worst_masks,
 )
 
 pytestmark = pytest.mark.filterwarnings('ignore')
@@ -76,6 +82,30 @@ def test_the_highest_losses_of_all_batches_are_kept_the_worst_first():
     assert worst.drain() == []
 
 
+def test_an_image_that_two_processes_have_seen_is_there_once(monkeypatch):
+    """Samplers repeat images until all processes have as many."""
+    one, other = torch.zeros(3, 2, 2), torch.ones(3, 2, 2)
+
+    def example(loss, image=one, path='', index=-1):
+        return Example(loss, image, torch.tensor(0), torch.ones(2), path, index)
+
+    shares = [
+        [example(9.0, path='a', index=0), example(7.0, path='scene', index=1)],
+        # A window of the same scene; and rounding differs by the batch.
+        [example(9.0001, path='a', index=0), example(6.0, path='scene', index=2)],
+        [example(5.0), example(4.0, other)],
+        [example(5.0)],
+    ]
+
+    def gather(found, _):
+        found[:] = shares
+
+    monkeypatch.setattr(torch.distributed, 'all_gather_object', gather)
+    worst = Worst(5)
+    found = worst.drain(world_size=4)
+    assert [round(each.loss) for each in found] == [9, 7, 6, 5, 4]
+
+
 def test_images_that_do_not_count_are_left_out_and_nan_is_the_worst():
     worst = Worst(3)
     assert take(worst, [-math.inf, 1.0, math.nan]) == [2, 1]
@@ -93,15 +123,39 @@ def test_losses_are_cross_entropies_of_each_image():
     torch.testing.assert_close(several, torch.tensor(expected))
 
 
+def test_labels_that_do_not_count_are_left_out_of_the_mean_of_an_image():
+    logits = torch.tensor([[0.0, math.log(3)], [9.0, 0.0], [9.0, 9.0]])
+    for ignore in (-1, 255):
+        labels = torch.tensor([[1, 0], [ignore, 1], [ignore, ignore]])
+        found = label_losses(logits, labels, ignore)
+        both = (math.log(2) + math.log(4)) / 2
+        expected = torch.tensor([both, math.log(2), -math.inf])
+        torch.testing.assert_close(found, expected)
+
+
 def test_confusion_of_each_classifier_has_the_truth_in_rows():
-    confusion = ConfusionOfEach(2, 3)
+    confusion = ConfusionOfEach(3)
     labels = torch.tensor([0, 0, 2])
     guesses = torch.tensor([[0, 1, 2], [1, 1, 1]])
     for _ in range(2):
         confusion.update(torch.nn.functional.one_hot(guesses, 3).float(), labels)
-    first, second = confusion.compute().tolist()
+    first, second = (confusion.matrix(head).tolist() for head in range(2))
     assert first == [[2, 2, 0], [0, 0, 0], [0, 0, 2]]
     assert second == [[0, 4, 0], [0, 0, 0], [0, 2, 0]]
+
+
+@pytest.mark.parametrize(('classes', 'size'), [(256, 1), (257, 4)])
+def test_confusion_of_many_classes_keeps_a_small_number_for_each_image(classes, size):
+    """Not a matrix for each classifier, and processes can exchange the numbers."""
+    confusion = ConfusionOfEach(classes)
+    last = classes - 1
+    scores = torch.zeros(3, 2, classes)
+    scores[:, 0, last] = scores[:, 1, 0] = 1
+    confusion.update(scores, torch.tensor([last, last]))
+    held = [*confusion.labels, *confusion.guesses]
+    assert sum(each.numel() * each.element_size() for each in held) == 8 * size
+    counts = confusion.matrix(2)
+    assert (counts[last, last], counts[last, 0], counts.sum()) == (1, 1, 2)
 
 
 def test_kept_pictures_are_small():
@@ -136,10 +190,17 @@ def test_path_is_that_of_the_batch_or_of_the_data_set():
     class Data:
         paths = ('a.png', 'b.png')
 
+    class Folder:
+        paths = 'data'
+
+    def path(dataset, batch):
+        example = Example(1.0, *[torch.zeros(1)] * 3, *place_of(batch, 0))
+        return with_paths([example], dataset)[0].path
+
     index = {'index': torch.tensor([1, 0])}
-    assert path_of(Data, index, 0) == 'b.png'
-    assert path_of(Data, {'path': ['c.png']}, 0) == 'c.png'
-    assert path_of(Data, {}, 0) == path_of(None, index, 0) == ''
+    assert path(Data, index) == 'b.png'
+    assert path(Data, {'path': ['c.png']}) == 'c.png'
+    assert path(Data, {}) == path(None, index) == path(Folder, index) == ''
 
 
 # What is drawn ------------------------------------------------------------------------
@@ -160,18 +221,48 @@ def test_confusion_shows_shares_of_each_true_class():
     assert names == ['field', 'water', 'rock']
 
 
+@pytest.mark.parametrize(('classes', 'drawn'), [(100, True), (101, False)])
+def test_confusion_of_more_than_100_classes_is_a_table_only(classes, drawn, tmp_path):
+    names = [str(number) for number in range(classes)]
+    write_confusion(trainer(tmp_path), torch.eye(classes), names, 'val')
+    assert len(rows(tmp_path / 'confusion_val.csv')) == classes
+    assert (tmp_path / 'confusion_val.png').exists() == drawn
+
+
 def test_worst_examples_have_their_classes_in_words(tmp_path):
     image = torch.rand(3, 8, 8)
     one = Example(2.5, image, torch.tensor(0), torch.tensor([0.1, 0.9]), 'a.png')
-    labels, guesses = torch.tensor([1, 0]), torch.tensor([0.1, 0.2])
+    # 255 is a label that does not count.
+    labels, guesses = torch.tensor([1, 255]), torch.tensor([0.1, 0.2])
     several = Example(2.0, image, labels, guesses, 'b.png')
     names = ['field', 'water']
     write_worst_labels(trainer(tmp_path / 'one'), [one], names, 'test')
     row = {'loss': '2.5', 'true': 'field', 'predicted': 'water', 'probability': '0.9'}
-    assert rows(tmp_path / 'one/worst.csv') == [row | {'path': 'a.png'}]
+    assert rows(tmp_path / 'one/worst_test.csv') == [row | {'path': 'a.png'}]
     write_worst_labels(trainer(tmp_path / 'several'), [several], names, 'test')
     row = {'loss': '2.0', 'true': 'field', 'predicted': 'none', 'path': 'b.png'}
-    assert rows(tmp_path / 'several/worst.csv') == [row]
+    assert rows(tmp_path / 'several/worst_test.csv') == [row]
+
+
+def test_files_of_an_earlier_evaluation_do_not_stay_beside_newer_ones(tmp_path):
+    """Where no image counted, or where a matrix is not drawn."""
+    run, image = trainer(tmp_path), torch.rand(3, 8, 8)
+    one = Example(2.5, image, torch.tensor(0), torch.tensor([0.1, 0.9]))
+    mask = Example(2.5, image, *[torch.zeros(8, 8).long()] * 2)
+    for write, example, classes in (
+        (write_worst_labels, one, ['a', 'b']),
+        (write_worst_masks, mask, 2),
+    ):
+        for split in ('val', 'test'):
+            write(run, [example], classes, split)
+        write(run, [], classes, 'val')
+        left = {path.name for path in tmp_path.iterdir()}
+        assert left == {'worst_test.csv', 'worst_test.png'}
+    for classes in (3, 101):
+        names = [str(number) for number in range(classes)]
+        write_confusion(run, torch.eye(classes), names, 'val')
+    left = {path.name for path in tmp_path.glob('confusion*')}
+    assert left == {'confusion_val.csv'}
 
 
 def test_pixels_that_do_not_count_are_empty_in_both_maps():
@@ -206,11 +297,11 @@ def test_probe_leaves_the_mistakes_of_the_classifier_that_counts(
 ):
     """Both get half of the images right, and the first one counts."""
     probe(folder, tmp_path / 'run', str(tmp_path / 'cache') if cached else None)
-    assert rows(tmp_path / 'run/confusion.csv') == [
+    assert rows(tmp_path / 'run/confusion_val.csv') == [
         {'true': 'field', 'as field': '4', 'as water': '0'},
         {'true': 'water', 'as field': '4', 'as water': '0'},
     ]
-    found = rows(tmp_path / 'run/worst.csv')
+    found = rows(tmp_path / 'run/worst_val.csv')
     # -log of 1 / (1 + e^2), and of its complement
     assert [row['loss'] for row in found] == ['2.1269'] * 4 + ['0.1269'] * 4
     assert {(row['true'], row['predicted']) for row in found[:4]} == {
@@ -220,8 +311,86 @@ def test_probe_leaves_the_mistakes_of_the_classifier_that_counts(
     water = sorted(str(path) for path in (folder / 'val/water').iterdir())
     assert sorted(row['path'] for row in found[:4]) == water
     for name in ('confusion', 'worst'):
-        with Image.open(tmp_path / f'run/{name}.png') as image:
+        with Image.open(tmp_path / f'run/{name}_val.png') as image:
             assert image.width > 300
+
+
+class Listed(Dataset):
+    """Images that are counted as they are read, and a list of paths made anew."""
+
+    def __init__(self):
+        self.read = self.asked = 0
+
+    def __len__(self):
+        return 60
+
+    @property
+    def paths(self):
+        self.asked += 1
+        return [f'{index}.png' for index in range(60)]
+
+    def __getitem__(self, index):
+        self.read += 1
+        image = torch.full((3, 32, 32), 4.0 * index)
+        return {'image': image, 'label': index % 2, 'index': index}
+
+
+class ListedImages(NonGeoDataModule):
+    def __init__(self):
+        super().__init__(Listed, batch_size=4)
+        self.val_dataset = Listed()
+
+    def setup(self, stage):
+        pass
+
+
+class Forget(Callback):
+    """Forget what was read before the evaluation."""
+
+    def on_validation_epoch_start(self, trainer, pl_module):
+        dataset = trainer.datamodule.val_dataset.source
+        dataset.read = dataset.asked = 0
+
+
+def test_cached_probe_reads_only_the_pictures_and_paths_that_are_shown(tmp_path):
+    """Whatever the number of images, of classifiers and of batches."""
+    torch.manual_seed(0)
+    task = ExploraLinearProbeTask(
+        2, grid=[0.1, 1.0], blocks=[1, 2], cache=str(tmp_path / 'cache'), **VIT
+    )
+    data = ListedImages()
+    trainer(tmp_path, callbacks=[Forget()]).validate(task, data, verbose=False)
+    found = rows(tmp_path / 'worst_val.csv')
+    assert len(found) == 12
+    for row in found:
+        assert int(row['path'].removesuffix('.png')) % 2 == int(row['true'])
+    dataset = data.val_dataset.source
+    assert (dataset.read, dataset.asked) == (12, 1)
+
+
+def test_files_of_the_user_and_of_the_other_split_stay(folder, tmp_path):
+    """Runs write into the working directory, where people keep their own notes."""
+    images, place = tmp_path / 'images', tmp_path / 'run'
+    for path in (images, place):
+        path.mkdir()
+    for split in ('val', 'test'):
+        (images / split).symlink_to(folder / 'val')
+    own = [place / f'{name}.csv' for name in ('confusion', 'worst')]
+    for path in own:
+        path.write_text('mine')
+    torch.manual_seed(0)
+    task = ExploraClassificationTask(num_classes=2, **VIT)
+    data = ImageFolderDataModule(images, batch_size=8)
+    trainer(place).validate(task, data, verbose=False)
+    kept = {path: path.read_bytes() for path in place.iterdir()}
+    trainer(place).test(task, data, verbose=False)
+    names = {path.name for path in place.iterdir()} - {path.name for path in kept}
+    assert names == {
+        *('confusion_test.csv', 'confusion_test.png'),
+        *('worst_test.csv', 'worst_test.png'),
+    }
+    assert {path: path.read_bytes() for path in kept} == kept
+    assert {path.read_text() for path in own} == {'mine'}
 
 
 def test_classification_leaves_its_mistakes(folder, tmp_path):
@@ -231,14 +400,34 @@ def test_classification_leaves_its_mistakes(folder, tmp_path):
         task.head.linear.bias.copy_(torch.tensor([0.0, 1.0]))
     data = ImageFolderDataModule(folder, batch_size=3)
     trainer(tmp_path).validate(task, data, verbose=False)
-    assert rows(tmp_path / 'confusion.csv') == [
+    assert rows(tmp_path / 'confusion_val.csv') == [
         {'true': 'dry', 'as dry': '0', 'as wet': '4'},
         {'true': 'wet', 'as dry': '0', 'as wet': '4'},
     ]
-    found = rows(tmp_path / 'worst.csv')
+    found = rows(tmp_path / 'worst_val.csv')
     assert [row['true'] for row in found] == ['dry'] * 4 + ['wet'] * 4
     assert found[0]['loss'] == f'{math.log(1 + math.e):.4f}'
-    assert (tmp_path / 'worst.png').exists()
+    assert (tmp_path / 'worst_val.png').exists()
+
+
+def test_mistakes_follow_the_run_to_another_place(tmp_path, monkeypatch):
+    """And no folder here is named like its address."""
+    monkeypatch.chdir(tmp_path)
+    address, files = 'memory://explora/mistakes', fsspec.filesystem('memory')
+    run = trainer(address)
+    one = Example(2.5, torch.rand(3, 8, 8), torch.tensor(0), torch.ones(2))
+    write_confusion(run, torch.eye(2), ['a', 'b'], 'val')
+    write_worst_labels(run, [one], ['a', 'b'], 'val')
+    place = '/explora/mistakes'
+    text = files.cat(f'{place}/confusion_val.csv').decode()
+    assert text.split() == ['true,as', 'a,as', 'b', 'a,1,0', 'b,0,1']
+    for name in ('confusion', 'worst'):
+        with files.open(f'{place}/{name}_val.png') as file, Image.open(file) as image:
+            assert image.width > 100
+    write_worst_labels(run, [], ['a', 'b'], 'val')
+    left = {name.rpartition('/')[2] for name in files.find(place)}
+    assert left == {'confusion_val.csv', 'confusion_val.png'}
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_trial_leaves_nothing(folder, tmp_path):
@@ -259,17 +448,17 @@ def test_segmentation_leaves_its_mistakes_without_the_padding(tmp_path):
     trainer(tmp_path).validate(task, data, verbose=False)
     inside = [int(sample['mask'].sum()) for sample in data.samples]
     total = sum(sample['mask'].numel() for sample in data.samples)
-    assert rows(tmp_path / 'confusion.csv') == [
+    assert rows(tmp_path / 'confusion_val.csv') == [
         {'true': '0', 'as 0': str(total - sum(inside)), 'as 1': '0'},
         {'true': '1', 'as 0': str(sum(inside)), 'as 1': '0'},
     ]
     shares = [sample['mask'].float().mean() for sample in data.samples]
     right = math.log(1 + math.exp(-3))
     expected = sorted((float(right + 3 * share) for share in shares), reverse=True)
-    worst = rows(tmp_path / 'worst.csv')
+    worst = rows(tmp_path / 'worst_val.csv')
     found = [float(row['loss']) for row in worst]
     assert found == pytest.approx(expected[:6], abs=2e-4)
     ground = 1 - max(float(share) for share in shares)
     assert float(worst[0]['right']) == pytest.approx(ground, abs=1e-4)
-    with Image.open(tmp_path / 'worst.png') as image:
+    with Image.open(tmp_path / 'worst_val.png') as image:
         assert image.height > image.width

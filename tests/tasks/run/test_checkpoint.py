@@ -18,8 +18,8 @@ from torchgeo_explora.tasks.run.checkpoint import (
     require_fit,
     require_values,
     require_whole,
-    write_to,
 )
+from torchgeo_explora.writing import write_to
 
 CONTENT = {
     'epoch': 0,

@@ -16,7 +16,7 @@ from torchmetrics.functional.classification import (
 )
 from torchmetrics.utilities import dim_zero_cat
 
-from torchgeo_explora.writing import replacing
+from torchgeo_explora.writing import replacing, write_to
 
 
 class AccuracyOfEach(Metric):
@@ -57,39 +57,51 @@ class AccuracyOfEach(Metric):
 
 
 class ConfusionOfEach(Metric):
-    """Confusion matrices of several classifiers, truth by prediction.
+    """Truth and prediction of each image by several classifiers.
+
+    They are kept instead of a matrix for each classifier: one of them counts in the
+    end, and there may be thousands of classes.
 
     Args:
-        heads: Number of classifiers.
         classes: Number of classes, C.
     """
 
     full_state_update = False
-    counts: Tensor
+    labels: list[Tensor]
+    guesses: list[Tensor]
 
-    def __init__(self, heads: int, classes: int) -> None:
+    def __init__(self, classes: int) -> None:
         """Start with no images."""
         super().__init__()
-        zero = torch.zeros(heads, classes, classes, dtype=torch.long)
-        self.add_state('counts', zero, dist_reduce_fx='sum')
+        self.classes = classes
+        # Processes exchange no int16.
+        self.kind = torch.uint8 if classes <= 256 else torch.int32
+        for name in ('labels', 'guesses'):
+            self.add_state(name, [], dist_reduce_fx='cat')
 
     def update(self, scores: Tensor, labels: Tensor) -> None:
-        """Count a batch.
+        """Keep a batch.
 
         Args:
             scores: The largest one wins, (heads, B, C).
             labels: (B,).
         """
-        heads, classes, _ = self.counts.shape
-        first = torch.arange(heads, device=labels.device)[:, None] * classes
-        cells = (first + labels) * classes + scores.argmax(-1)  # (heads, B)
-        ones = torch.ones_like(cells).flatten()
-        self.counts = self.counts.flatten().index_add(0, cells.flatten(), ones)
-        self.counts = self.counts.view(heads, classes, classes)
+        self.labels.append(labels.to(self.kind))
+        self.guesses.append(scores.argmax(-1).T.to(self.kind))
 
-    def compute(self) -> Tensor:
-        """Return the counts, (heads, C, C)."""
-        return self.counts
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """Return the truth (N,) and the predictions (N, heads) of all images."""
+        return dim_zero_cat(self.labels), dim_zero_cat(self.guesses)
+
+    def matrix(self, head: int) -> Tensor:
+        """Return the confusion matrix of a classifier, (C, C), truth by prediction.
+
+        All processes must call it.
+        """
+        labels, guesses = (each.cpu().long() for each in self.compute())
+        cells = labels * self.classes + guesses[:, head]
+        counts = torch.bincount(cells, minlength=self.classes**2)
+        return counts.view(self.classes, self.classes)
 
 
 class MultilabelScoresOfEach(Metric):
@@ -210,9 +222,12 @@ def write_table(trainer: Trainer, name: str, rows: Sequence[Mapping[str, Any]]) 
     """
     if not trainer.is_global_zero:
         return
-    path = Path(trainer.default_root_dir) / f'{name}.csv'
-    with replacing(path) as part, part.open('w', newline='') as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    rank_zero_info(f'{name}: {path}')
+
+    def write(path: Path) -> None:
+        with replacing(path) as part, part.open('w', newline='') as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+
+    place, _ = write_to(trainer.default_root_dir, f'{name}.csv', write)
+    rank_zero_info(f'{name}: {place}')

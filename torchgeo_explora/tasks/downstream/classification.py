@@ -22,8 +22,9 @@ from torchgeo_explora.tasks.downstream.mistakes import (
     Worst,
     class_names,
     label_losses,
-    path_of,
+    place_of,
     small_picture,
+    with_paths,
     write_confusion,
     write_worst_labels,
 )
@@ -35,10 +36,10 @@ class ExploraClassificationTask(ClassificationMixin, DownstreamTask):
 
     Losses, metrics, their names and the batches are those of TorchGeo's
     `Classification`. For how the backbone trains, see `FinetuningOptions`. Label
-    smoothing is added. After each validation and test, `confusion.csv` and
-    `confusion.png` count the classes if an image has one, and `worst.csv` and
-    `worst.png` show the images with the highest cross-entropy. `predict` gives
-    probabilities.
+    smoothing is added. After each validation and test, `confusion_val.csv` or
+    `confusion_test.csv`, and `.png`, count the classes if an image has one, and
+    `worst_val.csv` or `worst_test.csv`, and `.png`, show the images with the highest
+    cross-entropy. `predict` gives probabilities.
     """
 
     monitor = 'val_OverallAccuracy'
@@ -68,7 +69,7 @@ class ExploraClassificationTask(ClassificationMixin, DownstreamTask):
         Args:
             task: 'binary' for two classes, 'multiclass' for several, 'multilabel' for
                 several labels per image.
-            num_classes: Number of classes, for 'multiclass'.
+            num_classes: Number of classes, for 'multiclass'; 'binary' always has two.
             num_labels: Number of labels, for 'multilabel'.
             labels: Names of the classes, for metrics and pictures.
             loss: One of TorchGeo's; if None, 'ce' for 'multiclass' and 'bce' otherwise.
@@ -105,11 +106,19 @@ class ExploraClassificationTask(ClassificationMixin, DownstreamTask):
         hparams, options = self.hparams, self.options
         self.head = PooledHead(
             self.backbone,
-            hparams['num_classes'] or hparams['num_labels'] or 1,
+            1 if hparams['task'] == 'binary' else self._classes,
             hparams['pooling'],
             train_norm=options.norms or '' in options.modules,
         )
         self.adapt_backbone()
+
+    @property
+    def _classes(self) -> int:
+        """Number of classes or labels."""
+        if self.hparams['task'] == 'binary':
+            return 2
+        count: int = self.hparams['num_classes' if self._one_of_many else 'num_labels']
+        return count
 
     @property
     def _one_of_many(self) -> bool:
@@ -141,8 +150,7 @@ class ExploraClassificationTask(ClassificationMixin, DownstreamTask):
             None
             if self.hparams['task'] == 'multilabel'
             else MulticlassConfusionMatrix(
-                self.hparams['num_classes'] or 2,
-                ignore_index=self.hparams['ignore_index'],
+                self._classes, ignore_index=self.hparams['ignore_index']
             )
         )
         self.worst = Worst()
@@ -170,7 +178,7 @@ class ExploraClassificationTask(ClassificationMixin, DownstreamTask):
             )
         getattr(self, f'{split}_metrics').update(logits, labels)
         if split != 'train':
-            self._take(batch, logits, labels, split)
+            self._take(batch, logits, labels)
         targets = labels.float() if self.hparams['loss'] == 'bce' else labels
         loss: Tensor = self.criterion(logits, targets)
         self.log_loss(loss, split, len(labels))
@@ -195,9 +203,7 @@ class ExploraClassificationTask(ClassificationMixin, DownstreamTask):
         """Count a batch."""
         self._step(batch, 'test')
 
-    def _take(
-        self, batch: dict[str, Any], logits: Tensor, labels: Tensor, split: str
-    ) -> None:
+    def _take(self, batch: dict[str, Any], logits: Tensor, labels: Tensor) -> None:
         """Count the classes of a batch, and keep its worst examples."""
         if self.hparams['task'] == 'binary':
             # The probability of class 1 stays what it was.
@@ -215,7 +221,7 @@ class ExploraClassificationTask(ClassificationMixin, DownstreamTask):
                 small_picture(self.backbone, image),
                 labels[index].cpu(),
                 guess.cpu(),
-                path_of(self.dataset_of(split), batch, index),
+                *place_of(batch, index),
             )
 
         ignored = self.hparams['ignore_index']
@@ -233,8 +239,7 @@ class ExploraClassificationTask(ClassificationMixin, DownstreamTask):
 
     def _write_mistakes(self, split: str) -> None:
         hparams, trainer = self.hparams, self.trainer
-        count = hparams['num_classes'] or hparams['num_labels'] or 2
-        names = class_names(self.dataset_of(split), count, hparams['labels'])
+        names = class_names(self.dataset_of(split), self._classes, hparams['labels'])
         counts = None if self.confusion is None else self.confusion.compute()
         examples = self.worst.drain(trainer.world_size)
         if self.confusion is not None:
@@ -242,6 +247,7 @@ class ExploraClassificationTask(ClassificationMixin, DownstreamTask):
         if self.leaves_files:
             if counts is not None:
                 write_confusion(trainer, counts, names, split)
+            examples = with_paths(examples, self.dataset_of(split))
             write_worst_labels(trainer, examples, names, split)
 
     def predict_batch(self, batch: dict[str, Any]) -> Tensor:

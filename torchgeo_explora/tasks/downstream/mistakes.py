@@ -15,10 +15,13 @@ from torch.nn.functional import (
 
 from torchgeo_explora.callbacks.figures import panels, save_figure, shown_channels
 from torchgeo_explora.tasks.downstream.accuracies import write_table
+from torchgeo_explora.writing import remove_from
 
 #: Longest side of the pictures that are kept, in pixels.
 _SIDE = 256
 _COLUMNS = 4
+#: The most classes that can be told apart in a picture.
+_DRAWN = 100
 
 
 class Example(NamedTuple):
@@ -26,13 +29,15 @@ class Example(NamedTuple):
 
     loss: float
     image: Tensor
-    """(3, h, w) in [0, 1]."""
+    """(3, h, w) in [0, 1]; without values where it is read at the end."""
     truth: Tensor
     """Class () or labels (C,); or the class of each pixel (h, w), -1 for none."""
     guess: Tensor
     """Probabilities (C,); or classes (h, w)."""
-    path: str
+    path: str = ''
     """File of the image, '' if it is not known."""
+    number: int = -1
+    """Number of the image in the data set, -1 if it is not known."""
 
 
 class Worst:
@@ -67,12 +72,14 @@ class Worst:
     def drain(self, world_size: int = 1) -> list[Example]:
         """Return the examples of all processes, the worst first, and start again.
 
-        All processes must call it.
+        All processes must call it. An image that several of them have seen, because
+        their shares have equal sizes, is there once.
         """
         if world_size > 1:
             shares: list[Any] = [None] * world_size
             torch.distributed.all_gather_object(shares, self.examples)
-            self.examples = [example for share in shares for example in share]
+            once = {_key(example): example for share in shares for example in share}
+            self.examples = [*once.values()]
             self._sort()
         found, self.examples = self.examples, []
         return found
@@ -82,21 +89,34 @@ class Worst:
         del self.examples[self.most :]
 
 
+def _key(example: Example) -> tuple[Any, ...]:
+    """Return what equals only for the same image of a data set.
+
+    Windows of a scene share its path, and many data sets tell neither path nor number.
+    """
+    return example.path, example.number, example.image.numpy().tobytes()
+
+
 def label_losses(logits: Tensor, labels: Tensor, ignore: int | None = None) -> Tensor:
     """Return the cross-entropy of each image, (B,).
 
     Args:
         logits: (B, C).
         labels: Classes (B,), or 0 or 1 for each of several labels (B, C).
-        ignore: Class of images that do not count.
+        ignore: Class of images that do not count, or value of labels that do not.
+
+    Returns:
+        -inf for an image of which nothing counts.
     """
-    if labels.ndim == 2:
-        entropy = binary_cross_entropy_with_logits(
-            logits.float(), labels.float(), reduction='none'
-        )
-        return entropy.mean(1)
     counted = labels != ignore if ignore is not None else torch.ones_like(labels) > 0
     known = labels.where(counted, 0)
+    if labels.ndim == 2:
+        entropy = binary_cross_entropy_with_logits(
+            logits.float(), known.float(), reduction='none'
+        )
+        number = counted.sum(1)
+        means = entropy.where(counted, 0).sum(1) / number.clamp(min=1)
+        return means.where(number > 0, -torch.inf)
     losses = cross_entropy(logits.float(), known, reduction='none')
     return losses.where(counted, -torch.inf)
 
@@ -127,14 +147,28 @@ def _small(shape: Sequence[int]) -> list[int]:
     return [max(1, round(side * scale)) for side in shape]
 
 
-def path_of(dataset: Any, batch: Mapping[str, Any], index: int) -> str:
-    """Return the path of an image of a batch, '' if the data set does not tell."""
-    if 'path' in batch:
-        return str(batch['path'][index])
-    paths = getattr(dataset, 'paths', None)
-    if paths is None or 'index' not in batch:
-        return ''
-    return str(paths[int(batch['index'][index])])
+def place_of(batch: Mapping[str, Any], index: int) -> tuple[str, int]:
+    """Return `path` and `index` of an example, as far as its batch tells them."""
+    path = str(batch['path'][index]) if 'path' in batch else ''
+    return path, int(batch['index'][index]) if 'index' in batch else -1
+
+
+def with_paths(examples: Sequence[Example], dataset: Any) -> list[Example]:
+    """Return examples with the paths that their data set knows.
+
+    It is asked once: many data sets make the list of all paths anew each time.
+    """
+    unknown = any(not each.path and each.number >= 0 for each in examples)
+    paths = getattr(dataset, 'paths', None) if unknown else None
+    # In data sets of others it may be a folder.
+    if not isinstance(paths, list | tuple):
+        return [*examples]
+    return [
+        each
+        if each.path or each.number < 0
+        else each._replace(path=str(paths[each.number]))
+        for each in examples
+    ]
 
 
 def class_names(dataset: Any, count: int, given: Sequence[str] | None) -> list[str]:
@@ -149,13 +183,15 @@ def class_names(dataset: Any, count: int, given: Sequence[str] | None) -> list[s
 def write_confusion(
     trainer: Trainer, counts: Tensor, names: Sequence[str], split: str
 ) -> None:
-    """Write `confusion.csv` and `confusion.png` in the first process.
+    """Write `confusion_SPLIT.csv` and `confusion_SPLIT.png` in the first process.
+
+    Above 100 classes there is no picture.
 
     Args:
         trainer: Has the folder.
         counts: (C, C), truth by prediction.
         names: Names of the classes.
-        split: What was evaluated.
+        split: What was evaluated, 'val' or 'test'.
     """
     if not trainer.is_global_zero:
         return
@@ -163,10 +199,13 @@ def write_confusion(
         {'true': name} | dict(zip((f'as {each}' for each in names), row, strict=True))
         for name, row in zip(names, counts.long().tolist(), strict=True)
     ]
-    write_table(trainer, 'confusion', rows)
-    figure = draw_confusion(counts, names)
-    figure.suptitle(f'confusion in {split}', fontsize=9)
-    save_figure(figure, 'confusion', trainer)
+    write_table(trainer, f'confusion_{split}', rows)
+    if len(counts) <= _DRAWN:
+        figure = draw_confusion(counts, names)
+        figure.suptitle(f'confusion in {split}', fontsize=9)
+        save_figure(figure, f'confusion_{split}', trainer)
+    else:
+        _forget(trainer, f'confusion_{split}.png')
 
 
 def draw_confusion(counts: Tensor, names: Sequence[str] | None = None) -> Figure:
@@ -203,18 +242,22 @@ def draw_confusion(counts: Tensor, names: Sequence[str] | None = None) -> Figure
 def write_worst_labels(
     trainer: Trainer, examples: Sequence[Example], names: Sequence[str], split: str
 ) -> None:
-    """Write `worst.csv` and `worst.png` of a classification in the first process.
+    """Write `worst_SPLIT.csv` and `.png` of a classification in the first process.
 
     Args:
         trainer: Has the folder.
-        examples: The worst first. Without any, nothing is written.
+        examples: The worst first. Without any, nothing is written, and what an earlier
+            evaluation wrote is removed.
         names: Names of the classes.
-        split: What was evaluated.
+        split: What was evaluated, 'val' or 'test'.
     """
-    if not trainer.is_global_zero or not examples:
+    if not trainer.is_global_zero:
+        return
+    if not examples:
+        _forget(trainer, f'worst_{split}.csv', f'worst_{split}.png')
         return
     rows = [_in_words(example, names) for example in examples]
-    write_table(trainer, 'worst', rows)
+    write_table(trainer, f'worst_{split}', rows)
     columns = min(_COLUMNS, len(examples))
     lines = -(-len(examples) // columns)
     figure, grid = panels(lines, columns)
@@ -229,7 +272,13 @@ def write_worst_labels(
         )
         axes.set_title(said, fontsize=7)
     figure.suptitle(f'highest losses in {split}', fontsize=9)
-    save_figure(figure, 'worst', trainer)
+    save_figure(figure, f'worst_{split}', trainer)
+
+
+def _forget(trainer: Trainer, *names: str) -> None:
+    """Remove files of an earlier evaluation, which the new ones would not belong to."""
+    for name in names:
+        remove_from(trainer.default_root_dir, name)
 
 
 def _in_words(example: Example, names: Sequence[str]) -> dict[str, Any]:
@@ -241,7 +290,7 @@ def _in_words(example: Example, names: Sequence[str]) -> dict[str, Any]:
         row |= {'true': names[int(truth)], 'predicted': names[best]}
         row['probability'] = round(float(guess[best]), 4)
     else:
-        for column, chosen in (('true', truth > 0), ('predicted', guess > 0.5)):
+        for column, chosen in (('true', truth == 1), ('predicted', guess > 0.5)):
             found = [n for n, is_in in zip(names, chosen, strict=True) if is_in]
             row[column] = ', '.join(found) or 'none'
     return row | ({'path': example.path} if example.path else {})
@@ -250,17 +299,21 @@ def _in_words(example: Example, names: Sequence[str]) -> dict[str, Any]:
 def write_worst_masks(
     trainer: Trainer, examples: Sequence[Example], classes: int, split: str
 ) -> None:
-    """Write `worst.csv` and `worst.png` of a segmentation in the first process.
+    """Write `worst_SPLIT.csv` and `.png` of a segmentation in the first process.
 
     *right* is the share of pixels that are right, of those kept of a large image.
 
     Args:
         trainer: Has the folder.
-        examples: The worst first. Without any, nothing is written.
+        examples: The worst first. Without any, nothing is written, and what an earlier
+            evaluation wrote is removed.
         classes: Number of classes.
-        split: What was evaluated.
+        split: What was evaluated, 'val' or 'test'.
     """
-    if not trainer.is_global_zero or not examples:
+    if not trainer.is_global_zero:
+        return
+    if not examples:
+        _forget(trainer, f'worst_{split}.csv', f'worst_{split}.png')
         return
     rows, names = [], []
     for example in examples:
@@ -268,12 +321,12 @@ def write_worst_masks(
         row = {'loss': round(example.loss, 4), 'right': round(float(right), 4)}
         rows.append(row | ({'path': example.path} if example.path else {}))
         names.append(f'loss {example.loss:.3g}\n{right:.0%} right')
-    write_table(trainer, 'worst', rows)
+    write_table(trainer, f'worst_{split}', rows)
     figure = draw_masks(
         [(each.image, each.truth, each.guess) for each in examples], classes, names
     )
     figure.suptitle(f'highest losses in {split}', fontsize=9)
-    save_figure(figure, 'worst', trainer)
+    save_figure(figure, f'worst_{split}', trainer)
 
 
 def draw_masks(

@@ -39,8 +39,9 @@ from torchgeo_explora.tasks.downstream.mistakes import (
     Worst,
     class_names,
     label_losses,
-    path_of,
+    place_of,
     small_picture,
+    with_paths,
     write_confusion,
     write_worst_labels,
 )
@@ -75,9 +76,9 @@ class ExploraLinearProbeTask(DownstreamTask):
     was best in validation, evaluated on the reported split. In `fit`, `val_paper` is
     the best of all classifiers and validations so far, for data sets whose validation
     split is the reported one. `probe.csv` has a row for each classifier; of the one
-    that counts, `confusion.csv` and `confusion.png` have the confusion of classes if
-    an image has one, and `worst.csv` and `worst.png` the images with the highest
-    cross-entropy.
+    that counts, `confusion_val.csv` or `confusion_test.csv`, and `.png`, have the
+    confusion of classes if an image has one, and `worst_val.csv` or `worst_test.csv`,
+    and `.png`, the images with the highest cross-entropy.
 
     With several labels per image (*task* 'multilabel') the loss is binary
     cross-entropy, and the score is `val_mAP`, the mean average precision over the
@@ -170,7 +171,7 @@ class ExploraLinearProbeTask(DownstreamTask):
     def configure_metrics(self) -> None:
         """Count predictions of each classifier, and keep its worst examples."""
         heads, classes = len(self.heads.settings), self.hparams['num_classes']
-        self.confusion = None if self._several else ConfusionOfEach(heads, classes)
+        self.confusion = None if self._several else ConfusionOfEach(classes)
         self.worst = [Worst() for _ in range(heads)]
         self.val_scores, self.test_scores = (
             MultilabelScoresOfEach() if self._several else AccuracyOfEach(heads)
@@ -324,8 +325,13 @@ class ExploraLinearProbeTask(DownstreamTask):
         metric.update(logits.sigmoid() if self._several else logits, labels)
         if self.confusion is not None:
             self.confusion.update(logits, labels)
-        # Which classifier counts is known at the end.
-        picture = cache(lambda index: self._picture(batch, index, split))
+        # Which classifier counts is known at the end. Without images in the batch, the
+        # pictures are read then.
+        images = batch.get('image')
+        unread = torch.empty(0)
+        picture = cache(
+            lambda index: unread if images is None else self._picture(images[index])
+        )
         for worst, of_head in zip(self.worst, logits, strict=True):
 
             def example(index: int, loss: float, of_head: Tensor = of_head) -> Example:
@@ -334,7 +340,7 @@ class ExploraLinearProbeTask(DownstreamTask):
                     picture(index),
                     labels[index].cpu(),
                     self._probabilities(of_head[index].float()).cpu(),
-                    path_of(self._source(split), batch, index),
+                    *place_of(batch, index),
                 )
 
             worst.take(label_losses(of_head, labels), example)
@@ -344,14 +350,20 @@ class ExploraLinearProbeTask(DownstreamTask):
         dataset = self.dataset_of(split)
         return getattr(dataset, 'source', dataset)
 
-    def _picture(self, batch: dict[str, Any], index: int, split: str) -> Tensor:
-        """Return an image of a batch as a small picture."""
-        if 'image' in batch:
-            image = batch['image'][index]
-        else:
-            image = self._source(split)[int(batch['index'][index])]['image']
+    def _picture(self, image: Tensor) -> Tensor:
+        """Return a raw image as a small picture."""
         image = self.unit_image({'image': image[None].to(self.device)})[0]
         return small_picture(self.backbone, image)
+
+    def _shown(self, examples: list[Example], split: str) -> list[Example]:
+        """Return examples with their paths and pictures."""
+        source = self._source(split)
+        return [
+            each
+            if each.image.numel()
+            else each._replace(image=self._picture(source[each.number]['image']))
+            for each in with_paths(examples, source)
+        ]
 
     def on_validation_epoch_end(self) -> None:
         """Log the score of the best classifier now and so far."""
@@ -403,12 +415,14 @@ class ExploraLinearProbeTask(DownstreamTask):
         examples = self.worst[chosen].drain(trainer.world_size)
         for worst in self.worst:
             worst.drain()
-        counts = None if self.confusion is None else self.confusion.compute()[chosen]
+        counts = None if self.confusion is None else self.confusion.matrix(chosen)
         if self.confusion is not None:
             self.confusion.reset()
         if self.leaves_files:
             if counts is not None:
                 write_confusion(trainer, counts, names, split)
+            if trainer.is_global_zero:
+                examples = self._shown(examples, split)
             write_worst_labels(trainer, examples, names, split)
 
     def predict_batch(self, batch: dict[str, Any]) -> Tensor:

@@ -32,9 +32,10 @@ from torchgeo_explora.tasks.downstream.mistakes import (
     Worst,
     class_names,
     draw_masks,
-    path_of,
+    place_of,
     small_mask,
     small_picture,
+    with_paths,
     write_confusion,
     write_worst_masks,
 )
@@ -59,9 +60,9 @@ class ExploraSegmentationTask(DownstreamTask):
 
     Metrics: `mIoU`, the IoU of each class, and the share of pixels that are right.
     `segmentation.png` shows prediction and truth after each validation. After each
-    validation and test, `confusion.csv` and `confusion.png` count the pixels of each
-    class, and `worst.csv` and `worst.png` show the images with the highest
-    cross-entropy.
+    validation and test, `confusion_val.csv` or `confusion_test.csv`, and `.png`, count
+    the pixels of each class, and `worst_val.csv` or `worst_test.csv`, and `.png`, show
+    the images with the highest cross-entropy.
     """
 
     monitor = 'val_mIoU'
@@ -264,7 +265,7 @@ class ExploraSegmentationTask(DownstreamTask):
             self.log_loss(loss, split, len(image))
             getattr(self, f'{split}_metrics').update(predicted, targets)
             self.confusion.update(predicted, targets)
-            self._keep_worst(batch, image, targets, probabilities, split)
+            self._keep_worst(batch, image, targets, probabilities)
         return image, targets, predicted
 
     def _keep_worst(
@@ -273,7 +274,6 @@ class ExploraSegmentationTask(DownstreamTask):
         image: Tensor,
         targets: Tensor,
         probabilities: Tensor,
-        split: str,
     ) -> None:
         """Keep the images of a batch with the highest mean loss of a pixel."""
         losses = nll_loss(
@@ -294,7 +294,7 @@ class ExploraSegmentationTask(DownstreamTask):
                 small_picture(self.backbone, image[index][..., *inside]),
                 small_mask(targets[index][inside]),
                 small_mask(probabilities[index].argmax(0)[inside]),
-                path_of(self.dataset_of(split), batch, index),
+                *place_of(batch, index),
             )
 
         self.worst.take(means.where(counted > 0, -torch.inf), example)
@@ -323,6 +323,7 @@ class ExploraSegmentationTask(DownstreamTask):
             classes, dataset = len(counts), self.dataset_of(split)
             names = class_names(dataset, classes, self.hparams['labels'])
             write_confusion(self.trainer, counts, names, split)
+            examples = with_paths(examples, dataset)
             write_worst_masks(self.trainer, examples, classes, split)
 
     def _draw(self, image: Tensor, targets: Tensor, predicted: Tensor) -> None:

@@ -44,12 +44,7 @@ from torchgeo_explora.tasks.run.backbone import (
     side_of,
     statistics,
 )
-from torchgeo_explora.tasks.run.checkpoint import (
-    identity,
-    require_fit,
-    require_values,
-    write_to,
-)
+from torchgeo_explora.tasks.run.checkpoint import identity, require_fit, require_values
 from torchgeo_explora.tasks.run.idle import IdleClock
 from torchgeo_explora.tasks.run.optimizer import Schedule, may_fuse, optimizer_plan
 from torchgeo_explora.tasks.run.options import TaskOptions
@@ -60,6 +55,7 @@ from torchgeo_explora.tasks.run.resumable import (
     generator_states,
     restore_generators,
 )
+from torchgeo_explora.writing import write_to
 
 
 @dataclass(kw_only=True)

@@ -6,7 +6,6 @@ import zipfile
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from pathlib import Path, PurePosixPath
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torchgeo_explora.adapt import base_fingerprint
 from torchgeo_explora.models.backbones.backbone import Backbone
 from torchgeo_explora.terminal import printable
-from torchgeo_explora.writing import replacing
+from torchgeo_explora.writing import put, replacing
 
 
 class DeltaCheckpointIO(CheckpointIO):
@@ -74,7 +73,7 @@ class DeltaCheckpointIO(CheckpointIO):
         if not isinstance(files, LocalFileSystem):
             self.inner.save_checkpoint(checkpoint, path, storage_options)
             if self.save_delta is not None:
-                _put(files, self.save_delta, delta)
+                put(files, self.save_delta, delta)
             return
         if isinstance(self.inner, AsyncCheckpointIO):
             self.inner.save_checkpoint(checkpoint, path, storage_options)
@@ -104,7 +103,7 @@ class DeltaCheckpointIO(CheckpointIO):
         files, _, delta = _beside(path)
         if not isinstance(files, LocalFileSystem):
             if not files.exists(delta):
-                _put(files, self.save_delta, delta)
+                put(files, self.save_delta, delta)
         elif not current(Path(delta)):
             try:
                 self.save_delta(Path(delta))
@@ -149,35 +148,6 @@ class DeltaCheckpointIO(CheckpointIO):
 def without_delta(io: CheckpointIO) -> CheckpointIO:
     """Return the checkpoint writer as it was before an earlier task wrapped it."""
     return io.inner if isinstance(io, DeltaCheckpointIO) else io
-
-
-def write_to(folder: str, name: str, write: Callable[[Path], None]) -> tuple[str, int]:
-    """Write a file into a folder that may be on another machine.
-
-    Args:
-        folder: A path, or an address that fsspec knows, such as `s3://bucket/run`.
-        name: The file's name.
-        write: Writes the file to a local path.
-
-    Returns:
-        Where it is, and its size in bytes.
-    """
-    files, place = url_to_fs(folder)
-    target = str(PurePosixPath(place) / name)
-    if isinstance(files, LocalFileSystem):
-        write(Path(target))
-    else:
-        _put(files, write, target)
-    return f'{folder.rstrip("/")}/{name}', files.size(target)
-
-
-def _put(files: Any, write: Callable[[Path], None], target: str) -> None:
-    """Write a file here, and put it on another file system."""
-    with TemporaryDirectory() as folder:
-        part = Path(folder) / PurePosixPath(target).name
-        write(part)
-        files.makedirs(str(PurePosixPath(target).parent), exist_ok=True)
-        files.put_file(str(part), target)
 
 
 def _beside(path: str | Path) -> tuple[Any, str, str]:
