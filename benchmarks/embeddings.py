@@ -144,29 +144,36 @@ def now() -> NDArray[np.float64]:
 
 
 def throughput(
-    record: dict[str, Any], command: Callable[[], Any], options: argparse.Namespace
+    record: dict[str, Any],
+    command: Callable[..., Any],
+    name: str,
+    options: argparse.Namespace,
 ) -> None:
-    """Run a command several times, each time with the bare model beside it.
+    """Run a command on a scene several times, each time with the bare model beside it.
 
     Args:
         record: Gets the results.
         command: Embeds or maps.
+        name: Of the file that it writes.
         options: Of the command line.
     """
+    scene = options.folder / f'{options.side}.tif'
+    write_scene(scene, options.side)
+    target = options.folder / name
     found = []
     # The first round loads libraries.
     for number in range(options.rounds + 1):
         beside = Beside(timm.create_model(options.model))
         began = now()
         with beside.watching():
-            command()
+            command(scene, target, options.model, options.weights, **QUIET)
         if number:
             own = now() - began - beside.seconds - beside.idle
             found.append((beside.seconds / own, beside.images / own))
     record['images'] = beside.images
-    for clock, name in enumerate(('clock', 'processor')):
+    for clock, kind in enumerate(('clock', 'processor')):
         ratios = [round(float(ratio[clock]), 3) for ratio, _ in found]
-        record[name] = {
+        record[kind] = {
             'over_bare_model': round(statistics.median(ratios), 3),
             'rounds': ratios,
             'images_per_second': round(
@@ -177,20 +184,12 @@ def throughput(
 
 def measure_embed(record: dict[str, Any], options: argparse.Namespace) -> None:
     """Compare `embed` with the bare model."""
-    scene = options.folder / f'{options.side}.tif'
-    write_scene(scene, options.side)
-    target = options.folder / 'embedded.parquet'
-    run = partial(embed, scene, target, options.model, options.weights, **QUIET)
-    throughput(record, run, options)
+    throughput(record, embed, 'embedded.parquet', options)
 
 
 def measure_map(record: dict[str, Any], options: argparse.Namespace) -> None:
     """Compare the dense map with the bare model."""
-    scene = options.folder / f'{options.side}.tif'
-    write_scene(scene, options.side)
-    target = options.folder / 'mapped.tif'
-    run = partial(map_scenes, scene, target, options.model, options.weights, **QUIET)
-    throughput(record, run, options)
+    throughput(record, map_scenes, 'mapped.tif', options)
     # Windows overlap, and those between two blocks are seen with both.
     side_by_side = (options.side / SIZE) ** 2
     record['windows_over_area'] = round(record['images'] / side_by_side, 3)

@@ -93,7 +93,8 @@ def test_the_length_follows_the_images(images, batch, steps):
 
 
 def test_data_without_a_length():
-    assert planned_length(float('inf')) == 400
+    for unknown in (float('inf'), -1 / 1000):
+        assert planned_length(unknown, min_epochs=3) == 400
 
 
 def test_min_steps_and_min_epochs_are_heeded(plain_tiny, folder, tmp_path):

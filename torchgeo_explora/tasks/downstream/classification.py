@@ -25,8 +25,7 @@ from torchgeo_explora.tasks.downstream.mistakes import (
     place_of,
     small_picture,
     with_paths,
-    write_confusion,
-    write_worst_labels,
+    write_mistakes,
 )
 from torchgeo_explora.tasks.downstream.options import FinetuningOptions
 
@@ -239,16 +238,15 @@ class ExploraClassificationTask(ClassificationMixin, DownstreamTask):
 
     def _write_mistakes(self, split: str) -> None:
         hparams, trainer = self.hparams, self.trainer
-        names = class_names(self.dataset_of(split), self._classes, hparams['labels'])
         counts = None if self.confusion is None else self.confusion.compute()
         examples = self.worst.drain(trainer.world_size)
         if self.confusion is not None:
             self.confusion.reset()
         if self.leaves_files:
-            if counts is not None:
-                write_confusion(trainer, counts, names, split)
-            examples = with_paths(examples, self.dataset_of(split))
-            write_worst_labels(trainer, examples, names, split)
+            dataset = self.dataset_of(split)
+            names = class_names(dataset, self._classes, hparams['labels'])
+            examples = with_paths(examples, dataset)
+            write_mistakes(trainer, counts, examples, names, split)
 
     def predict_batch(self, batch: dict[str, Any]) -> Tensor:
         """Return probabilities, (B, outputs)."""

@@ -180,6 +180,27 @@ def class_names(dataset: Any, count: int, given: Sequence[str] | None) -> list[s
     return [str(number) for number in range(count)]
 
 
+def write_mistakes(
+    trainer: Trainer,
+    counts: Tensor | None,
+    examples: Sequence[Example],
+    names: Sequence[str],
+    split: str,
+) -> None:
+    """Write what a classification got wrong: the confusion, and the worst examples.
+
+    Args:
+        trainer: Has the folder.
+        counts: See `write_confusion`; None where an image may have several labels.
+        examples: See `write_worst_labels`.
+        names: Names of the classes.
+        split: What was evaluated, 'val' or 'test'.
+    """
+    if counts is not None:
+        write_confusion(trainer, counts, names, split)
+    write_worst_labels(trainer, examples, names, split)
+
+
 def write_confusion(
     trainer: Trainer, counts: Tensor, names: Sequence[str], split: str
 ) -> None:

@@ -42,8 +42,7 @@ from torchgeo_explora.tasks.downstream.mistakes import (
     place_of,
     small_picture,
     with_paths,
-    write_confusion,
-    write_worst_labels,
+    write_mistakes,
 )
 from torchgeo_explora.tasks.downstream.options import DownstreamOptions
 from torchgeo_explora.tasks.run.plan import plan
@@ -410,8 +409,6 @@ class ExploraLinearProbeTask(DownstreamTask):
     def _write_mistakes(self, split: str, chosen: int) -> None:
         """Write what a classifier got wrong, and forget that of the others."""
         trainer = self.trainer
-        count = self.hparams['num_classes']
-        names = class_names(self._source(split), count, None)
         examples = self.worst[chosen].drain(trainer.world_size)
         for worst in self.worst:
             worst.drain()
@@ -419,11 +416,11 @@ class ExploraLinearProbeTask(DownstreamTask):
         if self.confusion is not None:
             self.confusion.reset()
         if self.leaves_files:
-            if counts is not None:
-                write_confusion(trainer, counts, names, split)
+            count = self.hparams['num_classes']
+            names = class_names(self._source(split), count, None)
             if trainer.is_global_zero:
                 examples = self._shown(examples, split)
-            write_worst_labels(trainer, examples, names, split)
+            write_mistakes(trainer, counts, examples, names, split)
 
     def predict_batch(self, batch: dict[str, Any]) -> Tensor:
         """Return the probabilities of the chosen classifier, (B, classes)."""

@@ -153,7 +153,7 @@ class ExploraDinoTask(PretrainingTask):
                 fit.
         """
         saved = checkpoint.get('hyper_parameters', {}).get('recipe', 'paper')
-        if saved in ('paper', 'short') and self.recipe in {'paper', 'short'} - {saved}:
+        if {saved, self.recipe} == {'paper', 'short'}:
             raise ValueError(
                 f'the checkpoint was written under recipe {saved}, and this run has'
                 f' recipe {self.recipe} ({self._reason}): set *recipe* to {saved}'

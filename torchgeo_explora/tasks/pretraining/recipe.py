@@ -46,15 +46,20 @@ def short_adapter(pretraining: Mapping[str, Any]) -> PeftConfig | None:
     return LoraConfig(r=16, lora_alpha=64, target_modules='all-linear')
 
 
-def planned_length(steps_of_epoch: float, least: int = 0) -> int:
+def planned_length(
+    steps_of_epoch: float, min_epochs: int = 0, min_steps: int = 0
+) -> int:
     """Return the optimizer steps of a run whose length is not given.
 
     Args:
-        steps_of_epoch: Optimizer steps of a pass over the images; infinite if unknown.
-        least: Steps that the run must have.
+        steps_of_epoch: Optimizer steps of a pass over the images; infinite or negative
+            if unknown.
+        min_epochs: Passes that the run must have, if their length is known.
+        min_steps: Steps that the run must have.
     """
-    known = steps_of_epoch if steps_of_epoch < math.inf else 0
-    return max(FEWEST_STEPS, int(known), least)
+    known = steps_of_epoch if math.isfinite(steps_of_epoch) else 0
+    least = math.ceil(min_epochs * known)
+    return max(FEWEST_STEPS, int(known), least, min_steps)
 
 
 def give_length(trainer: Trainer) -> bool:
@@ -69,11 +74,7 @@ def give_length(trainer: Trainer) -> bool:
     if trainer.max_steps != -1 or trainer.max_epochs != UNLIMITED_EPOCHS:
         return False
     epoch = trainer.estimated_stepping_batches / UNLIMITED_EPOCHS
-    if not 0 < epoch < math.inf:
-        epoch = math.inf
-    epochs = trainer.min_epochs or 0
-    least = max(trainer.min_steps or 0, math.ceil(epochs * epoch) if epochs else 0)
-    steps = planned_length(epoch, least)
+    steps = planned_length(epoch, trainer.min_epochs or 0, trainer.min_steps or 0)
     trainer.fit_loop.max_epochs = -1
     trainer.fit_loop.epoch_loop.max_steps = steps
     rank_zero_warn(
