@@ -37,6 +37,15 @@ BACKBONES = {
 }
 
 
+@pytest.fixture(scope='module')
+def backbone():
+    """A plain ViT of 2 blocks that sees images of 32 pixels."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        sizes = {'patch_size': 8, 'embed_dim': 24, 'depth': 2, 'num_heads': 2}
+        return ViT('vit_tiny_patch16_224', image_size=32, **sizes).eval()
+
+
 @pytest.fixture
 def make():
     """Return a function that builds a plain backbone with random values by its name."""

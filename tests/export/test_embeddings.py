@@ -33,14 +33,6 @@ QUIET = {'accelerator': 'cpu', 'enable_progress_bar': False}
 SIZE = 32
 
 
-@pytest.fixture(scope='module')
-def backbone():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        sizes = {'patch_size': 8, 'embed_dim': 24, 'depth': 2, 'num_heads': 2}
-        return ViT('vit_tiny_patch16_224', image_size=SIZE, **sizes).eval()
-
-
 @pytest.fixture
 def scene(tmp_path):
     """A scene whose sides are no multiples of a window, with a hole without data."""

@@ -5,26 +5,16 @@ from pathlib import Path
 
 import pytest
 import rasterio
-import torch
 from rasterio._err import CPLE_AppDefinedError
 from rasterio.errors import RasterioIOError
 
 from tests.data.scenes import write_scene
 from torchgeo_explora.callbacks.writers import cog, parquet, raster_writer
 from torchgeo_explora.export import embed, map_scenes
-from torchgeo_explora.models import ViT
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 QUIET = {'accelerator': 'cpu', 'enable_progress_bar': False, 'weights': None}
 FULL = OSError(errno.ENOSPC, 'No space left on device')
-
-
-@pytest.fixture(scope='module')
-def backbone():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        sizes = {'patch_size': 8, 'embed_dim': 24, 'depth': 2, 'num_heads': 2}
-        return ViT('vit_tiny_patch16_224', image_size=32, **sizes).eval()
 
 
 @pytest.fixture

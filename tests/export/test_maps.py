@@ -17,20 +17,11 @@ from torchgeo_explora.callbacks.writers.cog import write_cog
 from torchgeo_explora.callbacks.writers.principal import principal_components
 from torchgeo_explora.datamodules import RasterSceneDataModule
 from torchgeo_explora.export import map_scenes
-from torchgeo_explora.models import ViT
 from torchgeo_explora.tasks import ExploraSegmentationTask
 from torchgeo_explora.tasks.downstream.base import DownstreamTask
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 QUIET = {'accelerator': 'cpu', 'enable_progress_bar': False, 'block': 64}
-
-
-@pytest.fixture(scope='module')
-def backbone():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        sizes = {'patch_size': 8, 'embed_dim': 24, 'depth': 2, 'num_heads': 2}
-        return ViT('vit_tiny_patch16_224', image_size=32, **sizes).eval()
 
 
 @pytest.fixture
