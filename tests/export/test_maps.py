@@ -139,11 +139,41 @@ def test_cloud_optimised(tmp_path):
     valid, errors, warnings = validate(tmp_path / 'b.tif', strict=True)
     assert (valid, errors, warnings) == (True, [], [])
     with rasterio.open(tmp_path / 'b.tif') as file:
-        assert file.overviews(1)
+        # The longer side is 300 and that of a block 256.
+        assert file.overviews(1) == [2]
         assert file.tags()['EXPLORA_MODEL'] == 'this'
         small = file.read(1, out_shape=(75, 50))
         assert np.nanmin(small) == np.nanmax(small) == 1
         assert np.isnan(small[:, 26:]).all()
+
+
+@pytest.mark.parametrize(
+    ('values', 'overview'),
+    [
+        (np.float32([[1, 2], [3, np.nan]]), 2),
+        (np.uint8([[7, 4], [4, 255]]), 4),
+        (np.uint8([[255, 255], [255, 9]]), 9),
+    ],
+)
+def test_overview_is_of_pixels_with_data(values, overview, tmp_path):
+    """The mean of embeddings, and the most frequent class."""
+    nodata = np.nan if values.dtype == np.float32 else 255
+    many = np.tile(values, (300, 301))
+    profile = {'driver': 'GTiff', 'count': 1, 'height': 600, 'width': 602}
+    with rasterio.open(
+        tmp_path / 'a.tif',
+        'w',
+        dtype=values.dtype,
+        nodata=nodata,
+        crs='EPSG:32632',
+        transform=rasterio.transform.from_origin(5e5, 5e6, 10, 10),
+        **profile,
+    ) as file:
+        file.write(many, 1)
+    write_cog(tmp_path / 'a.tif', tmp_path / 'b.tif')
+    with rasterio.open(tmp_path / 'b.tif', OVERVIEW_LEVEL=0) as file:
+        assert file.shape == (300, 301)
+        assert (file.read(1) == overview).all()
 
 
 def test_checkpoint_of_a_task_maps_its_classes(scene, tmp_path):

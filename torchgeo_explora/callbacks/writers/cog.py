@@ -7,6 +7,7 @@ import numpy as np
 import rasterio
 import rasterio.shutil
 from rasterio._err import CPLE_BaseError
+from rasterio.enums import Resampling
 from rasterio.errors import RasterioIOError
 
 # A block of all bands is held while it is written.
@@ -34,16 +35,24 @@ def write_cog(source: str | os.PathLike[str], target: str | os.PathLike[str]) ->
     without data count for neither. Embeddings are compressed in the fastest way: the
     best one takes half as long again and saves 7 %.
 
+    The overviews are built in the source, band by band. Left to the driver of
+    cloud-optimised files, which has all bands of a pixel together, those of 192 bands
+    take 40 times as long.
+
     Args:
-        source: The GeoTIFF.
+        source: The GeoTIFF, whose bands lie one after the other; it gets overviews.
         target: The file to write; one that is there is replaced.
 
     Raises:
         RasterioIOError: If it cannot be written.
     """
-    with rasterio.open(source, driver='GTiff') as file:
+    with rasterio.open(source, 'r+', driver='GTiff') as file:
         classes = file.dtypes[0] == 'uint8'
         side = block_side(file.count, file.dtypes[0])
+        levels = _levels(max(file.height, file.width), side)
+        if levels:
+            way = Resampling.mode if classes else Resampling.average
+            file.build_overviews(levels, way)
     options = {'PREDICTOR': 'YES'} if classes else {'LEVEL': 1}
     try:
         rasterio.shutil.copy(
@@ -52,10 +61,18 @@ def write_cog(source: str | os.PathLike[str], target: str | os.PathLike[str]) ->
             driver='COG',
             BLOCKSIZE=side,
             COMPRESS='DEFLATE',
-            OVERVIEW_RESAMPLING='MODE' if classes else 'AVERAGE',
             BIGTIFF='IF_SAFER',
             **options,
         )
     # Of a full disk, rasterio passes on GDAL's own error.
     except CPLE_BaseError as error:
         raise RasterioIOError(str(error)) from error
+
+
+def _levels(longest: int, side: int) -> list[int]:
+    """Return 2, 4, 8 ... until a whole overview fits into a block."""
+    levels, level = [], 1
+    while longest > side * level:
+        level *= 2
+        levels.append(level)
+    return levels
