@@ -32,8 +32,8 @@ def write_cog(source: str | os.PathLike[str], target: str | os.PathLike[str]) ->
     """Copy a GeoTIFF as a cloud-optimised one, with overviews.
 
     Overviews of 8-bit classes have the most frequent class, others the mean. Pixels
-    without data count for neither. Embeddings are compressed in the fastest way: the
-    best one takes half as long again and saves 7 %.
+    without data count for neither. Embeddings are compressed in the fastest way, by
+    Zstandard: it takes a quarter of the time of Deflate, and files are as large.
 
     The overviews are built in the source, band by band. Left to the driver of
     cloud-optimised files, which has all bands of a pixel together, those of 192 bands
@@ -53,14 +53,17 @@ def write_cog(source: str | os.PathLike[str], target: str | os.PathLike[str]) ->
         if levels:
             way = Resampling.mode if classes else Resampling.average
             file.build_overviews(levels, way)
-    options = {'PREDICTOR': 'YES'} if classes else {'LEVEL': 1}
+    options: dict[str, Any] = (
+        {'COMPRESS': 'DEFLATE', 'PREDICTOR': 'YES'}
+        if classes
+        else {'COMPRESS': 'ZSTD', 'LEVEL': 1}
+    )
     try:
         rasterio.shutil.copy(
             source,
             target,
             driver='COG',
             BLOCKSIZE=side,
-            COMPRESS='DEFLATE',
             BIGTIFF='IF_SAFER',
             **options,
         )
