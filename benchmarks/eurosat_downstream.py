@@ -5,6 +5,8 @@ r"""What a delta is worth downstream: base against base + delta on EuroSAT RGB.
         --delta outputs/eurosat_rgb/best.safetensors \
         --output outputs/eurosat_downstream.jsonl
 
+With several deltas, of runs that differ in their seed, each seed takes its own.
+
 The data folder holds train/, val/ and test/, one folder a class inside. Every run goes
 through the project's own tasks and appends one JSON line to the output when it is
 finished; runs that are there are skipped, so the study can be stopped and started at
@@ -65,16 +67,23 @@ class Run(NamedTuple):
     """'base' or 'delta'."""
 
 
-def runs(seeds: int, models: tuple[str, ...]) -> Iterator[Run]:
-    """Yield all runs: seed by seed, the cheap ones first, models side by side."""
+def runs(seeds: int, models: tuple[str, ...], deltas: int) -> Iterator[Run]:
+    """Yield all runs: seed by seed, the cheap ones first, models side by side.
+
+    Args:
+        seeds: How many.
+        models: 'base', 'delta' or both.
+        deltas: How many different ones there are.
+    """
     for seed in range(seeds):
         for methods in (('knn', 'probe'), tuple(FINETUNING)):
             for share in FINETUNING_STEPS:
                 for method in methods:
-                    # All labels leave nothing to draw, and kNN trains nothing.
-                    if method == 'knn' and share == 1 and seed > 0:
-                        continue
                     for model in models:
+                        # All labels leave nothing to draw, and kNN trains nothing.
+                        different = deltas if model == 'delta' else 1
+                        if method == 'knn' and share == 1 and seed >= different:
+                            continue
                         yield Run(seed, method, share, model)
 
 
@@ -242,7 +251,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
     parser.add_argument('--data', type=Path, help='folder of train/, val/ and test/')
     parser.add_argument('--weights', help="file of the base's weights")
-    parser.add_argument('--delta', help='file of the delta; the base alone if left out')
+    parser.add_argument(
+        '--delta',
+        nargs='+',
+        default=(),
+        help='files of the deltas; the base alone if left out',
+    )
     parser.add_argument('--output', type=Path, required=True, help='file of runs')
     parser.add_argument('--model', default='vit_tiny_patch16_224', help='name in timm')
     parser.add_argument('--image-size', type=int, default=96, help='pixels')
@@ -259,15 +273,15 @@ def main(arguments: list[str] | None = None) -> None:
 def _study(options: argparse.Namespace) -> None:
     warnings.filterwarnings('ignore')
     torch.set_float32_matmul_precision('high')
-    models = {'base': None}
-    if options.delta:
-        models['delta'] = options.delta
+    models = ('base', 'delta') if options.delta else ('base',)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        for run in runs(options.seeds, tuple(models)):
+        for run in runs(options.seeds, models, len(set(options.delta))):
             if run.method not in options.methods or run.share not in options.shares:
                 continue
-            delta = models[run.model]
+            delta = None
+            if run.model == 'delta':
+                delta = options.delta[run.seed % len(options.delta)]
             identity = run._asdict() | {
                 'image_size': options.image_size,
                 'weights': Path(options.weights).name,

@@ -476,8 +476,10 @@ def test_study_draws_the_same_share_of_each_class(bench, inputs, tmp_path):
 
 
 def test_study_begins_with_what_fills_the_table(bench):
-    runs = list(bench('eurosat_downstream').runs(3, ('base', 'delta')))
+    study, models = bench('eurosat_downstream'), ('base', 'delta')
+    runs = list(study.runs(3, models, 1))
     assert len(runs) == len(set(runs)) == 2 * (3 * 4 * 3 - 2)
+    assert len(list(study.runs(3, models, 3))) == len(runs) + 2  # kNN of each delta
     assert [run.seed for run in runs] == sorted(run.seed for run in runs)
     assert {run[1:] for run in runs} == {run[1:] for run in runs if run.seed == 0}
 
