@@ -1,0 +1,110 @@
+"""What the study compares: settings by name, over those that all have in common."""
+
+from typing import Any, NamedTuple
+
+from peft import LoraConfig, OFTConfig, PeftConfig
+
+BATCH = 64
+COMMON: dict[str, Any] = {
+    'recipe': 'short',
+    'model': 'vit_tiny_patch16_224',
+    'image_size': 64,
+    'views': {
+        'local_size': 32,
+        'local_views': 4,
+        'global_scale': (0.25, 1.0),
+        'local_scale': (0.1, 0.4),
+        'strength': 0.5,
+    },
+}
+FULL: dict[str, Any] = {'rank': 0, 'modules': ('',), 'base_lr': 2e-3}
+
+
+class Contender(NamedTuple):
+    """A way to adapt.
+
+    Attributes:
+        steps: Optimizer steps, of 64 images each.
+        settings: Arguments of the task that differ from `COMMON`.
+    """
+
+    steps: int
+    settings: dict[str, Any]
+
+
+#: Compared over the same number of images: how fast, and how far.
+TIME = {
+    # The paper's adapter, temperatures, bottleneck, momentum and rate.
+    'paper': Contender(
+        400,
+        {
+            'recipe': 'paper',
+            'rank': 64,
+            'base_lr': 1e-3,
+            'objective': {'prototypes': 4096},
+        },
+    ),
+    # What configs/pretrain/eurosat_rgb_vit_tiny_cpu.yaml has.
+    'recipe': Contender(
+        400,
+        {
+            'recipe': 'paper',
+            'rank': 16,
+            'base_lr': 2e-3,
+            'objective': {
+                'prototypes': 512,
+                'hidden_dim': 512,
+                'bottleneck_dim': 64,
+                'teacher_temperature': (0.02, 0.03),
+                'momentum': (0.98, 1.0),
+            },
+        },
+    ),
+    'block alone': Contender(400, {'rank': 0}),
+    'lora alone': Contender(400, {'unfreeze': ()}),
+    'short': Contender(400, {}),
+    # Everything trains, with the head, temperatures and momentum of *short*.
+    'full': Contender(400, FULL),
+    'full, half the rate': Contender(400, FULL | {'base_lr': 1e-3}),
+    'full, twice the rate': Contender(400, FULL | {'base_lr': 4e-3}),
+}
+
+
+def _lora(rank: int, layers: str | list[str], alpha: int | None = None) -> PeftConfig:
+    """Return LoRA; by default its scale is that of *short*, alpha = 4 r."""
+    return LoraConfig(r=rank, lora_alpha=alpha or 4 * rank, target_modules=layers)
+
+
+_QV = ['q', 'v']
+_SHORT = 100
+#: One change each, in the order of the paper's tables.
+_CHANGES: dict[str, dict[str, Any]] = {
+    'short run': {},
+    'block [12] alone': {'rank': 0},
+    'blocks [11,12] alone': {'rank': 0, 'unfreeze': (-2, -1)},
+    'LoRA r8 on Q, V alone': {'unfreeze': (), 'adapter': _lora(8, _QV)},
+    'LoRA r64 on Q, V alone': {'unfreeze': (), 'adapter': _lora(64, _QV)},
+    'LoRA r16 on all alone': {'unfreeze': ()},
+    '[12]-r8 on Q, V': {'adapter': _lora(8, _QV)},
+    '[12]-r16 on Q, V': {'adapter': _lora(16, _QV)},
+    '[12]-r32 on Q, V': {'adapter': _lora(32, _QV)},
+    '[12]-r64 on Q, V': {'adapter': _lora(64, _QV)},
+    '[12]-r64 on Q, V, alpha 1': {'adapter': _lora(64, _QV, 1)},
+    '[12]-r64 on Q, V, norms frozen': {'adapter': _lora(64, _QV), 'norms': False},
+    '[1]-r64 on Q, V': {'adapter': _lora(64, _QV), 'unfreeze': (0,)},
+    '[7]-r64 on Q, V': {'adapter': _lora(64, _QV), 'unfreeze': (6,)},
+    '[11]-r64 on Q, V': {'adapter': _lora(64, _QV), 'unfreeze': (-2,)},
+    '[1,12]-r64 on Q, V': {'adapter': _lora(64, _QV), 'unfreeze': (0, -1)},
+    '[1,11,12]-r64 on Q, V': {'adapter': _lora(64, _QV), 'unfreeze': (0, -2, -1)},
+    'DoRA r16 on all': {
+        'adapter': LoraConfig(
+            r=16, lora_alpha=64, target_modules='all-linear', use_dora=True
+        )
+    },
+    'OFT on Q, V': {'adapter': OFTConfig(oft_block_size=16, target_modules=_QV)},
+    'everything': FULL,
+    'everything, from scratch': FULL | {'weights': False},
+}
+ABLATION = {name: Contender(_SHORT, change) for name, change in _CHANGES.items()}
+
+CONTENDERS = TIME | ABLATION

@@ -1,0 +1,235 @@
+"""Tables and pictures of the study, from its lines.
+
+    python benchmarks/study_tables.py --lines outputs/study --picture study.png
+
+The folder has `study.jsonl` and, where it was run, `test.jsonl`.
+"""
+
+import argparse
+import json
+import statistics
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+from study_contenders import ABLATION, BATCH, CONTENDERS, TIME
+
+type Row = dict[str, Any]
+
+MEASURES = (
+    *('rankme', 'lidar', 'patch_rank', 'alignment', 'uniformity', 'variance_8'),
+    *('neighbours', 'retrieval'),
+)
+#: Resamples of the test images.
+_RESAMPLES = 10_000
+
+
+def rows(path: Path) -> list[Row]:
+    """Return the last line of each run, seed and step."""
+    found: dict[tuple[Any, ...], Row] = {}
+    for line in path.read_text().splitlines():
+        row = json.loads(line)
+        found[row['run'], row['seed'], row.get('step')] = row
+    return [*found.values()]
+
+
+def finished(lines: list[Row]) -> Iterator[tuple[str, list[list[Row]]]]:
+    """Yield each contender with the lines of its complete runs, seed by seed."""
+    for name, (steps, _) in CONTENDERS.items():
+        mine = [row for row in lines if row['run'] == name]
+        seeds = sorted({row['seed'] for row in mine})
+        runs = [[row for row in mine if row['seed'] == seed] for seed in seeds]
+        runs = [run for run in runs if run[-1]['step'] >= steps]
+        if runs:
+            yield name, runs
+
+
+def spread(values: list[float]) -> str:
+    """Return mean and standard deviation of accuracies."""
+    if len(values) == 1:
+        return f'{values[0]:.4f}'
+    return f'{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}'
+
+
+def gains(lines: list[Row]) -> str:
+    """Return how many images a gain takes, and what it comes to, as Markdown.
+
+    Images are those of each seed; accuracy is mean and standard deviation over seeds.
+    """
+    head = 'run | seeds | trained | +5 points | +10 points | best | end | lowest'
+    table = [f'| {head} | TFLOP | minutes |', '|' + '---|' * 10]
+    for name, runs in finished(lines):
+        if name not in TIME:
+            continue
+        start = runs[0][0]['knn']
+        after = [
+            ', '.join(_images_until(run, start + gain) for run in runs)
+            for gain in (0.05, 0.1)
+        ]
+        best = spread([max(row['knn'] for row in run) for run in runs])
+        end = spread([run[-1]['knn'] for run in runs])
+        lowest = 100 * (min(row['knn'] for run in runs for row in run) - start)
+        minutes = statistics.mean(run[-1]['cpu_seconds'] for run in runs) / 60
+        table.append(
+            f'| {name} | {len(runs)} | {_millions(runs)} | {after[0]} | {after[1]} |'
+            f' {best} | {end} | {lowest:+.1f} | {runs[0][-1]["tflop"]:.0f} |'
+            f' {minutes:.1f} |'
+        )
+    return '\n'.join(table)
+
+
+def _images_until(run: list[Row], wanted: float) -> str:
+    reached = (str(r['images']) for r in run if r['knn'] >= wanted)
+    return next(reached, '-')
+
+
+def _millions(runs: list[list[Row]]) -> str:
+    return f'{runs[0][0]["trained"] / 1e6:.2f} M'
+
+
+def ablation(lines: list[Row]) -> str:
+    """Return the accuracy at the end of each short run, as Markdown.
+
+    The difference is from *short run* of the same seeds.
+    """
+    found = dict(finished(lines))
+    ends = {
+        name: {run[-1]['seed']: run[-1]['knn'] for run in runs}
+        for name, runs in found.items()
+        if name in ABLATION
+    }
+    table = [
+        '| trained | parameters | seeds | 10-NN | less than *short run* | minutes |',
+        '|' + '---|' * 6,
+    ]
+    for name, of_seed in ends.items():
+        both = of_seed.keys() & ends.get('short run', {}).keys()
+        less = [
+            100 * (of_seed[seed] - ends['short run'][seed]) for seed in sorted(both)
+        ]
+        runs = found[name]
+        minutes = statistics.mean(run[-1]['cpu_seconds'] for run in runs) / 60
+        table.append(
+            f'| {name} | {_millions(runs)} | {len(runs)} |'
+            f' {spread([*of_seed.values()])} |'
+            f' {", ".join(f"{value:+.1f}" for value in less)} | {minutes:.1f} |'
+        )
+    return '\n'.join(table)
+
+
+def on_test_split(lines: list[Row], against: str = 'full') -> str:
+    """Return accuracy on the test split, with intervals over images, as Markdown.
+
+    Intervals are those of 95 % from resampled test images, for the mean over seeds;
+    differences are of the same images.
+    """
+    of_run: dict[str, list[Row]] = {}
+    for row in lines:
+        of_run.setdefault(row['run'], []).append(row)
+    order = [name for name in ('base', *TIME) if name in of_run]
+    mean = {name: np.mean([_right(row) for row in of_run[name]], 0) for name in order}
+    size = lines[0]['images']
+    drawn = np.random.default_rng(0).integers(0, size, (_RESAMPLES, size))
+
+    def gap(name: str, other: str) -> str:
+        if name == other or other not in mean:
+            return ''
+        points = 100 * (mean[name] - mean[other])
+        low, high = np.quantile(points[drawn].mean(1), (0.025, 0.975))
+        return f'{points.mean():+.1f} ({low:+.1f} to {high:+.1f})'
+
+    table = [
+        f'| run | seeds | 10-NN | over the base, points | over *{against}*, points |',
+        '|' + '---|' * 5,
+    ]
+    for name in order:
+        accuracy = spread([row['accuracy'] for row in of_run[name]])
+        table.append(
+            f'| {name} | {len(of_run[name])} | {accuracy} | {gap(name, "base")} |'
+            f' {gap(name, against)} |'
+        )
+    return '\n'.join(table)
+
+
+def _right(row: Row) -> NDArray[np.uint8]:
+    """Return 1 for each image that was classified correctly, else 0."""
+    packed = np.frombuffer(bytes.fromhex(row['right']), np.uint8)
+    return np.unpackbits(packed, count=row['images'])
+
+
+def correlations(lines: list[Row]) -> str:
+    """Return how each measure orders checkpoints, beside 10-NN, as Markdown.
+
+    Spearman's rank correlation with accuracy: over all checkpoints after the start, and
+    within each run of at least 5 (mean, and the smallest and largest).
+    """
+    after = [row for row in lines if row['step']]
+    count = Counter((row['run'], row['seed']) for row in after)
+    runs = [run for run in count if count[run] >= 5]
+
+    def spearman(rows: list[Row], name: str) -> float:
+        pairs = [[row[name] for row in rows], [row['knn'] for row in rows]]
+        return float(spearmanr(*pairs).statistic)
+
+    many = f'all {len(after)} checkpoints | within a run: mean of {len(runs)}'
+    table = [f'| measure | {many} | least | most |', '|' + '---|' * 5]
+    for name in MEASURES:
+        within = [
+            spearman([r for r in after if (r['run'], r['seed']) == run], name)
+            for run in runs
+        ]
+        table.append(
+            f'| `{name}` | {spearman(after, name):+.2f} |'
+            f' {statistics.mean(within):+.2f} | {min(within):+.2f} |'
+            f' {max(within):+.2f} |'
+        )
+    return '\n'.join(table)
+
+
+def picture(lines: list[Row], path: Path) -> None:
+    """Draw accuracy against images seen, and against each measure."""
+    found = [(name, runs) for name, runs in finished(lines) if name in TIME]
+    figure = Figure(figsize=(13, 9), layout='constrained')
+    grid = figure.add_gridspec(3, 4, height_ratios=(1.6, 1, 1))
+    large = figure.add_subplot(grid[0, :])
+    small = [figure.add_subplot(grid[1 + i // 4, i % 4]) for i in range(8)]
+    for axes, measure in zip([large, *small], ('images', *MEASURES), strict=True):
+        for number, (name, runs) in enumerate(found):
+            for seed, run in enumerate(runs):
+                x, y = ([row[key] for row in run] for key in (measure, 'knn'))
+                label = None if seed else name
+                color = f'C{number}'
+                axes.plot(x, y, 'o-', ms=3, lw=0.8, color=color, label=label)
+        axes.set_xlabel(measure)
+        axes.grid(alpha=0.3)
+    start = found[0][1][0][0]['knn']
+    for gain in (0.05, 0.1):
+        large.axhline(start + gain, color='grey', lw=0.8, ls=':')
+    large.set_ylabel('10-NN accuracy')
+    large.legend(loc='lower right')
+    large.set_xscale('symlog', linthresh=10 * BATCH)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+    parser.add_argument('--lines', type=Path, required=True, help='folder of the lines')
+    parser.add_argument('--picture', type=Path)
+    options = parser.parse_args()
+    lines = rows(options.lines / 'study.jsonl')
+    print(gains(lines), ablation(lines), correlations(lines), sep='\n\n')
+    judged = options.lines / 'test.jsonl'
+    if judged.exists():
+        print(f'\n{on_test_split(rows(judged))}')
+    if options.picture:
+        picture(lines, options.picture)
+
+
+if __name__ == '__main__':
+    main()

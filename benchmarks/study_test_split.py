@@ -1,0 +1,87 @@
+"""10-NN accuracy on the test split of what each run of the study ends with.
+
+    OMP_NUM_THREADS=1 python benchmarks/study_test_split.py --data data/eurosat_rgb \
+        --weights data/vit_tiny_patch16_224.safetensors --output outputs/study
+
+The bank is the whole training split, and nothing is chosen here: the last delta of each
+run of `TIME` counts. Each line of `test.jsonl` in the output folder has which of the
+test images were classified correctly, as hexadecimal digits, image by image, so that
+two runs can be compared on the same images. Lines that are there are skipped.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from report import header
+from study_contenders import COMMON, TIME
+from torch import Tensor
+from torch.nn.functional import normalize
+from torchvision.datasets import ImageFolder
+from torchvision.transforms.functional import pil_to_tensor
+
+from torchgeo_explora.functional import knn_vote
+from torchgeo_explora.tasks import ExploraKNNTask
+
+
+def images(folder: Path) -> tuple[Tensor, Tensor]:
+    """Return the images of a split, (N, 3, S, S) uint8, and their labels, (N,)."""
+    found = ImageFolder(folder)
+    pixels = [pil_to_tensor(found.loader(path)) for path, _ in found.samples]
+    return torch.stack(pixels), torch.tensor(found.targets)
+
+
+@torch.no_grad()
+def features(task: ExploraKNNTask, pixels: Tensor) -> Tensor:
+    """Return L2-normalised class tokens, (N, D)."""
+    views = (task.view(part.float() / 255) for part in pixels.split(250))
+    return normalize(torch.cat([task.backbone(v).cls for v in views]), dim=1)
+
+
+def main() -> None:
+    """Judge what was not judged."""
+    parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+    parser.add_argument('--data', type=Path, required=True)
+    parser.add_argument('--weights', required=True)
+    parser.add_argument('--output', type=Path, required=True)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    lines = options.output / 'test.jsonl'
+    done = lines.read_text().splitlines() if lines.exists() else []
+    known = {(row['run'], row['seed']) for row in map(json.loads, done)}
+    bank, labels = images(options.data / 'train')
+    queries, truth = images(options.data / 'test')
+    waiting: list[tuple[str, int, Path | None]] = [('base', 0, None)]
+    for folder in sorted(path.parent for path in options.output.glob('*/done')):
+        name, _, seed = folder.name.rpartition('-')
+        if name in TIME:
+            waiting.append((name, int(seed), max(folder.glob('[0-9]*.safetensors'))))
+    for name, seed, delta in waiting:
+        if (name, seed) in known:
+            continue
+        task = ExploraKNNTask(
+            model=COMMON['model'],
+            weights=options.weights,
+            delta=delta,
+            image_size=COMMON['image_size'],
+        ).eval()
+        votes = knn_vote(features(task, bank), labels, features(task, queries), 10, 10)
+        right = (votes.argmax(1) == truth).numpy()
+        row: dict[str, Any] = {
+            'run': name,
+            'seed': seed,
+            'commit': header(torch.device('cpu'), None)['commit'],
+            'accuracy': round(float(right.mean()), 4),
+            'images': len(right),
+            'right': np.packbits(right).tobytes().hex(),
+        }
+        print(name, seed, row['accuracy'], flush=True)
+        with lines.open('a') as file:
+            file.write(json.dumps(row) + '\n')
+
+
+if __name__ == '__main__':
+    main()
