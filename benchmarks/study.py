@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from eurosat_downstream import labelled_share
 from lightning.pytorch import Callback, Trainer, seed_everything
 from report import header
 from study_contenders import BATCH, COMMON, CONTENDERS
@@ -124,7 +125,9 @@ def run(name: str, seed: int, data: Path, weights: str, output: Path) -> None:
     if (folder / 'done').exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    steps, settings = CONTENDERS[name]
+    steps, settings, share = CONTENDERS[name]
+    if share < 1:
+        data = labelled_share(data.resolve(), folder, share, seed)
     seed_everything(seed, verbose=False)
     given: dict[str, Any] = {'weights': weights, 'seed': seed} | COMMON | settings
     task = ExploraDinoTask(**given)

@@ -26,10 +26,12 @@ class Contender(NamedTuple):
     Attributes:
         steps: Optimizer steps, of 64 images each.
         settings: Arguments of the task that differ from `COMMON`.
+        share: Of the training images, alike in each class.
     """
 
     steps: int
     settings: dict[str, Any]
+    share: float = 1.0
 
 
 #: Compared over the same number of images: how fast, and how far.
@@ -107,4 +109,10 @@ _CHANGES: dict[str, dict[str, Any]] = {
 }
 ABLATION = {name: Contender(_SHORT, change) for name, change in _CHANGES.items()}
 
-CONTENDERS = TIME | ABLATION
+#: Fewer of the 7,000 images, seen more often.
+IMAGES = {
+    f'{round(7000 * share):,} images': Contender(400, {}, share)
+    for share in (1 / 100, 1 / 14, 1 / 2)
+}
+
+CONTENDERS = TIME | IMAGES | ABLATION

@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
-from study_contenders import ABLATION, BATCH, CONTENDERS, TIME
+from study_contenders import ABLATION, BATCH, CONTENDERS, IMAGES, TIME
 
 type Row = dict[str, Any]
 
@@ -40,7 +40,7 @@ def rows(path: Path) -> list[Row]:
 
 def finished(lines: list[Row]) -> Iterator[tuple[str, list[list[Row]]]]:
     """Yield each contender with the lines of its complete runs, seed by seed."""
-    for name, (steps, _) in CONTENDERS.items():
+    for name, (steps, *_) in CONTENDERS.items():
         mine = [row for row in lines if row['run'] == name]
         seeds = sorted({row['seed'] for row in mine})
         runs = [[row for row in mine if row['seed'] == seed] for seed in seeds]
@@ -131,8 +131,8 @@ def on_test_split(lines: list[Row], against: str = 'full') -> str:
     of_run: dict[str, list[Row]] = {}
     for row in lines:
         of_run.setdefault(row['run'], []).append(row)
-    order = [name for name in ('base', *TIME) if name in of_run]
-    mean = {name: np.mean([_right(row) for row in of_run[name]], 0) for name in order}
+    order = [name for name in ('base', *TIME, *IMAGES) if name in of_run]
+    mean = {name: np.mean([right(row) for row in of_run[name]], 0) for name in order}
     size = lines[0]['images']
     drawn = np.random.default_rng(0).integers(0, size, (_RESAMPLES, size))
 
@@ -156,7 +156,7 @@ def on_test_split(lines: list[Row], against: str = 'full') -> str:
     return '\n'.join(table)
 
 
-def _right(row: Row) -> NDArray[np.uint8]:
+def right(row: Row) -> NDArray[np.uint8]:
     """Return 1 for each image that was classified correctly, else 0."""
     packed = np.frombuffer(bytes.fromhex(row['right']), np.uint8)
     return np.unpackbits(packed, count=row['images'])

@@ -4,9 +4,10 @@
         --weights data/vit_tiny_patch16_224.safetensors --output outputs/study
 
 The bank is the whole training split, and nothing is chosen here: the last delta of each
-run of `TIME` counts. Each line of `test.jsonl` in the output folder has which of the
-test images were classified correctly, as hexadecimal digits, image by image, so that
-two runs can be compared on the same images. Lines that are there are skipped.
+run of `TIME` and `IMAGES` counts. Each line of `test.jsonl` in the output folder has
+which of the test images were classified correctly, as hexadecimal digits, image by
+image, so that two runs can be compared on the same images. Lines that are there are
+skipped.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from report import header
-from study_contenders import COMMON, TIME
+from study_contenders import COMMON, IMAGES, TIME
 from torch import Tensor
 from torch.nn.functional import normalize
 from torchvision.datasets import ImageFolder
@@ -57,7 +58,7 @@ def main() -> None:
     waiting: list[tuple[str, int, Path | None]] = [('base', 0, None)]
     for folder in sorted(path.parent for path in options.output.glob('*/done')):
         name, _, seed = folder.name.rpartition('-')
-        if name in TIME:
+        if name in TIME | IMAGES:
             waiting.append((name, int(seed), max(folder.glob('[0-9]*.safetensors'))))
     for name, seed, delta in waiting:
         if (name, seed) in known:
@@ -68,7 +69,11 @@ def main() -> None:
             delta=delta,
             image_size=COMMON['image_size'],
         ).eval()
-        votes = knn_vote(features(task, bank), labels, features(task, queries), 10, 10)
+        votes = knn_vote(
+            *(features(task, bank), labels, features(task, queries)),
+            k=10,
+            num_classes=int(labels.max()) + 1,
+        )
         right = (votes.argmax(1) == truth).numpy()
         row: dict[str, Any] = {
             'run': name,

@@ -461,6 +461,110 @@ def test_downstream_study_resumes_and_fills_its_table(bench, inputs, tmp_path):
     assert '(2) |' in shown
 
 
+@pytest.mark.cli
+def test_study_runs_once_and_is_judged_on_the_test_split(
+    bench, inputs, tmp_path, capsys, monkeypatch
+):
+    pytest.importorskip('scipy')
+    study, contenders = bench('study'), bench('study_contenders')
+    vit = ViT('vit_tiny_patch16_224', image_size=32)
+    save_file(vit.state_dict(), tmp_path / 'weights.safetensors')
+    chosen = {
+        'short': contenders.Contender(2, {}),
+        '12 images': contenders.Contender(2, {}, share=0.5),
+        'short run': contenders.Contender(1, {}),
+    }
+    monkeypatch.setattr(study, 'CONTENDERS', chosen)
+    monkeypatch.setattr(study, 'BATCH', 8)
+    monkeypatch.setattr(study, 'STEPS', (1,))
+    small = {'image_size': 32, 'views': {'local_size': 16, 'local_views': 2}}
+    monkeypatch.setattr(study, 'COMMON', contenders.COMMON | small)
+    weights = str(tmp_path / 'weights.safetensors')
+    given = (0, inputs[1], weights, tmp_path / 'study')
+    for name in (*chosen, 'short'):
+        study.run(name, *given)
+    tables = bench('study_tables')
+    lines = tables.rows(tmp_path / 'study' / 'study.jsonl')
+    found = [(row['run'], row['step']) for row in lines]
+    assert found == [
+        *(('short', 0), ('short', 1), ('short', 2)),
+        *(('12 images', 0), ('12 images', 1), ('12 images', 2)),
+        *(('short run', 0), ('short run', 1)),
+    ]
+    assert all(row['trained'] > 0 and row['commit'] for row in lines)
+    judge = bench('study_test_split')
+    monkeypatch.setattr(judge, 'TIME', {'short': chosen['short']})
+    monkeypatch.setattr(judge, 'IMAGES', {'12 images': chosen['12 images']})
+    arguments = ['--data', str(inputs[1]), '--weights', weights]
+    arguments += ['--output', str(tmp_path / 'study')]
+    for _ in range(2):
+        monkeypatch.setattr(sys, 'argv', ['study_test_split.py', *arguments])
+        judge.main()
+    judged = tables.rows(tmp_path / 'study' / 'test.jsonl')
+    assert [row['run'] for row in judged] == ['base', '12 images', 'short']
+    for row in judged:
+        assert tables.right(row).mean() == pytest.approx(row['accuracy'], abs=1e-4)
+    assert '| short | 1 |' in tables.on_test_split(judged)
+
+
+def _curve(run, seed, *accuracy):
+    rows = enumerate(zip((0, 25, 50, 400), accuracy, strict=True))
+    same = {'run': run, 'seed': seed, 'trained': 1_500_000, 'commit': 'c'}
+    return [
+        same
+        | {'step': step, 'images': 64 * step, 'cpu_seconds': 60.0 * number}
+        | {'tflop': 1.0 * step, 'knn': value}
+        for number, (step, value) in rows
+    ]
+
+
+def test_tables_of_the_study_have_the_right_values(bench):
+    """Images of each seed, mean and deviation, and no run that was cut off."""
+    pytest.importorskip('scipy')
+    tables = bench('study_tables')
+    lines = [
+        *_curve('short', 0, 0.5, 0.56, 0.61, 0.70),
+        *_curve('short', 1, 0.5, 0.49, 0.55, 0.60),
+        *_curve('full', 0, 0.5, 0.51, 0.52, 0.53),
+        *_curve('paper', 0, 0.5, 0.51, 0.52, 0.53)[:-1],
+    ]
+    accuracy = '0.6500 ± 0.0707'
+    short = f'1600, 3200 | 3200, 25600 | {accuracy} | {accuracy} | -1.0'
+    assert tables.gains(lines).splitlines()[2:] == [
+        f'| short | 2 | 1.50 M | {short} | 400 | 3.0 |',
+        '| full | 1 | 1.50 M | - | - | 0.5300 | 0.5300 | +0.0 | 400 | 3.0 |',
+    ]
+    names = {'short': 'short run', 'full': 'everything'}
+    brief = [
+        row | {'step': min(row['step'], 100), 'run': names.get(row['run'], row['run'])}
+        for row in lines
+    ]
+    assert tables.ablation(brief).splitlines()[2:] == [
+        f'| short run | 1.50 M | 2 | {accuracy} | +0.0, +0.0 | 3.0 |',
+        '| everything | 1.50 M | 1 | 0.5300 | -17.0 | 3.0 |',
+    ]
+
+
+def test_intervals_of_the_study_are_over_the_same_images(bench):
+    """Two runs that err on the same images differ by the rest alone."""
+    pytest.importorskip('scipy')
+    tables = bench('study_tables')
+    base = np.arange(1003) % 2 == 0
+    full, short = base | (np.arange(1003) < 100), np.ones(1003, bool)
+
+    def row(run, right):
+        accuracy = round(float(right.mean()), 4)
+        packed = np.packbits(right).tobytes().hex()
+        same = {'run': run, 'seed': 0, 'images': 1003}
+        return same | {'accuracy': accuracy, 'right': packed}
+
+    lines = [row('short', short), row('base', base), row('full', full)]
+    table = tables.on_test_split(lines).splitlines()
+    assert table[2] == '| base | 1 | 0.5005 |  | -5.0 (-6.4 to -3.7) |'
+    assert table[3].startswith('| short | 1 | 1.0000 | +50.0 (')
+    assert table[4].startswith('| full | 1 | 0.5503 | +5.0 (')
+
+
 def test_study_draws_the_same_share_of_each_class(bench, inputs, tmp_path):
     study = bench('eurosat_downstream')
 
