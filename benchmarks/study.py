@@ -31,7 +31,7 @@ from torchgeo_explora.callbacks import Cost, LabelFreeQuality, OnlineKNN
 from torchgeo_explora.datamodules import ImageFolderDataModule
 from torchgeo_explora.tasks import ExploraDinoTask
 
-STEPS = (10, 25, 50, 62, 75, 100, 150, 200, 250, 300, 400, 500, 600, 800)
+STEPS = (25, 50, 62, 100, 200, 300, 400)
 
 
 def due(trainer: Trainer, task: Any) -> bool:

@@ -34,6 +34,11 @@ class Contender(NamedTuple):
     share: float = 1.0
 
 
+def _lora(rank: int, layers: str | list[str], alpha: int | None = None) -> PeftConfig:
+    """Return LoRA; by default its scale is that of *short*, alpha = 4 r."""
+    return LoraConfig(r=rank, lora_alpha=alpha or 4 * rank, target_modules=layers)
+
+
 #: Compared over the same number of images: how fast, and how far.
 TIME = {
     # The paper's adapter, temperatures, bottleneck, momentum and rate.
@@ -65,16 +70,13 @@ TIME = {
     'block alone': Contender(400, {'rank': 0}),
     'lora alone': Contender(400, {'unfreeze': ()}),
     'short': Contender(400, {}),
+    # Four times the rank at half the rate.
+    'rank 64': Contender(400, {'adapter': _lora(64, 'all-linear'), 'base_lr': 3.9e-3}),
     # Everything trains, with the head, temperatures and momentum of *short*.
     'full': Contender(400, FULL),
     'full, half the rate': Contender(400, FULL | {'base_lr': 1e-3}),
     'full, twice the rate': Contender(400, FULL | {'base_lr': 4e-3}),
 }
-
-
-def _lora(rank: int, layers: str | list[str], alpha: int | None = None) -> PeftConfig:
-    """Return LoRA; by default its scale is that of *short*, alpha = 4 r."""
-    return LoraConfig(r=rank, lora_alpha=alpha or 4 * rank, target_modules=layers)
 
 
 _QV = ['q', 'v']
