@@ -5,7 +5,6 @@ import os
 import re
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import shapely  # type: ignore[import-untyped]
@@ -21,7 +20,7 @@ from torchgeo_explora.export.imagery.contact_sheet import contact_sheet
 from torchgeo_explora.export.imagery.embedding_file import EmbeddingFile
 from torchgeo_explora.export.imagery.embeddings import own_copy
 from torchgeo_explora.functional import nearest
-from torchgeo_explora.paths import expanded
+from torchgeo_explora.paths import expanded, local_path
 from torchgeo_explora.tasks import ExploraKNNTask
 from torchgeo_explora.tasks.run.backbone import Model, Weights
 from torchgeo_explora.writing import replacing
@@ -68,7 +67,7 @@ def search(
         OSError: If a file cannot be read or written.
         ValueError: If the query cannot be used, or the model is another one.
     """
-    target = Path(expanded(output))
+    target = local_path('output', output)
     if target.suffix.lower() == '.png':
         raise ValueError(
             f'*output* {target} is the place of the contact sheet: give a .geojson file'
