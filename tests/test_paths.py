@@ -9,13 +9,14 @@ import torch
 from lightning.pytorch import Trainer
 from matplotlib.figure import Figure
 
-from torchgeo_explora.callbacks import EmbeddingWriter, RasterWriter
+from torchgeo_explora.callbacks import EmbeddingWriter, MaskWriter, RasterWriter
 from torchgeo_explora.callbacks.figures import save_figure
 from torchgeo_explora.datamodules import (
     ImageFolderDataModule,
     RasterSceneDataModule,
     ScenesDataModule,
 )
+from torchgeo_explora.export import embed, map_scenes, search
 from torchgeo_explora.paths import expanded, require_writable
 from torchgeo_explora.tasks.downstream.options import DownstreamOptions
 from torchgeo_explora.tasks.pretraining.base import PretrainingOptions
@@ -81,6 +82,32 @@ def test_embeddings_that_cannot_be_written_stop_at_the_start(home):
     writer = EmbeddingWriter(home)
     with pytest.raises(IsADirectoryError, match='is a folder: give the name of a file'):
         writer.on_predict_start(One('.'), None)
+
+
+@pytest.mark.parametrize('writer', [EmbeddingWriter, MaskWriter, RasterWriter])
+def test_predictions_are_not_written_to_another_machine(home, writer):
+    """They were written here, into a folder named like the address."""
+    run = One('memory://explora/run')
+    with pytest.raises(ValueError, match=rf'\*path\* of {writer.__name__}'):
+        writer().setup(run, None, 'predict')
+    with pytest.raises(ValueError, match=r'\*path\* s3://b/a is on another machine'):
+        writer('s3://b/a')
+    given = writer(home / 'here' / 'result')
+    given.find_target(run)
+    assert given.target.parent.is_dir()
+    assert not [*Path().iterdir()]
+
+
+def test_results_of_commands_are_not_written_to_another_machine(home):
+    address = 's3://bucket/result'
+    for command in (
+        lambda: embed('images', address, 'vit_tiny_patch16_224'),
+        lambda: map_scenes('scene.tif', address, 'vit_tiny_patch16_224'),
+        lambda: search('embeddings.parquet', '9,45', address),
+    ):
+        with pytest.raises(ValueError, match=r'\*output\* .* is on another machine'):
+            command()
+    assert not [*Path().iterdir()]
 
 
 def test_every_path_argument_is_expanded(home):

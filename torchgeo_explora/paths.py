@@ -13,6 +13,25 @@ def expanded(path: str | os.PathLike[str]) -> str:
     return os.path.expanduser(os.path.expandvars(os.fspath(path)))
 
 
+def local_path(name: str, path: str | os.PathLike[str]) -> Path:
+    """Return a path as `expanded` does, and raise unless it is on this machine.
+
+    Args:
+        name: Name of the argument, for the error.
+        path: A file or a folder.
+
+    Raises:
+        ValueError: If it is an address, such as `s3://bucket/name`.
+    """
+    place = expanded(path)
+    if '://' in place:
+        raise ValueError(
+            f'*{name}* {place} is on another machine: give a path on this one, and copy'
+            ' the result'
+        )
+    return Path(place)
+
+
 def require_writable(folder: str | os.PathLike[str]) -> Path:
     """Make a folder, and raise unless files can be written into it.
 

@@ -4,6 +4,7 @@ import json
 import sys
 from types import SimpleNamespace
 
+import fsspec
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -103,6 +104,18 @@ def test_a_resumed_run_adds_up(tmp_path, clock):
     assert found['wall_seconds'] == 3 * 1800
 
 
+def test_the_cost_follows_the_run_to_another_place(tmp_path, clock, monkeypatch):
+    """And no folder here is named like its address."""
+    monkeypatch.chdir(tmp_path)
+    fit('memory://explora/cost', clock, Cost(power=100))
+    content = json.loads(fsspec.filesystem('memory').cat('/explora/cost/cost.json'))
+    assert (content['steps'], content['images']) == (3, 10)
+    assert not [*tmp_path.iterdir()]
+    fit(tmp_path, clock, Cost(folder='memory://explora/elsewhere'))
+    assert fsspec.filesystem('memory').exists('/explora/elsewhere/cost.json')
+    assert not [*tmp_path.iterdir()]
+
+
 def test_a_delta_says_only_what_depends_on_the_run_alone(tmp_path, clock):
     """Equal runs on other machines have equal deltas, to the byte."""
     cost = Cost(power=100, intensity=0.4)
@@ -120,12 +133,17 @@ def test_an_interrupted_run_leaves_its_cost(tmp_path, clock, monkeypatch):
     assert read_cost(tmp_path)['wall_seconds'] == 1800
 
 
-def test_a_full_disk_does_not_hide_what_ended_the_run(tmp_path, clock, monkeypatch):
+@pytest.mark.parametrize('kind', [OSError, RuntimeError])
+def test_a_full_disk_does_not_hide_what_ended_the_run(
+    tmp_path, clock, monkeypatch, kind
+):
+    """Nor does what file systems of other machines raise instead of OSError."""
+
     def stop(self, batch):
         raise ZeroDivisionError
 
     def full(path):
-        raise OSError('no space left')
+        raise kind('no space left')
 
     monkeypatch.setattr(Model, 'training_step', stop)
     monkeypatch.setattr(cost_module, 'replacing', full)

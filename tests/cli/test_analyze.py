@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from timm.models import register_model
 
-from tests.data.scenes import write_scene
+from tests.data.scenes import write_scene, write_stac
 from torchgeo_explora.adapt import Adaptation, adapt, lora, save_delta
 from torchgeo_explora.cli import main
 from torchgeo_explora.models import ViT
@@ -97,6 +97,19 @@ def test_suggest_writes_its_evidence(place, capsys):
     printed = capsys.readouterr().out
     assert 'unfreeze: [' in printed
     assert (place / 'evidence.png').stat().st_size > 0
+
+
+def test_suggest_takes_the_assets_that_stac_items_ask_for(place, capsys):
+    """The error about missing *assets* names an option that the command has."""
+    items = str(write_stac(place / 'stac'))
+    arguments = command(place, 'suggest', '--budget', '0.6')
+    arguments[1] = items
+    with pytest.raises(SystemExit, match=r'\*assets\* must name the assets'):
+        main(arguments)
+    picture = str(place / 'evidence.png')
+    chosen = ('--assets', '[B04, B03, B02]', '--output', picture, '--images', '4')
+    assert not main([*arguments, *chosen])
+    assert 'unfreeze: [' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

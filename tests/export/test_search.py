@@ -221,6 +221,38 @@ def test_an_output_in_the_place_of_the_contact_sheet(place, tmp_path):
         search(place / 'scene.parquet', '9,45', tmp_path / 'found.png')
 
 
+def test_an_image_that_cannot_be_read(place, tmp_path, backbone):
+    """The advice fits `search`, which cannot leave an image out by *on_error*."""
+    image = tmp_path / 'cut.png'
+    image.write_bytes((place / 'images' / '00.png').read_bytes()[:60])
+    arguments = (place / 'scene.parquet', image, tmp_path / 'f.geojson', 2, backbone)
+    with pytest.raises(UnreadableImageError) as caught:
+        search(*arguments, None)
+    said = str(caught.value)
+    assert said.endswith('. Replace the file, or give another *query*')
+    assert 'cut.png' in said
+    assert 'on_error' not in said
+
+
+def test_an_image_of_a_type_without_a_usual_range(place, tmp_path, backbone):
+    """It is mapped from the range of the embeddings: there is no *value_range*."""
+    values = np.array(Image.open(place / 'images' / '11.png')).transpose(2, 0, 1)
+    with rasterio.open(
+        tmp_path / 'image.tif', 'w', 'GTiff', 32, 32, 3, dtype='int32'
+    ) as file:
+        file.write(values.astype('int32'))
+    found = search(
+        place / 'scene.parquet',
+        tmp_path / 'image.tif',
+        tmp_path / 'found.geojson',
+        1,
+        backbone,
+        None,
+    )
+    assert found[0]['index'] == 4
+    assert found[0]['similarity'] == pytest.approx(1, abs=1e-4)
+
+
 def test_an_image_with_other_bands_than_the_model_takes(place, tmp_path, backbone):
     image = tmp_path / 'grey.png'
     values = np.random.default_rng(0).integers(0, 255, (32, 32), np.uint8)

@@ -8,12 +8,7 @@ import timm
 import torch
 from safetensors import safe_open
 from torch.testing import assert_close
-from torchgeo.tasks import (
-    ChangeDetection,
-    Classification,
-    PixelwiseRegression,
-    SemanticSegmentation,
-)
+from torchgeo.tasks import Classification, SemanticSegmentation
 
 from torchgeo_explora.adapt import merged
 from torchgeo_explora.export import (
@@ -182,52 +177,6 @@ def test_stock_segmentation_takes_the_file(trained, picture, tmp_path):
     assert_close(tokens[:, 0], backbone(image).cls, rtol=0, atol=1e-5)
     state, _ = read_state(path, '')
     assert_close(state, merged(backbone).canonical_state_dict(), rtol=0, atol=0)
-
-
-def test_stock_pixel_regression_takes_the_file(trained, picture, tmp_path):
-    """TorchGeo's task regresses a value per pixel on the exported backbone."""
-    backbone, path = trained('stock'), tmp_path / 'backbone.ckpt'
-    name = export_torchgeo_segmentation(backbone, path)
-    task = PixelwiseRegression('dpt', name, str(path))
-    image = picture(backbone)
-    tokens = task.model.encoder.model.forward_features(image)
-    assert_close(tokens[:, 0], backbone(image).cls, rtol=0, atol=1e-5)
-    task.log = lambda *_, **__: None
-    optimizer = torch.optim.Adam(task.parameters(), 1e-3)
-    target = image.mean(1)
-    losses = []
-    for _ in range(30):
-        optimizer.zero_grad()
-        loss = task.training_step({'image': image, 'mask': target}, 0)
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0] / 2
-
-
-def test_stock_change_detection_takes_the_file(trained, picture, tmp_path):
-    """Two equal images give the features of one; the stock task trains on two dates."""
-    backbone, path = trained('stock'), tmp_path / 'backbone.ckpt'
-    name = export_torchgeo_segmentation(backbone, path, dates=2)
-    task = ChangeDetection('dpt', name, str(path))
-    image = picture(backbone)
-    tokens = task.model.encoder.model.forward_features(image.repeat(1, 2, 1, 1))
-    assert_close(tokens[:, 0], backbone(image).cls, rtol=0, atol=1e-5)
-    task.log = task.log_dict = lambda *_, **__: None
-    other = image.clone()
-    other[..., :16] += 2
-    changed = torch.zeros(len(image), 1, 32, 32)
-    changed[..., :16] = 1
-    batch = {'image': torch.stack([image, other], 1), 'mask': changed}
-    optimizer = torch.optim.Adam(task.parameters(), 1e-3)
-    losses = []
-    for _ in range(30):
-        optimizer.zero_grad()
-        loss = task.training_step(batch, 0)
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0] / 2
 
 
 def test_architecture_that_no_name_builds_is_refused(trained, tmp_path):

@@ -16,6 +16,7 @@ def analyze(
     images: int = 256,
     kind: Literal['auto', 'images', 'scenes'] = 'auto',
     bands: list[int | str] | None = None,
+    assets: list[str] | None = None,
     in_channels: int | None = None,
     value_range: tuple[Any, Any] | None = None,
     on_error: Literal['raise', 'skip'] = 'raise',
@@ -35,6 +36,7 @@ def analyze(
         images: Largest number of images.
         kind: Whether a folder holds images or scenes; auto looks at its first raster.
         bands: Names or numbers of the bands, in the model's order.
+        assets: Keys of the assets of STAC items, in the order of the bands.
         in_channels: Channels of the model; 3 by default.
         value_range: Lowest and highest value; that of the stored type by default.
         on_error: Whether to stop at what cannot be read, or to leave it out.
@@ -49,7 +51,8 @@ def analyze(
     base = build()
     adapted = None if delta is None else load_delta(build(), delta).eval()
     options = {'bands': bands, 'value_range': value_range, 'on_error': on_error}
-    datamodule = _open(source, kind, image_size or base.image_size[0], options)
+    size = image_size or base.image_size[0]
+    datamodule = _open(source, kind, size, assets, options)
     reports = run.analyze(
         datamodule, output, base, adapted, images, image_size, value_range
     )
@@ -76,6 +79,7 @@ def suggest(
     images: int = 256,
     kind: Literal['auto', 'images', 'scenes'] = 'auto',
     bands: list[int | str] | None = None,
+    assets: list[str] | None = None,
     in_channels: int | None = None,
     value_range: tuple[Any, Any] | None = None,
     on_error: Literal['raise', 'skip'] = 'raise',
@@ -96,6 +100,7 @@ def suggest(
         images: Largest number of images.
         kind: Whether a folder holds images or scenes; auto looks at its first raster.
         bands: Names or numbers of the bands, in the model's order.
+        assets: Keys of the assets of STAC items, in the order of the bands.
         in_channels: Channels of the model; 3 by default.
         value_range: Lowest and highest value; that of the stored type by default.
         on_error: Whether to stop at what cannot be read, or to leave it out.
@@ -114,7 +119,8 @@ def suggest(
         )
     base = build_backbone(model, weights, in_channels, image_size).eval()
     options = {'bands': bands, 'value_range': value_range, 'on_error': on_error}
-    datamodule = _open(source, kind, image_size or base.image_size[0], options)
+    size = image_size or base.image_size[0]
+    datamodule = _open(source, kind, size, assets, options)
     sample = Sample(datamodule, images)
     blocks = analyze_blocks(base, sample.batches(base, image_size, value_range))
     found = choose(base, blocks, budget)
@@ -136,11 +142,18 @@ def suggest(
     )
 
 
-def _open(source: str, kind: Any, size: int, options: dict[str, Any]) -> Any:
+def _open(
+    source: str,
+    kind: Any,
+    size: int,
+    assets: list[str] | None,
+    options: dict[str, Any],
+) -> Any:
     """Return the data module of a folder of images or of scenes, at one size."""
     from torchgeo_explora.export.imagery.embeddings import open_source
 
-    return open_source(source, kind, {'size': size}, {'size': size}, options)
+    scenes = {'size': size, 'assets': assets or ()}
+    return open_source(source, kind, scenes, {'size': size}, options)
 
 
 def _table(reports: Any) -> str:

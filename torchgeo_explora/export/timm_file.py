@@ -197,7 +197,8 @@ def export_torchgeo_segmentation(
         path: The file, `*.ckpt`.
         model: Name of the timm model that the task will build; found if None.
         dates: Images of a place that the task stacks into one: 2 for `ChangeDetection`,
-            whose patch embedding then starts as the mean of both images' embeddings.
+            whose patch embedding then starts as the mean of both images' embeddings. It
+            has to train: with *freeze_backbone*, the order of the dates is lost.
 
     Returns:
         The *backbone* that the task needs: 'tu-' and the name of the model.

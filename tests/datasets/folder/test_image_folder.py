@@ -320,6 +320,27 @@ def mixed(tmp_path):
     return tmp_path
 
 
+@pytest.mark.parametrize('name', ['5.tif', '7.tif'])
+def test_the_advice_to_skip_an_image_comes_from_the_data_set(mixed, name):
+    """Readers do not give it, since not all that read an image have *on_error*."""
+    (mixed / '0.tif').unlink()
+    dataset = ImageFolder(mixed)
+    number = next(i for i, path in enumerate(dataset.paths) if path.endswith(name))
+    with pytest.raises(UnreadableImageError) as error:
+        dataset.read(number)
+    assert name in str(error.value)
+    assert 'on_error' not in str(error.value)
+    with pytest.raises(type(error.value), match="or pass on_error='skip' to continue"):
+        dataset[number]
+
+
+def test_so_does_that_about_the_first_image(mixed):
+    """Whose header is read at once."""
+    (mixed / '0.tif').write_bytes(b'II')
+    with pytest.raises(UnreadableImageError, match=r"0\.tif.*or pass on_error='skip'"):
+        ImageFolder(mixed)
+
+
 def test_what_does_not_fit_is_skipped_at_the_start(mixed):
     """Bands, data type and size are in the header: one warning, and no surprise."""
     with pytest.warns(UserWarning, match=r'0\.tif holds uint16.*4 of 8') as told:

@@ -97,7 +97,7 @@ def test_damaged_picture_is_named(tmp_path, keep):
     else:
         size = int(len(data) * keep) if keep == 0.5 else keep
         (tmp_path / 'a.jpg').write_bytes(data[:size])
-    message = r"a\.jpg: .*on_error='skip'"
+    message = r'cannot read image .*a\.jpg: .*\. Replace the file$'
     with (
         pytest.raises(UnreadableImageError, match=message),
         open_picture(path) as image,

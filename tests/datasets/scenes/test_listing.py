@@ -56,8 +56,15 @@ def test_masks_are_no_scenes(tmp_path):
 
 @pytest.mark.parametrize('name', ['nothing', 'nothing/*.tif', ''])
 def test_nothing_found(tmp_path, name):
-    with pytest.raises(FileNotFoundError, match=r'no scene found in .*\*paths\* takes'):
+    with pytest.raises(FileNotFoundError, match=r'no scene found in .*: give a folder'):
         list_scenes(tmp_path / name)
+
+
+def test_masks_are_only_spoken_of_where_there_are_some(tmp_path):
+    """Not every command that lists scenes has the option."""
+    (tmp_path / 'items.json').write_text('[]')
+    with pytest.raises(FileNotFoundError, match=r'a STAC file needs items$'):
+        list_scenes(tmp_path / 'items.json')
 
 
 def test_paths_that_lead_to_no_scene(tmp_path):

@@ -16,7 +16,7 @@ from torchgeo_explora.callbacks.cost.energy import DeviceMeter, MachineMeter
 from torchgeo_explora.callbacks.cost.operations import FORMULA, image_operations
 from torchgeo_explora.checks import require_positive
 from torchgeo_explora.paths import expanded
-from torchgeo_explora.writing import replacing
+from torchgeo_explora.writing import replacing, write_to
 
 #: The file in the folder of a run.
 FILE = 'cost.json'
@@ -41,7 +41,8 @@ class Cost(Callback):
         intensity: Carbon of the grid, in kg CO2e per kWh; no estimate if None.
         country: ISO code of three letters, such as DEU: codecarbon measures the machine
             and knows the grid. It must be installed.
-        folder: Where to write; the trainer's root folder if None.
+        folder: Where to write; the trainer's root folder if None. Both may be on
+            another machine, such as `s3://bucket/run`.
 
     Attributes:
         images: Training images seen so far, over all devices.
@@ -160,8 +161,9 @@ class Cost(Callback):
     ) -> None:
         """Keep what an interrupted run has cost."""
         if self._started is not None:
-            # The error that ends the run is the one to be seen.
-            with suppress(OSError):
+            # The error that ends the run is the one to be seen. File systems of other
+            # machines have errors of their own.
+            with suppress(Exception):
                 self._write(trainer, pl_module)
         self._stop()
 
@@ -176,9 +178,12 @@ class Cost(Callback):
         content = self.summary(trainer, pl_module)
         if not trainer.is_global_zero:
             return content
-        path = Path(expanded(self.folder or trainer.default_root_dir)) / FILE
-        with replacing(path) as part:
-            part.write_text(json.dumps(content, indent=2, allow_nan=False) + '\n')
+
+        def write(path: Path) -> None:
+            with replacing(path) as part:
+                part.write_text(json.dumps(content, indent=2, allow_nan=False) + '\n')
+
+        write_to(expanded(self.folder or trainer.default_root_dir), FILE, write)
         return content
 
     def summary(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import warnings
@@ -15,7 +16,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info
 
 from torchgeo_explora.adapt import base_fingerprint, delta_state_dict, fingerprint
-from torchgeo_explora.paths import expanded, require_writable
+from torchgeo_explora.paths import local_path, require_writable
 
 
 class PartWriter(BasePredictionWriter):
@@ -30,7 +31,10 @@ class PartWriter(BasePredictionWriter):
     A subclass writes a part in `write_on_batch_end`, and the result in `join`.
 
     Args:
-        path: The file; `file` in the trainer's root folder if None.
+        path: The file, on this machine; `file` in the trainer's root folder if None.
+
+    Raises:
+        ValueError: If it is an address, such as `s3://bucket/name`.
     """
 
     #: Name of the result if no path is given.
@@ -41,7 +45,7 @@ class PartWriter(BasePredictionWriter):
     def __init__(self, path: str | Path | None = None) -> None:
         """Write while predicting."""
         super().__init__(write_interval='batch')
-        self.path = Path(expanded(path)) if path is not None else None
+        self.path = None if path is None else local_path('path', path)
         self._folder: Path | None = None
 
     def state(self, trainer: Trainer, pl_module: Any) -> list[Any]:
@@ -57,6 +61,7 @@ class PartWriter(BasePredictionWriter):
 
         Raises:
             OSError: If the result cannot be written.
+            ValueError: If its place is on another machine.
         """
         self.find_target(trainer)
         datamodule: Any = getattr(trainer, 'datamodule', None)
@@ -71,13 +76,24 @@ class PartWriter(BasePredictionWriter):
 
         Raises:
             OSError: If it cannot be written.
+            ValueError: If it is on another machine.
         """
-        self.target = self.path or Path(trainer.default_root_dir) / self.file
+        self.target = self.path or self._default_target(trainer)
         require_writable(self.target.parent)
         if self.target.is_dir():
             raise IsADirectoryError(
                 f'{self.target} is a folder: give the name of a file'
             )
+
+    def _default_target(self, trainer: Trainer) -> Path:
+        folder = os.fspath(trainer.default_root_dir)
+        if '://' in folder:
+            raise ValueError(
+                f'the parts of {self.file} are joined on this machine, and the root'
+                f' folder of the trainer, {folder}, is on another one: give a file here'
+                f' as *path* of {type(self).__name__}, among the callbacks'
+            )
+        return Path(folder) / self.file
 
     def part(self, number: int) -> Path:
         """Return the file of a part."""

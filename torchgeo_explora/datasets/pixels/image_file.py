@@ -93,8 +93,7 @@ def naming(path: str) -> Iterator[None]:
         # A name that is not UTF-8 cannot be printed as it is.
         path = path.encode(errors='backslashreplace').decode()
         raise UnreadableImageError(
-            f'cannot read image {path}: {reason}. Replace the file, or pass'
-            f" on_error='skip' to continue without it"
+            f'cannot read image {path}: {reason}. Replace the file'
         ) from error
 
 
@@ -116,8 +115,9 @@ def open_limited(path: str, max_pixels: int | None = None) -> Image.Image:
         image = Image.open(path, formats=PICTURES)
     except Image.DecompressionBombError as error:
         raise ValueError(
-            f'it is very large ({error}): pass *max_pixels* to read it nevertheless, or'
-            f' make it a GeoTIFF and use it as a scene, with `SceneWindows`'
+            f'it is very large ({error}): make a smaller copy; or pass *max_pixels* of'
+            f' `ImageFolder` or `CSVDataset`; or make it a GeoTIFF and use it as a'
+            f' scene, with `SceneWindows`'
         ) from error
     if max_pixels is not None and image.width * image.height > max_pixels:
         image.close()
@@ -338,8 +338,9 @@ class ImageFile:
         if len(indices) * height * width > most:
             raise ValueError(
                 f'it has {len(indices)} bands of {height} x {width} pixels, too many to'
-                f' read at once: use it as a scene, with `SceneWindows`, or pass a'
-                f' larger *max_pixels*'
+                f' read at once: make a smaller copy; or use it as a scene, with'
+                f' `SceneWindows`; or pass a larger *max_pixels* of `ImageFolder` or'
+                f' `CSVDataset`'
             )
         options: dict[str, Any] = {}
         if shape != self.size:

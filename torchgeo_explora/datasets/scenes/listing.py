@@ -79,9 +79,10 @@ def list_scenes(
         scenes |= {scene.path: scene for scene in found}
     if not scenes and not problems:
         names = ', '.join(os.fspath(place) for place in given)
+        masks = mask and ', and files that end with *mask* are not scenes'
         raise FileNotFoundError(
-            f'no scene found in {names or "no *paths*"}: a'
-            f' STAC file needs items, and files that end with *mask* are not scenes'
+            f'no scene found in {names or "no *paths*"}: a STAC file needs items'
+            f'{masks or ""}'
         )
     return sorted(scenes.values()), problems
 
@@ -107,7 +108,7 @@ def _files(path: str) -> list[str]:
     files = list({os.path.realpath(f): f for f in sorted(found, reverse=True)}.values())
     if not files:
         raise FileNotFoundError(
-            f'no scene found in {path}: *paths* takes folders with'
-            f' {", ".join(_SUFFIXES)} files, patterns, files and STAC items (.json)'
+            f'no scene found in {path}: give a folder with {", ".join(_SUFFIXES)}'
+            f' files, a pattern, a file or STAC items (.json)'
         )
     return files

@@ -65,6 +65,14 @@ def check_side(size: int | None) -> None:
         raise ValueError(f'*size* must be a positive number of pixels, not {size}')
 
 
+def _advised(error: UnreadableImageError) -> UnreadableImageError:
+    """Return an error that also says what *on_error* can do.
+
+    What reads a single image cannot say so, since not everyone has this argument.
+    """
+    return type(error)(f"{error}, or pass on_error='skip' to continue without it")
+
+
 class TableDataset(NonGeoDataset):
     """Samples by number, each of one file or of a group of files.
 
@@ -135,7 +143,7 @@ class TableDataset(NonGeoDataset):
                 sample = self.read(found)
             except UnreadableImageError as error:
                 if self.on_error == 'raise':
-                    raise
+                    raise _advised(error) from error
                 self._skip(found, error)
                 continue
             sample['index'] = torch.tensor(found)
@@ -170,6 +178,8 @@ class TableDataset(NonGeoDataset):
         # Opening files waits for disks.
         with ThreadPoolExecutor() as pool:
             found = list(pool.map(look, chosen))
+        if strict and isinstance(found[0], UnreadableImageError):
+            raise _advised(found[0]) from found[0]
         if strict and isinstance(found[0], Exception):
             raise found[0]
         headers = [header for header in found if not isinstance(header, Exception)]

@@ -18,7 +18,7 @@ from torchgeo_explora.datasets.pixels.raster_file import OWN_PIXELS, open_raster
 from torchgeo_explora.datasets.tables.dataset import OnError
 from torchgeo_explora.models import Backbone
 from torchgeo_explora.models.backbones.tokens import Pooling
-from torchgeo_explora.paths import expanded
+from torchgeo_explora.paths import expanded, local_path
 from torchgeo_explora.tasks import ExploraKNNTask
 from torchgeo_explora.tasks.run.backbone import Model, Weights
 
@@ -98,7 +98,7 @@ def embed(
         ValueError: If an argument is wrong, the delta belongs to another base, or no
             window has data.
     """
-    target = Path(expanded(output))
+    target = local_path('output', output)
     if target.exists() and not overwrite:
         raise FileExistsError(
             f'{target} exists: choose another *output*, or pass *overwrite*'

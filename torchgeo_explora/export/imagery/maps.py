@@ -20,7 +20,7 @@ from torchgeo_explora.datasets.tables.dataset import OnError, check_choice
 from torchgeo_explora.datasets.tables.index_file import file_stamp
 from torchgeo_explora.export.imagery.embeddings import new_trainer, own_copy
 from torchgeo_explora.models.formats.files import read_file
-from torchgeo_explora.paths import expanded
+from torchgeo_explora.paths import expanded, local_path
 from torchgeo_explora.tasks.downstream.base import DownstreamTask
 from torchgeo_explora.tasks.run.backbone import Model, Weights
 
@@ -94,11 +94,12 @@ def map_scenes(
         ValueError: If an argument is wrong, or the delta belongs to another base.
     """
     check_choice('on_error', on_error, ('raise', 'skip'))
+    place = local_path('output', output)
     scenes, problems = list_scenes(expanded(source), assets)
     if problems and on_error == 'raise':
         name, problem = problems[0]
         raise ValueError(f'{name}: {problem}; leave it out with *on_error* skip')
-    targets = _targets(scenes, Path(expanded(output)))
+    targets = _targets(scenes, place)
     task = _task(model, weights, delta, image_size, checkpoint, value_range)
     patch = task.backbone.patch_size
     settings: dict[str, Any] = {

@@ -5,7 +5,6 @@ import os
 import re
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import shapely  # type: ignore[import-untyped]
@@ -14,13 +13,14 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from torchgeo_explora.callbacks.writers.parquet import model_fingerprint
+from torchgeo_explora.datasets.pixels.image_file import UnreadableImageError
 from torchgeo_explora.datasets.pixels.reader import ImageReader
-from torchgeo_explora.datasets.pixels.scaling import check_range, to_unit
+from torchgeo_explora.datasets.pixels.scaling import RANGES, check_range, to_unit
 from torchgeo_explora.export.imagery.contact_sheet import contact_sheet
 from torchgeo_explora.export.imagery.embedding_file import EmbeddingFile
 from torchgeo_explora.export.imagery.embeddings import own_copy
 from torchgeo_explora.functional import nearest
-from torchgeo_explora.paths import expanded
+from torchgeo_explora.paths import expanded, local_path
 from torchgeo_explora.tasks import ExploraKNNTask
 from torchgeo_explora.tasks.run.backbone import Model, Weights
 from torchgeo_explora.writing import replacing
@@ -67,7 +67,7 @@ def search(
         OSError: If a file cannot be read or written.
         ValueError: If the query cannot be used, or the model is another one.
     """
-    target = Path(expanded(output))
+    target = local_path('output', output)
     if target.suffix.lower() == '.png':
         raise ValueError(
             f'*output* {target} is the place of the contact sheet: give a .geojson file'
@@ -191,21 +191,35 @@ def _embed_image(
     bands: Sequence[int | str] | None,
 ) -> Tensor:
     """Return the L2-normalised embedding of an image file, (1, D)."""
-    reader = ImageReader(embedder.image_size, bands or embedder.backbone.bands)
-    reader.choose([reader.header(path)])
+    wanted = bands or embedder.backbone.bands
+    try:
+        reader = ImageReader(embedder.image_size, wanted)
+        header = reader.header(path)
+        count = len(wanted or header.bands)
+        if count != embedder.backbone.in_channels:
+            raise ValueError(
+                f'{path} has {count} bands, the model takes'
+                f' {embedder.backbone.in_channels}: choose them by *bands*'
+            )
+        # A type without a usual range was embedded with a range of the user's.
+        if header.dtype not in RANGES:
+            reader = ImageReader(embedder.image_size, wanted, _range_of(file))
+        reader.choose([header])
+        image, _ = reader.read(path)
+    except UnreadableImageError as error:
+        raise UnreadableImageError(f'{error}, or give another *query*') from error
     value_range = reader.value_range
     if not reader.range_known:
-        low, high = file.notes['value_range']
-        ends = (e[0] if len(e) == 1 else e for e in (low, high))
-        value_range = check_range(tuple(ends), reader.bands)
-    unit = to_unit(reader.read(path)[0], value_range)[None]
-    if unit.shape[1] != embedder.backbone.in_channels:
-        raise ValueError(
-            f'{path} has {unit.shape[1]} bands, the model takes'
-            f' {embedder.backbone.in_channels}: choose them by *bands*'
-        )
+        value_range = check_range(_range_of(file), reader.bands)
+    unit = to_unit(image, value_range)[None]
     features = embedder.features(embedder.view(unit), {})
     return normalize(features.pooled(embedder.pooling).float(), dim=1)
+
+
+def _range_of(file: EmbeddingFile) -> tuple[Any, Any]:
+    """Return the (low, high) that a file was written with, as a user gives it."""
+    low, high = (e[0] if len(e) == 1 else e for e in file.notes['value_range'])
+    return low, high
 
 
 def _geojson(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
