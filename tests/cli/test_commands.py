@@ -1,5 +1,7 @@
 """The commands on files."""
 
+import inspect
+
 import numpy as np
 import pytest
 import timm
@@ -20,6 +22,7 @@ from torchgeo_explora.adapt import (
     save_delta,
 )
 from torchgeo_explora.cli import main
+from torchgeo_explora.cli.commands import COMMANDS
 from torchgeo_explora.datasets import Prepared
 from torchgeo_explora.models import ViT
 
@@ -239,6 +242,23 @@ def test_what_cannot_be_prepared_can_be_left_out(tmp_path, monkeypatch, capsys):
     assert advice == '--drop+=x'
     run(*given, advice)
     assert capsys.readouterr().out.endswith('3 samples\n')
+
+
+@pytest.mark.parametrize(
+    'command',
+    [each for each in COMMANDS if 'output' in inspect.signature(each).parameters],
+)
+def test_no_command_writes_to_another_machine(command, tmp_path, monkeypatch):
+    """They wrote into a local folder named like the address."""
+    monkeypatch.chdir(tmp_path)
+    words = ['x' for name in COMMANDS[command] if name != 'output']
+    for name, given in inspect.signature(command).parameters.items():
+        if given.default is given.empty and name not in COMMANDS[command]:
+            words += [f'--{name}', 'x']
+    words = [*words, '--output'] if 'output' not in COMMANDS[command] else words
+    with pytest.raises(SystemExit, match=r'\*output\* s3://bucket/a is on another'):
+        run(command.__name__, *words, 's3://bucket/a')
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize(

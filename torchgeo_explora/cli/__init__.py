@@ -11,6 +11,7 @@ import docstring_parser
 from jsonargparse import ArgumentParser
 
 from torchgeo_explora.cli.commands import COMMANDS, wants_traceback
+from torchgeo_explora.paths import local_path
 from torchgeo_explora.terminal import escaped
 from torchgeo_explora.version import __version__
 
@@ -85,7 +86,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if config['import']:
             sys.path.append(os.getcwd())
             import_module(config['import'])
-        code = function(**config[name].as_dict())
+        options = config[name].as_dict()
+        # Some would write into a local folder named like the address.
+        if 'output' in options:
+            local_path('output', options['output'])
+        code = function(**options)
     except Exception as error:
         if wants_traceback():
             raise
