@@ -111,6 +111,17 @@ class Keep(Callback):
             file.write(json.dumps(self.known | row) + '\n')
 
 
+def first_classes(data: Path, root: Path, count: int) -> Path:
+    """Return a folder of links to the first classes of each split."""
+    for split in ('train', 'val', 'test'):
+        (root / split).mkdir(parents=True, exist_ok=True)
+        for folder in sorted((data / split).iterdir())[:count]:
+            place = root / split / folder.name
+            if not place.exists():
+                place.symlink_to(folder)
+    return root
+
+
 def run(name: str, seed: int, data: Path, weights: str, output: Path) -> None:
     """Train a contender, unless it is there.
 
@@ -125,9 +136,11 @@ def run(name: str, seed: int, data: Path, weights: str, output: Path) -> None:
     if (folder / 'done').exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    steps, settings, share = CONTENDERS[name]
+    steps, settings, share, classes = CONTENDERS[name]
     if share < 1:
         data = labelled_share(data.resolve(), folder, share, seed)
+    if classes is not None:
+        data = first_classes(data.resolve(), folder / 'classes', classes)
     seed_everything(seed, verbose=False)
     given: dict[str, Any] = {'weights': weights, 'seed': seed} | COMMON | settings
     task = ExploraDinoTask(**given)

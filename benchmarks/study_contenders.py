@@ -27,11 +27,13 @@ class Contender(NamedTuple):
         steps: Optimizer steps, of 64 images each.
         settings: Arguments of the task that differ from `COMMON`.
         share: Of the training images, alike in each class.
+        classes: Only the images of the first so many classes; all if None.
     """
 
     steps: int
     settings: dict[str, Any]
     share: float = 1.0
+    classes: int | None = None
 
 
 def _lora(rank: int, layers: str | list[str], alpha: int | None = None) -> PeftConfig:
@@ -115,6 +117,6 @@ ABLATION = {name: Contender(_SHORT, change) for name, change in _CHANGES.items()
 IMAGES = {
     f'{round(7000 * share):,} images': Contender(400, {}, share)
     for share in (1 / 100, 1 / 14, 1 / 2)
-}
+} | {'half of the classes': Contender(400, {}, classes=5)}
 
 CONTENDERS = TIME | IMAGES | ABLATION

@@ -131,7 +131,9 @@ def on_test_split(lines: list[Row], against: str = 'full') -> str:
     of_run: dict[str, list[Row]] = {}
     for row in lines:
         of_run.setdefault(row['run'], []).append(row)
-    order = [name for name in ('base', *TIME, *IMAGES) if name in of_run]
+    known = ('base', *TIME, *IMAGES)
+    order = [name for name in known if name in of_run]
+    order += [name for name in of_run if name not in known]
     mean = {name: np.mean([right(row) for row in of_run[name]], 0) for name in order}
     size = lines[0]['images']
     drawn = np.random.default_rng(0).integers(0, size, (_RESAMPLES, size))
@@ -160,6 +162,25 @@ def right(row: Row) -> NDArray[np.uint8]:
     """Return 1 for each image that was classified correctly, else 0."""
     packed = np.frombuffer(bytes.fromhex(row['right']), np.uint8)
     return np.unpackbits(packed, count=row['images'])
+
+
+def on_unseen_classes(lines: list[Row], run: str, seen: int) -> str:
+    """Return accuracy on images of classes that were and were not there, as Markdown.
+
+    Args:
+        lines: Of the test split; images are in the order of their classes.
+        run: One that adapted on some classes; it stands beside base and *short*.
+        seen: How many classes these were, the first ones.
+    """
+    table = ['| run | classes seen | classes not seen |', '|' + '---|' * 3]
+    for name in ('base', run, 'short'):
+        found = [row for row in lines if row['run'] == name]
+        if found:
+            edge = sum(found[0]['of_class'][:seen])
+            mean = np.mean([right(row) for row in found], 0)
+            parts = f'{mean[:edge].mean():.4f} | {mean[edge:].mean():.4f}'
+            table.append(f'| {name} | {parts} |')
+    return '\n'.join(table)
 
 
 def correlations(lines: list[Row]) -> str:
@@ -224,9 +245,10 @@ def main() -> None:
     options = parser.parse_args()
     lines = rows(options.lines / 'study.jsonl')
     print(gains(lines), ablation(lines), correlations(lines), sep='\n\n')
-    judged = options.lines / 'test.jsonl'
-    if judged.exists():
-        print(f'\n{on_test_split(rows(judged))}')
+    for name in ('test', 'rsscn7'):
+        judged = options.lines / f'{name}.jsonl'
+        if judged.exists():
+            print(f'\n{name}\n\n{on_test_split(rows(judged))}')
     if options.picture:
         picture(lines, options.picture)
 

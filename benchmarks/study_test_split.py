@@ -1,4 +1,4 @@
-"""10-NN accuracy on the test split of what each run of the study ends with.
+r"""10-NN accuracy on the test split of what each run of the study ends with.
 
     OMP_NUM_THREADS=1 python benchmarks/study_test_split.py --data data/eurosat_rgb \
         --weights data/vit_tiny_patch16_224.safetensors --output outputs/study
@@ -7,11 +7,18 @@ The bank is the whole training split, and nothing is chosen here: the last delta
 run of `TIME` and `IMAGES` counts. Each line of `test.jsonl` in the output folder has
 which of the test images were classified correctly, as hexadecimal digits, image by
 image, so that two runs can be compared on the same images. Lines that are there are
-skipped.
+skipped. Beside the runs themselves, the mean of *short* over its seeds is judged.
+
+With another data folder, the same deltas are judged on images that they never saw:
+
+    OMP_NUM_THREADS=1 python benchmarks/study_test_split.py --data data/rsscn7 \
+        --weights data/vit_tiny_patch16_224.safetensors --output outputs/study \
+        --lines rsscn7.jsonl
 """
 
 import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +31,7 @@ from torch.nn.functional import normalize
 from torchvision.datasets import ImageFolder
 from torchvision.transforms.functional import pil_to_tensor
 
+from torchgeo_explora.adapt import average_deltas
 from torchgeo_explora.functional import knn_vote
 from torchgeo_explora.tasks import ExploraKNNTask
 
@@ -42,25 +50,37 @@ def features(task: ExploraKNNTask, pixels: Tensor) -> Tensor:
     return normalize(torch.cat([task.backbone(v).cls for v in views]), dim=1)
 
 
+def last_deltas(output: Path) -> Iterator[tuple[str, int, Path | None]]:
+    """Yield run, seed and file of the base, of each finished run, and of a mean."""
+    yield 'base', 0, None
+    alike = []
+    for folder in sorted(path.parent for path in output.glob('*/done')):
+        name, _, seed = folder.name.rpartition('-')
+        if name in TIME | IMAGES:
+            delta = max(folder.glob('[0-9]*.safetensors'))
+            yield name, int(seed), delta
+            alike += [delta] if name == 'short' else []
+    if len(alike) > 1:
+        mean = output / f'mean_of_{len(alike)}.safetensors'
+        average_deltas(alike, mean)
+        yield f'mean of {len(alike)} seeds of short', 0, mean
+
+
 def main() -> None:
     """Judge what was not judged."""
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
     parser.add_argument('--data', type=Path, required=True)
     parser.add_argument('--weights', required=True)
     parser.add_argument('--output', type=Path, required=True)
+    parser.add_argument('--lines', default='test.jsonl', help='name of the file')
     options = parser.parse_args()
     torch.set_num_threads(1)
-    lines = options.output / 'test.jsonl'
+    lines = options.output / options.lines
     done = lines.read_text().splitlines() if lines.exists() else []
     known = {(row['run'], row['seed']) for row in map(json.loads, done)}
     bank, labels = images(options.data / 'train')
     queries, truth = images(options.data / 'test')
-    waiting: list[tuple[str, int, Path | None]] = [('base', 0, None)]
-    for folder in sorted(path.parent for path in options.output.glob('*/done')):
-        name, _, seed = folder.name.rpartition('-')
-        if name in TIME | IMAGES:
-            waiting.append((name, int(seed), max(folder.glob('[0-9]*.safetensors'))))
-    for name, seed, delta in waiting:
+    for name, seed, delta in last_deltas(options.output):
         if (name, seed) in known:
             continue
         task = ExploraKNNTask(
@@ -81,6 +101,7 @@ def main() -> None:
             'commit': header(torch.device('cpu'), None)['commit'],
             'accuracy': round(float(right.mean()), 4),
             'images': len(right),
+            'of_class': truth.bincount().tolist(),
             'right': np.packbits(right).tobytes().hex(),
         }
         print(name, seed, row['accuracy'], flush=True)
