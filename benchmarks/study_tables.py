@@ -2,7 +2,8 @@
 
     python benchmarks/study_tables.py --lines outputs/study --picture study.png
 
-The folder has `study.jsonl` and, where it was run, `test.jsonl`.
+The folder has `study.jsonl` and, where they were run, `test.jsonl` and `rsscn7.jsonl`.
+`first_look.jsonl` has checkpoints of earlier settings, which count in the correlations.
 """
 
 import argparse
@@ -25,6 +26,8 @@ MEASURES = (
     *('rankme', 'lidar', 'patch_rank', 'alignment', 'uniformity', 'variance_8'),
     *('neighbours', 'retrieval'),
 )
+#: What the names of earlier runs begin with.
+FIRST = 'first look: '
 #: Resamples of the test images.
 _RESAMPLES = 10_000
 
@@ -90,6 +93,20 @@ def _images_until(run: list[Row], wanted: float) -> str:
 
 def _millions(runs: list[list[Row]]) -> str:
     return f'{runs[0][0]["trained"] / 1e6:.2f} M'
+
+
+def each_run(lines: list[Row]) -> str:
+    """Return one row for each run and seed, finished or not, as Markdown."""
+    table = ['| run | seed | +5 points | +10 points | best | steps |', '|' + '---|' * 6]
+    for name, seed in dict.fromkeys((row['run'], row['seed']) for row in lines):
+        run = [row for row in lines if (row['run'], row['seed']) == (name, seed)]
+        start, best = run[0]['knn'], max(run, key=lambda row: row['knn'])
+        after = [_images_until(run, start + gain) for gain in (0.05, 0.1)]
+        table.append(
+            f'| {name.removeprefix(FIRST)} | {seed} | {" | ".join(after)} |'
+            f' {best["knn"]:.4f} (step {best["step"]}) | {run[-1]["step"]} |'
+        )
+    return '\n'.join(table)
 
 
 def ablation(lines: list[Row]) -> str:
@@ -186,10 +203,10 @@ def on_unseen_classes(lines: list[Row], run: str, seen: int) -> str:
 def correlations(lines: list[Row]) -> str:
     """Return how each measure orders checkpoints, beside 10-NN, as Markdown.
 
-    Spearman's rank correlation with accuracy: over all checkpoints after the start, and
-    within each run of at least 5 (mean, and the smallest and largest).
+    Spearman's rank correlation with accuracy: over all checkpoints of the ViT-Ti after
+    the start, and within each run of at least 5 (mean, and the smallest and largest).
     """
-    after = [row for row in lines if row['step']]
+    after = [row for row in lines if row['step'] and 'small' not in row['run']]
     count = Counter((row['run'], row['seed']) for row in after)
     runs = [run for run in count if count[run] >= 5]
 
@@ -200,6 +217,8 @@ def correlations(lines: list[Row]) -> str:
     many = f'all {len(after)} checkpoints | within a run: mean of {len(runs)}'
     table = [f'| measure | {many} | least | most |', '|' + '---|' * 5]
     for name in MEASURES:
+        if not all(name in row for row in after):
+            continue
         within = [
             spearman([r for r in after if (r['run'], r['seed']) == run], name)
             for run in runs
@@ -244,7 +263,10 @@ def main() -> None:
     parser.add_argument('--picture', type=Path)
     options = parser.parse_args()
     lines = rows(options.lines / 'study.jsonl')
-    print(gains(lines), ablation(lines), correlations(lines), sep='\n\n')
+    first = options.lines / 'first_look.jsonl'
+    earlier = rows(first) if first.exists() else []
+    print(gains(lines), ablation(lines), each_run(earlier), sep='\n\n')
+    print(f'\n{correlations(lines + earlier)}')
     for name in ('test', 'rsscn7'):
         judged = options.lines / f'{name}.jsonl'
         if judged.exists():
