@@ -32,6 +32,7 @@ TASK = {
     'image_size': 32,
     'views': {'local_size': 16, 'local_views': 2},
     'model_args': SIZES,
+    'recipe': 'paper',
     'rank': 4,
     'objective': {'prototypes': 32, 'hidden_dim': 16, 'bottleneck_dim': 8},
     # Large: a short run must move the weights.

@@ -18,6 +18,7 @@ MODEL = 'vit_tiny_patch16_224'
 SIZES = {'embed_dim': 16, 'depth': 4, 'num_heads': 2}
 METADATA = {
     'objective': 'DINOv2',
+    'recipe': 'short',
     'steps': '40',
     'planned_steps': '40',
     'effective_batch': '8',

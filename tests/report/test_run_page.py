@@ -39,6 +39,7 @@ def test_page_has_what_a_run_left(run):
     assert 'kNN accuracy 0.25 0.375 +0.125 0.5 at step 20' in text
     assert 'effective rank (RankMe) 12.5 13.75 +1.25' in text
     assert 'images per optimizer step 8' in text
+    assert 'settings left at their defaults short' in text
     assert 'base rate 0.01' in text
     assert 'lightning.pytorch==2.6.6' in text
     metadata = read_run(run).metadata

@@ -22,6 +22,8 @@ TINY = {
         'local_views': 2,
     },
     'model_args': {'patch_size': 8, 'embed_dim': 24, 'depth': 3, 'num_heads': 2},
+    # Few steps of the paper's settings: what tests compare with.
+    'recipe': 'paper',
     'rank': 4,
     'objective': {
         'prototypes': 32,

@@ -214,11 +214,9 @@ model:
     views:
       local_size: 16
       local_views: 2
-    rank: 4
     objective:
       prototypes: 32
       hidden_dim: 16
-      bottleneck_dim: 8
 data:
   class_path: torchgeo_explora.datamodules.ImageFolderDataModule
   init_args:
@@ -237,7 +235,9 @@ def test_command_on_two_processes_writes_its_files_once(command):
         *('last.safetensors', 'map.png', 'neighbours.png', 'pca.png'),
     ]
     assert 'effective batch 4' in output
-    assert output.count('D-[3]-r4: ') == 1
+    # Without a recipe and an adapter, a short run has those of `recipe: short`.
+    assert output.count('D-[3]-r16: ') == 1
+    assert 'recipe short (3 optimizer steps planned' in output
     assert 'unused' not in output
     metadata = read_delta_metadata(place / 'out' / 'delta.safetensors')
     assert metadata['effective_batch'] == '4'
@@ -257,7 +257,7 @@ def test_embeddings_of_two_processes_are_complete_and_in_order(command):
     assert table['path'].to_pylist() == images.paths
     assert table['label'].to_pylist() == images.labels
     arguments = yaml.safe_load(CONFIG.format(place=place))['model']['init_args']
-    task = ExploraDinoTask(**arguments)
+    task = ExploraDinoTask(**arguments, recipe='short')
     load_delta(task.objective.teacher, place / 'out' / 'delta.safetensors')
     task.view = task.preprocess()
     task.raw_images = RawImages(task.backbone, None, (0, 255))

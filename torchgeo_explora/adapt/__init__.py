@@ -11,6 +11,7 @@ from torchgeo_explora.adapt.delta_file import (
     read_delta_metadata,
     save_delta,
 )
+from torchgeo_explora.adapt.exchange import exchange_adapter
 from torchgeo_explora.adapt.storage import store_frozen
 from torchgeo_explora.adapt.teacher import ema_update_, twin
 from torchgeo_explora.models.formats.fingerprint import fingerprint
@@ -24,6 +25,7 @@ __all__ = [
     'count',
     'delta_state_dict',
     'ema_update_',
+    'exchange_adapter',
     'fingerprint',
     'frozen_base',
     'load_delta',

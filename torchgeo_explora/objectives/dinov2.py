@@ -7,9 +7,16 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Self
 
 import torch
+from peft import PeftConfig
 from torch import Tensor, nn
 
-from torchgeo_explora.adapt import ema_update_, frozen_base, twin
+from torchgeo_explora.adapt import (
+    delta_state_dict,
+    ema_update_,
+    exchange_adapter,
+    frozen_base,
+    twin,
+)
 from torchgeo_explora.checks import require_positive, require_range, require_share
 from torchgeo_explora.functional import (
     block_masks,
@@ -241,6 +248,27 @@ class DINOv2(Objective):
         self.options = options
         if new:
             self._build_heads(self.student.embed_dim)
+            self.train(self.training)
+
+    def take_adapter(self, adapter: PeftConfig) -> None:
+        """Take another adapter before training, in student and teacher.
+
+        Both stay the objects that they are, and see what they saw before.
+
+        Raises:
+            ValueError: If the present one is not LoRA that has learned nothing, or
+                *adapter* does not fit.
+        """
+        parts = (self.student, self.teacher)
+        own, others = (delta_state_dict(part).values() for part in parts)
+        if not all(map(torch.equal, own, others)):
+            raise ValueError('student and teacher differ, so they have trained')
+        try:
+            for part in parts:
+                exchange_adapter(part, adapter)
+        finally:
+            self.teacher.requires_grad_(False)
+            ema_update_(self.teacher, self.student, 0.0)
             self.train(self.training)
 
     @property

@@ -357,6 +357,7 @@ def _recipe(run: Run) -> Section:
             rows.append([words, value])
     said = {
         'objective': 'objective',
+        'recipe': 'settings left at their defaults',
         'effective_batch': 'images per optimizer step',
         'planned_steps': 'optimizer steps planned',
         'mean': 'mean of the pixels',

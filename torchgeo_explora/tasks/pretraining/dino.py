@@ -1,17 +1,21 @@
 """D-ExPLoRA: extended DINOv2 pre-training."""
 
 import math
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
+from peft import PeftConfig
 from torch import nn
 
+from torchgeo_explora.adapt import lora
 from torchgeo_explora.augment import MultiCropOptions
 from torchgeo_explora.models.backbones.backbone import Backbone
 from torchgeo_explora.objectives import DINOv2, DINOv2Options
 from torchgeo_explora.tasks.pretraining.base import PretrainingOptions, PretrainingTask
 from torchgeo_explora.tasks.pretraining.recipe import (
     BASE_LR,
+    FEWEST_STEPS,
     RECIPES,
     SHORT_RUN,
     Recipe,
@@ -28,21 +32,24 @@ from torchgeo_explora.tasks.run.plan import plan
 class ExploraDinoTask(PretrainingTask):
     """Adapt a ViT to unlabelled images with DINOv2's objective and a small delta.
 
-    Khanna et al., *ExPLoRA* (https://arxiv.org/abs/2406.10973). The defaults are the
-    paper's D-[24]-r64 for a ViT-L: one unfrozen block, all norms, LoRA of rank 64 on
-    the queries and values of the others. What differs from the authors' code: time is
-    counted in optimizer steps, and the rate follows the effective batch with
-    accumulation counted, so that the micro-batch changes neither.
+    Khanna et al., *ExPLoRA* (https://arxiv.org/abs/2406.10973). A run of 2,000 or more
+    optimizer steps has the paper's settings, D-[24]-r64 for a ViT-L: one unfrozen
+    block, all norms, LoRA of rank 64 on the queries and values of the others. A shorter
+    one has those of the recipe for few images, since the paper's make features worse
+    there. What differs from the authors' code: time is counted in optimizer steps, and
+    the rate follows the effective batch with accumulation counted, so that the
+    micro-batch changes neither.
 
     Args:
         model: Name of a timm VisionTransformer, a backbone, or its class path.
         recipe: 'paper' leaves all defaults as they are. 'short' is for few images: LoRA
             of rank 16 on all matrices, a small head that the first batch starts, cold
             targets, a teacher that follows and a high rate, for what was left at its
-            default. 'auto' takes 'short', but for its LoRA, for runs of fewer than
-            2,000 optimizer steps. Where the trainer has no length, both take 400 steps
-            or one pass over the images, whichever is more. The start-up lines say
-            which. Heads that have the recipe's sizes stay as they are.
+            default. 'auto' is 'paper' until a run starts, and takes 'short' for runs
+            of fewer than 2,000 optimizer steps; an adapter that has learned stays.
+            Where the trainer has no length, both take 400 steps or one pass over the
+            images, whichever is more. The start-up lines say which. Heads that have
+            the recipe's sizes stay as they are.
         objective: Head, temperatures, teacher, masks and weights of the terms.
         views: Number, size and scale of the crops, and their photometric changes.
         augmentations: Module from (B, C, H, W) in [0, 1] to `Views`, instead of
@@ -65,7 +72,7 @@ class ExploraDinoTask(PretrainingTask):
         self,
         model: Backbone | str = 'vit_large_patch14_dinov2',
         *,
-        recipe: Recipe = 'paper',
+        recipe: Recipe = 'auto',
         objective: DINOv2Options = DINOv2Options(),
         views: MultiCropOptions = MultiCropOptions(),
         augmentations: nn.Module | None = None,
@@ -76,8 +83,9 @@ class ExploraDinoTask(PretrainingTask):
         """Build the adapted student, its twin teacher and the head."""
         if recipe not in RECIPES:
             raise ValueError(f'*recipe* is {recipe!r}: choose from {RECIPES}')
-        if recipe == 'short' and (adapter := short_adapter(pretraining)):
-            pretraining['adapter'] = adapter
+        short = short_adapter(pretraining)
+        if recipe == 'short' and short:
+            pretraining['adapter'] = short
         schedule = as_options(Schedule(), schedule)
         super().__init__(
             PretrainingOptions(base_lr=base_lr, schedule=schedule, **pretraining)
@@ -85,6 +93,10 @@ class ExploraDinoTask(PretrainingTask):
         self.recipe, self._reason = recipe, 'as given'
         objective = as_options(DINOv2Options(), objective)
         self._given: tuple[Recipe, DINOv2Options, float] = recipe, objective, base_lr
+        # Those between which a run may choose; none where one was described.
+        self._adapters: dict[str, PeftConfig] = {}
+        if recipe == 'auto' and short:
+            self._adapters = {'short': short, 'paper': lora()}
         self._lengthened = False
         views = as_options(MultiCropOptions(), views)
         self.save_hyperparameters(
@@ -129,6 +141,7 @@ class ExploraDinoTask(PretrainingTask):
     def _choose_recipe(self, steps: int) -> None:
         """Take the options for a run of so many steps, and remember the choice."""
         self.recipe, options, rate = self._given
+        self._reason = 'as given'
         if self.recipe == 'auto':
             self.recipe = 'short' if steps < SHORT_RUN else 'paper'
             self._reason = f'{steps} optimizer steps planned, the limit is {SHORT_RUN}'
@@ -136,6 +149,7 @@ class ExploraDinoTask(PretrainingTask):
             options, rate = shortened(options, rate, steps)
         self.options.base_lr = rate
         self.objective.take(options)
+        self._choose_adapter()
         self.objective.to(self.device)
         self.save_hyperparameters(
             {
@@ -145,20 +159,61 @@ class ExploraDinoTask(PretrainingTask):
             }
         )
 
+    def _choose_adapter(self) -> None:
+        """Exchange LoRA that has learned nothing for the recipe's."""
+        wanted = self._adapters.get(self.recipe)
+        if wanted is None:
+            return
+        if wanted != self.adaptation.adapter:
+            try:
+                self.objective.take_adapter(wanted)
+            except ValueError as error:
+                self._reason += f'; the LoRA stays as it is: {error}'
+            else:
+                self.adaptation = replace(self.adaptation, adapter=wanted)
+        self.save_hyperparameters({'adapter': plain(self.adaptation.adapter)})
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check the recipe, and what every method checks.
+
+        Where no run is about to start, 'auto' becomes what the checkpoint has.
 
         Raises:
             ValueError: If the checkpoint was written under another recipe, or does not
                 fit.
         """
         saved = checkpoint.get('hyper_parameters', {}).get('recipe', 'paper')
-        if {saved, self.recipe} == {'paper', 'short'}:
-            raise ValueError(
-                f'the checkpoint was written under recipe {saved}, and this run has'
-                f' recipe {self.recipe} ({self._reason}): set *recipe* to {saved}'
-            )
+        if saved in ('paper', 'short') and saved != self.recipe:
+            if self.recipe != 'auto':
+                raise ValueError(
+                    f'the checkpoint was written under recipe {saved}, and this run has'
+                    f' recipe {self.recipe} ({self._reason}): set *recipe* to {saved}'
+                )
+            self._adopt(saved)
         super().on_load_checkpoint(checkpoint)
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """Load what a run has trained, whose recipe this process may not know yet.
+
+        Where Lightning forks the processes of a run (`ddp_notebook`), these choose it.
+        """
+        own = {name: tensor.shape for name, tensor in self.state_dict().items()}
+        others = (n for n in own.keys() & state_dict if own[n] != state_dict[n].shape)
+        if self._given[0] != 'paper' and any(others):
+            self._adopt('short')
+        return super().load_state_dict(state_dict, *args, **kwargs)
+
+    def _adopt(self, recipe: Recipe) -> None:
+        """Take the recipe of what is about to be loaded."""
+        self._given = (recipe, *self._given[1:])
+        # What depends on the length of a run is chosen when one starts.
+        self._choose_recipe(FEWEST_STEPS)
+
+    def delta_metadata(self) -> dict[str, str]:
+        """Return what every method keeps, and the recipe."""
+        return {**super().delta_metadata(), 'recipe': self.recipe}
 
     def summary(self) -> str:
         """Return what is about to run, with the recipe where it is not the paper's."""

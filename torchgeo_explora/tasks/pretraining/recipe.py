@@ -11,8 +11,8 @@ from peft import LoraConfig, PeftConfig
 
 from torchgeo_explora.objectives import DINOv2Options
 
-#: 'paper' are the defaults; 'short' is for few images; 'auto' takes 'short' for runs of
-#: fewer than `SHORT_RUN` optimizer steps.
+#: 'paper' has the paper's settings; 'short' is for few images; 'auto' takes 'short' for
+#: runs of fewer than `SHORT_RUN` optimizer steps, and 'paper' for others.
 type Recipe = Literal['auto', 'short', 'paper']
 RECIPES = ('auto', 'short', 'paper')
 
