@@ -72,8 +72,8 @@ TIME = {
     'block alone': Contender(400, {'rank': 0}),
     'lora alone': Contender(400, {'unfreeze': ()}),
     'short': Contender(400, {}),
-    # Four times the rank at half the rate.
-    'rank 64': Contender(400, {'adapter': _lora(64, 'all-linear'), 'base_lr': 3.9e-3}),
+    # A quarter of the rank at twice the rate.
+    'rank 16': Contender(400, {'adapter': _lora(16, 'all-linear'), 'base_lr': 7.8e-3}),
     # Everything trains, with the head, temperatures and momentum of *short*.
     'full': Contender(400, FULL),
     'full, half the rate': Contender(400, FULL | {'base_lr': 1e-3}),
@@ -90,7 +90,8 @@ _CHANGES: dict[str, dict[str, Any]] = {
     'blocks [11,12] alone': {'rank': 0, 'unfreeze': (-2, -1)},
     'LoRA r8 on Q, V alone': {'unfreeze': (), 'adapter': _lora(8, _QV)},
     'LoRA r64 on Q, V alone': {'unfreeze': (), 'adapter': _lora(64, _QV)},
-    'LoRA r16 on all alone': {'unfreeze': ()},
+    'LoRA r64 on all alone': {'unfreeze': ()},
+    '[12]-r16 on all': {'adapter': _lora(16, 'all-linear')},
     '[12]-r8 on Q, V': {'adapter': _lora(8, _QV)},
     '[12]-r16 on Q, V': {'adapter': _lora(16, _QV)},
     '[12]-r32 on Q, V': {'adapter': _lora(32, _QV)},
@@ -102,9 +103,9 @@ _CHANGES: dict[str, dict[str, Any]] = {
     '[11]-r64 on Q, V': {'adapter': _lora(64, _QV), 'unfreeze': (-2,)},
     '[1,12]-r64 on Q, V': {'adapter': _lora(64, _QV), 'unfreeze': (0, -1)},
     '[1,11,12]-r64 on Q, V': {'adapter': _lora(64, _QV), 'unfreeze': (0, -2, -1)},
-    'DoRA r16 on all': {
+    'DoRA r64 on all': {
         'adapter': LoraConfig(
-            r=16, lora_alpha=64, target_modules='all-linear', use_dora=True
+            r=64, lora_alpha=256, target_modules='all-linear', use_dora=True
         )
     },
     'OFT on Q, V': {'adapter': OFTConfig(oft_block_size=16, target_modules=_QV)},

@@ -26,7 +26,7 @@ def test_quickstart_leaves_a_delta_and_pictures(tmp_path):
     said = run.stdout + run.stderr
     assert run.returncode == 0, said[-2000:]
     assert 'kNN before 0.' in said
-    assert 'D-[6]-r16: 0.70 M parameters' in said
+    assert 'D-[6]-r64: 0.70 M parameters' in said
     assert 'MiB)' in said
     written = {path.name for path in (tmp_path / folder).iterdir()}
     assert written >= {'best.safetensors', 'last.ckpt', 'curves.png', 'pca.png'}

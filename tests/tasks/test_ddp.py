@@ -236,7 +236,7 @@ def test_command_on_two_processes_writes_its_files_once(command):
     ]
     assert 'effective batch 4' in output
     # Without a recipe and an adapter, a short run has those of `recipe: short`.
-    assert output.count('D-[3]-r16: ') == 1
+    assert output.count('D-[3]-r64: ') == 1
     assert 'recipe short (3 optimizer steps planned' in output
     assert 'unused' not in output
     metadata = read_delta_metadata(place / 'out' / 'delta.safetensors')

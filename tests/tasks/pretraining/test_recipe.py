@@ -96,7 +96,7 @@ def fit(task, place, folder, steps, planned=None, **more):
 
 @pytest.mark.parametrize(
     ('steps', 'momentum', 'rate'),
-    [(100, 0.8, 1e-2), (400, 0.9, 3.125 / 400), (1600, 0.975, 3.125 / 1600)],
+    [(100, 0.8, 5e-3), (400, 0.9, 1.56 / 400), (1600, 0.975, 1.56 / 1600)],
 )
 def test_short_sets_what_was_left_at_the_default(steps, momentum, rate):
     options, lr = shortened(DINOv2Options(), BASE_LR, steps)
@@ -189,7 +189,7 @@ def test_a_second_fit_keeps_the_heads(plain_tiny, folder, tmp_path):
     # Rate and teacher follow the run at hand.
     fit(task, tmp_path, folder, 1600, max_time={'seconds': 0})
     assert task.objective.momentum == task.objective.options.momentum == (0.975, 1.0)
-    assert task.options.base_lr == 3.125 / 1600
+    assert task.options.base_lr == 1.56 / 1600
     assert torch.equal(task.objective.head.mlp[0].weight, trained)
     # A trial is not the run: its choice is forgotten.
     fit(task, tmp_path, folder, 2000, max_time={'seconds': 0})
@@ -235,7 +235,7 @@ def test_left_out_batches_do_not_count(plain_tiny, folder, tmp_path):
     fit(task, tmp_path, folder, -1, max_epochs=1200, **more)
     assert task.planned_steps == 1200
     assert task.recipe == 'short'
-    assert task.options.base_lr == 3.125 / 1200
+    assert task.options.base_lr == 1.56 / 1200
 
 
 def test_nothing_is_chosen_before_the_start(plain_tiny):
@@ -258,7 +258,7 @@ def test_auto_takes_short_below_2000_steps_and_a_checkpoint_remembers(
     options = task.objective.options
     assert (options.prototypes, options.bottleneck_dim) == (32, 64)
     assert options.momentum == (0.8, 1.0)
-    assert task.lr == pytest.approx(1e-2 * (8 / 1024) ** 0.5)
+    assert task.lr == pytest.approx(5e-3 * (8 / 1024) ** 0.5)
     assert 'recipe short (2 optimizer steps planned' in task.summary()
     trainer.save_checkpoint(tmp_path / 'run.ckpt')
     torch.manual_seed(0)  # the base is random
@@ -290,9 +290,9 @@ def test_another_recipe_is_refused(plain_tiny):
 
 # The LoRA of a run that was given none ------------------------------------------------
 
-# LoRA of rank 16 on four matrices of 24 x 24 and two of 24 x 96, and of rank 64 on two
-# of 24 x 24, in each of two blocks.
-SHORT_LORA = 2 * 16 * (4 * 48 + 2 * 120)
+# LoRA of rank 64 on four matrices of 24 x 24 and two of 24 x 96, or on two of 24 x 24,
+# in each of two blocks.
+SHORT_LORA = 2 * 64 * (4 * 48 + 2 * 120)
 PAPER_LORA = 2 * 64 * 2 * 48
 
 
@@ -335,7 +335,7 @@ def test_a_short_run_takes_the_lora_of_short(undescribed, folder, tmp_path):
     assert not any(part.training for part in objective.teacher.modules())
     assert task.adaptation == short.adaptation
     assert task.hparams['adapter'] == short.hparams['adapter']
-    assert 'D-[3]-r16: ' in task.summary()
+    assert 'D-[3]-r64: ' in task.summary()
     assert task.summary().endswith(
         'recipe short (300 optimizer steps planned, the limit is 2000)'
     )
@@ -390,7 +390,7 @@ def test_a_trained_adapter_outlasts_a_second_fit(undescribed, folder, tmp_path):
     assert_same(kept(task.backbone), trained)
     assert task.recipe == 'paper'
     assert 'the LoRA stays as it is: student and teacher differ' in task.summary()
-    assert 'D-[3]-r16: ' in task.summary()
+    assert 'D-[3]-r64: ' in task.summary()
     # The file says what there is, not what the recipe has.
     trainer.save_checkpoint(tmp_path / 'run.ckpt')
     torch.manual_seed(0)
@@ -420,9 +420,9 @@ def test_a_restored_delta_outlasts_a_fit(undescribed, folder, tmp_path):
 def test_a_trial_chooses_for_itself_only(undescribed, folder, tmp_path):
     task = new(undescribed)
     for steps, size, name in (
-        (300, SHORT_LORA, 'D-[3]-r16: '),
+        (300, SHORT_LORA, 'D-[3]-r64: '),
         (2000, PAPER_LORA, 'D-[3]-r64: '),
-        (400, SHORT_LORA, 'D-[3]-r16: '),
+        (400, SHORT_LORA, 'D-[3]-r64: '),
     ):
         fit(task, tmp_path, folder, steps, max_time={'seconds': 0})
         assert lora_size(task) == size
@@ -498,7 +498,7 @@ def test_a_delta_says_what_was_used(undescribed, folder, tmp_path):
     found = read_delta_metadata(tmp_path / 'delta.safetensors')
     assert found['recipe'] == 'short'
     adapter = found['adaptation']['adapter']
-    assert (adapter['r'], adapter['lora_alpha']) == (16, 64)
+    assert (adapter['r'], adapter['lora_alpha']) == (64, 256)
     plain = new(undescribed).objective.student.arguments
     backbone = ViT(**plain)
     backbone.load_state_dict(_base(task))

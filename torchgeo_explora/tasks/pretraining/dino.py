@@ -43,7 +43,7 @@ class ExploraDinoTask(PretrainingTask):
     Args:
         model: Name of a timm VisionTransformer, a backbone, or its class path.
         recipe: 'paper' leaves all defaults as they are. 'short' is for few images: LoRA
-            of rank 16 on all matrices, a small head that the first batch starts, cold
+            of rank 64 on all matrices, a small head that the first batch starts, cold
             targets, a teacher that follows and a high rate, for what was left at its
             default. 'auto' is 'paper' until a run starts, and takes 'short' for runs
             of fewer than 2,000 optimizer steps; an adapter that has learned stays.
