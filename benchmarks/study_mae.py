@@ -85,7 +85,7 @@ class Keep(Callback):
     @torch.no_grad()
     def _measure(self, trainer: Trainer, task: ExploraMAETask) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        groups: Any = task.backbone.groups
+        groups: Any = task.backbone.group_indices
         task.eval()
         (batch,) = DataLoader(data.val_dataset, batch_size=len(data.val_dataset))
         view = task.preprocess()(task.known_image({'image': batch['image']}))
@@ -95,17 +95,10 @@ class Keep(Callback):
         mask = task.objective.draw_mask(len(view), grid)
         torch.set_rng_state(generators)
         predicted, true = task.objective.reconstruct(view, mask)  # (B, C, h * w, p * p)
-        hidden = torch.cat(
-            [
-                part[:, None].expand(-1, len(group), -1)
-                for part, group in zip(
-                    mask.unflatten(1, (grid[0], -1)).unbind(1),
-                    groups,
-                    strict=True,
-                )
-            ],
-            1,
-        )
+        hidden = torch.zeros(predicted.shape[:3], dtype=torch.bool)
+        of_group = mask.unflatten(1, (grid[0], -1)).unbind(1)
+        for part, bands in zip(of_group, groups, strict=True):
+            hidden[:, list(bands)] = part[:, None]
         structures = (x[hidden] - x[hidden].mean(-1, True) for x in (predicted, true))
         row = {
             'step': trainer.global_step,

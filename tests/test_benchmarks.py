@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 import timm
 import torch
 from PIL import Image
@@ -505,6 +506,40 @@ def test_study_runs_once_and_is_judged_on_the_test_split(
     for row in judged:
         assert tables.right(row).mean() == pytest.approx(row['accuracy'], abs=1e-4)
     assert '| short | 1 |' in tables.on_test_split(judged)
+
+
+@pytest.mark.cli
+def test_contenders_of_mae_are_measured_on_chips_held_out(bench, tmp_path, monkeypatch):
+    study = bench('study_mae')
+    names = ('B02', 'B03', 'B04', 'B05', 'B06', 'B07', 'B08', 'B8A', 'B11', 'B12')
+    generator = np.random.default_rng(0)
+    (tmp_path / 'chips').mkdir()
+    place = rasterio.transform.from_origin(5e5, 5e6, 10, 10)
+    profile = {'driver': 'GTiff', 'count': 10, 'height': 64, 'width': 64}
+    profile |= {'crs': 'EPSG:32632', 'transform': place}
+    for number in range(30):
+        path = tmp_path / 'chips' / f'{number}.tif'
+        with rasterio.open(path, 'w', dtype='uint16', **profile) as file:
+            file.write(generator.integers(1, 4000, (10, 64, 64)).astype('uint16'))
+            file.descriptions = names
+    vit = ViT('vit_tiny_patch16_224', image_size=32)
+    save_file(vit.state_dict(), tmp_path / 'weights.safetensors')
+    monkeypatch.setattr(study, 'STEPS', (1, 2))
+    given = (0, tmp_path / 'chips', str(tmp_path / 'weights.safetensors'), tmp_path)
+    for _ in range(2):
+        study.run('M-[1,12]-r16 on all', *given)
+    lines = (tmp_path / 'mae.jsonl').read_text().splitlines()
+    assert [json.loads(line)['step'] for line in lines] == [1, 2]
+    assert all(json.loads(line)['loss'] > 0 for line in lines)
+    assert '| M-[1,12]-r16 on all | ' in study.table(tmp_path / 'mae.jsonl')
+
+
+def test_share_explained_is_that_of_the_deviation(bench):
+    true = torch.tensor([[0.0, 10.0], [2.0, 14.0]])
+    explained = bench('study_mae').explained
+    assert explained(true, true) == 1
+    assert explained(true.mean(0).expand(2, 2), true) == pytest.approx(0)
+    assert explained(true + 1, true) == pytest.approx(1 - 1 / 2.5)
 
 
 def _curve(run, seed, *accuracy):
