@@ -18,7 +18,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
-from study_contenders import ABLATION, BATCH, CONTENDERS, IMAGES, TIME
+from study_contenders import ABLATION, CONTENDERS, IMAGES, TIME
 
 type Row = dict[str, Any]
 
@@ -252,7 +252,7 @@ def picture(lines: list[Row], path: Path) -> None:
         large.axhline(start + gain, color='grey', lw=0.8, ls=':')
     large.set_ylabel('10-NN accuracy')
     large.legend(loc='lower right')
-    large.set_xscale('symlog', linthresh=10 * BATCH)
+    large.set_xlim(left=0)
     figure.savefig(path, dpi=110)
 
 
