@@ -54,3 +54,10 @@ def test_accuracies_on_the_test_split_are_those_of_the_lines(tables, page, name)
 def test_correlations_are_those_of_the_lines(tables):
     lines = tables.rows(LINES / 'study.jsonl') + tables.rows(LINES / 'first_look.jsonl')
     assert tables.correlations(lines) in (ROOT / 'docs' / 'quality.md').read_text()
+
+
+def test_downstream_accuracies_are_those_of_the_lines(page, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / 'benchmarks')
+    downstream = importlib.import_module('eurosat_downstream')
+    lines = downstream.read(LINES.parent / 'study_downstream_64.jsonl')
+    assert downstream.table(lines) in page
