@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 from report import header
 
 from torchgeo_explora.adapt import read_delta_metadata
@@ -111,7 +111,7 @@ def labelled_share(data: Path, place: Path, share: float, seed: int) -> Path:
     return root
 
 
-def trainer(place: str, steps: int) -> Trainer:
+def trainer(place: str | Path, steps: int, *callbacks: Callback) -> Trainer:
     """Return a trainer without validation that keeps only the metrics."""
     return Trainer(
         accelerator='cpu',
@@ -123,6 +123,7 @@ def trainer(place: str, steps: int) -> Trainer:
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=place,
+        callbacks=[*callbacks],
     )
 
 

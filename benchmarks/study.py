@@ -15,13 +15,12 @@ at will; a run that was stopped begins again.
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from eurosat_downstream import labelled_share
+from eurosat_downstream import append, labelled_share, trainer
 from lightning.pytorch import Callback, Trainer, seed_everything
 from report import header
 from study_contenders import BATCH, COMMON, CONTENDERS
@@ -107,8 +106,7 @@ class Keep(Callback):
             **{k: round(v, 5) for k, v in self.quality.history[step].items()},
         }
         print(self.known['run'], self.known['seed'], row, flush=True)
-        with self.lines.open('a') as file:
-            file.write(json.dumps(self.known | row) + '\n')
+        append(self.lines, self.known | row)
 
 
 def first_classes(data: Path, root: Path, count: int) -> Path:
@@ -154,18 +152,9 @@ def run(name: str, seed: int, data: Path, weights: str, output: Path) -> None:
     quality = LabelFreeQuality(images=512)
     knn.due = quality.due = due  # type: ignore[method-assign, assignment]
     keep = Keep(clock, cost, knn, quality, folder, output / 'study.jsonl', known)
-    Trainer(
-        accelerator='cpu',
-        precision='bf16-mixed',
-        max_steps=steps,
-        limit_val_batches=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder,
-        callbacks=[clock, cost, knn, quality, keep],
-    ).fit(task, ImageFolderDataModule(data, batch_size=BATCH))
+    trainer(folder, steps, clock, cost, knn, quality, keep).fit(
+        task, ImageFolderDataModule(data, batch_size=BATCH)
+    )
     (folder / 'done').touch()
 
 

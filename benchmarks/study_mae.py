@@ -15,7 +15,6 @@ model that has learnt colours alone explains nothing of it.
 """
 
 import argparse
-import json
 import statistics
 import time
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any
 
 import torch
 import yaml
+from eurosat_downstream import append, read, trainer
 from lightning.pytorch import Callback, Trainer, seed_everything
 from peft import LoraConfig
 from report import header
@@ -109,8 +109,7 @@ class Keep(Callback):
         }
         task.train()
         print(self.known['run'], self.known['seed'], row, flush=True)
-        with self.lines.open('a') as file:
-            file.write(json.dumps(self.known | row) + '\n')
+        append(self.lines, self.known | row)
 
 
 def run(name: str, seed: int, data: Path, weights: str, output: Path) -> None:
@@ -130,26 +129,17 @@ def run(name: str, seed: int, data: Path, weights: str, output: Path) -> None:
         'commit': header(torch.device('cpu'), None)['commit'],
         'trained': count(task.objective.student)[0],
     }
-    Trainer(
-        accelerator='cpu',
-        precision='bf16-mixed',
-        max_steps=STEPS[-1],
-        limit_val_batches=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder,
-        callbacks=[Keep(output / 'mae.jsonl', known)],
-    ).fit(task, ImageFolderDataModule(data, val_fraction=0.2, batch_size=16))
+    keep = Keep(output / 'mae.jsonl', known)
+    trainer(folder, STEPS[-1], keep).fit(
+        task, ImageFolderDataModule(data, val_fraction=0.2, batch_size=16)
+    )
     (folder / 'done').touch()
 
 
 def table(path: Path) -> str:
     """Return loss and structure explained by chips seen, as Markdown."""
     of_run: dict[str, list[dict[str, Any]]] = {}
-    for line in path.read_text().splitlines():
-        row = json.loads(line)
+    for row in read(path):
         of_run.setdefault(row['run'], []).append(row)
     seen = [16 * step for step in STEPS]
     columns = [f'{kind} at {n:,}' for kind in ('loss', 'structure') for n in seen]

@@ -7,7 +7,6 @@ The folder has `study.jsonl` and, where they were run, `test.jsonl` and `rsscn7.
 """
 
 import argparse
-import json
 import statistics
 from collections import Counter
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from eurosat_downstream import read
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
@@ -35,8 +35,7 @@ _RESAMPLES = 10_000
 def rows(path: Path) -> list[Row]:
     """Return the last line of each run, seed and step."""
     found: dict[tuple[Any, ...], Row] = {}
-    for line in path.read_text().splitlines():
-        row = json.loads(line)
+    for row in read(path):
         found[row['run'], row['seed'], row.get('step')] = row
     return [*found.values()]
 
@@ -77,11 +76,10 @@ def gains(lines: list[Row]) -> str:
         best = spread([max(row['knn'] for row in run) for run in runs])
         end = spread([run[-1]['knn'] for run in runs])
         lowest = 100 * (min(row['knn'] for run in runs for row in run) - start)
-        minutes = statistics.mean(run[-1]['cpu_seconds'] for run in runs) / 60
         table.append(
             f'| {name} | {len(runs)} | {_millions(runs)} | {after[0]} | {after[1]} |'
             f' {best} | {end} | {lowest:+.1f} | {runs[0][-1]["tflop"]:.0f} |'
-            f' {minutes:.1f} |'
+            f' {_minutes(runs)} |'
         )
     return '\n'.join(table)
 
@@ -89,6 +87,10 @@ def gains(lines: list[Row]) -> str:
 def _images_until(run: list[Row], wanted: float) -> str:
     reached = (str(r['images']) for r in run if r['knn'] >= wanted)
     return next(reached, '-')
+
+
+def _minutes(runs: list[list[Row]]) -> str:
+    return f'{statistics.mean(run[-1]["cpu_seconds"] for run in runs) / 60:.1f}'
 
 
 def _millions(runs: list[list[Row]]) -> str:
@@ -130,11 +132,10 @@ def ablation(lines: list[Row]) -> str:
             100 * (of_seed[seed] - ends['short run'][seed]) for seed in sorted(both)
         ]
         runs = found[name]
-        minutes = statistics.mean(run[-1]['cpu_seconds'] for run in runs) / 60
         table.append(
             f'| {name} | {_millions(runs)} | {len(runs)} |'
             f' {spread([*of_seed.values()])} |'
-            f' {", ".join(f"{value:+.1f}" for value in less)} | {minutes:.1f} |'
+            f' {", ".join(f"{value:+.1f}" for value in less)} | {_minutes(runs)} |'
         )
     return '\n'.join(table)
 
@@ -179,25 +180,6 @@ def right(row: Row) -> NDArray[np.uint8]:
     """Return 1 for each image that was classified correctly, else 0."""
     packed = np.frombuffer(bytes.fromhex(row['right']), np.uint8)
     return np.unpackbits(packed, count=row['images'])
-
-
-def on_unseen_classes(lines: list[Row], run: str, seen: int) -> str:
-    """Return accuracy on images of classes that were and were not there, as Markdown.
-
-    Args:
-        lines: Of the test split; images are in the order of their classes.
-        run: One that adapted on some classes; it stands beside base and *short*.
-        seen: How many classes these were, the first ones.
-    """
-    table = ['| run | classes seen | classes not seen |', '|' + '---|' * 3]
-    for name in ('base', run, 'short'):
-        found = [row for row in lines if row['run'] == name]
-        if found:
-            edge = sum(found[0]['of_class'][:seen])
-            mean = np.mean([right(row) for row in found], 0)
-            parts = f'{mean[:edge].mean():.4f} | {mean[edge:].mean():.4f}'
-            table.append(f'| {name} | {parts} |')
-    return '\n'.join(table)
 
 
 def correlations(lines: list[Row]) -> str:

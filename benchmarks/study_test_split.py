@@ -17,13 +17,13 @@ With another data folder, the same deltas are judged on images that they never s
 """
 
 import argparse
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from eurosat_downstream import append, read
 from report import header
 from study_contenders import COMMON, IMAGES, TIME
 from torch import Tensor
@@ -76,8 +76,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     lines = options.output / options.lines
-    done = lines.read_text().splitlines() if lines.exists() else []
-    known = {(row['run'], row['seed']) for row in map(json.loads, done)}
+    known = {(row['run'], row['seed']) for row in read(lines)}
     bank, labels = images(options.data / 'train')
     queries, truth = images(options.data / 'test')
     for name, seed, delta in last_deltas(options.output):
@@ -101,12 +100,10 @@ def main() -> None:
             'commit': header(torch.device('cpu'), None)['commit'],
             'accuracy': round(float(right.mean()), 4),
             'images': len(right),
-            'of_class': truth.bincount().tolist(),
             'right': np.packbits(right).tobytes().hex(),
         }
         print(name, seed, row['accuracy'], flush=True)
-        with lines.open('a') as file:
-            file.write(json.dumps(row) + '\n')
+        append(lines, row)
 
 
 if __name__ == '__main__':
