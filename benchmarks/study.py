@@ -8,14 +8,15 @@ r"""How many images a gain takes, and what each part of the method adds.
 
 EuroSAT RGB and a ViT-Ti, on one core. The data folder holds train/, val/ and test/, one
 folder a class inside. Each contender of `study_contenders.py` runs once per seed. At
-the steps of `STEPS`, 10-NN accuracy on the validation split and the measures without
-labels are appended to `study.jsonl` in the output folder, with the commit, and the
-delta is kept. Runs that are there are skipped, so the study can be stopped and started
-at will; a run that was stopped begins again.
+the start, at the end and at some steps between, 10-NN accuracy on the validation split
+and the measures without labels are appended to `study.jsonl` in the output folder, with
+the commit, and the delta is kept. Runs that are there are skipped, so the study can be
+stopped and started at will; a run that was stopped begins again.
 """
 
 import argparse
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,6 @@ from torchgeo_explora.adapt import count, save_delta
 from torchgeo_explora.callbacks import Cost, LabelFreeQuality, OnlineKNN
 from torchgeo_explora.datamodules import ImageFolderDataModule
 from torchgeo_explora.tasks import ExploraDinoTask
-
-STEPS = (25, 50, 62, 100, 200, 300, 400)
-
-
-def due(trainer: Trainer, task: Any) -> bool:
-    """Return whether this is a step to measure after."""
-    return trainer.global_step in (*STEPS, task.planned_steps)
 
 
 class Clock(Callback):
@@ -66,6 +60,7 @@ class Keep(Callback):
         cost: Counts operations.
         knn: Measures accuracy; it runs before.
         quality: Measures without labels; it runs before.
+        due: Returns whether a step is one to measure after.
         folder: Where deltas go.
         lines: The file.
         known: What describes the run.
@@ -77,13 +72,14 @@ class Keep(Callback):
         cost: Cost,
         knn: OnlineKNN,
         quality: LabelFreeQuality,
+        due: Callable[[Trainer, Any], bool],
         folder: Path,
         lines: Path,
         known: dict[str, Any],
     ) -> None:
         """Keep the arguments."""
         self.clock, self.cost, self.knn, self.quality = clock, cost, knn, quality
-        self.folder, self.lines, self.known = folder, lines, known
+        self.due, self.folder, self.lines, self.known = due, folder, lines, known
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Write the start."""
@@ -91,7 +87,7 @@ class Keep(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
         """Write what was measured."""
-        if due(trainer, pl_module):
+        if self.due(trainer, pl_module):
             self._write(trainer, pl_module)
 
     def _write(self, trainer: Trainer, task: Any) -> None:
@@ -134,7 +130,7 @@ def run(name: str, seed: int, data: Path, weights: str, output: Path) -> None:
     if (folder / 'done').exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    steps, settings, share, classes = CONTENDERS[name]
+    steps, settings, share, classes, measured = CONTENDERS[name]
     if share < 1:
         data = labelled_share(data.resolve(), folder, share, seed)
     if classes is not None:
@@ -148,10 +144,15 @@ def run(name: str, seed: int, data: Path, weights: str, output: Path) -> None:
         'commit': header(torch.device('cpu'), None)['commit'],
         'trained': count(task.objective.student)[0],
     }
+
+    def due(trainer: Trainer, _: Any) -> bool:
+        return trainer.global_step in (*measured, steps)
+
     clock, cost, knn = Clock(), Cost(), OnlineKNN(bank=3500, queries=1500)
     quality = LabelFreeQuality(images=512)
     knn.due = quality.due = due  # type: ignore[method-assign, assignment]
-    keep = Keep(clock, cost, knn, quality, folder, output / 'study.jsonl', known)
+    lines = output / 'study.jsonl'
+    keep = Keep(clock, cost, knn, quality, due, folder, lines, known)
     trainer(folder, steps, clock, cost, knn, quality, keep).fit(
         task, ImageFolderDataModule(data, batch_size=BATCH)
     )

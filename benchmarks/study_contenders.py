@@ -28,12 +28,14 @@ class Contender(NamedTuple):
         settings: Arguments of the task that differ from `COMMON`.
         share: Of the training images, alike in each class.
         classes: Only the images of the first so many classes; all if None.
+        measured: Steps to measure after, beside the start and the end.
     """
 
     steps: int
     settings: dict[str, Any]
     share: float = 1.0
     classes: int | None = None
+    measured: tuple[int, ...] = (25, 50, 62, 100, 200, 300)
 
 
 def _lora(rank: int, layers: str | list[str], alpha: int | None = None) -> PeftConfig:
@@ -112,7 +114,9 @@ _CHANGES: dict[str, dict[str, Any]] = {
     'everything': FULL,
     'everything, from scratch': FULL | {'weights': False},
 }
-ABLATION = {name: Contender(_SHORT, change) for name, change in _CHANGES.items()}
+ABLATION = {
+    name: Contender(_SHORT, change, measured=()) for name, change in _CHANGES.items()
+}
 
 #: Fewer of the 7,000 images, seen more often.
 IMAGES = {
