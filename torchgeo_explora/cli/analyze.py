@@ -32,7 +32,8 @@ def analyze(
         model: Name of a timm model, or the class path of a backbone.
         weights: A file or the name of published weights; timm's own by default.
         delta: The file of a delta for these weights.
-        image_size: Side of the images that the model sees; 224 by default.
+        image_size: Side of the images that the model sees; that of the delta's run, or
+            224, by default.
         images: Largest number of images.
         kind: Whether a folder holds images or scenes; auto looks at its first raster.
         bands: Names or numbers of the bands, in the model's order.
@@ -43,7 +44,9 @@ def analyze(
     """
     from torchgeo_explora.adapt import load_delta
     from torchgeo_explora.analysis import run, suggest
-    from torchgeo_explora.tasks.run.backbone import build_backbone
+    from torchgeo_explora.tasks.run.backbone import build_backbone, trained_side
+
+    image_size = image_size or trained_side(delta)
 
     def build() -> Any:
         return build_backbone(model, weights, in_channels, image_size).eval()

@@ -41,7 +41,8 @@ def embed(
         model: Name of a timm model, or the class path of a backbone.
         weights: A file or the name of published weights; timm's own by default.
         delta: The file of a delta for these weights.
-        image_size: Side of the images that the model sees; 224 by default.
+        image_size: Side of the images that the model sees; that of the delta's run, or
+            224, by default.
         window: Side of the windows of scenes in pixels; image_size by default.
         pooling: The class token, the mean of the patch tokens, or both; by default what
             the delta was judged by, or what suits the weights.
@@ -167,7 +168,8 @@ def map(
         weights: A file or the name of published weights; timm's own by default, or
             those that a checkpoint was trained with.
         delta: The file of a delta for these weights.
-        image_size: Side of the windows in pixels; 224 by default.
+        image_size: Side of the windows in pixels; that of the delta's run, or 224, by
+            default.
         checkpoint: A trained task's .ckpt, to map its classes instead.
         components: Number of principal components to write instead of embeddings.
         channels: Numbers of the bands, from 1, in the model's order.

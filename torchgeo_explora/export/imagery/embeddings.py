@@ -64,7 +64,8 @@ def embed(
         model: As for `ExploraKNNTask`.
         weights: As for `ExploraKNNTask`.
         delta: A delta for these weights.
-        image_size: Side of the images that the model sees; 224 for a model by name.
+        image_size: Side of the images that the model sees; that of the delta's run, or
+            224, for a model by name.
         window: Side of the windows of scenes in pixels, which are resized to
             *image_size*; *image_size* if None.
         pooling: As for `ExploraKNNTask`.

@@ -69,7 +69,8 @@ def map_scenes(
         model: As for `ExploraKNNTask`, for embeddings.
         weights: As for `ExploraKNNTask`; for a checkpoint, those of its base.
         delta: A delta for these weights.
-        image_size: Side of the windows in pixels; 224 for a model by name.
+        image_size: Side of the windows in pixels; that of the delta's run, or 224, for
+            a model by name.
         checkpoint: That of a trained task, to map its classes instead.
         components: k, number of principal components of each scene's embeddings that
             are written instead of all values.

@@ -33,7 +33,12 @@ from torchgeo_explora.tasks.downstream.options import (
     FinetuningOptions,
 )
 from torchgeo_explora.tasks.downstream.recorded import recorded, warn_of_differences
-from torchgeo_explora.tasks.run.backbone import build_backbone, fold_delta, statistics
+from torchgeo_explora.tasks.run.backbone import (
+    build_backbone,
+    fold_delta,
+    statistics,
+    trained_side,
+)
 from torchgeo_explora.tasks.run.checkpoint import identity, require_fit
 from torchgeo_explora.tasks.run.plan import require_replicas
 from torchgeo_explora.tasks.run.raw_images import band_names
@@ -94,7 +99,7 @@ class DownstreamTask(ResumableTask):
             options.model,
             options.weights,
             options.in_channels,
-            options.image_size,
+            options.image_size or trained_side(options.delta),
             model_args=options.model_args,
         )
         self.backbone.record.take_extras()

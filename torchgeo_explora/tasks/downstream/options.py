@@ -17,7 +17,9 @@ class DownstreamOptions(TaskOptions):
 
     Args:
         model: Name of a timm VisionTransformer, a backbone, or its class path.
-        delta: File that a pre-training task or `save_delta` wrote for these weights.
+        delta: File that a pre-training task or `save_delta` wrote for these weights. A
+            model by name gets views of the size that it was trained on, unless
+            *image_size* is given.
         crop_fraction: Share of each side of an image that evaluation sees; 0.875 is the
             usual centre crop of 224 from 256.
     """

@@ -13,6 +13,7 @@ from torchgeo_explora.models import RotaryViT, ViT
 from torchgeo_explora.models.backbones.backbone import Backbone
 from torchgeo_explora.models.backbones.from_file import (
     backbone_from_file,
+    outline_from_file,
     statistics_from_file,
 )
 from torchgeo_explora.models.backbones.rotary import is_rotary
@@ -87,6 +88,26 @@ def build_backbone(
     if drop_path:
         set_drop_path(backbone, drop_path)
     return backbone
+
+
+def trained_side(delta: str | None) -> int | None:
+    """Return the side of the views that a delta was trained on.
+
+    Args:
+        delta: File of `save_delta`.
+
+    Returns:
+        Pixels; None without a delta, or if its views were not square.
+
+    Raises:
+        ValueError: If the file describes no backbone that can be built.
+    """
+    if delta is None:
+        return None
+    metadata = read_delta_metadata(delta)
+    kind, arguments = metadata['backbone'], metadata['arguments']
+    height, width = outline_from_file(kind, arguments, delta).image_size
+    return height if height == width else None
 
 
 def fold_delta(backbone: Backbone, delta: str) -> Backbone:
