@@ -130,14 +130,14 @@ def run(name: str, seed: int, data: Path, weights: str, output: Path) -> None:
     if (folder / 'done').exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    steps, settings, share, classes, measured = CONTENDERS[name]
+    steps, settings, share, classes, measured, kind = CONTENDERS[name]
     if share < 1:
         data = labelled_share(data.resolve(), folder, share, seed)
     if classes is not None:
         data = first_classes(data.resolve(), folder / 'classes', classes)
     seed_everything(seed, verbose=False)
-    given: dict[str, Any] = {'weights': weights, 'seed': seed} | COMMON | settings
-    task = ExploraDinoTask(**given)
+    common = COMMON if kind is ExploraDinoTask else {}
+    task = kind(**({'weights': weights, 'seed': seed} | common | settings))
     known = {
         'run': name,
         'seed': seed,

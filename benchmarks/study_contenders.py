@@ -4,6 +4,8 @@ from typing import Any, NamedTuple
 
 from peft import LoraConfig, OFTConfig, PeftConfig
 
+from torchgeo_explora.tasks import ExploraDinoTask, ExploraMAETask
+
 BATCH = 64
 COMMON: dict[str, Any] = {
     'recipe': 'short',
@@ -25,10 +27,11 @@ class Contender(NamedTuple):
 
     Attributes:
         steps: Optimizer steps, of 64 images each.
-        settings: Arguments of the task that differ from `COMMON`.
+        settings: Arguments of the task; those of `ExploraDinoTask` come over `COMMON`.
         share: Of the training images, alike in each class.
         classes: Only the images of the first so many classes; all if None.
         measured: Steps to measure after, beside the start and the end.
+        task: Has the objective.
     """
 
     steps: int
@@ -36,6 +39,7 @@ class Contender(NamedTuple):
     share: float = 1.0
     classes: int | None = None
     measured: tuple[int, ...] = (25, 50, 62, 100, 200, 300)
+    task: type[ExploraDinoTask | ExploraMAETask] = ExploraDinoTask
 
 
 def _lora(rank: int, layers: str | list[str], alpha: int | None = None) -> PeftConfig:
@@ -122,6 +126,39 @@ ABLATION = {
 IMAGES = {
     f'{round(7000 * share):,} images': Contender(400, {}, share)
     for share in (1 / 100, 1 / 14, 1 / 2)
-} | {'half of the classes': Contender(400, {}, classes=5)}
+}
 
-CONTENDERS = TIME | IMAGES | ABLATION
+_LARGER = {'image_size': 128, 'views': COMMON['views'] | {'local_size': 48}}
+_SMALL = {
+    'model': 'vit_small_patch14_dinov2.lvd142m',
+    'image_size': 56,
+    'views': COMMON['views'] | {'local_size': 28},
+}
+#: Whether what holds for the ViT-Ti at 64 pixels holds elsewhere. Those of DINOv2 are
+#: run with its file as --weights.
+ELSEWHERE = {
+    '128 px': Contender(400, _LARGER),
+    '128 px, full': Contender(400, FULL | _LARGER),
+    'DINOv2 ViT-S': Contender(400, _SMALL),
+    'DINOv2 ViT-S, full': Contender(400, FULL | _SMALL),
+}
+
+#: Other questions.
+OTHERS = {
+    'half of the classes': Contender(400, {}, classes=5),
+    # The same delta, with a decoder for pixels instead of DINOv2's head.
+    "MAE's objective": Contender(
+        400,
+        {
+            'model': COMMON['model'],
+            'image_size': 64,
+            'adapter': _lora(64, 'all-linear'),
+            'unfreeze': (-1,),
+            'base_lr': 4e-3,
+            'objective': {'decoder_dim': 128, 'decoder_depth': 2, 'decoder_heads': 4},
+        },
+        task=ExploraMAETask,
+    ),
+}
+
+CONTENDERS = TIME | IMAGES | ELSEWHERE | OTHERS | ABLATION
