@@ -92,7 +92,8 @@ class Keep(Callback):
 
     def _write(self, trainer: Trainer, task: Any) -> None:
         step = trainer.global_step
-        save_delta(task.objective.pretrained, self.folder / f'{step:04d}.safetensors')
+        place = self.folder / f'{step:04d}.safetensors'
+        save_delta(task.objective.pretrained, place, {'pooling': task.pooling})
         row = {
             'step': step,
             'images': step * BATCH,

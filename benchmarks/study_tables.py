@@ -1,24 +1,40 @@
 """Tables and pictures of the study, from its lines.
 
     python benchmarks/study_tables.py --lines outputs/study --picture study.png
+    python benchmarks/study_tables.py --lines benchmarks/results/study \
+        --picture docs/results/study.png --pages docs/results/study.md docs/quality.md
 
-The folder has `study.jsonl` and, where they were run, `test.jsonl` and `rsscn7.jsonl`.
-`first_look.jsonl` has checkpoints of earlier settings, which count in the correlations.
+The folder has `study.jsonl` and, where they were run, `test.jsonl` and `rsscn7.jsonl`
+of `study_test_split.py`, `mae.jsonl` of `study_mae.py` and `downstream_64.jsonl` and
+the like of `eurosat_downstream.py`. `first_look.jsonl` has checkpoints of earlier
+settings, which count in the correlations. With --pages, tables below a comment such as
+`<!-- table: gains -->` are replaced by those of the lines, instead of being printed.
 """
 
 import argparse
+import re
 import statistics
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import eurosat_downstream
 import numpy as np
+import study_mae
 from eurosat_downstream import read
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
-from study_contenders import ABLATION, CONTENDERS, IMAGES, TIME
+from study_contenders import (
+    ABLATION,
+    CONTENDERS,
+    ELSEWHERE,
+    IMAGES,
+    OTHERS,
+    TIME,
+    Contender,
+)
 
 type Row = dict[str, Any]
 
@@ -58,15 +74,15 @@ def spread(values: list[float]) -> str:
     return f'{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}'
 
 
-def gains(lines: list[Row]) -> str:
+def gains(lines: list[Row], group: Mapping[str, Contender] = TIME) -> str:
     """Return how many images a gain takes, and what it comes to, as Markdown.
 
     Images are those of each seed; accuracy is mean and standard deviation over seeds.
     """
-    head = 'run | seeds | trained | +5 points | +10 points | best | end | lowest'
-    table = [f'| {head} | TFLOP | minutes |', '|' + '---|' * 10]
+    head = 'run | seeds | trained | start | +5 points | +10 points | best | end'
+    table = [f'| {head} | lowest | TFLOP | minutes |', '|' + '---|' * 11]
     for name, runs in finished(lines):
-        if name not in TIME:
+        if name not in group:
             continue
         start = runs[0][0]['knn']
         after = [
@@ -77,7 +93,8 @@ def gains(lines: list[Row]) -> str:
         end = spread([run[-1]['knn'] for run in runs])
         lowest = 100 * (min(row['knn'] for run in runs for row in run) - start)
         table.append(
-            f'| {name} | {len(runs)} | {_millions(runs)} | {after[0]} | {after[1]} |'
+            f'| {name} | {len(runs)} | {_millions(runs)} | {start:.4f} |'
+            f' {after[0]} | {after[1]} |'
             f' {best} | {end} | {lowest:+.1f} | {runs[0][-1]["tflop"]:.0f} |'
             f' {_minutes(runs)} |'
         )
@@ -123,19 +140,19 @@ def ablation(lines: list[Row]) -> str:
         if name in ABLATION
     }
     table = [
-        '| trained | parameters | seeds | 10-NN | less than *short run* | minutes |',
+        '| trained | parameters | seeds | 10-NN | from *short run* | minutes |',
         '|' + '---|' * 6,
     ]
     for name, of_seed in ends.items():
         both = of_seed.keys() & ends.get('short run', {}).keys()
-        less = [
+        gaps = [
             100 * (of_seed[seed] - ends['short run'][seed]) for seed in sorted(both)
         ]
         runs = found[name]
         table.append(
             f'| {name} | {_millions(runs)} | {len(runs)} |'
             f' {spread([*of_seed.values()])} |'
-            f' {", ".join(f"{value:+.1f}" for value in less)} | {_minutes(runs)} |'
+            f' {", ".join(f"{value:+.1f}" for value in gaps)} | {_minutes(runs)} |'
         )
     return '\n'.join(table)
 
@@ -149,7 +166,7 @@ def on_test_split(lines: list[Row], against: str = 'full') -> str:
     of_run: dict[str, list[Row]] = {}
     for row in lines:
         of_run.setdefault(row['run'], []).append(row)
-    known = ('base', *TIME, *IMAGES)
+    known = ('base', *TIME, *IMAGES, *OTHERS)
     order = [name for name in known if name in of_run]
     order += [name for name in of_run if name not in known]
     mean = {name: np.mean([right(row) for row in of_run[name]], 0) for name in order}
@@ -176,6 +193,21 @@ def on_test_split(lines: list[Row], against: str = 'full') -> str:
     return '\n'.join(table)
 
 
+def on_halves(lines: list[Row]) -> str:
+    """Return test accuracy on the first and the last half of the classes, as Markdown.
+
+    The test images lie class by class, with as many of each.
+    """
+    table = ['| run | seeds | classes 1 to 5 | classes 6 to 10 |', '|' + '---|' * 4]
+    for name in ('base', 'half of the classes', 'short'):
+        runs = [right(row) for row in lines if row['run'] == name]
+        if runs:
+            parts = [[run.reshape(2, -1)[i].mean() for run in runs] for i in (0, 1)]
+            accuracies = ' | '.join(spread([*map(float, part)]) for part in parts)
+            table.append(f'| {name} | {len(runs)} | {accuracies} |')
+    return '\n'.join(table)
+
+
 def right(row: Row) -> NDArray[np.uint8]:
     """Return 1 for each image that was classified correctly, else 0."""
     packed = np.frombuffer(bytes.fromhex(row['right']), np.uint8)
@@ -185,10 +217,11 @@ def right(row: Row) -> NDArray[np.uint8]:
 def correlations(lines: list[Row]) -> str:
     """Return how each measure orders checkpoints, beside 10-NN, as Markdown.
 
-    Spearman's rank correlation with accuracy: over all checkpoints of the ViT-Ti after
-    the start, and within each run of at least 5 (mean, and the smallest and largest).
+    Spearman's rank correlation with accuracy: over all checkpoints of the ViT-Ti at 64
+    pixels after the start, and within each run of at least 5 (mean, least and most).
     """
-    after = [row for row in lines if row['step'] and 'small' not in row['run']]
+    others = {*ELSEWHERE, *OTHERS, f'{FIRST}dinov2 small'}
+    after = [row for row in lines if row['step'] and row['run'] not in others]
     count = Counter((row['run'], row['seed']) for row in after)
     runs = [run for run in count if count[run] >= 5]
 
@@ -238,23 +271,59 @@ def picture(lines: list[Row], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def tables(folder: Path) -> dict[str, str]:
+    """Return all tables for which the folder has lines, by name."""
+    lines = rows(folder / 'study.jsonl')
+    earlier = rows(folder / 'first_look.jsonl')
+    found = {
+        'gains': gains(lines),
+        'images': gains(lines, IMAGES),
+        'elsewhere': gains(lines, ELSEWHERE),
+        'others': gains(lines, OTHERS),
+        'ablation': ablation(lines),
+        'first look': each_run(earlier),
+        'correlations': correlations(lines + earlier),
+    }
+    for name in ('test', 'rsscn7'):
+        if judged := rows(folder / f'{name}.jsonl'):
+            found[name] = on_test_split(judged)
+    if judged := rows(folder / 'test.jsonl'):
+        found['halves'] = on_halves(judged)
+    if (folder / 'mae.jsonl').exists():
+        found['mae'] = study_mae.table(folder / 'mae.jsonl')
+    for path in sorted(folder.glob('downstream_*.jsonl')):
+        found[path.stem.replace('_', ' ')] = eurosat_downstream.table(read(path))
+    return found
+
+
+def refreshed(page: str, found: Mapping[str, str]) -> str:
+    """Return a page with the tables below comments such as `<!-- table: gains -->`.
+
+    Raises:
+        KeyError: If there is no such table.
+    """
+
+    def replace(match: re.Match[str]) -> str:
+        return f'{match[1]}\n{found[match[2]]}\n'
+
+    return re.sub(r'(<!-- table: (.+?) -->\n)\n(?:\|.*\n)*', replace, page)
+
+
 def main() -> None:
-    """Print the tables."""
+    """Print the tables, or write them into pages."""
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
     parser.add_argument('--lines', type=Path, required=True, help='folder of the lines')
     parser.add_argument('--picture', type=Path)
+    parser.add_argument('--pages', type=Path, nargs='+', default=[])
     options = parser.parse_args()
-    lines = rows(options.lines / 'study.jsonl')
-    first = options.lines / 'first_look.jsonl'
-    earlier = rows(first) if first.exists() else []
-    print(gains(lines), ablation(lines), each_run(earlier), sep='\n\n')
-    print(f'\n{correlations(lines + earlier)}')
-    for name in ('test', 'rsscn7'):
-        judged = options.lines / f'{name}.jsonl'
-        if judged.exists():
-            print(f'\n{name}\n\n{on_test_split(rows(judged))}')
+    found = tables(options.lines)
+    for page in options.pages:
+        page.write_text(refreshed(page.read_text(), found))
+    if not options.pages:
+        for name, table in found.items():
+            print(f'{name}\n\n{table}\n')
     if options.picture:
-        picture(lines, options.picture)
+        picture(rows(options.lines / 'study.jsonl'), options.picture)
 
 
 if __name__ == '__main__':

@@ -4,10 +4,11 @@ r"""10-NN accuracy on the test split of what each run of the study ends with.
         --weights data/vit_tiny_patch16_224.safetensors --output outputs/study
 
 The bank is the whole training split, and nothing is chosen here: the last delta of each
-run of `TIME` and `IMAGES` counts. Each line of `test.jsonl` in the output folder has
-which of the test images were classified correctly, as hexadecimal digits, image by
-image, so that two runs can be compared on the same images. Lines that are there are
-skipped. Beside the runs themselves, the mean of *short* over its seeds is judged.
+run of `TIME`, `IMAGES` and `OTHERS` counts. Each line of `test.jsonl` in the output
+folder has which of the test images were classified correctly, as hexadecimal digits,
+image by image, so that two runs can be compared on the same images. Lines that are
+there are skipped. Beside the runs themselves, the mean of *short* over its seeds is
+judged.
 
 With another data folder, the same deltas are judged on images that they never saw:
 
@@ -25,7 +26,7 @@ import numpy as np
 import torch
 from eurosat_downstream import append, read
 from report import header
-from study_contenders import COMMON, IMAGES, TIME
+from study_contenders import COMMON, IMAGES, OTHERS, TIME
 from torch import Tensor
 from torch.nn.functional import normalize
 from torchvision.datasets import ImageFolder
@@ -45,9 +46,11 @@ def images(folder: Path) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def features(task: ExploraKNNTask, pixels: Tensor) -> Tensor:
-    """Return L2-normalised class tokens, (N, D)."""
+    """Return L2-normalised embeddings, (N, D)."""
     views = (task.view(part.float() / 255) for part in pixels.split(250))
-    return normalize(torch.cat([task.backbone(v).cls for v in views]), dim=1)
+    return normalize(
+        torch.cat([task.backbone(v).pooled(task.pooling) for v in views]), dim=1
+    )
 
 
 def last_deltas(output: Path) -> Iterator[tuple[str, int, Path | None]]:
@@ -56,7 +59,7 @@ def last_deltas(output: Path) -> Iterator[tuple[str, int, Path | None]]:
     alike = []
     for folder in sorted(path.parent for path in output.glob('*/done')):
         name, _, seed = folder.name.rpartition('-')
-        if name in TIME | IMAGES:
+        if name in TIME | IMAGES | OTHERS:
             delta = max(folder.glob('[0-9]*.safetensors'))
             yield name, int(seed), delta
             alike += [delta] if name == 'short' else []

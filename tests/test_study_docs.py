@@ -18,19 +18,16 @@ def tables(monkeypatch):
     return importlib.import_module('study_tables')
 
 
-@pytest.fixture
-def page():
-    return (ROOT / 'docs' / 'results' / 'study.md').read_text()
-
-
 @pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
 def test_every_line_has_its_commit_and_seed(tables, path):
     # Changes are of contenders: the page says so.
     known = re.compile('[0-9a-f]{40}( with changes)?')
-    lines = tables.rows(path)
+    lines = tables.read(path)
     assert lines
-    assert all(known.fullmatch(row['commit']) for row in lines)
-    assert all(isinstance(row['seed'], int) for row in lines)
+    for row in lines:
+        of_run = row['run'] if isinstance(row['run'], dict) else row
+        assert known.fullmatch(of_run['commit'])
+        assert isinstance(row['seed'], int)
 
 
 def test_runs_of_the_study_are_known(tables):
@@ -38,26 +35,16 @@ def test_runs_of_the_study_are_known(tables):
     assert {row['run'] for row in lines} <= set(tables.CONTENDERS)
 
 
-def test_gains_are_those_of_the_lines(tables, page):
-    assert tables.gains(tables.rows(LINES / 'study.jsonl')) in page
+@pytest.mark.parametrize('name', ['results/study.md', 'quality.md'])
+def test_tables_on_the_pages_are_those_of_the_lines(tables, name):
+    page = (ROOT / 'docs' / name).read_text()
+    assert '<!-- table: ' in page
+    assert tables.refreshed(page, tables.tables(LINES)) == page
 
 
-def test_first_runs_are_those_of_the_lines(tables, page):
-    assert tables.each_run(tables.rows(LINES / 'first_look.jsonl')) in page
-
-
-@pytest.mark.parametrize('name', ['test', 'rsscn7'])
-def test_accuracies_on_the_test_split_are_those_of_the_lines(tables, page, name):
-    assert tables.on_test_split(tables.rows(LINES / f'{name}.jsonl')) in page
-
-
-def test_correlations_are_those_of_the_lines(tables):
-    lines = tables.rows(LINES / 'study.jsonl') + tables.rows(LINES / 'first_look.jsonl')
-    assert tables.correlations(lines) in (ROOT / 'docs' / 'quality.md').read_text()
-
-
-def test_downstream_accuracies_are_those_of_the_lines(page, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / 'benchmarks')
-    downstream = importlib.import_module('eurosat_downstream')
-    lines = downstream.read(LINES.parent / 'study_downstream_64.jsonl')
-    assert downstream.table(lines) in page
+def test_tables_are_replaced_and_unknown_ones_are_errors(tables):
+    page = 'a\n\n<!-- table: x y -->\n\n| old |\n|---|\n\nb\n'
+    new = tables.refreshed(page, {'x y': '| new |\n|---|\n| 1 |'})
+    assert new == 'a\n\n<!-- table: x y -->\n\n| new |\n|---|\n| 1 |\n\nb\n'
+    with pytest.raises(KeyError):
+        tables.refreshed(page, {})
