@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 from lightning.pytorch.loggers import (
     CSVLogger,
     MLFlowLogger,
@@ -12,7 +13,7 @@ from lightning.pytorch.loggers import (
 from matplotlib.figure import Figure
 from PIL import Image
 
-from torchgeo_explora.callbacks.figures import save_figure
+from torchgeo_explora.callbacks.figures import contrast, save_figure, stretched
 
 
 class Calls(SimpleNamespace):
@@ -107,3 +108,17 @@ def test_mlflow_keeps_the_figure_of_each_step(figure, tmp_path):
 def test_a_csv_file_takes_no_figure(figure, tmp_path):
     save_figure(figure, 'curves', trainer(tmp_path, CSVLogger(tmp_path)))
     assert (tmp_path / 'curves.png').exists()
+
+
+def test_contrast_keeps_colours_and_leaves_out_missing_data():
+    images = torch.linspace(0.02, 0.12, 101)[:, None].repeat(1, 4)
+    images[0, 0] = torch.nan
+    low, high = contrast(images)
+    assert low == pytest.approx(0.022, abs=1e-3)
+    assert high == pytest.approx(0.118, abs=1e-3)
+    shown = stretched(images, (low, high))
+    assert shown[50, 1] == pytest.approx(0.5, abs=0.01)
+    assert (shown[0, 0], shown.min(), shown.max()) == (0, 0, 1)
+    assert contrast(torch.full((2, 2), torch.nan)) == (0, 1)
+    low, high = contrast(torch.ones(3))
+    assert low < high

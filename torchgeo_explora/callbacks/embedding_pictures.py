@@ -14,7 +14,13 @@ from torch.nn.functional import interpolate, normalize
 
 from torchgeo_explora.analysis.projection import project, turned
 from torchgeo_explora.callbacks.evaluation import image_batches, lack_of_images
-from torchgeo_explora.callbacks.figures import panels, save_figure, shown_channels
+from torchgeo_explora.callbacks.figures import (
+    contrast,
+    panels,
+    save_figure,
+    shown_channels,
+    stretched,
+)
 from torchgeo_explora.functional.spacing import evenly_spaced
 
 #: Side of a thumbnail in pixels.
@@ -26,7 +32,8 @@ class EmbeddingPictures(Callback):
 
     `map.png` shows thumbnails of training images at their places in a projection of the
     embeddings (UMAP, t-SNE or PCA, whichever is installed). `neighbours.png` shows, for
-    a few images, which others were nearest before, and which are after. Both go to the
+    a few images, which others were nearest before, and which are after. The middle 96 %
+    of their values go from black to white. Both go to the
     trainer's root folder and to the loggers that take figures. No labels are used.
 
     Args:
@@ -73,7 +80,8 @@ class EmbeddingPictures(Callback):
                     image, (_SIDE, _SIDE), mode='bilinear', antialias=True
                 ).cpu()
             )
-        return torch.cat(found), torch.cat(small).clamp(0, 1)
+        thumbnails = torch.cat(small)
+        return torch.cat(found), stretched(thumbnails, contrast(thumbnails))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Embed the images before the first step; a resumed run remembers them."""

@@ -11,12 +11,15 @@ from lightning.pytorch.utilities import rank_zero_info
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from torch import Tensor
 
 from torchgeo_explora.augment import band_indices
 from torchgeo_explora.paths import expanded
 from torchgeo_explora.writing import replacing, write_to
 
 _TRUE_COLOUR = ('B04', 'B03', 'B02')
+# Values that quantiles are taken of.
+_SOME = 1_000_000
 
 
 def shown_channels(backbone: Any, bands: Sequence[int | str] | None) -> list[int]:
@@ -54,6 +57,31 @@ def shown_channels(backbone: Any, bands: Sequence[int | str] | None) -> list[int
             ' from 0'
         )
     return found
+
+
+def contrast(images: Tensor) -> tuple[float, float]:
+    """Return the values to show as black and white, for images that belong together.
+
+    Reflectance fills a small part of its range: shown as it is, it is black.
+
+    Args:
+        images: Any shape; NaN is left out.
+
+    Returns:
+        Quantiles of 2 and 98 %, of all channels together, so that colours stay.
+    """
+    values = images[images.isfinite()].float()
+    if not len(values):
+        return 0.0, 1.0
+    values = values[:: 1 + len(values) // _SOME]
+    low, high = values.quantile(values.new_tensor([0.02, 0.98])).tolist()
+    return low, max(high, low + 1e-6)
+
+
+def stretched(images: Tensor, limits: tuple[float, float]) -> Tensor:
+    """Return images with the limits of `contrast` at 0 and 1, clipped there."""
+    low, high = limits
+    return ((images - low) / (high - low)).clamp(0, 1).nan_to_num(0)
 
 
 def panels(rows: int, columns: int) -> tuple[Figure, NDArray[np.object_]]:

@@ -9,14 +9,21 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from torchgeo_explora.augment import AnchoredViews, Views
-from torchgeo_explora.callbacks.figures import panels, save_figure, shown_channels
+from torchgeo_explora.callbacks.figures import (
+    contrast,
+    panels,
+    save_figure,
+    shown_channels,
+    stretched,
+)
 from torchgeo_explora.objectives.objective import batch_metadata
 
 
 class Pictures(Callback):
     """Crops of a batch, and patch features coloured by their principal components.
 
-    The crops show what augmentation does to the images. In the picture of the features,
+    The crops show what augmentation does to the images, with their middle 96 % of
+    values from black to white. In the picture of the features,
     patches of the same colour are alike for the model; colours can be compared within a
     row, not between before and after. Of a series, the first image is shown, and the
     mean of the features over time. Both pictures go to *folder*, and to the loggers
@@ -69,6 +76,8 @@ class Pictures(Callback):
                 crops = dict(zip(names, [*views.global_, *views.local], strict=True))
             rows = [image, *(crop * std + mean for crop in crops.values())]
             rows = [self._colours(pl_module, row) for row in rows]
+            limits = contrast(rows[0])
+            rows = [stretched(row, limits) for row in rows]
             self._write(trainer, 'crops', rows, ['image', *crops])
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
@@ -77,6 +86,7 @@ class Pictures(Callback):
         if self._before is None or not trainer.is_global_zero:
             return
         image = self._colours(pl_module, self._batch['image'])
+        image = stretched(image, contrast(image))
         rows = [image, self._before, self._components(pl_module, self._batch)]
         self._write(trainer, 'pca', rows, ['image', 'before', 'after'])
 

@@ -10,7 +10,9 @@ from torch.utils.data import ConcatDataset, Dataset
 from torchgeo import datamodules
 
 from torchgeo_explora.datasets.pixels.sentinel2 import reflectance_range
+from torchgeo_explora.models import ViT
 from torchgeo_explora.tasks.run.raw_images import (
+    RawImages,
     band_names,
     require_predict_set,
     select_bands,
@@ -175,3 +177,26 @@ def test_a_predict_set_is_accepted_once_it_is_there(attribute):
 
 def test_own_loaders_without_a_data_module_are_accepted():
     assert require_predict_set(None) is None
+
+
+class Module16Bit:
+    """A data module whose range is only the usual one."""
+
+    value_range = (0.0, 10_000.0)
+    range_known = False
+
+
+def test_values_that_fill_little_of_a_guessed_range_are_reported(recwarn):
+    dull = torch.linspace(200, 2800, 3 * 64).view(1, 3, 8, 8)
+    small = {'patch_size': 8, 'embed_dim': 24, 'depth': 1, 'num_heads': 2}
+    backbone = ViT('vit_tiny_patch16_224', image_size=8, **small)
+    with pytest.warns(UserWarning, match=r'such as \[230, 2800\], for more'):
+        RawImages(backbone, Module16Bit())(dull)
+    recwarn.clear()
+    # A wide batch, a stated range, and the second batch.
+    RawImages(backbone, Module16Bit())(3 * dull)
+    RawImages(backbone, Module16Bit(), (0, 10_000))(dull)
+    images = RawImages(backbone, Module16Bit())
+    images(3 * dull)
+    images(dull)
+    assert not recwarn.list

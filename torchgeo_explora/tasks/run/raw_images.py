@@ -23,6 +23,10 @@ from torchgeo_explora.models.formats.enums import Ends
 
 # From one unit to another, a span changes more than this many times.
 _OTHER_UNITS = 5
+# A range that nobody stated should not be wider than its values by more than this.
+_TOO_WIDE = 3
+# Values that are looked at for it.
+_SOME = 100_000
 
 
 class RawImages(nn.Module):
@@ -62,6 +66,11 @@ class RawImages(nn.Module):
         if select and not named and value_range is None:
             self.unit_range = self.unit_range.of(select.indices)
         self._checked = False
+        unstated = (
+            value_range is None and named is None and backbone.value_range is None
+        )
+        # The usual scale of 16 bits, which images seldom fill.
+        self._guessed = unstated and not getattr(datamodule, 'range_known', True)
 
     @property
     def value_range(self) -> list[list[float]]:
@@ -106,8 +115,27 @@ class RawImages(nn.Module):
             self.unit_range.check(image)
             # A batch without any data says nothing of the next one.
             self._checked = bool(image.isfinite().any())
+            if self._guessed and self._checked:
+                self._warn_if_dull(image)
         unit: Tensor = self.unit_range(image)
         return unit
+
+    def _warn_if_dull(self, image: Tensor) -> None:
+        """Warn if values fill little of a range that nobody stated."""
+        values = image[image.isfinite()]
+        values = values[:: 1 + len(values) // _SOME].float()
+        low, high = values.quantile(values.new_tensor([0.01, 0.99])).tolist()
+        span = float((self.unit_range.high - self.unit_range.low).max())
+        if _TOO_WIDE * (high - low) < span:
+            lows, highs = self.value_range
+            round_low, round_high = (float(f'{end:.2g}') for end in (low, high))
+            warnings.warn(
+                f'98 % of the first values are from {low:.4g} to {high:.4g}, and'
+                f' {lows[0]:g} to {highs[0]:g} is only the usual range of 16 bits: set'
+                f' *value_range*, such as [{round_low:g}, {round_high:g}], for more'
+                ' contrast',
+                stacklevel=2,
+            )
 
     def forward(self, image: Tensor) -> Tensor:
         """Return raw images in [0, 1]: (B, C, H, W), or series of them."""
