@@ -344,3 +344,15 @@ def test_one_trainer_attaches_one_writer_after_fit_and_other_predictions(
     assert writers() == [RasterWriter]
     names = {path.name for path in tmp_path.iterdir()}
     assert {'scene.tif', ProbabilityWriter.file} <= names
+
+
+@pytest.mark.parametrize(('dtype', 'known'), [('uint8', True), ('uint16', False)])
+def test_the_range_of_16_bits_is_a_guess(tmp_path, dtype, known):
+    with rasterio.open(
+        tmp_path / 'in.tif', 'w', count=1, height=32, width=32, dtype=dtype
+    ) as file:
+        file.write(np.ones((1, 32, 32), dtype))
+    for given, expected in ((None, known), ((0, 4000), True)):
+        data = RasterSceneDataModule(str(tmp_path / 'in.tif'), 32, 0, value_range=given)
+        data.setup('predict')
+        assert data.range_known is expected

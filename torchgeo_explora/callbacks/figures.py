@@ -70,10 +70,10 @@ def contrast(images: Tensor) -> tuple[float, float]:
     Returns:
         Quantiles of 2 and 98 %, of all channels together, so that colours stay.
     """
-    values = images[images.isfinite()].float()
+    values = images.flatten()[:: 1 + images.numel() // _SOME].float()
+    values = values[values.isfinite()]
     if not len(values):
         return 0.0, 1.0
-    values = values[:: 1 + len(values) // _SOME]
     low, high = values.quantile(values.new_tensor([0.02, 0.98])).tolist()
     return low, max(high, low + 1e-6)
 

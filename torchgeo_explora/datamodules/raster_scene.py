@@ -85,7 +85,9 @@ class RasterSceneDataModule(BaseDataModule):
         self.predict_dataset = self.open()
         self.bands = self.bands or self.predict_dataset.bands
         if self.value_range is None:
-            self.value_range = RANGES.get(self.predict_dataset.dtype)
+            dtype = self.predict_dataset.dtype
+            self.value_range = RANGES.get(dtype)
+            self.range_known = '16' not in dtype
 
     def open(self) -> RasterBlocks:
         """Return the blocks that are not finished."""

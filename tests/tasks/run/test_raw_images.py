@@ -186,17 +186,24 @@ class Module16Bit:
     range_known = False
 
 
-def test_values_that_fill_little_of_a_guessed_range_are_reported(recwarn):
-    dull = torch.linspace(200, 2800, 3 * 64).view(1, 3, 8, 8)
+def raw_images(*given):
     small = {'patch_size': 8, 'embed_dim': 24, 'depth': 1, 'num_heads': 2}
     backbone = ViT('vit_tiny_patch16_224', image_size=8, **small)
+    return RawImages(backbone, Module16Bit(), *given)
+
+
+def test_values_that_fill_little_of_a_guessed_range_are_reported(recwarn):
+    dull = torch.linspace(200, 2800, 3 * 64).view(1, 3, 8, 8)
+    images = raw_images()
+    images.advises = True
     with pytest.warns(UserWarning, match=r'such as \[230, 2800\], for more'):
-        RawImages(backbone, Module16Bit())(dull)
+        images(dull)
     recwarn.clear()
-    # A wide batch, a stated range, and the second batch.
-    RawImages(backbone, Module16Bit())(3 * dull)
-    RawImages(backbone, Module16Bit(), (0, 10_000))(dull)
-    images = RawImages(backbone, Module16Bit())
-    images(3 * dull)
-    images(dull)
+    images(dull)  # once
+    wide, stated, later = raw_images(), raw_images((0, 10_000)), raw_images()
+    wide.advises = stated.advises = True
+    wide(3 * dull)
+    wide(dull)
+    stated(dull)
+    later(dull)
     assert not recwarn.list

@@ -136,8 +136,11 @@ class RasterBlocks(NonGeoDataset):
         if self.nodata is not None:
             known &= values != self.nodata
         image = values.astype(np.float32)
-        valid = known.any(0) & np.isfinite(image).all(0)
-        image[~known] = np.nan
+        valid = known.any(0)
+        if values.dtype.kind == 'f':
+            valid &= np.isfinite(image).all(0)
+        if not known.all():
+            image[~known] = np.nan
         return {
             'image': torch.from_numpy(image),
             'valid': torch.from_numpy(valid),

@@ -211,6 +211,7 @@ class PretrainingTask(ResumableTask):
         if self.options.compiled:
             compile_blocks(self.objective)
         if stage == 'fit':
+            self.raw_images.advises = True
             require_replicas(self.trainer, self.options.frozen_dtype)
 
     def known_image(self, batch: Mapping[str, Any]) -> Tensor:

@@ -40,10 +40,14 @@ class RawImages(nn.Module):
 
     Attributes:
         bands: Names of the channels as the backbone gets them; None if not known.
+        advises: Whether to warn if the first values fill little of a range that nobody
+            stated. Later stages should keep the range of the training.
 
     Raises:
         ValueError: If nothing tells the range, or a band is missing.
     """
+
+    advises = False
 
     def __init__(
         self,
@@ -115,15 +119,17 @@ class RawImages(nn.Module):
             self.unit_range.check(image)
             # A batch without any data says nothing of the next one.
             self._checked = bool(image.isfinite().any())
-            if self._guessed and self._checked:
+            if self.advises and self._guessed and self._checked:
                 self._warn_if_dull(image)
         unit: Tensor = self.unit_range(image)
         return unit
 
     def _warn_if_dull(self, image: Tensor) -> None:
         """Warn if values fill little of a range that nobody stated."""
-        values = image[image.isfinite()]
-        values = values[:: 1 + len(values) // _SOME].float()
+        values = image.flatten()[:: 1 + image.numel() // _SOME].float()
+        values = values[values.isfinite()]
+        if not len(values):
+            return
         low, high = values.quantile(values.new_tensor([0.01, 0.99])).tolist()
         span = float((self.unit_range.high - self.unit_range.low).max())
         if _TOO_WIDE * (high - low) < span:
