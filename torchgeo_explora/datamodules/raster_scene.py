@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchgeo.datamodules import BaseDataModule
 
@@ -105,5 +105,14 @@ class RasterSceneDataModule(BaseDataModule):
         """Return one block at a time."""
         self.predict_dataset = self.open()
         return DataLoader(
-            self.predict_dataset, batch_size=1, num_workers=self.num_workers
+            self.predict_dataset,
+            batch_size=1,
+            num_workers=self.num_workers,
+            collate_fn=_alone,
         )
+
+
+def _alone(blocks: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return one block as a batch, without a copy: it may have hundreds of MB."""
+    (block,) = blocks
+    return {name: value[None] for name, value in block.items()}
