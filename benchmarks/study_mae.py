@@ -16,7 +16,6 @@ model that has learnt colours alone explains nothing of it.
 
 import argparse
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from eurosat_downstream import append, read, trainer
 from lightning.pytorch import Callback, Trainer, seed_everything
 from peft import LoraConfig
 from report import header
+from study import Clock
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -63,22 +63,17 @@ class Keep(Callback):
     """Measure on held-out chips, and append a line.
 
     Args:
+        clock: Knows the time that was spent.
         lines: The file.
         known: What describes the run.
     """
 
-    def __init__(self, lines: Path, known: dict[str, Any]) -> None:
+    def __init__(self, clock: Clock, lines: Path, known: dict[str, Any]) -> None:
         """Keep the arguments."""
-        self.lines, self.known = lines, known
-        self._spent, self._began = 0.0, 0.0
-
-    def on_train_batch_start(self, *_: Any) -> None:
-        """Start the clock."""
-        self._began = time.process_time()
+        self.clock, self.lines, self.known = clock, lines, known
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
-        """Stop the clock, and measure if it is time."""
-        self._spent += time.process_time() - self._began
+        """Measure if it is time."""
         if trainer.global_step in STEPS:
             self._measure(trainer, pl_module)
 
@@ -103,7 +98,7 @@ class Keep(Callback):
         row = {
             'step': trainer.global_step,
             'images': trainer.global_step * data.batch_size,
-            'cpu_seconds': round(self._spent, 1),
+            'cpu_seconds': round(self.clock.spent, 1),
             'loss': round(task.objective.loss(view, mask).item(), 5),
             'structure': round(explained(*structures), 4),
         }
@@ -129,8 +124,9 @@ def run(name: str, seed: int, data: Path, weights: str, output: Path) -> None:
         'commit': header(torch.device('cpu'), None)['commit'],
         'trained': count(task.objective.student)[0],
     }
-    keep = Keep(output / 'mae.jsonl', known)
-    trainer(folder, STEPS[-1], keep).fit(
+    clock = Clock()
+    keep = Keep(clock, output / 'mae.jsonl', known)
+    trainer(folder, STEPS[-1], clock, keep).fit(
         task, ImageFolderDataModule(data, val_fraction=0.2, batch_size=16)
     )
     (folder / 'done').touch()
