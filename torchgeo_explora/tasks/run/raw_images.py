@@ -1,5 +1,6 @@
 """From the batches of any data module to images in [0, 1]."""
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -132,9 +133,13 @@ class RawImages(nn.Module):
             return
         low, high = values.quantile(values.new_tensor([0.01, 0.99])).tolist()
         span = float((self.unit_range.high - self.unit_range.low).max())
-        if _TOO_WIDE * (high - low) < span:
+        # A single value tells no range: such images have no data yet.
+        if 0 < _TOO_WIDE * (high - low) < span:
             lows, highs = self.value_range
-            round_low, round_high = (float(f'{end:.2g}') for end in (low, high))
+            # Rounded outwards, in steps much smaller than what they span.
+            step = 10 ** (math.floor(math.log10(high - low)) - 1)
+            round_low = step * math.floor(low / step)
+            round_high = step * math.ceil(high / step)
             warnings.warn(
                 f'98 % of the first values are from {low:.4g} to {high:.4g}, and'
                 f' {lows[0]:g} to {highs[0]:g} is only the usual range of 16 bits: set'
