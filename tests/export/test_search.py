@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import rasterio
 import torch
+from affine import Affine
 from PIL import Image
 from pyproj import Transformer
 
@@ -90,6 +91,67 @@ def test_image_finds_itself(place, tmp_path, backbone):
     )
     assert found[0]['index'] == 4
     assert found[0]['similarity'] == pytest.approx(1, abs=1e-4)
+
+
+@pytest.fixture
+def named(tmp_path, backbone):
+    """Return a function that embeds a scene, and a file of one of its windows."""
+
+    def write(names, dtype='uint16', high=10_000, **options):
+        values = np.random.default_rng(0).integers(0, high, (len(names), 64, 64))
+        scene = tmp_path / 'named.tif'
+        for path, cut in ((scene, values), (tmp_path / 'cut.tif', values[:, 32:, :32])):
+            _, height, width = cut.shape
+            with rasterio.open(
+                path,
+                'w',
+                'GTiff',
+                width,
+                height,
+                len(names),
+                'EPSG:32632',
+                Affine(10, 0, 5e5, 0, -10, 5e6),
+                dtype,
+            ) as file:
+                file.write(cut.astype(dtype))
+                file.descriptions = names
+        quiet = {'accelerator': 'cpu', 'enable_progress_bar': False, 'weights': None}
+        return embed(scene, tmp_path / 'named.parquet', backbone, **options, **quiet)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ('names', 'options'),
+    [
+        # The model takes them as red, green and blue.
+        (('B02', 'B03', 'B04'), {}),
+        (('B02', 'B03', 'B04', 'B08'), {'bands': ['B08', 'B04', 'B03']}),
+        (('red', 'green', 'blue'), {'dtype': 'uint8', 'value_range': (0, 100)}),
+    ],
+)
+def test_a_window_finds_itself(named, tmp_path, backbone, names, options):
+    """An image is prepared as the windows were: the same bands and range."""
+    dtype = options.pop('dtype', 'uint16')
+    path = named(names, dtype, 100 if dtype == 'uint8' else 10_000, **options)
+    place = tmp_path / 'found.geojson'
+    found = search(path, tmp_path / 'cut.tif', place, 1, backbone, None)
+    assert (found[0]['row'], found[0]['column']) == (32, 0)
+    assert found[0]['similarity'] == pytest.approx(1, abs=1e-4)
+
+
+def test_values_that_the_embeddings_cannot_have(named, place, tmp_path, backbone):
+    named(('B04', 'B03', 'B02'))
+    arguments = (place / 'scene.parquet', tmp_path / 'cut.tif', tmp_path / 'f.geojson')
+    with pytest.raises(ValueError, match='outside the value range'):
+        search(*arguments, 2, backbone, None)
+
+
+@pytest.mark.parametrize('k', [0, -1])
+def test_a_number_of_results_below_one(place, tmp_path, k):
+    with pytest.raises(ValueError, match=rf'\*k\* is {k}: give 1 or more'):
+        search(place / 'scene.parquet', '9,45', tmp_path / 'found.geojson', k)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_text_file_of_examples_means_their_mean_direction(place, tmp_path, backbone):

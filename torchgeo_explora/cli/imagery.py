@@ -123,7 +123,8 @@ def search(
         model: The model that the file was written with, for images.
         weights: Its weights.
         delta: Its delta.
-        bands: Names or numbers of the bands of images.
+        bands: Names or numbers of the bands of images; by default those that the file
+            was written with, where an image has bands of these names.
     """
     from torchgeo_explora import export
 

@@ -322,10 +322,9 @@ def _other_units(datamodule: Any, trained: Ends) -> bool:
     """Return whether a data module's own range is in other units than the weights'."""
     if not _range_known(datamodule):
         return False
-    own = [torch.as_tensor(end).flatten().float() for end in datamodule.value_range]
-    theirs = [torch.tensor(end) for end in trained]
-    spans = [float((high - low).max()) for low, high in (own, theirs)]
-    other = max(spans) > _OTHER_UNITS * min(spans)
+    own = _ends(datamodule.value_range)
+    theirs = _ends(trained)
+    other = in_other_units(own, theirs)
     if other or any((a != b).any() for a, b in zip(own, theirs, strict=True)):
         used = 'the data module' if other else 'the weights'
         warnings.warn(
@@ -335,6 +334,21 @@ def _other_units(datamodule: Any, trained: Ends) -> bool:
             stacklevel=3,
         )
     return other
+
+
+def in_other_units(one: Sequence[Any], another: Sequence[Any]) -> bool:
+    """Return whether two ranges differ so much that their values have other units.
+
+    Args:
+        one: (low, high), scalars or one value per channel.
+        another: The same of other images.
+    """
+    spans = [float((high - low).max()) for low, high in map(_ends, (one, another))]
+    return max(spans) > _OTHER_UNITS * min(spans)
+
+
+def _ends(value_range: Sequence[Any]) -> list[Tensor]:
+    return [torch.as_tensor(end).flatten().float() for end in value_range]
 
 
 def _short(ends: Sequence[Tensor]) -> list[float]:
