@@ -97,7 +97,7 @@ def test_image_finds_itself(place, tmp_path, backbone):
 def named(tmp_path, backbone):
     """Return a function that embeds a scene, and a file of one of its windows."""
 
-    def write(names, dtype='uint16', high=10_000, **options):
+    def write(names, dtype='uint16', high=10_000, model=backbone, **options):
         values = np.random.default_rng(0).integers(0, high, (len(names), 64, 64))
         scene = tmp_path / 'named.tif'
         for path, cut in ((scene, values), (tmp_path / 'cut.tif', values[:, 32:, :32])):
@@ -115,8 +115,9 @@ def named(tmp_path, backbone):
             ) as file:
                 file.write(cut.astype(dtype))
                 file.descriptions = names
-        quiet = {'accelerator': 'cpu', 'enable_progress_bar': False, 'weights': None}
-        return embed(scene, tmp_path / 'named.parquet', backbone, **options, **quiet)
+        quiet = {'accelerator': 'cpu', 'enable_progress_bar': False}
+        options = {'weights': None, **quiet, **options}
+        return embed(scene, tmp_path / 'named.parquet', model, **options)
 
     return write
 
@@ -138,6 +139,17 @@ def test_a_window_finds_itself(named, tmp_path, backbone, names, options):
     found = search(path, tmp_path / 'cut.tif', place, 1, backbone, None)
     assert (found[0]['row'], found[0]['column']) == (32, 0)
     assert found[0]['similarity'] == pytest.approx(1, abs=1e-4)
+
+
+def test_a_model_by_name_takes_as_many_bands_as_before(named, tmp_path):
+    """`search` has no *in_channels*: the file tells."""
+    names, size = ('B02', 'B03', 'B04', 'B08'), {'image_size': 32, 'in_channels': 4}
+    model = 'test_vit.r160_in1k'
+    base = ViT(model, image_size=32)
+    torch.save(base.canonical_state_dict(), tmp_path / 'base.pth')
+    path = named(names, model=model, weights=tmp_path / 'base.pth', **size)
+    arguments = (path, tmp_path / 'cut.tif', tmp_path / 'found.geojson', 1, model)
+    assert search(*arguments, tmp_path / 'base.pth')[0]['row'] == 32
 
 
 def test_values_that_the_embeddings_cannot_have(named, place, tmp_path, backbone):

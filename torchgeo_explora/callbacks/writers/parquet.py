@@ -226,6 +226,7 @@ class EmbeddingWriter(PartWriter):
                 'model': pl_module.backbone.arguments.get('model', ''),
                 'fingerprint': model_fingerprint(pl_module.backbone),
                 'image_size': pl_module.image_size,
+                'in_channels': pl_module.backbone.in_channels,
                 'pooling': getattr(pl_module, 'pooling', None),
                 'mean': list(pl_module.mean),
                 'std': list(pl_module.std),

@@ -21,6 +21,7 @@ from torchgeo_explora.export.imagery.contact_sheet import contact_sheet
 from torchgeo_explora.export.imagery.embedding_file import EmbeddingFile
 from torchgeo_explora.export.imagery.embeddings import own_copy
 from torchgeo_explora.functional import nearest
+from torchgeo_explora.models import Backbone
 from torchgeo_explora.paths import expanded, local_path
 from torchgeo_explora.tasks import ExploraKNNTask
 from torchgeo_explora.tasks.run.backbone import Model, Weights
@@ -173,12 +174,15 @@ def _embedder(
     Raises:
         ValueError: If it is another one.
     """
+    # Another backbone knows its channels, and takes no number of them.
+    by_name = isinstance(model, str) and Backbone.kind(model) is None
     embedder = ExploraKNNTask(
         pooling=file.notes['pooling'],
         model=own_copy(model),
         weights=weights,
         delta=None if delta is None else os.fspath(delta),
         image_size=file.notes['image_size'],
+        in_channels=file.notes.get('in_channels') if by_name else None,
     ).eval()
     fingerprint = model_fingerprint(embedder.backbone)
     if fingerprint != file.notes['fingerprint']:
