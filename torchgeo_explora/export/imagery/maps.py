@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,7 @@ def map_scenes(
     if problems and on_error == 'raise':
         name, problem = problems[0]
         raise ValueError(f'{name}: {problem}; leave it out with *on_error* skip')
+    left_out = [*problems]
     targets = _targets(scenes, place)
     task = _task(model, weights, delta, image_size, checkpoint, value_range)
     patch = task.backbone.patch_size
@@ -133,10 +135,18 @@ def map_scenes(
                     f'{scene.name} cannot be read ({error}): leave it out with'
                     ' *on_error* skip'
                 ) from error
+            left_out.append((scene.name, f'cannot be read ({error})'))
             continue
         written.append(target)
     if not written:
         raise ValueError(f'none of the scenes of {os.fspath(source)} can be read')
+    if left_out:
+        name, problem = left_out[0]
+        warnings.warn(
+            f'{len(left_out)} of {len(problems) + len(scenes)} scenes are left out,'
+            f' such as {name}: {problem}',
+            stacklevel=2,
+        )
     return written
 
 
