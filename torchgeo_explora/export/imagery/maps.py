@@ -76,7 +76,8 @@ def map_scenes(
         components: k, number of principal components of each scene's embeddings that
             are written instead of all values.
         channels: Numbers of the bands, from 1, in the model's order.
-        bands: Names of these bands, if the files do not name them.
+        bands: Names of the bands, in the model's order; if the files do not name them,
+            names for those that are read.
         assets: Keys of the assets of STAC items, in the order of the bands.
         value_range: (low, high) of the values; by default that of the stored type.
         block: Side in pixels of what is read and kept at once; 2048 for embeddings,
