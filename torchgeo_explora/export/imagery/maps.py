@@ -14,6 +14,7 @@ from torchgeo_explora import tasks
 from torchgeo_explora.adapt import base_fingerprint, delta_state_dict, fingerprint
 from torchgeo_explora.callbacks import RasterWriter
 from torchgeo_explora.datamodules import RasterSceneDataModule
+from torchgeo_explora.datasets.pixels.image_file import reason_of
 from torchgeo_explora.datasets.pixels.raster_file import open_raster
 from torchgeo_explora.datasets.scenes.listing import list_scenes
 from torchgeo_explora.datasets.scenes.scene import Scene
@@ -131,12 +132,12 @@ def map_scenes(
             )
             new_trainer(target, [writer], trainer).predict(task, data)
         except (RasterioError, FileNotFoundError) as error:
+            problem = f'cannot be read ({reason_of(error)})'
             if on_error == 'raise':
                 raise ValueError(
-                    f'{scene.name} cannot be read ({error}): leave it out with'
-                    ' *on_error* skip'
+                    f'{scene.name} {problem}: leave it out with *on_error* skip'
                 ) from error
-            left_out.append((scene.name, f'cannot be read ({error})'))
+            left_out.append((scene.name, problem))
             continue
         written.append(target)
     if not written:
