@@ -16,6 +16,7 @@ from tests.data.scenes import write_scene
 from torchgeo_explora.cli import main
 from torchgeo_explora.datasets.pixels.image_file import UnreadableImageError
 from torchgeo_explora.export import embed, search
+from torchgeo_explora.export.imagery.contact_sheet import contact_sheet
 from torchgeo_explora.models import ViT
 
 pytestmark = pytest.mark.filterwarnings('ignore')
@@ -150,6 +151,23 @@ def test_a_model_by_name_takes_as_many_bands_as_before(named, tmp_path):
     path = named(names, model=model, weights=tmp_path / 'base.pth', **size)
     arguments = (path, tmp_path / 'cut.tif', tmp_path / 'found.geojson', 1, model)
     assert search(*arguments, tmp_path / 'base.pth')[0]['row'] == 32
+
+
+def test_an_example_of_another_type_leaves_the_results_visible(tmp_path):
+    values = np.random.default_rng(0).integers(1, 256, (3, 32, 32))
+    for dtype, scale in (('uint8', 1), ('uint16', 10), ('float32', np.nan)):
+        with rasterio.open(
+            tmp_path / f'{dtype}.tif', 'w', 'GTiff', 32, 32, 3, dtype=dtype
+        ) as file:
+            file.write((values * scale).astype(dtype))
+    rows = [{'path': str(path)} for path in sorted(tmp_path.iterdir())]
+    results = [{**row, 'similarity': 0.5} for row in rows]
+    sheet = np.asarray(contact_sheet(rows[:1], results).convert('L')).astype(float)
+    # Without data, of 16 bits, of 8 bits: side by side below the example.
+    pictures = [sheet[150:278, 134 * i : 134 * i + 128] for i in range(3)]
+    assert np.unique(pictures[0]).tolist() == [0]
+    assert pictures[1].std() > 20
+    assert np.abs(pictures[1] - pictures[2]).max() < 3
 
 
 def test_values_that_the_embeddings_cannot_have(named, place, tmp_path, backbone):
