@@ -221,7 +221,15 @@ def _embed_image(
             f'{path} has {len(image)} bands, the model takes {backbone.in_channels}:'
             ' choose them by *bands*'
         )
-    features = embedder.features(embedder.view(raw_images(image[None])), {})
+    try:
+        unit = raw_images(image[None])
+    except ValueError as error:
+        raise ValueError(
+            f'{path} has values from {image.min():.4g} to {image.max():.4g}, and the'
+            f' images of {file.path} are of {value_range[0]} to {value_range[1]}: give'
+            ' an image of the same sensor and scale'
+        ) from error
+    features = embedder.features(embedder.view(unit), {})
     return normalize(features.pooled(embedder.pooling).float(), dim=1)
 
 
