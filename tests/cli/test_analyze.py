@@ -60,6 +60,8 @@ def command(place, name, *more):
 def test_analyze_compares_a_base_with_its_delta(place, capsys):
     delta = str(place / 'delta.safetensors')
     arguments = command(place, 'analyze', str(place / 'out'), '--delta', delta)
+    size = arguments.index('--image_size')
+    del arguments[size : size + 2]
     assert not main(arguments)
     printed = capsys.readouterr().out
     assert 'adapted' in printed
@@ -67,6 +69,8 @@ def test_analyze_compares_a_base_with_its_delta(place, capsys):
         lines = list(csv.DictReader(file))
     assert [line['model'] for line in lines] == ['base'] * 4 + ['adapted'] * 4
     assert all(0 <= float(line['class_accuracy']) <= 1 for line in lines)
+    # In the delta's 32 pixels there are two patches along each side.
+    assert all(float(line['attention_distance']) <= 2**0.5 for line in lines)
     assert (place / 'out' / 'changes.png').stat().st_size > 0
 
 

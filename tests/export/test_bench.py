@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 from torchgeo_explora.adapt import Adaptation, adapt, lora, save_delta
 from torchgeo_explora.models import ViT
+from torchgeo_explora.tasks.run.backbone import build_backbone
 
 SIZES = {'embed_dim': 24, 'depth': 2, 'num_heads': 2}
 MODEL = 'vit_tiny_patch16_224'
@@ -55,15 +56,9 @@ def small(monkeypatch, bench):
     """Build small models by the name of a large one."""
     module = sys.modules['torchgeo_explora.export.bench']
 
-    def build(model, weights, in_channels, image_size):
-        assert (model, image_size) == (MODEL, 32)
-        return ViT(
-            model,
-            None if weights is True else weights,
-            in_channels,
-            image_size,
-            **SIZES,
-        )
+    def build(model, weights, *arguments, **options):
+        weights = None if weights is True else weights
+        return build_backbone(model, weights, *arguments, model_args=SIZES, **options)
 
     monkeypatch.setattr(module, 'build_backbone', build)
     return bench
@@ -87,7 +82,7 @@ def test_bands_are_found_by_name(small, monkeypatch):
     torch.manual_seed(0)
     module = sys.modules['torchgeo_explora.export.bench']
     backbone = ViT(MODEL, None, None, 32, bands=['B04', 'B8A'], **SIZES)
-    monkeypatch.setattr(module, 'build_backbone', lambda *_: backbone)
+    monkeypatch.setattr(module, 'build_backbone', lambda *_, **options: backbone)
     bands = [Band('8A - Vegetation Red Edge', 1), Band('B03', 1), Band('B04', 1)]
     model = small(bands, MODEL, image_size=32, pooling='mean')
     image = torch.rand(2, 3, 32, 32)
@@ -111,7 +106,7 @@ def test_a_delta_is_folded_in(small, tmp_path):
         MODEL,
         str(tmp_path / 'base.pth'),
         str(tmp_path / 'delta.safetensors'),
-        image_size=32,
     )
+    assert model.view.image_size == model.backbone.image_size == (32, 32)
     image = torch.rand(2, 3, 32, 32)
     assert_close(model(image), adapted.eval()(model.view(image)).cls)

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import rasterio
 import torch
+from affine import Affine
 from PIL import Image
 from pyproj import Transformer
 
@@ -15,6 +16,7 @@ from tests.data.scenes import write_scene
 from torchgeo_explora.cli import main
 from torchgeo_explora.datasets.pixels.image_file import UnreadableImageError
 from torchgeo_explora.export import embed, search
+from torchgeo_explora.export.imagery.contact_sheet import contact_sheet
 from torchgeo_explora.models import ViT
 
 pytestmark = pytest.mark.filterwarnings('ignore')
@@ -90,6 +92,96 @@ def test_image_finds_itself(place, tmp_path, backbone):
     )
     assert found[0]['index'] == 4
     assert found[0]['similarity'] == pytest.approx(1, abs=1e-4)
+
+
+@pytest.fixture
+def named(tmp_path, backbone):
+    """Return a function that embeds a scene, and a file of one of its windows."""
+
+    def write(names, dtype='uint16', high=10_000, model=backbone, **options):
+        values = np.random.default_rng(0).integers(0, high, (len(names), 64, 64))
+        scene = tmp_path / 'named.tif'
+        for path, cut in ((scene, values), (tmp_path / 'cut.tif', values[:, 32:, :32])):
+            _, height, width = cut.shape
+            with rasterio.open(
+                path,
+                'w',
+                'GTiff',
+                width,
+                height,
+                len(names),
+                'EPSG:32632',
+                Affine(10, 0, 5e5, 0, -10, 5e6),
+                dtype,
+            ) as file:
+                file.write(cut.astype(dtype))
+                file.descriptions = names
+        quiet = {'accelerator': 'cpu', 'enable_progress_bar': False}
+        options = {'weights': None, **quiet, **options}
+        return embed(scene, tmp_path / 'named.parquet', model, **options)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ('names', 'options'),
+    [
+        # The model takes them as red, green and blue.
+        (('B02', 'B03', 'B04'), {}),
+        (('B02', 'B03', 'B04', 'B08'), {'bands': ['B08', 'B04', 'B03']}),
+        (('red', 'green', 'blue'), {'dtype': 'uint8', 'value_range': (0, 100)}),
+    ],
+)
+def test_a_window_finds_itself(named, tmp_path, backbone, names, options):
+    """An image is prepared as the windows were: the same bands and range."""
+    dtype = options.pop('dtype', 'uint16')
+    path = named(names, dtype, 100 if dtype == 'uint8' else 10_000, **options)
+    place = tmp_path / 'found.geojson'
+    found = search(path, tmp_path / 'cut.tif', place, 1, backbone, None)
+    assert (found[0]['row'], found[0]['column']) == (32, 0)
+    assert found[0]['similarity'] == pytest.approx(1, abs=1e-4)
+
+
+def test_a_model_by_name_takes_as_many_bands_as_before(named, tmp_path):
+    """`search` has no *in_channels*: the file tells."""
+    names, size = ('B02', 'B03', 'B04', 'B08'), {'image_size': 32, 'in_channels': 4}
+    model = 'test_vit.r160_in1k'
+    base = ViT(model, image_size=32)
+    torch.save(base.canonical_state_dict(), tmp_path / 'base.pth')
+    path = named(names, model=model, weights=tmp_path / 'base.pth', **size)
+    arguments = (path, tmp_path / 'cut.tif', tmp_path / 'found.geojson', 1, model)
+    assert search(*arguments, tmp_path / 'base.pth')[0]['row'] == 32
+
+
+def test_an_example_of_another_type_leaves_the_results_visible(tmp_path):
+    values = np.random.default_rng(0).integers(1, 256, (3, 32, 32))
+    for dtype, scale in (('uint8', 1), ('uint16', 10), ('float32', np.nan)):
+        with rasterio.open(
+            tmp_path / f'{dtype}.tif', 'w', 'GTiff', 32, 32, 3, dtype=dtype
+        ) as file:
+            file.write((values * scale).astype(dtype))
+    rows = [{'path': str(path)} for path in sorted(tmp_path.iterdir())]
+    results = [{**row, 'similarity': 0.5} for row in rows]
+    sheet = np.asarray(contact_sheet(rows[:1], results).convert('L')).astype(float)
+    # Without data, of 16 bits, of 8 bits: side by side below the example.
+    pictures = [sheet[150:278, 134 * i : 134 * i + 128] for i in range(3)]
+    assert np.unique(pictures[0]).tolist() == [0]
+    assert pictures[1].std() > 20
+    assert np.abs(pictures[1] - pictures[2]).max() < 3
+
+
+def test_values_that_the_embeddings_cannot_have(named, place, tmp_path, backbone):
+    named(('B04', 'B03', 'B02'))
+    arguments = (place / 'scene.parquet', tmp_path / 'cut.tif', tmp_path / 'f.geojson')
+    with pytest.raises(ValueError, match=r'cut.tif has .* give an image of the same'):
+        search(*arguments, 2, backbone, None)
+
+
+@pytest.mark.parametrize('k', [0, -1])
+def test_a_number_of_results_below_one(place, tmp_path, k):
+    with pytest.raises(ValueError, match=rf'\*k\* is {k}: give 1 or more'):
+        search(place / 'scene.parquet', '9,45', tmp_path / 'found.geojson', k)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_text_file_of_examples_means_their_mean_direction(place, tmp_path, backbone):

@@ -144,6 +144,23 @@ def test_bands_of_a_scene_are_chosen(scene, tmp_path):
     assert predict(task, scene, tmp_path / 'c.tif', channels=[3, 2, 1]) != forward
 
 
+def test_bands_that_a_scene_names_are_found(scene, tmp_path):
+    """Their order is the model's, as for `explora embed`; any spelling is right."""
+    with rasterio.open(scene, 'r+') as file:
+        file.descriptions = ('B02', 'B08', 'B04')
+    data = RasterSceneDataModule(str(scene), 32, 8, bands=['B8', 'B04'])
+    for _ in range(2):
+        data.setup('predict')
+        assert data.predict_dataset.channels == [2, 3]
+        assert data.bands == ('B8', 'B04')
+    data = RasterSceneDataModule(str(scene), 32, 8, bands=['B11', 'B04'])
+    with pytest.raises(ValueError, match='3 bands, B02, B08, B04: choose among them'):
+        data.setup('predict')
+    data = RasterSceneDataModule(str(scene), 32, 8, bands=['x', 'y', 'z'])
+    data.setup('predict')
+    assert data.predict_dataset.channels == [1, 2, 3]
+
+
 def test_more_classes_than_8_bits_hold_are_refused(scene, tmp_path):
     torch.manual_seed(0)
     task = ExploraSegmentationTask(**{**SEGMENT, 'num_classes': 256})

@@ -44,12 +44,12 @@ def analyze(
     """
     from torchgeo_explora.adapt import load_delta
     from torchgeo_explora.analysis import run, suggest
-    from torchgeo_explora.tasks.run.backbone import build_backbone, trained_side
-
-    image_size = image_size or trained_side(delta)
+    from torchgeo_explora.tasks.run.backbone import build_backbone
 
     def build() -> Any:
-        return build_backbone(model, weights, in_channels, image_size).eval()
+        return build_backbone(
+            model, weights, in_channels, image_size, delta=delta
+        ).eval()
 
     base = build()
     adapted = None if delta is None else load_delta(build(), delta).eval()

@@ -123,7 +123,8 @@ def search(
         model: The model that the file was written with, for images.
         weights: Its weights.
         delta: Its delta.
-        bands: Names or numbers of the bands of images.
+        bands: Names or numbers of the bands of images; by default those that the file
+            was written with, where an image has bands of these names.
     """
     from torchgeo_explora import export
 
@@ -173,7 +174,8 @@ def map(
         checkpoint: A trained task's .ckpt, to map its classes instead.
         components: Number of principal components to write instead of embeddings.
         channels: Numbers of the bands, from 1, in the model's order.
-        bands: Names of these bands, if the files do not name them.
+        bands: Names of the bands, in the model's order; if the files do not name them,
+            names for those that are read.
         assets: Keys of the assets of STAC items, in the order of the bands.
         value_range: Lowest and highest value; that of the stored type by default.
         block: Side in pixels of what is read and kept at once; 2048 for embeddings,

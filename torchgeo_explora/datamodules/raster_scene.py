@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchgeo.datamodules import BaseDataModule
 
+from torchgeo_explora.augment import spell_band
 from torchgeo_explora.checks import require_positive
 from torchgeo_explora.datasets.pixels.raster_blocks import RasterBlocks
 from torchgeo_explora.datasets.pixels.scaling import RANGES
@@ -26,11 +27,12 @@ class RasterSceneDataModule(BaseDataModule):
         overlap: Pixels that neighbouring windows share; a multiple of the patch.
         block: Side of the blocks that are read and written, in pixels, rounded to whole
             strides. Memory grows with its square.
-        bands: Names of the bands that are read, if the file does not name them.
+        bands: Names of the bands that are read, in the model's order, where the file
+            has bands of these names; else names for those that are read.
         value_range: (low, high) of the values; the default follows the stored type.
         num_workers: Worker processes that read blocks.
-        channels: Numbers of the bands that are read, from 1, in the model's order; all
-            but alpha if None.
+        channels: Numbers of the bands that are read, from 1, in the model's order;
+            those that *bands* finds, or all but alpha, if None.
         nodata: Value of pixels without data, if the file does not declare it.
 
     Attributes:
@@ -79,15 +81,35 @@ class RasterSceneDataModule(BaseDataModule):
 
         Args:
             stage: 'predict', the only one for a scene.
+
+        Raises:
+            ValueError: If the stage is another one, or *bands* are not as many as the
+                bands that are read.
         """
         if stage != 'predict':
             raise ValueError(f'a scene is for `torchgeo predict`, not for {stage}')
         self.predict_dataset = self.open()
+        if self.channels is None and self.bands:
+            self._find_bands(self.predict_dataset)
         self.bands = self.bands or self.predict_dataset.bands
         if self.value_range is None:
             dtype = self.predict_dataset.dtype
             self.value_range = RANGES.get(dtype)
             self.range_known = '16' not in dtype
+
+    def _find_bands(self, dataset: RasterBlocks) -> None:
+        """Read the bands that have the given names, if the file has such."""
+        have, need = (list(map(spell_band, x)) for x in (dataset.bands, self.bands))
+        if all(have.count(name) == 1 for name in need):
+            self.channels = [dataset.channels[have.index(name)] for name in need]
+            self.predict_dataset = self.open()
+        elif len(need) != len(dataset.channels):
+            names = ', '.join(dataset.bands) or 'without names'
+            raise ValueError(
+                f'*bands* are {", ".join(self.bands)}, and {self.path} has'
+                f' {len(dataset.channels)} bands, {names}: choose among them by these'
+                ' names, or by *channels*'
+            )
 
     def open(self) -> RasterBlocks:
         """Return the blocks that are not finished."""

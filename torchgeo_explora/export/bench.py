@@ -13,8 +13,8 @@ from torchgeo_explora.models.backbones.tokens import Pooling
 from torchgeo_explora.tasks.run.backbone import (
     build_backbone,
     fold_delta,
+    side_of,
     statistics,
-    trained_side,
 )
 
 
@@ -30,8 +30,8 @@ class ExploraBench(BenchModel):
         model: Name of a timm model, or the class path of a backbone.
         weights: A file or the name of published weights; True for timm's own.
         delta: The file of a delta for these weights.
-        image_size: Side of the images that the model sees; that of the delta's run, or
-            224, by default.
+        image_size: Side of the images that the model sees; for a model by name that of
+            the delta's run, or 224, by default.
         pooling: 'cls', 'mean' (of the patch tokens) or 'both'; the backbone's default
             if None.
         value_range: (low, high) of the sensor values. If None, that of the weights or
@@ -51,11 +51,11 @@ class ExploraBench(BenchModel):
     ) -> None:
         """Build the backbone."""
         super().__init__(bands=list(bands), normalization='identity')
-        side = image_size or trained_side(delta) or 224
         # Named weights tell their number of channels.
         names = [_name(band) for band in bands]
         named = isinstance(weights, str) and 'Weights.' in weights
-        backbone = build_backbone(model, weights, None if named else len(names), side)
+        channels = None if named else len(names)
+        backbone = build_backbone(model, weights, channels, image_size, delta=delta)
         if delta is not None:
             backbone = fold_delta(backbone, delta)
         self.backbone = backbone.eval()
@@ -63,6 +63,7 @@ class ExploraBench(BenchModel):
         self.select = SelectBands(names, wanted) if wanted else torch.nn.Identity()
         ends = value_range or backbone.value_range or (0, _highest(bands))
         self.unit_range = UnitRange(*ends)
+        side = image_size or side_of(backbone)
         self.view = Preprocess(side, *statistics(backbone))
         self.pooling = pooling or backbone.pooling
 

@@ -7,6 +7,7 @@ from torchgeo_explora.adapt import Adaptation, adapt, save_delta
 from torchgeo_explora.models import ViT
 from torchgeo_explora.tasks import (
     ExploraClassificationTask,
+    ExploraDetectionTask,
     ExploraKNNTask,
     ExploraLinearProbeTask,
     ExploraSegmentationTask,
@@ -23,8 +24,9 @@ def delta(tmp_path, monkeypatch):
     place = 'torchgeo_explora.adapt.delta_file.base_fingerprint'
     monkeypatch.setattr(place, lambda backbone: 'base')
 
-    def write(size):
-        backbone = ViT(VIT['model'], image_size=size, **VIT['model_args'])
+    def write(size, kind=ViT, **changes):
+        options = VIT['model_args'] | changes
+        backbone = kind(VIT['model'], image_size=size, **options)
         save_delta(adapt(backbone, Adaptation((-1,))), tmp_path / 'delta.safetensors')
         return str(tmp_path / 'delta.safetensors')
 
@@ -36,7 +38,16 @@ TASKS = [
     (ExploraLinearProbeTask, {'num_classes': 2}),
     (ExploraClassificationTask, {'num_classes': 2}),
     (ExploraSegmentationTask, {'num_classes': 2}),
+    (ExploraDetectionTask, {'num_classes': 2}),
 ]
+
+
+class ReadsValues(ViT):
+    """A backbone that cannot be outlined: its constructor looks at its weights."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.first = next(self.parameters()).sum().item()
 
 
 @pytest.mark.parametrize(('kind', 'heads'), TASKS)
@@ -53,4 +64,27 @@ def test_a_given_size_wins(delta):
 def test_side_of_views(delta):
     assert trained_side(delta(48)) == 48
     assert trained_side(delta((48, 64))) is None
-    assert trained_side(None) is None
+
+
+def test_a_given_backbone_keeps_its_size(delta):
+    backbone = ReadsValues(VIT['model'], image_size=64, **VIT['model_args'])
+    path = delta(48, ReadsValues)
+    task = ExploraKNNTask(model=backbone, weights=None, delta=path)
+    assert (task.image_size, task.backbone.image_size) == (64, (64, 64))
+
+
+def test_a_delta_of_a_class_that_is_not_defined_tells_no_size(delta, monkeypatch):
+    place = 'torchgeo_explora.adapt.delta_file.kind_name'
+    monkeypatch.setattr(place, lambda backbone: 'elsewhere.MyViT')
+    path = delta(48)
+    assert trained_side(path) is None
+    assert ExploraKNNTask(**ANY_SIZE, delta=path).image_size == 224
+
+
+def test_a_size_that_does_not_fit_is_said_to_be_the_deltas(delta):
+    path = delta(42, patch_size=14)
+    with pytest.raises(ValueError, match=f'is 42 because {path} was trained so'):
+        ExploraKNNTask(**ANY_SIZE, delta=path)
+    with pytest.raises(ValueError, match='or pad to') as caught:
+        ExploraKNNTask(**ANY_SIZE, image_size=42, delta=path)
+    assert 'because' not in str(caught.value)

@@ -196,7 +196,7 @@ def test_values_that_fill_little_of_a_guessed_range_are_reported(recwarn):
     dull = torch.linspace(200, 2800, 3 * 64).view(1, 3, 8, 8)
     images = raw_images()
     images.advises = True
-    with pytest.warns(UserWarning, match=r'such as \[230, 2800\], for more'):
+    with pytest.warns(UserWarning, match=r'such as \[200, 2800\], for more'):
         images(dull)
     recwarn.clear()
     images(dull)  # once
@@ -206,4 +206,14 @@ def test_values_that_fill_little_of_a_guessed_range_are_reported(recwarn):
     wide(dull)
     stated(dull)
     later(dull)
+    empty = raw_images()
+    empty.advises = True
+    empty(torch.zeros(1, 3, 8, 8))
     assert not recwarn.list
+
+
+def test_the_range_that_is_suggested_holds_the_values(recwarn):
+    images = raw_images()
+    images.advises = True
+    with pytest.warns(UserWarning, match=r'such as \[5002, 5046\], for more'):
+        images(torch.linspace(5002.5, 5045.5, 3 * 64).view(1, 3, 8, 8))

@@ -220,14 +220,17 @@ class EmbeddingWriter(PartWriter):
                 )
             notes |= geo_metadata(crs, boxes.combine_chunks())
         if hasattr(pl_module, 'backbone'):
+            bands = pl_module.raw_images.bands
             ours = {
                 'version': __version__,
                 'model': pl_module.backbone.arguments.get('model', ''),
                 'fingerprint': model_fingerprint(pl_module.backbone),
                 'image_size': pl_module.image_size,
+                'in_channels': pl_module.backbone.in_channels,
                 'pooling': getattr(pl_module, 'pooling', None),
                 'mean': list(pl_module.mean),
                 'std': list(pl_module.std),
+                'bands': None if bands is None else list(bands),
                 'value_range': pl_module.raw_images.value_range,
             }
             notes['explora'] = json.dumps(ours)

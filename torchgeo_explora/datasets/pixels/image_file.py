@@ -89,12 +89,19 @@ def naming(path: str) -> Iterator[None]:
     try:
         yield
     except _DAMAGE as error:
-        reason = ' '.join(str(error).split()) or type(error).__name__
         # A name that is not UTF-8 cannot be printed as it is.
         path = path.encode(errors='backslashreplace').decode()
         raise UnreadableImageError(
-            f'cannot read image {path}: {reason}. Replace the file'
+            f'cannot read image {path}: {reason_of(error)}. Replace the file'
         ) from error
+
+
+def reason_of(error: BaseException) -> str:
+    """Return in one line, without a full stop, why a file could not be read."""
+    # Rasterio only refers to what GDAL said.
+    while 'previous exception' in str(error) and error.__cause__ is not None:
+        error = error.__cause__
+    return ' '.join(str(error).split()).rstrip('.') or type(error).__name__
 
 
 def open_limited(path: str, max_pixels: int | None = None) -> Image.Image:

@@ -32,8 +32,8 @@ def contact_sheet(
 ) -> Image.Image:
     """Return a picture of examples, in the first rows, and of results.
 
-    Only files of images on this machine are opened. All pictures have the same
-    contrast: the darkest and the brightest 2 % of their values are clipped.
+    Only files of images on this machine are opened. All pictures of a stored type have
+    the same contrast: the darkest and the brightest 2 % of their values are clipped.
 
     Args:
         examples: Rows with `path`, or with `scene`, `column`, `row`, `width` and
@@ -41,7 +41,12 @@ def contact_sheet(
         results: The same, with `similarity`.
     """
     pictures = [_picture(row) for row in (*examples, *results)]
-    limits = _limits([each for each in pictures if each is not None])
+    # An example of 8 bits beside reflectance would leave the results black, or white.
+    found = [each for each in pictures if each is not None]
+    limits = {
+        dtype: _limits([values for values, kind in found if kind == dtype])
+        for dtype in {kind for _, kind in found}
+    }
     captions = ['example'] * len(examples) + [
         f'{rank}: {row["similarity"]:.3f}' for rank, row in enumerate(results, 1)
     ]
@@ -59,13 +64,17 @@ def contact_sheet(
             draw.rectangle((*corner, corner[0] + _SIDE, corner[1] + _SIDE), 'lightgray')
             draw.text((corner[0] + 4, corner[1] + 4), 'no picture', 'black')
         else:
-            sheet.paste(_stretched(picture, limits), corner)
+            values, dtype = picture
+            sheet.paste(_stretched(values, limits[dtype]), corner)
         draw.text((corner[0] + 2, corner[1] + _SIDE + 2), caption, 'black')
     return sheet
 
 
-def _picture(row: dict[str, Any]) -> NDArray[np.float32] | None:
-    """Return the pixels of a row, (C, H, W) of 3 or 1 bands; None if not at hand."""
+def _picture(row: dict[str, Any]) -> tuple[NDArray[np.float32], str] | None:
+    """Return the pixels of a row, (C, H, W) of 3 or 1 bands, and their stored type.
+
+    None if they are not at hand.
+    """
     path = str(row.get('scene', row.get('path', '')))
     if not os.path.isfile(path) or raster_suffix(path) not in (*OWN_PIXELS, '.vrt'):
         return None
@@ -83,16 +92,18 @@ def _picture(row: dict[str, Any]) -> NDArray[np.float32] | None:
                 resampling=Resampling.bilinear,
             ).astype(np.float32)
             names = [name or '' for name in handle.descriptions]
+            dtype = handle.dtypes[0]
     except (OSError, ValueError, RasterioError):
         return None
-    return true_colour(torch.from_numpy(values), names).numpy()
+    return true_colour(torch.from_numpy(values), names).numpy(), dtype
 
 
 def _limits(pictures: Sequence[NDArray[np.float32]]) -> tuple[float, float]:
-    if not pictures:
-        return 0.0, 1.0
     values = np.concatenate([picture.ravel() for picture in pictures])
-    low, high = np.percentile(values[np.isfinite(values)], [2, 98])
+    values = values[np.isfinite(values)]
+    if not values.size:
+        return 0.0, 1.0
+    low, high = np.percentile(values, [2, 98])
     return float(low), float(max(high, low + 1e-6))
 
 

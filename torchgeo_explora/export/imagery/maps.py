@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torchgeo_explora import tasks
 from torchgeo_explora.adapt import base_fingerprint, delta_state_dict, fingerprint
 from torchgeo_explora.callbacks import RasterWriter
 from torchgeo_explora.datamodules import RasterSceneDataModule
+from torchgeo_explora.datasets.pixels.image_file import reason_of
 from torchgeo_explora.datasets.pixels.raster_file import open_raster
 from torchgeo_explora.datasets.scenes.listing import list_scenes
 from torchgeo_explora.datasets.scenes.scene import Scene
@@ -75,7 +77,8 @@ def map_scenes(
         components: k, number of principal components of each scene's embeddings that
             are written instead of all values.
         channels: Numbers of the bands, from 1, in the model's order.
-        bands: Names of these bands, if the files do not name them.
+        bands: Names of the bands, in the model's order; if the files do not name them,
+            names for those that are read.
         assets: Keys of the assets of STAC items, in the order of the bands.
         value_range: (low, high) of the values; by default that of the stored type.
         block: Side in pixels of what is read and kept at once; 2048 for embeddings,
@@ -100,6 +103,7 @@ def map_scenes(
     if problems and on_error == 'raise':
         name, problem = problems[0]
         raise ValueError(f'{name}: {problem}; leave it out with *on_error* skip')
+    left_out = [*problems]
     targets = _targets(scenes, place)
     task = _task(model, weights, delta, image_size, checkpoint, value_range)
     patch = task.backbone.patch_size
@@ -128,15 +132,23 @@ def map_scenes(
             )
             new_trainer(target, [writer], trainer).predict(task, data)
         except (RasterioError, FileNotFoundError) as error:
+            problem = f'cannot be read ({reason_of(error)})'
             if on_error == 'raise':
                 raise ValueError(
-                    f'{scene.name} cannot be read ({error}): leave it out with'
-                    ' *on_error* skip'
+                    f'{scene.name} {problem}: leave it out with *on_error* skip'
                 ) from error
+            left_out.append((scene.name, problem))
             continue
         written.append(target)
     if not written:
         raise ValueError(f'none of the scenes of {os.fspath(source)} can be read')
+    if left_out:
+        name, problem = left_out[0]
+        warnings.warn(
+            f'{len(left_out)} of {len(problems) + len(scenes)} scenes are left out,'
+            f' such as {name}: {problem}',
+            stacklevel=2,
+        )
     return written
 
 

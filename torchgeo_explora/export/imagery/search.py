@@ -12,17 +12,20 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from torchgeo_explora.augment import spell_band
 from torchgeo_explora.callbacks.writers.parquet import model_fingerprint
 from torchgeo_explora.datasets.pixels.image_file import UnreadableImageError
 from torchgeo_explora.datasets.pixels.reader import ImageReader
-from torchgeo_explora.datasets.pixels.scaling import RANGES, check_range, to_unit
+from torchgeo_explora.datasets.pixels.scaling import RANGES
 from torchgeo_explora.export.imagery.contact_sheet import contact_sheet
 from torchgeo_explora.export.imagery.embedding_file import EmbeddingFile
 from torchgeo_explora.export.imagery.embeddings import own_copy
 from torchgeo_explora.functional import nearest
+from torchgeo_explora.models import Backbone
 from torchgeo_explora.paths import expanded, local_path
 from torchgeo_explora.tasks import ExploraKNNTask
 from torchgeo_explora.tasks.run.backbone import Model, Weights
+from torchgeo_explora.tasks.run.raw_images import RawImages, in_other_units
 from torchgeo_explora.writing import replacing
 
 _NUMBER = r'[-+]?\d+(?:\.\d*)?'
@@ -57,7 +60,9 @@ def search(
         model: The model that *embeddings* was written with, for images.
         weights: Its weights.
         delta: Its delta.
-        bands: Names or numbers of the bands of images.
+        bands: Names or numbers of the bands of images; if None, those that
+            *embeddings* was written with where an image has bands of these names, else
+            all.
 
     Returns:
         The results, best first: the columns of the file without embeddings, and
@@ -67,6 +72,8 @@ def search(
         OSError: If a file cannot be read or written.
         ValueError: If the query cannot be used, or the model is another one.
     """
+    if k < 1:
+        raise ValueError(f'*k* is {k}: give 1 or more')
     target = local_path('output', output)
     if target.suffix.lower() == '.png':
         raise ValueError(
@@ -167,12 +174,15 @@ def _embedder(
     Raises:
         ValueError: If it is another one.
     """
+    # Another backbone knows its channels, and takes no number of them.
+    by_name = isinstance(model, str) and Backbone.kind(model) is None
     embedder = ExploraKNNTask(
         pooling=file.notes['pooling'],
         model=own_copy(model),
         weights=weights,
         delta=None if delta is None else os.fspath(delta),
         image_size=file.notes['image_size'],
+        in_channels=file.notes.get('in_channels') if by_name else None,
     ).eval()
     fingerprint = model_fingerprint(embedder.backbone)
     if fingerprint != file.notes['fingerprint']:
@@ -191,35 +201,53 @@ def _embed_image(
     bands: Sequence[int | str] | None,
 ) -> Tensor:
     """Return the L2-normalised embedding of an image file, (1, D)."""
-    wanted = bands or embedder.backbone.bands
+    backbone = embedder.backbone
     try:
-        reader = ImageReader(embedder.image_size, wanted)
-        header = reader.header(path)
-        count = len(wanted or header.bands)
-        if count != embedder.backbone.in_channels:
-            raise ValueError(
-                f'{path} has {count} bands, the model takes'
-                f' {embedder.backbone.in_channels}: choose them by *bands*'
-            )
-        # A type without a usual range was embedded with a range of the user's.
-        if header.dtype not in RANGES:
-            reader = ImageReader(embedder.image_size, wanted, _range_of(file))
+        header = ImageReader(None).header(path)
+        wanted = bands or _bands_of(file, header.bands)
+        # The range below is what counts; other types than these have none of their own.
+        usual = RANGES.get(header.dtype)
+        reader = ImageReader(embedder.image_size, wanted, None if usual else (0, 1))
         reader.choose([header])
         image, _ = reader.read(path)
     except UnreadableImageError as error:
         raise UnreadableImageError(f'{error}, or give another *query*') from error
-    value_range = reader.value_range
-    if not reader.range_known:
-        value_range = check_range(_range_of(file), reader.bands)
-    unit = to_unit(image, value_range)[None]
+    value_range = file.notes['value_range']
+    if usual and reader.range_known and in_other_units(usual, value_range):
+        value_range = usual
+    raw_images = RawImages(backbone, reader, value_range)
+    if not hasattr(raw_images.select, 'indices') and len(image) != backbone.in_channels:
+        raise ValueError(
+            f'{path} has {len(image)} bands, the model takes {backbone.in_channels}:'
+            ' choose them by *bands*'
+        )
+    try:
+        unit = raw_images(image[None])
+    except ValueError as error:
+        raise ValueError(
+            f'{path} has values from {image.min():.4g} to {image.max():.4g}, and the'
+            f' images of {file.path} are of {value_range[0]} to {value_range[1]}: give'
+            ' an image of the same sensor and scale'
+        ) from error
     features = embedder.features(embedder.view(unit), {})
     return normalize(features.pooled(embedder.pooling).float(), dim=1)
 
 
-def _range_of(file: EmbeddingFile) -> tuple[Any, Any]:
-    """Return the (low, high) that a file was written with, as a user gives it."""
-    low, high = (e[0] if len(e) == 1 else e for e in file.notes['value_range'])
-    return low, high
+def _bands_of(file: EmbeddingFile, names: Sequence[str]) -> list[str] | None:
+    """Return those of an image's bands that a file was written with.
+
+    Args:
+        file: Files of earlier versions do not tell.
+        names: Of the image's bands.
+
+    Returns:
+        None if it does not have them all, under names that tell them apart.
+    """
+    have = [spell_band(name) for name in names]
+    need = [spell_band(name) for name in file.notes.get('bands') or ()]
+    if not need or any({have.count(n), need.count(n)} != {1} for n in need):
+        return None
+    return [names[have.index(name)] for name in need]
 
 
 def _geojson(results: Sequence[dict[str, Any]]) -> dict[str, Any]:

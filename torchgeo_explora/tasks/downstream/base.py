@@ -33,12 +33,7 @@ from torchgeo_explora.tasks.downstream.options import (
     FinetuningOptions,
 )
 from torchgeo_explora.tasks.downstream.recorded import recorded, warn_of_differences
-from torchgeo_explora.tasks.run.backbone import (
-    build_backbone,
-    fold_delta,
-    statistics,
-    trained_side,
-)
+from torchgeo_explora.tasks.run.backbone import build_backbone, fold_delta, statistics
 from torchgeo_explora.tasks.run.checkpoint import identity, require_fit
 from torchgeo_explora.tasks.run.plan import require_replicas
 from torchgeo_explora.tasks.run.raw_images import band_names
@@ -99,8 +94,9 @@ class DownstreamTask(ResumableTask):
             options.model,
             options.weights,
             options.in_channels,
-            options.image_size or trained_side(options.delta),
+            options.image_size,
             model_args=options.model_args,
+            delta=options.delta,
         )
         self.backbone.record.take_extras()
         #: What the delta says of its making that was not compared yet.

@@ -197,12 +197,13 @@ class ExploraLinearProbeTask(DownstreamTask):
         for module in (self.backbone, self.raw_images, self.view):
             module.to(device)
         # Backbones with the same weights may still read different bands.
-        kept = ('model', 'model_args', 'image_size', 'crop_fraction')
+        kept = ('model', 'model_args', 'crop_fraction')
         identity = str(
             [
                 # As they are, whatever file they come from, and with the delta.
                 fingerprint(self.backbone.state_dict()),
-                *(self.hparams[name] for name in kept),
+                # Without an *image_size*, a delta may decide it.
+                *(self.image_size, *(self.hparams[name] for name in kept)),
                 *(self.mean, self.std, self.heads.depth, self.trainer.precision),
                 (self.pooling, any(each.average for each in self.heads.settings)),
                 self.raw_images.unit_range.low.tolist(),

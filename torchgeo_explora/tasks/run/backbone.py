@@ -32,6 +32,7 @@ def build_backbone(
     image_size: int | None = None,
     drop_path: float | None = None,
     model_args: Mapping[str, Any] | None = None,
+    delta: str | None = None,
 ) -> Backbone:
     """Return a plain backbone with its weights.
 
@@ -41,13 +42,15 @@ def build_backbone(
             leaves a given backbone as it is.
         in_channels: Channels of the images, for a model by name; if None, those of a
             weights enum, else 3.
-        image_size: Training size in pixels, for a model by name (224 if None).
+        image_size: Training size in pixels, for a model by name; if None, that of
+            *delta*, or 224.
         drop_path: Drop-path rate of the last block.
         model_args: Further arguments of a model by name or class path.
+        delta: File of a delta that is going to be folded in.
 
     Raises:
         ValueError: If arguments of a model by name come with a backbone, the class is
-            unknown, or the weights do not fit.
+            unknown, or the weights or the size do not fit.
     """
     if isinstance(model, str) and '.' in model and Backbone.kind(model) is not None:
         model = {'class_path': model, 'init_args': dict(model_args or {})}
@@ -56,13 +59,17 @@ def build_backbone(
         given = {'drop_path_rate': drop_path, 'in_channels': in_channels}
         options: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
         build: type[RotaryViT | ViT] = RotaryViT if is_rotary(model) else ViT
-        return build(
-            model,
-            weights,
-            image_size=image_size or 224,
-            **options,
-            **(model_args or {}),
-        )
+        trained = trained_side(delta) if delta and not image_size else None
+        options['image_size'] = image_size or trained or 224
+        try:
+            return build(model, weights, **options, **(model_args or {}))
+        except ValueError as error:
+            if trained is None:
+                raise
+            raise ValueError(
+                f'{error}; *image_size* is {trained} because {delta} was trained so:'
+                ' give the model that it was trained for, or *image_size*'
+            ) from error
     if isinstance(model, Mapping):
         # From a checkpoint, which may say anything.
         backbone = backbone_from_file(
@@ -90,22 +97,23 @@ def build_backbone(
     return backbone
 
 
-def trained_side(delta: str | None) -> int | None:
-    """Return the side of the views that a delta was trained on.
+def trained_side(delta: str) -> int | None:
+    """Return the side of the images that the backbone of a delta was made for.
 
     Args:
         delta: File of `save_delta`.
 
     Returns:
-        Pixels; None without a delta, or if its views were not square.
+        Pixels; None if they were not square, or the class of the backbone is not
+        defined here, so that nothing is known of it.
 
     Raises:
-        ValueError: If the file describes no backbone that can be built.
+        ValueError: If the file describes a backbone that cannot be built.
     """
-    if delta is None:
-        return None
     metadata = read_delta_metadata(delta)
     kind, arguments = metadata['backbone'], metadata['arguments']
+    if Backbone.kind(kind) is None:
+        return None
     height, width = outline_from_file(kind, arguments, delta).image_size
     return height if height == width else None
 

@@ -1,5 +1,6 @@
 """From the batches of any data module to images in [0, 1]."""
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -132,9 +133,13 @@ class RawImages(nn.Module):
             return
         low, high = values.quantile(values.new_tensor([0.01, 0.99])).tolist()
         span = float((self.unit_range.high - self.unit_range.low).max())
-        if _TOO_WIDE * (high - low) < span:
+        # A single value tells no range: such images have no data yet.
+        if 0 < _TOO_WIDE * (high - low) < span:
             lows, highs = self.value_range
-            round_low, round_high = (float(f'{end:.2g}') for end in (low, high))
+            # Rounded outwards, in steps much smaller than what they span.
+            step = 10 ** (math.floor(math.log10(high - low)) - 1)
+            round_low = step * math.floor(low / step)
+            round_high = step * math.ceil(high / step)
             warnings.warn(
                 f'98 % of the first values are from {low:.4g} to {high:.4g}, and'
                 f' {lows[0]:g} to {highs[0]:g} is only the usual range of 16 bits: set'
@@ -317,10 +322,9 @@ def _other_units(datamodule: Any, trained: Ends) -> bool:
     """Return whether a data module's own range is in other units than the weights'."""
     if not _range_known(datamodule):
         return False
-    own = [torch.as_tensor(end).flatten().float() for end in datamodule.value_range]
-    theirs = [torch.tensor(end) for end in trained]
-    spans = [float((high - low).max()) for low, high in (own, theirs)]
-    other = max(spans) > _OTHER_UNITS * min(spans)
+    own = _ends(datamodule.value_range)
+    theirs = _ends(trained)
+    other = in_other_units(own, theirs)
     if other or any((a != b).any() for a, b in zip(own, theirs, strict=True)):
         used = 'the data module' if other else 'the weights'
         warnings.warn(
@@ -330,6 +334,21 @@ def _other_units(datamodule: Any, trained: Ends) -> bool:
             stacklevel=3,
         )
     return other
+
+
+def in_other_units(one: Sequence[Any], another: Sequence[Any]) -> bool:
+    """Return whether two ranges differ so much that their values have other units.
+
+    Args:
+        one: (low, high), scalars or one value per channel.
+        another: The same of other images.
+    """
+    spans = [float((high - low).max()) for low, high in map(_ends, (one, another))]
+    return max(spans) > _OTHER_UNITS * min(spans)
+
+
+def _ends(value_range: Sequence[Any]) -> list[Tensor]:
+    return [torch.as_tensor(end).flatten().float() for end in value_range]
 
 
 def _short(ends: Sequence[Tensor]) -> list[float]:
