@@ -53,6 +53,21 @@ def test_embeddings_have_the_grid_of_the_scene_and_name_the_model(
     assert (np.isnan(values) == empty).all()
 
 
+def test_no_data_that_a_scene_does_not_declare(tmp_path, backbone):
+    scene = write_scene(tmp_path / 's.tif', size=(32, 32))
+    with rasterio.open(scene, 'r+') as file:
+        file.nodata = None
+        values = file.read()
+        values[:, :8, :16] = 7
+        file.write(values)
+    run(scene, tmp_path / 'out.tif', backbone, nodata=7)
+    with rasterio.open(tmp_path / 'out.tif') as file:
+        empty = np.isnan(file.read()).all(0)
+    expected = np.zeros((4, 4), bool)
+    expected[0, :2] = True
+    assert (empty == expected).all()
+
+
 def test_components_are_those_of_the_whole_scene(scene, tmp_path, backbone):
     run(scene, tmp_path / 'whole.tif', backbone)
     run(scene, tmp_path / 'few.tif', backbone, components=3)

@@ -149,6 +149,7 @@ def map(
     bands: list[str] | None = None,
     assets: list[str] | None = None,
     value_range: tuple[Any, Any] | None = None,
+    nodata: float | None = None,
     block: int | None = None,
     on_error: Literal['raise', 'skip'] = 'raise',
     num_workers: int = 0,
@@ -178,6 +179,7 @@ def map(
             names for those that are read.
         assets: Keys of the assets of STAC items, in the order of the bands.
         value_range: Lowest and highest value; that of the stored type by default.
+        nodata: Value of pixels without data, if scenes do not declare it.
         block: Side in pixels of what is read and kept at once; 2048 for embeddings,
             1024 for classes.
         on_error: Whether to stop at a scene that cannot be read, or to leave it out.
@@ -202,6 +204,7 @@ def map(
         bands=bands,
         assets=assets or (),
         value_range=value_range,
+        nodata=nodata,
         block=block,
         on_error=on_error,
         num_workers=num_workers,

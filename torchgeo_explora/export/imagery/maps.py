@@ -50,6 +50,7 @@ def map_scenes(
     bands: Sequence[str] | None = None,
     assets: Sequence[str] = (),
     value_range: tuple[Any, Any] | None = None,
+    nodata: float | None = None,
     block: int | None = None,
     on_error: OnError = 'raise',
     num_workers: int = 0,
@@ -81,6 +82,7 @@ def map_scenes(
             names for those that are read.
         assets: Keys of the assets of STAC items, in the order of the bands.
         value_range: (low, high) of the values; by default that of the stored type.
+        nodata: Value of pixels without data, for scenes that do not declare it.
         block: Side in pixels of what is read and kept at once; 2048 for embeddings,
             1024 for classes, which take more memory. Windows at its edges are seen
             twice, so that small blocks take longer.
@@ -115,6 +117,8 @@ def map_scenes(
         'bands': None if bands is None else list(bands),
         'value_range': value_range,
     }
+    if nodata is not None:
+        settings['nodata'] = nodata
     written = []
     for scene, target in zip(scenes, targets, strict=True):
         run = _digest(task, scene, {**settings, 'components': components})
