@@ -78,26 +78,35 @@ def gains(lines: list[Row], group: Mapping[str, Contender] = TIME) -> str:
     """Return how many images a gain takes, and what it comes to, as Markdown.
 
     Images are those of each seed; accuracy is mean and standard deviation over seeds.
+    What differs in time is compared with *full* by its last accuracy, seed by seed.
     """
-    head = 'run | seeds | trained | start | +5 points | +10 points | best | end'
-    table = [f'| {head} | lowest | TFLOP | minutes |', '|' + '---|' * 11]
-    for name, runs in finished(lines):
+    found = dict(finished(lines))
+    full = {run[-1]['seed']: run[-1]['knn'] for run in found.get('full', ())}
+    names = ['run', 'seeds', 'trained', 'start', '+5 points', '+10 points', 'best']
+    names += ['end', *(['end over *full*'] if group is TIME else [])]
+    names += ['lowest', 'TFLOP', 'minutes']
+    table = [f'| {" | ".join(names)} |', '|' + '---|' * len(names)]
+    for name, runs in found.items():
         if name not in group:
             continue
         start = runs[0][0]['knn']
-        after = [
+        lowest = 100 * (min(row['knn'] for run in runs for row in run) - start)
+        cells = [name, str(len(runs)), _millions(runs), f'{start:.4f}']
+        cells += [
             ', '.join(_images_until(run, start + gain) for run in runs)
             for gain in (0.05, 0.1)
         ]
-        best = spread([max(row['knn'] for row in run) for run in runs])
-        end = spread([run[-1]['knn'] for run in runs])
-        lowest = 100 * (min(row['knn'] for run in runs for row in run) - start)
-        table.append(
-            f'| {name} | {len(runs)} | {_millions(runs)} | {start:.4f} |'
-            f' {after[0]} | {after[1]} |'
-            f' {best} | {end} | {lowest:+.1f} | {runs[0][-1]["tflop"]:.0f} |'
-            f' {_minutes(runs)} |'
-        )
+        cells.append(spread([max(row['knn'] for row in run) for run in runs]))
+        cells.append(spread([run[-1]['knn'] for run in runs]))
+        if group is TIME:
+            gaps = (
+                f'{100 * (run[-1]["knn"] - full[run[-1]["seed"]]):+.1f}'
+                for run in runs
+                if name != 'full' and run[-1]['seed'] in full
+            )
+            cells.append(', '.join(gaps))
+        cells += [f'{lowest:+.1f}', f'{runs[0][-1]["tflop"]:.0f}', _minutes(runs)]
+        table.append(f'| {" | ".join(cells)} |')
     return '\n'.join(table)
 
 
@@ -304,9 +313,10 @@ def refreshed(page: str, found: Mapping[str, str]) -> str:
     """
 
     def replace(match: re.Match[str]) -> str:
-        return f'{match[1]}\n{found[match[2]]}\n'
+        return f'{match[1]}\n\n{found[match[2]]}\n\n'
 
-    return re.sub(r'(<!-- table: (.+?) -->\n)\n(?:\|.*\n)*', replace, page)
+    whole = re.sub(r'(<!-- table: (.+?) -->)\n+(?:\|.*\n)*\n*', replace, page)
+    return f'{whole.rstrip()}\n'
 
 
 def main() -> None:

@@ -470,14 +470,17 @@ def test_study_runs_once_and_is_judged_on_the_test_split(
     study, contenders = bench('study'), bench('study_contenders')
     vit = ViT('vit_tiny_patch16_224', image_size=32)
     save_file(vit.state_dict(), tmp_path / 'weights.safetensors')
+    mae = contenders.OTHERS["MAE's objective"]
     chosen = {
-        'short': contenders.Contender(2, {}),
-        '12 images': contenders.Contender(2, {}, share=0.5),
-        'short run': contenders.Contender(1, {}),
+        'short': contenders.Contender(2, {}, measured=(1,)),
+        '12 images': contenders.Contender(2, {}, share=0.5, measured=(1,)),
+        'short run': contenders.Contender(1, {}, measured=()),
+        'mae': mae._replace(
+            steps=1, measured=(), settings=mae.settings | {'image_size': 32}
+        ),
     }
     monkeypatch.setattr(study, 'CONTENDERS', chosen)
     monkeypatch.setattr(study, 'BATCH', 8)
-    monkeypatch.setattr(study, 'STEPS', (1,))
     small = {'image_size': 32, 'views': {'local_size': 16, 'local_views': 2}}
     monkeypatch.setattr(study, 'COMMON', contenders.COMMON | small)
     weights = str(tmp_path / 'weights.safetensors')
@@ -490,19 +493,20 @@ def test_study_runs_once_and_is_judged_on_the_test_split(
     assert found == [
         *(('short', 0), ('short', 1), ('short', 2)),
         *(('12 images', 0), ('12 images', 1), ('12 images', 2)),
-        *(('short run', 0), ('short run', 1)),
+        *(('short run', 0), ('short run', 1), ('mae', 0), ('mae', 1)),
     ]
     assert all(row['trained'] > 0 and row['commit'] for row in lines)
     judge = bench('study_test_split')
     monkeypatch.setattr(judge, 'TIME', {'short': chosen['short']})
     monkeypatch.setattr(judge, 'IMAGES', {'12 images': chosen['12 images']})
+    monkeypatch.setattr(judge, 'OTHERS', {'mae': chosen['mae']})
     arguments = ['--data', str(inputs[1]), '--weights', weights]
     arguments += ['--output', str(tmp_path / 'study')]
     for _ in range(2):
         monkeypatch.setattr(sys, 'argv', ['study_test_split.py', *arguments])
         judge.main()
     judged = tables.rows(tmp_path / 'study' / 'test.jsonl')
-    assert [row['run'] for row in judged] == ['base', '12 images', 'short']
+    assert [row['run'] for row in judged] == ['base', '12 images', 'mae', 'short']
     for row in judged:
         assert tables.right(row).mean() == pytest.approx(row['accuracy'], abs=1e-4)
     assert '| short | 1 |' in tables.on_test_split(judged)
@@ -564,10 +568,16 @@ def test_tables_of_the_study_have_the_right_values(bench):
         *_curve('paper', 0, 0.5, 0.51, 0.52, 0.53)[:-1],
     ]
     accuracy = '0.6500 ± 0.0707'
-    short = f'1600, 3200 | 3200, 25600 | {accuracy} | {accuracy} | -1.0'
+    short = f'0.5000 | 1600, 3200 | 3200, 25600 | {accuracy} | {accuracy} | +17.0'
+    full = '0.5000 | - | - | 0.5300 | 0.5300 | '
     assert tables.gains(lines).splitlines()[2:] == [
-        f'| short | 2 | 1.50 M | {short} | 400 | 3.0 |',
-        '| full | 1 | 1.50 M | - | - | 0.5300 | 0.5300 | +0.0 | 400 | 3.0 |',
+        f'| short | 2 | 1.50 M | {short} | -1.0 | 400 | 3.0 |',
+        f'| full | 1 | 1.50 M | {full} | +0.0 | 400 | 3.0 |',
+    ]
+    half = [row | {'run': 'half of the classes'} for row in lines[:4]]
+    shown = '0.5000 | 1600 | 3200 | 0.7000 | 0.7000 | +0.0 | 400 | 3.0'
+    assert tables.gains(half, tables.OTHERS).splitlines()[2:] == [
+        f'| half of the classes | 1 | 1.50 M | {shown} |'
     ]
     names = {'short': 'short run', 'full': 'everything'}
     brief = [
@@ -598,6 +608,19 @@ def test_intervals_of_the_study_are_over_the_same_images(bench):
     assert table[2] == '| base | 1 | 0.5005 |  | -5.0 (-6.4 to -3.7) |'
     assert table[3].startswith('| short | 1 | 1.0000 | +50.0 (')
     assert table[4].startswith('| full | 1 | 0.5503 | +5.0 (')
+
+
+def test_accuracy_on_half_of_the_classes_is_that_of_half_of_the_images(bench):
+    pytest.importorskip('scipy')
+    tables = bench('study_tables')
+
+    def row(run, seed, *right):
+        packed = np.packbits(np.array(right, bool)).tobytes().hex()
+        return {'run': run, 'seed': seed, 'images': len(right), 'right': packed}
+
+    lines = [row('short', 0, 1, 1, 0, 0), row('short', 1, 1, 0, 0, 1)]
+    expected = '| short | 2 | 0.7500 ± 0.3536 | 0.2500 ± 0.3536 |'
+    assert tables.on_halves(lines).splitlines()[2:] == [expected]
 
 
 def test_study_draws_the_same_share_of_each_class(bench, inputs, tmp_path):

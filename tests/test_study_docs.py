@@ -42,9 +42,14 @@ def test_tables_on_the_pages_are_those_of_the_lines(tables, name):
     assert tables.refreshed(page, tables.tables(LINES)) == page
 
 
-def test_tables_are_replaced_and_unknown_ones_are_errors(tables):
-    page = 'a\n\n<!-- table: x y -->\n\n| old |\n|---|\n\nb\n'
-    new = tables.refreshed(page, {'x y': '| new |\n|---|\n| 1 |'})
+@pytest.mark.parametrize(
+    'between', ['\n', '\n\n', '\n\n| old |\n|---|\n', '\n| old |\n\n\n']
+)
+def test_tables_are_replaced_and_unknown_ones_are_errors(tables, between):
+    page = f'a\n\n<!-- table: x y -->{between}b\n'
+    found = {'x y': '| new |\n|---|\n| 1 |'}
+    new = tables.refreshed(page, found)
     assert new == 'a\n\n<!-- table: x y -->\n\n| new |\n|---|\n| 1 |\n\nb\n'
+    assert tables.refreshed(new, found) == new
     with pytest.raises(KeyError):
         tables.refreshed(page, {})
