@@ -73,7 +73,18 @@ def test_a_range_that_clips_most_pixels_is_refused():
     with pytest.raises(ValueError, match=r'100 % .* give \*value_range\*'):
         UnitRange(0, 255).check(reflectance)
     UnitRange(0, 4000).check(reflectance)
-    UnitRange(0, 255).check(torch.full((1, 3, 2, 2), torch.nan))
+    assert UnitRange(0, 4000).check(reflectance)
+    assert not UnitRange(0, 255).check(torch.full((1, 3, 2, 2), torch.nan))
+
+
+def test_some_rows_of_a_large_image_judge_its_range(monkeypatch):
+    monkeypatch.setattr('torchgeo_explora.augment.ranges._LOOKED_AT', 16)
+    image = torch.full((1, 2, 8, 4), torch.nan)
+    image[..., ::5, :] = 300.0
+    with pytest.raises(ValueError, match='100 % of the pixel values lie outside'):
+        UnitRange(0, 255).check(image)
+    image[..., 5, :] = 200.0
+    assert UnitRange(0, 255).check(image)
 
 
 def test_a_data_module_may_name_its_range():

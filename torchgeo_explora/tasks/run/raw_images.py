@@ -117,9 +117,8 @@ class RawImages(nn.Module):
             ValueError: If most of the first batch's values lie outside the range.
         """
         if not self._checked:
-            self.unit_range.check(image)
             # A batch without any data says nothing of the next one.
-            self._checked = bool(image.isfinite().any())
+            self._checked = self.unit_range.check(image)
             if self.advises and self._guessed and self._checked:
                 self._warn_if_dull(image)
         unit: Tensor = self.unit_range(image)
