@@ -97,15 +97,15 @@ def unlabelled(folder, tmp_path):
     return images
 
 
-def test_pretraining_without_labels_keeps_what_has_the_most_alike_neighbours(
+def test_pretraining_without_labels_keeps_what_has_the_highest_rank(
     dino, unlabelled, tmp_path
 ):
     trainer = fit(dino, tmp_path / 'run', unlabelled)
     checkpoint = trainer.checkpoint_callback
-    assert (checkpoint.monitor, checkpoint.mode) == ('quality/neighbours', 'max')
+    assert (checkpoint.monitor, checkpoint.mode) == ('quality/rankme', 'max')
     (quality,) = (c for c in trainer.callbacks if isinstance(c, LabelFreeQuality))
     assert checkpoint.best_model_score.item() == pytest.approx(
-        quality.history[5]['neighbours']
+        quality.history[5]['rankme']
     )
     assert step_of(tmp_path / 'run' / 'best.ckpt') == 5
 

@@ -115,9 +115,9 @@ _STEPS = 500
 class _BestByKNN(ModelCheckpoint):
     """Keep the best and the last checkpoint of those after an online kNN.
 
-    Without labels the agreement of neighbours decides, the measure that ordered
-    checkpoints most as kNN does (`docs/quality.md`), at the same steps; every 500 steps
-    if kNN has none. Where that is not measured at all of them, the loss decides.
+    Without labels RankMe decides, which chose the checkpoints of a run nearly as kNN
+    does (`docs/quality.md`), at the same steps; every 500 steps if kNN has none. Where
+    that is not measured at all of them, the loss decides.
 
     Args:
         knn: The callback that measures; it runs before.
@@ -150,7 +150,7 @@ class _BestByKNN(ModelCheckpoint):
             every = self.knn.every_n_steps or _STEPS
             own = self.quality.every_n_steps
             if own and self.quality.off is None and every % own == 0:
-                _decide_by(self, 'quality/neighbours', 'max')
+                _decide_by(self, 'quality/rankme', 'max')
             else:
                 _decide_by(self, 'loss', 'min')
         super().setup(trainer, pl_module, stage)
