@@ -236,6 +236,7 @@ def correlations(lines: list[Row]) -> str:
     after = [row for row in lines if row['step'] and row['run'] not in others]
     count = Counter((row['run'], row['seed']) for row in after)
     runs = [run for run in count if count[run] >= 5]
+    of_run = [[r for r in after if (r['run'], r['seed']) == run] for run in runs]
 
     def spearman(rows: list[Row], name: str) -> float:
         pairs = [[row[name] for row in rows], [row['knn'] for row in rows]]
@@ -251,7 +252,6 @@ def correlations(lines: list[Row]) -> str:
     for name in MEASURES:
         if not all(name in row for row in after):
             continue
-        of_run = [[r for r in after if (r['run'], r['seed']) == run] for run in runs]
         within = [spearman(rows, name) for rows in of_run]
         losses = [lost(rows, name) for rows in of_run]
         table.append(
@@ -304,8 +304,8 @@ def tables(folder: Path) -> dict[str, str]:
     for name in ('test', 'rsscn7'):
         if judged := rows(folder / f'{name}.jsonl'):
             found[name] = on_test_split(judged)
-    if judged := rows(folder / 'test.jsonl'):
-        found['halves'] = on_halves(judged)
+            if name == 'test':
+                found['halves'] = on_halves(judged)
     if (folder / 'mae.jsonl').exists():
         found['mae'] = study_mae.table(folder / 'mae.jsonl')
     for path in sorted(folder.glob('downstream_*.jsonl')):

@@ -1,6 +1,7 @@
 """Figures of a run: which bands they show, and where they are kept."""
 
 from collections.abc import Sequence
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from torchgeo_explora.augment import band_indices
+from torchgeo_explora.functional.spacing import middle_values
 from torchgeo_explora.paths import expanded
 from torchgeo_explora.writing import replacing, write_to
 
@@ -70,12 +72,8 @@ def contrast(images: Tensor) -> tuple[float, float]:
     Returns:
         Quantiles of 2 and 98 %, of all channels together, so that colours stay.
     """
-    values = images.flatten()[:: 1 + images.numel() // _SOME].float()
-    values = values[values.isfinite()]
-    if not len(values):
-        return 0.0, 1.0
-    low, high = values.quantile(values.new_tensor([0.02, 0.98])).tolist()
-    return low, max(high, low + 1e-6)
+    low, high = middle_values(images, 0.02, _SOME)
+    return (0.0, 1.0) if isnan(low) else (low, max(high, low + 1e-6))
 
 
 def stretched(images: Tensor, limits: tuple[float, float]) -> Tensor:

@@ -18,6 +18,7 @@ from torchgeo_explora.augment import (
     value_range,
 )
 from torchgeo_explora.datasets.pixels import sentinel2
+from torchgeo_explora.functional.spacing import middle_values
 from torchgeo_explora.models import RotaryViT, ViT
 from torchgeo_explora.models.backbones.backbone import Backbone
 from torchgeo_explora.models.formats.enums import Ends
@@ -126,13 +127,9 @@ class RawImages(nn.Module):
 
     def _warn_if_dull(self, image: Tensor) -> None:
         """Warn if values fill little of a range that nobody stated."""
-        values = image.flatten()[:: 1 + image.numel() // _SOME].float()
-        values = values[values.isfinite()]
-        if not len(values):
-            return
-        low, high = values.quantile(values.new_tensor([0.01, 0.99])).tolist()
+        low, high = middle_values(image, 0.01, _SOME)
         span = float((self.unit_range.high - self.unit_range.low).max())
-        # A single value tells no range: such images have no data yet.
+        # A single value, or none, tells no range: such images have no data yet.
         if 0 < _TOO_WIDE * (high - low) < span:
             lows, highs = self.value_range
             # Rounded outwards, in steps much smaller than what they span.
