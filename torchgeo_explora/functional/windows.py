@@ -73,9 +73,8 @@ def slide(
         )
     height, width = image.shape[-2:]
     tops, lefts = (window_starts(side, size, stride) for side in (height, width))
-    below, right = tops[-1] + size - height, lefts[-1] + size - width
-    if below > 0 or right > 0:
-        image = pad(image, (0, max(0, right), 0, max(0, below)), mode='replicate')
+    if valid is not None and valid.all():
+        valid = None
     corners = [
         (top, left)
         for top in tops
@@ -87,12 +86,13 @@ def slide(
         return image.new_zeros(len(image), 0, rows, columns)
     side = size // cell
     weight = blend_weight(side).to(image.device)
-    total = image.new_zeros(image.shape[-2] // cell + 1, image.shape[-1] // cell + 1)
+    # The last windows may reach past the end.
+    total = image.new_zeros([(starts[-1] + size) // cell for starts in (tops, lefts)])
     blended: Tensor | None = None
     at_once = max(1, batch // len(image))
     for first in range(0, len(corners), at_once):
         chosen = corners[first : first + at_once]
-        windows = [image[..., t : t + size, left : left + size] for t, left in chosen]
+        windows = [_window(image, corner, size) for corner in chosen]
         scores = score(torch.cat(windows)).float() * weight
         if blended is None:
             blended = scores.new_zeros(len(image), scores.shape[1], *total.shape)
@@ -108,3 +108,13 @@ def slide(
     assert blended is not None
     total = total[:rows, :columns]
     return (blended[..., :rows, :columns] / total).masked_fill(total == 0, torch.nan)
+
+
+def _window(image: Tensor, corner: tuple[int, int], size: int) -> Tensor:
+    """Return a window (B, C, size, size), past the end with the last pixels."""
+    top, left = corner
+    window = image[..., top : top + size, left : left + size]
+    below, right = (size - side for side in window.shape[-2:])
+    if below or right:
+        window = pad(window, (0, right, 0, below), mode='replicate')
+    return window
