@@ -30,9 +30,6 @@ def principal_components(blocks: Iterable[NDArray[Any]], count: int) -> Basis:
     Args:
         blocks: Maps (D, h, w), NaN where there is no data.
         count: k, at most D.
-
-    Raises:
-        ValueError: If there are fewer values than *count*.
     """
     cells, total, products = 0, np.zeros(0), np.zeros((0, 0))
     for block in blocks:
@@ -43,11 +40,6 @@ def principal_components(blocks: Iterable[NDArray[Any]], count: int) -> Basis:
         cells += values.shape[1]
         total += values.sum(1)
         products += values @ values.T
-    if count > len(total):
-        raise ValueError(
-            f'*components* is {count}, and the embeddings have {len(total)} values:'
-            ' give at most as many'
-        )
     mean = total / max(cells, 1)
     variance = products / max(cells, 1) - np.outer(mean, mean)
     sizes, axes = np.linalg.eigh(variance)

@@ -66,10 +66,30 @@ class RasterWriter(PartWriter):
         self.components, self.tags = components, dict(tags or {})
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Let the data module skip finished blocks."""
+        """Let the data module skip finished blocks.
+
+        Raises:
+            ValueError: If *components* does not fit what is mapped.
+        """
         super().setup(trainer, pl_module, stage)
+        self._require_components(pl_module)
         # Lightning would keep every block until the end, and a scene may not fit.
         trainer.predict_loop.return_predictions = False
+
+    def _require_components(self, task: Any) -> None:
+        if self.components is None:
+            return
+        if task.labels_cells:
+            raise ValueError(
+                '*components* is for embeddings, and this task maps classes: leave it'
+                ' out'
+            )
+        width = task.backbone.embed_dim
+        if self.components > width:
+            raise ValueError(
+                f'*components* is {self.components}, and the embeddings have {width}'
+                ' values: give at most as many'
+            )
 
     def state(self, trainer: Trainer, pl_module: Any) -> list[Any]:
         """Return what the blocks depend on beside the model."""
@@ -98,11 +118,7 @@ class RasterWriter(PartWriter):
             np.save(file, prediction.cpu().numpy())
 
     def join(self, trainer: Trainer, pl_module: Any, parts: list[Path]) -> None:
-        """Write the map from its blocks.
-
-        Raises:
-            ValueError: If *components* does not fit what is mapped.
-        """
+        """Write the map from its blocks."""
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         first = np.load(parts[0], mmap_mode='r')
         tags = {
@@ -113,11 +129,6 @@ class RasterWriter(PartWriter):
         }
         basis = None
         if self.components is not None:
-            if first.dtype == np.uint8:
-                raise ValueError(
-                    '*components* is for embeddings, and this task maps classes: leave'
-                    ' it out'
-                )
             basis = principal_components(map(np.load, parts), self.components)
             share = ' '.join(f'{value:.4f}' for value in basis.shares)
             tags['EXPLORA_SHARE_OF_VARIANCE'] = share

@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from rasterio.enums import Resampling
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
+from torch import Tensor
 
+from torchgeo_explora.callbacks.figures import contrast, stretched
 from torchgeo_explora.datasets.pixels.figure import true_colour
 from torchgeo_explora.datasets.pixels.raster_file import (
     OWN_PIXELS,
@@ -44,7 +45,9 @@ def contact_sheet(
     # An example of 8 bits beside reflectance would leave the results black, or white.
     found = [each for each in pictures if each is not None]
     limits = {
-        dtype: _limits([values for values, kind in found if kind == dtype])
+        dtype: contrast(
+            torch.cat([values.flatten() for values, kind in found if kind == dtype])
+        )
         for dtype in {kind for _, kind in found}
     }
     captions = ['example'] * len(examples) + [
@@ -65,12 +68,12 @@ def contact_sheet(
             draw.text((corner[0] + 4, corner[1] + 4), 'no picture', 'black')
         else:
             values, dtype = picture
-            sheet.paste(_stretched(values, limits[dtype]), corner)
+            sheet.paste(_image(values, limits[dtype]), corner)
         draw.text((corner[0] + 2, corner[1] + _SIDE + 2), caption, 'black')
     return sheet
 
 
-def _picture(row: dict[str, Any]) -> tuple[NDArray[np.float32], str] | None:
+def _picture(row: dict[str, Any]) -> tuple[Tensor, str] | None:
     """Return the pixels of a row, (C, H, W) of 3 or 1 bands, and their stored type.
 
     None if they are not at hand.
@@ -95,21 +98,9 @@ def _picture(row: dict[str, Any]) -> tuple[NDArray[np.float32], str] | None:
             dtype = handle.dtypes[0]
     except (OSError, ValueError, RasterioError):
         return None
-    return true_colour(torch.from_numpy(values), names).numpy(), dtype
+    return true_colour(torch.from_numpy(values), names), dtype
 
 
-def _limits(pictures: Sequence[NDArray[np.float32]]) -> tuple[float, float]:
-    values = np.concatenate([picture.ravel() for picture in pictures])
-    values = values[np.isfinite(values)]
-    if not values.size:
-        return 0.0, 1.0
-    low, high = np.percentile(values, [2, 98])
-    return float(low), float(max(high, low + 1e-6))
-
-
-def _stretched(
-    picture: NDArray[np.float32], limits: tuple[float, float]
-) -> Image.Image:
-    unit = np.clip((np.nan_to_num(picture) - limits[0]) / (limits[1] - limits[0]), 0, 1)
-    pixels = (255 * unit).round().astype(np.uint8).transpose(1, 2, 0)
-    return Image.fromarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)).copy())
+def _image(picture: Tensor, limits: tuple[float, float]) -> Image.Image:
+    pixels = (255 * stretched(picture, limits)).round().byte().permute(1, 2, 0)
+    return Image.fromarray(pixels.expand(-1, -1, 3).contiguous().numpy())
