@@ -228,11 +228,12 @@ def correlations(lines: list[Row]) -> str:
     """Return how each measure orders checkpoints, beside 10-NN, as Markdown.
 
     Spearman's rank correlation with accuracy: over all checkpoints of the ViT-Ti at 64
-    pixels after the start, and within each run of at least 5 (mean, least and most).
-    What is lost is accuracy, in points: that of a run's best checkpoint, less that of
-    the one with the best value, on average over these runs, and at most.
+    pixels after the start whose accuracies have the same bank, and within each run of
+    at least 5 (mean, least and most). What is lost is accuracy, in points: that of a
+    run's best checkpoint, less that of the one with the best value, on average over
+    these runs, and at most.
     """
-    others = {*ELSEWHERE, *OTHERS, f'{FIRST}dinov2 small'}
+    others = {*IMAGES, *ELSEWHERE, *OTHERS, f'{FIRST}dinov2 small'}
     after = [row for row in lines if row['step'] and row['run'] not in others]
     count = Counter((row['run'], row['seed']) for row in after)
     runs = [run for run in count if count[run] >= 5]
