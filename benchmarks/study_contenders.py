@@ -122,6 +122,33 @@ ABLATION = {
     name: Contender(_SHORT, change, measured=()) for name, change in _CHANGES.items()
 }
 
+_UPPER = LoraConfig(
+    r=64,
+    lora_alpha=256,
+    target_modules=['q', 'k', 'v', 'proj', 'fc1', 'fc2'],
+    layers_to_transform=[*range(6, 12)],
+    layers_pattern='blocks',
+)
+#: Ideas for a better recipe, each as one change of *short run*.
+_IDEAS: dict[str, dict[str, Any]] = {
+    'no KoLeo': {'objective': {'koleo_weight': 0.0}},
+    'SIGReg instead of KoLeo': {'objective': {'spread': 'sigreg'}},
+    'no masked patches': {'objective': {'ibot_weight': 0.0}},
+    'Gram anchoring': {'objective': {'gram_weight': (1.0, 1.0)}},
+    'momentum of 0.8 to 0.99': {'objective': {'momentum': (0.8, 0.99)}},
+    'momentum of 0.9': {'objective': {'momentum': (0.9, 0.9)}},
+    '128 prototypes': {'objective': {'prototypes': 128}},
+    '2,048 prototypes': {'objective': {'prototypes': 2048}},
+    'quarter turns': {'views': COMMON['views'] | {'overhead': True}},
+    'all of the colour changes': {'views': COMMON['views'] | {'strength': 1.0}},
+    '8 local views': {'views': COMMON['views'] | {'local_views': 8}},
+    # Nothing trains in the lower half, which then needs no backward pass.
+    'upper half alone': {'adapter': _UPPER, 'norms': False, 'cls_token': False},
+}
+IDEAS = {
+    name: Contender(_SHORT, change, measured=()) for name, change in _IDEAS.items()
+}
+
 #: Fewer of the 7,000 images, seen more often.
 IMAGES = {
     f'{round(7000 * share):,} images': Contender(400, {}, share)
@@ -161,4 +188,4 @@ OTHERS = {
     ),
 }
 
-CONTENDERS = TIME | IMAGES | ELSEWHERE | OTHERS | ABLATION
+CONTENDERS = TIME | IMAGES | ELSEWHERE | OTHERS | ABLATION | IDEAS

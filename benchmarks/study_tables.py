@@ -30,6 +30,7 @@ from study_contenders import (
     ABLATION,
     CONTENDERS,
     ELSEWHERE,
+    IDEAS,
     IMAGES,
     OTHERS,
     TIME,
@@ -138,8 +139,8 @@ def each_run(lines: list[Row]) -> str:
     return '\n'.join(table)
 
 
-def ablation(lines: list[Row]) -> str:
-    """Return the accuracy at the end of each short run, as Markdown.
+def ablation(lines: list[Row], group: Mapping[str, Any] = ABLATION) -> str:
+    """Return the accuracy at the end of *short run* and of changes of it, as Markdown.
 
     The difference is from *short run* of the same seeds.
     """
@@ -147,7 +148,7 @@ def ablation(lines: list[Row]) -> str:
     ends = {
         name: {run[-1]['seed']: run[-1]['knn'] for run in runs}
         for name, runs in found.items()
-        if name in ABLATION
+        if name == 'short run' or name in group
     }
     table = [
         '| trained | parameters | seeds | 10-NN | from *short run* | minutes |',
@@ -299,6 +300,7 @@ def tables(folder: Path) -> dict[str, str]:
         'elsewhere': gains(lines, ELSEWHERE),
         'others': gains(lines, OTHERS),
         'ablation': ablation(lines),
+        'ideas': ablation(lines, IDEAS),
         'first look': each_run(earlier),
         'correlations': correlations(lines + earlier),
     }
