@@ -142,6 +142,8 @@ _IDEAS: dict[str, dict[str, Any]] = {
     'quarter turns': {'views': COMMON['views'] | {'overhead': True}},
     'all of the colour changes': {'views': COMMON['views'] | {'strength': 1.0}},
     '8 local views': {'views': COMMON['views'] | {'local_views': 8}},
+    # What a task has that is told nothing about views.
+    'views by default': {'views': {'local_size': 32}},
     # Nothing trains in the lower half, which then needs no backward pass.
     'upper half alone': {'adapter': _UPPER, 'norms': False, 'cls_token': False},
 }

@@ -82,7 +82,15 @@ def gains(lines: list[Row], group: Mapping[str, Contender] = TIME) -> str:
     Images are those of each seed; accuracy is mean and standard deviation over seeds.
     What differs in time is compared with *full* by its last accuracy, seed by seed.
     """
-    found = dict(finished(lines))
+    # Some were measured more often, and would seem faster.
+    found = {
+        name: [
+            [row for row in run if row['step'] in (0, *where.measured, where.steps)]
+            for run in runs
+        ]
+        for name, runs in finished(lines)
+        for where in (CONTENDERS[name],)
+    }
     full = {run[-1]['seed']: run[-1]['knn'] for run in found.get('full', ())}
     names = ['run', 'seeds', 'trained', 'start', '+5 points', '+10 points', 'best']
     names += ['end', *(['end over *full*'] if group is TIME else [])]
@@ -229,10 +237,11 @@ def correlations(lines: list[Row]) -> str:
     """Return how each measure orders checkpoints, beside 10-NN, as Markdown.
 
     Spearman's rank correlation with accuracy: over all checkpoints of the ViT-Ti at 64
-    pixels after the start whose accuracies have the same bank, and within each run of
-    at least 5 (mean, least and most). What is lost is accuracy, in points: that of a
-    run's best checkpoint, less that of the one with the best value, on average over
-    these runs, and at most.
+    pixels after the start whose accuracies have the same bank, over the last ones of
+    all runs, and within each run of at least 5 (mean, least and most). What is lost is
+    accuracy, in points: that of a run's best checkpoint, less that of the one with the
+    best value, on average over these runs, and at most. The last row takes the last
+    checkpoint, whatever was measured.
     """
     others = {*IMAGES, *ELSEWHERE, *OTHERS, f'{FIRST}dinov2 small'}
     after = [row for row in lines if row['step'] and row['run'] not in others]
@@ -249,19 +258,29 @@ def correlations(lines: list[Row]) -> str:
         chosen = max(rows, key=lambda row: sign * row[name])
         return 100 * (max(row['knn'] for row in rows) - chosen['knn'])
 
-    many = f'all {len(after)} checkpoints | within a run: mean of {len(runs)}'
-    table = [f'| measure | {many} | least | most | lost | at most |', '|' + '---|' * 7]
+    within_runs = f'within a run: mean of {len(runs)}'
+    ends = [
+        [row for row in after if (row['run'], row['seed']) == run][-1] for run in count
+    ]
+    many = f'all {len(after)} checkpoints | ends of {len(ends)} runs | {within_runs}'
+    table = [f'| measure | {many} | least | most | lost | at most |', '|' + '---|' * 8]
     for name in MEASURES:
         if not all(name in row for row in after):
             continue
         within = [spearman(rows, name) for rows in of_run]
         losses = [lost(rows, name) for rows in of_run]
         table.append(
-            f'| `{name}` | {spearman(after, name):+.2f} |'
+            f'| `{name}` | {spearman(after, name):+.2f} | {spearman(ends, name):+.2f} |'
             f' {statistics.mean(within):+.2f} | {min(within):+.2f} |'
             f' {max(within):+.2f} | {statistics.mean(losses):.1f} |'
             f' {max(losses):.1f} |'
         )
+    within = [spearman(rows, 'step') for rows in of_run]
+    losses = [lost(rows, 'step') for rows in of_run]
+    table.append(
+        f'| the last one | | | {statistics.mean(within):+.2f} | {min(within):+.2f} |'
+        f' {max(within):+.2f} | {statistics.mean(losses):.1f} | {max(losses):.1f} |'
+    )
     return '\n'.join(table)
 
 
