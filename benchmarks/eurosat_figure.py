@@ -3,12 +3,11 @@
 Usage: python benchmarks/eurosat_figure.py
 """
 
-import json
 from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from eurosat_downstream import read
 
 ROOT = Path(__file__).parent.parent
 LINES = ROOT / 'benchmarks' / 'results' / 'study'
@@ -18,19 +17,14 @@ plt.rcParams |= {'font.size': 12, 'axes.titlesize': 13, 'figure.figsize': (5.4, 
 plt.rcParams |= {'axes.spines.top': False, 'axes.spines.right': False}
 
 
-def read(name: str) -> list[dict[str, Any]]:
-    """Return the lines of a file of the study."""
-    return [json.loads(line) for line in (LINES / name).read_text().splitlines()]
-
-
 def draw_steps() -> None:
     """Accuracy while the model adapts, mean and range over seeds."""
     figure, axes = plt.subplots(layout='constrained')
     of_step: dict[int, list[float]] = {}
-    for row in read('study.jsonl'):
+    for row in read(LINES / 'study.jsonl'):
         if row['run'] == 'short':
             of_step.setdefault(row['step'], []).append(100 * row['knn'])
-    steps = [step for step in sorted(of_step) if len(of_step[step]) == 3]
+    steps = [step for step in sorted(of_step) if len(of_step[step]) == len(of_step[0])]
     values = [float(np.mean(of_step[step])) for step in steps]
     axes.axhline(values[0], color=GREY, linestyle='--')
     axes.text(steps[-1], values[0] + 0.5, 'base model', color='#5f6368', ha='right')
@@ -56,7 +50,7 @@ def draw_steps() -> None:
 def draw_labels() -> None:
     """Accuracy of a linear probe by the share of labels, base and delta."""
     figure, axes = plt.subplots(layout='constrained')
-    probes = [r for r in read('downstream_64.jsonl') if r['method'] == 'probe']
+    probes = [r for r in read(LINES / 'downstream_64.jsonl') if r['method'] == 'probe']
     shares = (0.01, 0.1, 1.0)
     for side, model, name, colour in (
         (-0.19, 'base', 'base model', GREY),

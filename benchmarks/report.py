@@ -93,13 +93,19 @@ def header(device: torch.device, commit: str | None) -> dict[str, Any]:
         commit: The commit, where git cannot tell.
     """
     return {
-        'command': shlex.join([Path(sys.executable).name, *sys.argv]),
+        'command': shlex.join(map(_shown, [sys.executable, *sys.argv])),
         'date': datetime.now(UTC).isoformat(timespec='seconds'),
         'commit': commit or _commit(),
         'machine': machine(device),
         'versions': {'python': platform.python_version()}
         | {name: _version(name) for name in PACKAGES},
     }
+
+
+def _shown(argument: str) -> str:
+    """Return an argument without the folders of one machine."""
+    path = Path(argument)
+    return path.name if path.is_absolute() else argument
 
 
 def machine(device: torch.device) -> dict[str, Any]:

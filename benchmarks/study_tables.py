@@ -258,6 +258,14 @@ def correlations(lines: list[Row]) -> str:
         chosen = max(rows, key=lambda row: sign * row[name])
         return 100 * (max(row['knn'] for row in rows) - chosen['knn'])
 
+    def in_runs(name: str) -> str:
+        within = [spearman(rows, name) for rows in of_run]
+        losses = [lost(rows, name) for rows in of_run]
+        return (
+            f'{statistics.mean(within):+.2f} | {min(within):+.2f} | {max(within):+.2f}'
+            f' | {statistics.mean(losses):.1f} | {max(losses):.1f}'
+        )
+
     within_runs = f'within a run: mean of {len(runs)}'
     ends = [
         [row for row in after if (row['run'], row['seed']) == run][-1] for run in count
@@ -267,20 +275,9 @@ def correlations(lines: list[Row]) -> str:
     for name in MEASURES:
         if not all(name in row for row in after):
             continue
-        within = [spearman(rows, name) for rows in of_run]
-        losses = [lost(rows, name) for rows in of_run]
-        table.append(
-            f'| `{name}` | {spearman(after, name):+.2f} | {spearman(ends, name):+.2f} |'
-            f' {statistics.mean(within):+.2f} | {min(within):+.2f} |'
-            f' {max(within):+.2f} | {statistics.mean(losses):.1f} |'
-            f' {max(losses):.1f} |'
-        )
-    within = [spearman(rows, 'step') for rows in of_run]
-    losses = [lost(rows, 'step') for rows in of_run]
-    table.append(
-        f'| the last one | | | {statistics.mean(within):+.2f} | {min(within):+.2f} |'
-        f' {max(within):+.2f} | {statistics.mean(losses):.1f} | {max(losses):.1f} |'
-    )
+        of_all = f'{spearman(after, name):+.2f} | {spearman(ends, name):+.2f}'
+        table.append(f'| `{name}` | {of_all} | {in_runs(name)} |')
+    table.append(f'| the last one | | | {in_runs("step")} |')
     return '\n'.join(table)
 
 

@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -621,6 +622,16 @@ def test_accuracy_on_half_of_the_classes_is_that_of_half_of_the_images(bench):
     lines = [row('short', 0, 1, 1, 0, 0), row('short', 1, 1, 0, 0, 1)]
     expected = '| short | 2 | 0.7500 ± 0.3536 | 0.2500 ± 0.3536 |'
     assert tables.on_halves(lines).splitlines()[2:] == [expected]
+
+
+def test_results_do_not_tell_the_folders_of_a_machine(bench, monkeypatch):
+    report = bench('report')
+    monkeypatch.setattr(sys, 'argv', ['a.py', '--data', '/home/me/data', '-n', '1/2'])
+    header = report.header(torch.device('cpu'), 'abc')
+    assert header['command'].endswith(' a.py --data data -n 1/2')
+    results = Path(report.__file__).parent / 'results'
+    for path in results.rglob('*.json*'):
+        assert not re.search(r'[ "=](/[\w.-]+){2}', path.read_text()), path
 
 
 def test_study_draws_the_same_share_of_each_class(bench, inputs, tmp_path):

@@ -72,7 +72,8 @@ class RasterWriter(PartWriter):
             ValueError: If *components* does not fit what is mapped.
         """
         super().setup(trainer, pl_module, stage)
-        self._require_components(pl_module)
+        if stage == 'predict':
+            self._require_components(pl_module)
         # Lightning would keep every block until the end, and a scene may not fit.
         trainer.predict_loop.return_predictions = False
 
