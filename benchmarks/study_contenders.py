@@ -78,6 +78,8 @@ TIME = {
     'block alone': Contender(400, {'rank': 0}),
     'lora alone': Contender(400, {'unfreeze': ()}),
     'short': Contender(400, {}),
+    # The best of the ideas below, at this length.
+    'short, momentum of 0.9': Contender(400, {'objective': {'momentum': (0.9, 0.9)}}),
     # A quarter of the rank at twice the rate.
     'rank 16': Contender(400, {'adapter': _lora(16, 'all-linear'), 'base_lr': 7.8e-3}),
     # Everything trains, with the head, temperatures and momentum of *short*.
