@@ -7,8 +7,8 @@ The bank is the whole training split, and nothing is chosen here: the last delta
 run of `TIME`, `IMAGES` and `OTHERS` counts. Each line of `test.jsonl` in the output
 folder has which of the test images were classified correctly, as hexadecimal digits,
 image by image, so that two runs can be compared on the same images. Lines that are
-there are skipped. Beside the runs themselves, the mean of *short* over its seeds is
-judged.
+there are skipped. Beside the runs themselves, the means of *short*, *full* and
+*lora alone* over their seeds are judged, where there are three.
 
 With another data folder, the same deltas are judged on images that they never saw:
 
@@ -54,19 +54,23 @@ def features(task: ExploraKNNTask, pixels: Tensor) -> Tensor:
 
 
 def last_deltas(output: Path) -> Iterator[tuple[str, int, Path | None]]:
-    """Yield run, seed and file of the base, of each finished run, and of a mean."""
+    """Yield run, seed and file of the base, of each finished run, and of means."""
     yield 'base', 0, None
-    alike = []
+    alike: dict[str, list[Path]] = {
+        name: [] for name in ('short', 'full', 'lora alone')
+    }
     for folder in sorted(path.parent for path in output.glob('*/done')):
         name, _, seed = folder.name.rpartition('-')
         if name in TIME | IMAGES | OTHERS:
             delta = max(folder.glob('[0-9]*.safetensors'))
             yield name, int(seed), delta
-            alike += [delta] if name == 'short' else []
-    if len(alike) > 1:
-        mean = output / f'mean_of_{len(alike)}.safetensors'
-        average_deltas(alike, mean)
-        yield f'mean of {len(alike)} seeds of short', 0, mean
+            if name in alike:
+                alike[name].append(delta)
+    for name, deltas in alike.items():
+        if len(deltas) == 3:
+            mean = output / f'mean_of_{name}.safetensors'
+            average_deltas(deltas, mean)
+            yield f'mean of 3 seeds of {name}', 0, mean
 
 
 def main() -> None:

@@ -513,6 +513,24 @@ def test_study_runs_once_and_is_judged_on_the_test_split(
     assert '| short | 1 |' in tables.on_test_split(judged)
 
 
+def test_means_over_three_seeds_are_judged(bench, tmp_path, monkeypatch):
+    judge = bench('study_test_split')
+    averaged = {}
+    monkeypatch.setattr(
+        judge, 'average_deltas', lambda deltas, mean: averaged.update({mean: deltas})
+    )
+    for run in ('short-0', 'short-1', 'short-2', 'full-0', 'full-1', 'rank 16-0'):
+        (tmp_path / run).mkdir()
+        for name in ('0000.safetensors', '0400.safetensors', 'done'):
+            (tmp_path / run / name).touch()
+    (tmp_path / 'full-2').mkdir()
+    *_, last = judge.last_deltas(tmp_path)
+    mean = tmp_path / 'mean_of_short.safetensors'
+    assert last == ('mean of 3 seeds of short', 0, mean)
+    seeds = [tmp_path / f'short-{seed}' / '0400.safetensors' for seed in range(3)]
+    assert averaged == {mean: seeds}
+
+
 @pytest.mark.cli
 def test_contenders_of_mae_are_measured_on_chips_held_out(bench, tmp_path, monkeypatch):
     study = bench('study_mae')
