@@ -109,7 +109,8 @@ class Keep(Callback):
 
 def run(name: str, seed: int, data: Path, weights: str, output: Path) -> None:
     """Train a contender, unless it is there."""
-    folder = output / f'{name}-{seed}'
+    # A run of `study.py` may have the same name.
+    folder = output / 'mae' / f'{name}-{seed}'
     if (folder / 'done').exists():
         return
     folder.mkdir(parents=True, exist_ok=True)

@@ -549,6 +549,9 @@ def test_contenders_of_mae_are_measured_on_chips_held_out(bench, tmp_path, monke
     save_file(vit.state_dict(), tmp_path / 'weights.safetensors')
     monkeypatch.setattr(study, 'STEPS', (1, 2))
     given = (0, tmp_path / 'chips', str(tmp_path / 'weights.safetensors'), tmp_path)
+    # Of a run of `study.py` into the same folder.
+    (tmp_path / 'M-[1,12]-r16 on all-0').mkdir()
+    (tmp_path / 'M-[1,12]-r16 on all-0' / 'done').touch()
     for _ in range(2):
         study.run('M-[1,12]-r16 on all', *given)
     lines = (tmp_path / 'mae.jsonl').read_text().splitlines()
