@@ -18,7 +18,7 @@ class Suggestion:
         rank: Rank of LoRA on the queries and values of the others; 0 if the budget
             leaves nothing for it.
         parameters: Parameters of the delta.
-        share: Their number over that of the base.
+        share: Their share of the base's parameters.
         order: Blocks of the deep half, the best candidate first.
     """
 
