@@ -15,7 +15,7 @@ from torchgeo_explora.functional.spacing import evenly_spaced
 
 
 class Evaluation(Callback):
-    """Measure before the first step, every *every_n_steps*, and after the last step.
+    """Measure before the first step, every *every_n_steps* steps, and after the last.
 
     A subclass says what it measures (`measure`), under which names it is logged
     (`metrics`), and why it cannot measure (`reason_to_be_off`).

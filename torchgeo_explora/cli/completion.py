@@ -14,7 +14,7 @@ _SCRIPT = """\
 _explora() {
     local command=${COMP_WORDS[1]} word=${COMP_WORDS[COMP_CWORD]} words
     local before=${COMP_WORDS[COMP_CWORD-1]}
-    # In --option=value bash takes the equals sign for a word of its own.
+    # In --option=value bash treats the equals sign as a separate word.
     [[ $before == = ]] && before=${COMP_WORDS[COMP_CWORD-2]}
     [[ $word == = ]] && word=
     case $command in TRAINING) command=fit;; esac

@@ -117,7 +117,7 @@ def search(
     Args:
         file: A file that `explora embed` wrote.
         query: An image, a point as longitude,latitude, or a text file with one of these
-            on each line; its relative paths start at its own folder.
+            on each line; relative paths in it start at its folder.
         output: The GeoJSON file to write.
         k: Number of results.
         model: The model that the file was written with, for images.

@@ -231,7 +231,7 @@ def _before_and_after(run: Run) -> Section:
         found.append(parts.table('Features on images of the run', rows, head))
         found.append(
             parts.text(
-                'kNN uses the labels of the data module, only for this measure. The'
+                "kNN uses the data module's labels, but only for this measure. The"
                 ' measures without labels show whether features collapse, not whether'
                 ' they are good.'
             )

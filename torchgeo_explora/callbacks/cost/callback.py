@@ -188,7 +188,7 @@ class Cost(Callback):
         return content
 
     def summary(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Return what `cost.json` says."""
+        """Return the contents of `cost.json`."""
         planned = getattr(pl_module, 'planned_steps', 0)
         hours = self.seconds / 3600 * trainer.world_size
         measured = self.measured_kwh()
@@ -239,7 +239,7 @@ class Cost(Callback):
 
 
 def read_cost(folder: str | Path) -> dict[str, Any]:
-    """Return what `cost.json` in a folder says, {} if there is no such file.
+    """Return the contents of `cost.json` in a folder, {} if there is no such file.
 
     Values of another kind than `Cost` writes are left out: text is kept only where it
     is expected, and numbers only if they are finite and not negative.

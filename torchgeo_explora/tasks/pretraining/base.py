@@ -245,7 +245,7 @@ class PretrainingTask(ResumableTask):
         mode = self.training
         self.eval()
         try:
-            # 0 is the mean of normalised pixels, and what training has there, too.
+            # 0 is the mean of normalised pixels, which training also uses there.
             view = self.view(self.known_image(batch)).nan_to_num(0)
             features: Features = self.backbone(view, **batch_metadata(batch))
             return features

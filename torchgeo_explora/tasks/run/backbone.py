@@ -135,7 +135,7 @@ def fold_delta(backbone: Backbone, delta: str) -> Backbone:
     metadata = read_delta_metadata(delta)
     folded = merged(load_delta(backbone, delta))
     both = f'{metadata["base"]}\n{metadata["delta"]}'
-    # What the base had nothing for is in every delta on it.
+    # Parameters that the base's weights lacked are in every delta on it.
     folded.record.untrained = ()
     folded.record.fingerprint = hashlib.sha256(both.encode()).hexdigest()
     statistics_from_file(folded, metadata, delta)

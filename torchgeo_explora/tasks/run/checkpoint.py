@@ -108,9 +108,11 @@ class DeltaCheckpointIO(CheckpointIO):
             try:
                 self.save_delta(Path(delta))
             except OSError as error:
-                rank_zero_warn(f'the delta beside {path} does not match it: {error}')
+                rank_zero_warn(f'the delta of {path} could not be written: {error}')
             else:
-                rank_zero_info(f'{delta} did not match {path}: it was written again')
+                rank_zero_info(
+                    f'{delta} was missing or did not match {path}: it was written again'
+                )
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> Any:
         """Read a checkpoint.
