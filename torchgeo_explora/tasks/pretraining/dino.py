@@ -45,12 +45,12 @@ class ExploraDinoTask(PretrainingTask):
         recipe: 'paper' keeps all defaults. 'short' is for few images: it changes what
             was left at its default to LoRA of rank 64 on all matrices, a small head
             that is initialised from the first batch, sharper targets, a teacher that
-            follows the student more closely and a higher learning rate. 'auto' is
-            'paper' until a run starts, and takes 'short' for runs of fewer than 2,000
-            optimizer steps; an adapter that has already been trained is kept. If the
-            trainer has no length, 'auto' and 'short' run for 400 steps or one pass over
-            the images, whichever is more. The start-up lines say which recipe is used.
-            Heads that already have the recipe's sizes are kept.
+            follows the student more closely and a learning rate set by the length of
+            the run. 'auto' is 'paper' until a run starts, and takes 'short' for runs of
+            fewer than 2,000 optimizer steps; an adapter that has already been trained
+            is kept. If the trainer has no length, 'auto' and 'short' run for 400 steps
+            or one pass over the images, whichever is more. The start-up lines say which
+            recipe is used. Heads that already have the recipe's sizes are kept.
         objective: Head, temperatures, teacher, masks and weights of the terms.
         views: Number, size and scale of the crops, and their photometric changes.
         augmentations: Module from (B, C, H, W) in [0, 1] to `Views`, instead of
