@@ -44,7 +44,7 @@ def test_home_and_environment_are_replaced(home):
 def test_folder_that_cannot_be_written_is_named(tmp_path):
     assert require_writable(tmp_path / 'a' / 'b').is_dir()
     (tmp_path / 'file').touch()
-    with pytest.raises(OSError, match=r'file/run cannot be made .*choose another'):
+    with pytest.raises(OSError, match=r'file/run cannot be created .*choose another'):
         require_writable(tmp_path / 'file' / 'run')
     if os.getuid():
         (tmp_path / 'a').chmod(0o500)
@@ -77,7 +77,7 @@ def test_embeddings_in_the_home_folder_are_there(home):
 def test_embeddings_that_cannot_be_written_stop_at_the_start(home):
     (home / 'file').touch()
     writer = EmbeddingWriter('~/file/e.parquet')
-    with pytest.raises(OSError, match='file cannot be made'):
+    with pytest.raises(OSError, match='file cannot be created'):
         writer.on_predict_start(One('.'), None)
     writer = EmbeddingWriter(home)
     with pytest.raises(IsADirectoryError, match='is a folder: give the name of a file'):
@@ -140,5 +140,5 @@ def test_run_into_a_folder_that_cannot_be_written_stops_at_the_start(
         enable_checkpointing=False,
         default_root_dir=tmp_path / 'file',
     )
-    with pytest.raises(OSError, match='file cannot be made'):
+    with pytest.raises(OSError, match='file cannot be created'):
         trainer.fit(ExploraDinoTask(**TINY), ImageFolderDataModule(tiny_images))

@@ -40,12 +40,12 @@ def __dir__() -> list[str]:
 
 
 def register() -> None:
-    """Make TorchGeo and timm know this package's models and weights by name.
+    """Register this package's models and weights with TorchGeo and timm, by name.
 
-    If TorchGeo or timm has been imported already, importing this package is enough.
-    This is so when a configuration of TorchGeo's command names a class of this package.
-    Importing `torchgeo_explora.models` also registers the models with timm, and
-    importing `ExploraWeights` registers models and weights with both.
+    If TorchGeo or timm has already been imported, importing this package is enough.
+    This is the case when a configuration of TorchGeo's command names a class of this
+    package. Importing `torchgeo_explora.models` also registers the models with timm,
+    and importing `ExploraWeights` registers models and weights with both.
     """
     import_module('torchgeo_explora.models.zoo.weights')
 

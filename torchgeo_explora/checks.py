@@ -8,9 +8,9 @@ def require_share(name: str, value: float, below_one: bool = False) -> None:
     """Raise ValueError unless a value is a share: from 0 to 1.
 
     Args:
-        name: Of the argument.
-        value: What was given.
-        below_one: Whether 1 is too much.
+        name: Name of the argument.
+        value: The value given.
+        below_one: Whether 1 itself is too large.
     """
     if not 0 <= value <= 1 or (below_one and value == 1):
         end = 'below 1' if below_one else '1'
@@ -24,8 +24,8 @@ def require_positive(name: str, value: float, or_zero: bool = False) -> None:
     """Raise ValueError unless a value is finite and above 0.
 
     Args:
-        name: Of the argument.
-        value: What was given.
+        name: Name of the argument.
+        value: The value given.
         or_zero: Whether 0 is allowed.
     """
     if not math.isfinite(value) or value < 0 or (value == 0 and not or_zero):
@@ -39,9 +39,9 @@ def require_range(
     """Raise ValueError unless a pair ascends within bounds.
 
     Args:
-        name: Of the argument.
+        name: Name of the argument.
         value: (first, second), first <= second.
-        low: Least value allowed.
+        low: Smallest value allowed.
         high: Largest value allowed.
     """
     if len(value) != 2 or not low <= value[0] <= value[1] <= high:

@@ -8,7 +8,7 @@ def expanded(path: str | os.PathLike[str]) -> str:
     """Return a path with `~` and environment variables replaced.
 
     Relative paths stay relative to the working directory, and addresses such as
-    `s3://bucket/name` stay as they are.
+    `s3://bucket/name` are left unchanged.
     """
     return os.path.expanduser(os.path.expandvars(os.fspath(path)))
 
@@ -33,13 +33,13 @@ def local_path(name: str, path: str | os.PathLike[str]) -> Path:
 
 
 def require_writable(folder: str | os.PathLike[str]) -> Path:
-    """Make a folder, and raise unless files can be written into it.
+    """Create a folder if needed, and raise unless files can be written into it.
 
     Args:
-        folder: On this machine.
+        folder: A folder on this machine.
 
     Raises:
-        OSError: If it cannot be made or written to.
+        OSError: If it cannot be created or written to.
     """
     folder = Path(folder)
     advice = 'choose another folder, or allow writing there'
@@ -47,7 +47,7 @@ def require_writable(folder: str | os.PathLike[str]) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(
-            error.errno, f'the folder {folder} cannot be made ({error}): {advice}'
+            error.errno, f'the folder {folder} cannot be created ({error}): {advice}'
         ) from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError(f'the folder {folder} cannot be written to: {advice}')

@@ -1,15 +1,14 @@
-"""Texts from files and users, as a terminal may show them."""
+"""Make text from files and users safe to show on a terminal."""
 
 
 def printable(value: object, length: int = 500) -> str:
     """Return a text from a file, or any value, so that it can be shown on a terminal.
 
-    Control characters, which could move the cursor or hide what follows, appear as
-    their escapes.
+    Control characters, which could move the cursor or hide what follows, are escaped.
 
     Args:
         value: What to show.
-        length: Characters after which the text is cut.
+        length: Number of characters after which the text is cut off.
     """
     text = value if isinstance(value, str) else str(value)
     shown = ''.join(
@@ -20,6 +19,6 @@ def printable(value: object, length: int = 500) -> str:
 
 
 def escaped(message: str) -> str:
-    """Return a message of any number of lines so that it can be shown on a terminal."""
+    """Return a message of one or more lines, made safe to show on a terminal."""
     lines = message.expandtabs(4).split('\n')
     return '\n'.join(printable(line, len(line)) for line in lines)

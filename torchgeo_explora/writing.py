@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 
 # Temporary names of this version and of version 0.1, which used the process's number.
 _PART = re.compile(r'\..+\.(?:[0-9a-f]{16}|[0-9]{1,8})\.part', re.DOTALL)
-#: Seconds after which a temporary file belongs to a run that died.
+#: Seconds after which a temporary file is taken to belong to a run that died.
 _OLD = 24 * 3600
 
 
@@ -28,13 +28,13 @@ _OLD = 24 * 3600
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path, which becomes *path* when the block succeeds.
 
-    The folder is made. A file that was at *path* stays whole until then; if writing
-    fails, it stays for good. A symbolic link gives way to the file, and what it points
-    to is not touched. The place is an empty file of its own, under a name that nobody
-    can foresee.
+    The folder is created if needed. A file already at *path* stays whole until then,
+    and is kept if writing fails. A symbolic link at *path* is replaced by the file;
+    what it points to is not touched. The temporary file is new and empty, and its name
+    cannot be predicted.
 
     Args:
-        path: The file.
+        path: The file to write.
 
     Raises:
         OSError: If it cannot be written; the message says what to do.
@@ -47,7 +47,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         part = _part(path)
         # Exclusive: neither another file nor a link is ever opened here.
         new = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-        mode = stat.S_IMODE(os.fstat(new).st_mode)  # as the umask has it
+        mode = stat.S_IMODE(os.fstat(new).st_mode)  # as the umask sets it
         os.close(new)
         try:
             yield part
@@ -82,12 +82,12 @@ def write_to(folder: str, name: str, write: Callable[[Path], None]) -> tuple[str
 
 
 def put(files: Any, write: Callable[[Path], None], target: str) -> None:
-    """Write a file here, and put it on another file system.
+    """Write a file on this machine, and copy it to another file system.
 
     Args:
-        files: The file system, of fsspec.
+        files: An fsspec file system.
         write: Writes the file to a local path.
-        target: Where it goes.
+        target: The file's path there.
     """
     with TemporaryDirectory() as folder:
         part = Path(folder) / PurePosixPath(target).name
@@ -113,8 +113,8 @@ def remove_from(folder: str, name: str) -> None:
 def filling(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield an empty folder, whose files move to *folder* when the block succeeds.
 
-    Each file replaces one of its name; other files of *folder* stay. Nothing moves if
-    something that is not a file is in the place of one.
+    Each file replaces one of the same name; other files in *folder* stay. Nothing moves
+    if something other than a file has the name of one of them.
 
     Args:
         folder: Where the files go; it is created if needed.
@@ -128,7 +128,7 @@ def filling(folder: str | os.PathLike[str]) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         _sweep(target.parent)
         part = _part(target)
-        part.mkdir()  # exclusive too
+        part.mkdir()  # also exclusive
         mode = stat.S_IMODE(part.stat().st_mode) & 0o666
         try:
             yield part
@@ -146,11 +146,11 @@ def filling(folder: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _require_file(path: Path) -> None:
-    """Raise OSError where something is that is neither a file nor a link to one."""
+    """Raise OSError if something other than a file, or a link to one, is there."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
-        return  # nothing is there, or a link to nothing
+        return  # nothing is there, or only a broken link
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, f'{path.name} is a folder')
     # /dev/stdout is a link, and may lead to a file.
@@ -160,16 +160,17 @@ def _require_file(path: Path) -> None:
 
 
 def _part(target: Path) -> Path:
-    # A name of a file has at most 255 bytes.
+    # A file name has at most 255 bytes.
     name = os.fsdecode(os.fsencode(target.name)[:200])
     return target.with_name(f'.{name}.{secrets.token_hex(8)}.part')
 
 
 @cache
 def _sweep(folder: Path) -> None:
-    """Remove what runs that died left in a folder, once for each process.
+    """Remove what runs that died left in a folder, once per process.
 
-    Only what has a name of ours, belongs to this user and was not touched for a day.
+    Only what has a temporary name as given here, belongs to this user and has not been
+    changed for a day.
     """
     with suppress(OSError):
         for entry in [*os.scandir(folder)]:
@@ -195,7 +196,7 @@ def _flush(file: Path) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk, where that can be asked."""
+    """Wait until the names in a folder are on the disk, if the system supports it."""
     with suppress(OSError):
         place = os.open(folder, os.O_RDONLY)
         try:
@@ -206,7 +207,7 @@ def _flush_folder(folder: Path) -> None:
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Turn the errors that libraries raise while writing into one kind."""
+    """Turn the various errors that libraries raise while writing into OSError."""
     try:
         yield
     # safetensors and torch raise their own errors if the disk is full.

@@ -246,7 +246,7 @@ def test_codecarbon_measures_the_machine(tmp_path, clock, monkeypatch):
     [
         ({'power': 0}, r'\*power\* is 0'),
         ({'intensity': -1.0}, r'\*intensity\* is -1'),
-        ({'intensity': 0.4, 'country': 'DEU'}, 'both say'),
+        ({'intensity': 0.4, 'country': 'DEU'}, 'both set'),
     ],
 )
 def test_impossible_settings_are_refused(arguments, said):

@@ -211,7 +211,7 @@ def test_early_stopping_finds_every_measure_in_every_epoch(tmp_path):
 def test_early_stopping_without_images_is_refused_at_the_start(tmp_path):
     quality = LabelFreeQuality()
     stop = EarlyStopping('quality/rankme', mode='max')
-    with pytest.raises(ValueError, match='watches quality/rankme, and quality without'):
+    with pytest.raises(ValueError, match='watches quality/rankme, but quality without'):
         Trainer(
             accelerator='cpu',
             max_steps=5,

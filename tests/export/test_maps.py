@@ -288,7 +288,7 @@ def test_wrong_arguments(scene, tmp_path, backbone):
     with pytest.raises(ValueError, match=r'\*components\* is 0'):
         run(scene, target, backbone, components=0)
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(ValueError, match='have 24 values: give at most as many'):
+    with pytest.raises(ValueError, match='have 24 values: give at most 24'):
         run(scene, target, backbone, components=1000)
     assert sorted(tmp_path.iterdir()) == before
     write_scene(tmp_path / 't.tif', size=(40, 40))

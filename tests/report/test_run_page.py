@@ -177,7 +177,7 @@ def test_a_run_that_stopped_early_says_so(run, adapted_vit):
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
-    with pytest.raises(ValueError, match='nothing that a run leaves'):
+    with pytest.raises(ValueError, match='none of the files that a run'):
         report_run(tmp_path)
     with pytest.raises(NotADirectoryError, match='no folder'):
         report_run(tmp_path / 'none')

@@ -164,7 +164,7 @@ def test_bands_that_a_scene_names_are_found(scene, tmp_path):
 def test_more_classes_than_8_bits_hold_are_refused(scene, tmp_path):
     torch.manual_seed(0)
     task = ExploraSegmentationTask(**{**SEGMENT, 'num_classes': 256})
-    with pytest.raises(ValueError, match='up to 255 classes, and the task has'):
+    with pytest.raises(ValueError, match='up to 255 classes, but the task has'):
         predict(task, scene, tmp_path / 'out.tif')
 
 

@@ -13,12 +13,12 @@ class Attended(NamedTuple):
     """How one block attends, averaged over heads."""
 
     cls: Tensor  # (B, N), attention of the class token to the patches
-    entropy: Tensor  # (B,), of all patches' attention, over that of a uniform one
+    entropy: Tensor  # (B,), of all patches' attention, relative to uniform attention
     distance: Tensor  # (B,), mean distance to what a patch attends to, in patches
 
 
 class AttentionRecorder(TorchFunctionMode):
-    """Within this context, keep how each call of attention distributes its weight.
+    """Within this context, record how each attention call distributes its weight.
 
     It sees queries and keys as they are compared, after any norm and rotation, whatever
     the backbone: every block calls torch's `scaled_dot_product_attention`.
@@ -52,7 +52,7 @@ class AttentionRecorder(TorchFunctionMode):
 
 
 def summarize(weights: Tensor, grid: tuple[int, int, int]) -> Attended:
-    """Return what is kept of the attention of one block.
+    """Return a summary of the attention of one block.
 
     Args:
         weights: (B, heads, S + N, S + N), rows add up to 1; the N patch tokens are the
@@ -63,7 +63,7 @@ def summarize(weights: Tensor, grid: tuple[int, int, int]) -> Attended:
     groups, height, width = grid
     count = groups * height * width
     patches = weights[..., -count:, -count:]
-    # What special tokens take (registers, class) is left out, and the rest rescaled.
+    # Attention to special tokens (registers, class) is left out, the rest rescaled.
     shares = patches / patches.sum(-1, keepdim=True).clamp_min(1e-12)
     entropy = torch.special.entr(shares).sum(-1).mean((1, 2))
     if count > 1:
@@ -77,7 +77,7 @@ def summarize(weights: Tensor, grid: tuple[int, int, int]) -> Attended:
 
 
 def truncated(scores: Tensor, limit: float = 5.0) -> Tensor:
-    """Return scores with those beyond *limit* standard deviations cut to it.
+    """Return scores, cut to at most *limit* standard deviations above their mean.
 
     A few patches of a ViT (artefacts without registers) can take most of the attention
     and make a map of it black. As in the paper, scores above the mean plus 5 standard
@@ -85,7 +85,7 @@ def truncated(scores: Tensor, limit: float = 5.0) -> Tensor:
 
     Args:
         scores: (B, N).
-        limit: Standard deviations of each image's scores.
+        limit: Number of standard deviations of each image's scores.
     """
     mean, std = scores.mean(1, keepdim=True), scores.std(1, keepdim=True)
     return scores.minimum(mean + limit * std)

@@ -12,9 +12,9 @@ from torchgeo_explora.analysis.linear_probe import linear_accuracy
 from torchgeo_explora.analysis.spectra import principal_eigenvalues
 from torchgeo_explora.models.backbones.backbone import Backbone
 
-#: Patch tokens of an image that are kept for probes and for comparing two models.
+#: Patch tokens kept per image, for probes and for comparing two models.
 TOKENS = 64
-#: Images whose attention and feature maps are kept for pictures.
+#: Number of images whose attention and feature maps are kept for pictures.
 SHOWN = 4
 
 
@@ -23,15 +23,15 @@ class BlockReport:
     """What one block does with a sample of images.
 
     Attributes:
-        block: Its number, from 0.
+        block: Number of the block, from 0.
         eigenvalue_mean: Mean of the 10 largest eigenvalues of an image's patch tokens,
             over eigenvalues and images (`principal_eigenvalues`).
         eigenvalue_sd: Their standard deviation.
         position_accuracy: Share of patch tokens of held-out images whose place a linear
             classifier finds.
-        class_accuracy: Share whose image class it finds; None without labels.
-        attention_entropy: Of a patch's attention to the patches, in [0, 1]; 1 is
-            uniform.
+        class_accuracy: Share of them whose image's class it finds; None without labels.
+        attention_entropy: Entropy of a patch's attention to the patches, in [0, 1]; 1
+            is uniform.
         attention_distance: Mean distance to what a patch attends to, in patches.
         tokens: (n, D), kept patch tokens, the same ones in every block and model.
         cls_attention: (SHOWN, N), attention of the class token.
@@ -60,11 +60,11 @@ def block_outputs(
 ) -> Iterator[tuple[tuple[int, int, int], Tensor, Attended]]:
     """Yield the grid, the patch tokens and the attention of each block in turn.
 
-    Tokens (B, N, D) are those between two blocks: before the final norm, whose weights
-    are made for the last block.
+    Tokens (B, N, D) are taken between blocks, without the final norm, whose weights are
+    meant for the last block.
 
     Args:
-        backbone: Any; in evaluation mode.
+        backbone: Any backbone, in evaluation mode.
         image: Normalised pixels, (B, C, H, W).
         **metadata: As for `Backbone.embed`.
     """
@@ -86,13 +86,13 @@ def analyze_blocks(
     """Measure every block on a sample.
 
     Args:
-        backbone: Plain or adapted; it is left in its mode.
+        backbone: Plain or adapted; its mode is restored.
         batches: Each has `image`, normalised pixels (B, C, H, W) of one size, and
-            perhaps `label`, (B,) class numbers (those of other kinds are not looked
-            at), and what `Backbone.embed` takes beside.
-            Half of the images, every second one, trains the probes.
+            perhaps `label`, (B,) class numbers (other kinds of labels are ignored), and
+            whatever else `Backbone.embed` takes. Every second image is used to train
+            the probes.
         eigenvalues: Number of principal eigenvalues.
-        seed: Draws the patch tokens that are kept.
+        seed: Seed for drawing the patch tokens that are kept.
 
     Raises:
         ValueError: If there are fewer than 2 images, or sizes differ.
@@ -169,7 +169,7 @@ def _report(
     positions: int,
     classes: Tensor | None,
 ) -> BlockReport:
-    """Return what the collected values of one block say."""
+    """Return the report of one block from its collected values."""
     joined = {name: torch.cat(values) for name, values in part.items()}
     kept, values = joined['kept'], joined['values']  # (B, n, D), (B, count)
 

@@ -9,8 +9,9 @@ from torchgeo_explora.models.backbones.backbone import Backbone
 def block_changes(before: Backbone, after: Backbone) -> list[dict[str, float]]:
     """Return the relative change of every layer in every block.
 
-    It is ||W' - W|| / ||W||, Frobenius norms over all parameters of a layer (weight and
-    bias): for a projection with LoRA, the norm of its product against the weight.
+    The change is ||W' - W|| / ||W||, with Frobenius norms over all parameters of a
+    layer (weight and bias). For a projection with LoRA, it is the norm of the LoRA
+    product relative to the weight's.
 
     Args:
         before: The base.
@@ -22,7 +23,7 @@ def block_changes(before: Backbone, after: Backbone) -> list[dict[str, float]]:
         are 0.
 
     Raises:
-        ValueError: If the two are not of one architecture.
+        ValueError: If the two do not have the same architecture.
     """
     old, new = (merged(each).state_dict() for each in (before, after))
     if {k: v.shape for k, v in old.items()} != {k: v.shape for k, v in new.items()}:

@@ -17,8 +17,8 @@ def linear_accuracy(
     """Train softmax regression on features, and return its accuracy on others.
 
     The loss is convex and is minimised over all rows at once (L-BFGS from zero), so
-    that there is no rate, order or seed to choose. Channels are standardised by the
-    training rows.
+    that there is no learning rate, order or seed to choose. Channels are standardised
+    with the statistics of the training rows.
 
     Args:
         features: (n, D).

@@ -48,7 +48,7 @@ def curves(models: Mapping[str, Sequence[BlockReport]]) -> Figure:
 
 
 def evidence(blocks: Sequence[BlockReport], found: Suggestion) -> Figure:
-    """Return the mean eigenvalues that a suggestion rests on, its block marked."""
+    """Return a plot of the mean eigenvalues behind a suggestion, its block marked."""
     figure = Figure(figsize=(6, 3.4), layout='constrained')
     axes = figure.subplots()
     numbers = [block.block for block in blocks]
@@ -85,7 +85,7 @@ def change_map(
     top.set_ylim(0, 1.05)
     top.set_ylabel('CKA')
     top.grid(alpha=0.3)
-    # A block that trains in full would leave the others black.
+    # On a linear scale, a block trained in full would leave the others black.
     shown = axes.imshow(
         np.log10(np.maximum(values, 1e-6)),
         aspect='auto',
@@ -126,7 +126,7 @@ def feature_maps(
 ) -> Figure:
     """Return patch features coloured by their three principal components.
 
-    The components are those of all images shown, block by block.
+    The components are computed over all images shown, for each block separately.
     """
 
     def drawn(block: BlockReport) -> Tensor:
@@ -150,7 +150,7 @@ def _rows(
     models: Mapping[str, Sequence[BlockReport]],
     drawn: Callable[[BlockReport], Tensor],
 ) -> Figure:
-    """Return images in rows, one row per model, and what is drawn of chosen blocks."""
+    """Return images in rows, one row per model, with pictures of chosen blocks."""
     depth = len(next(iter(models.values())))
     chosen = chosen_blocks(depth)
     rows = len(images) * len(models)

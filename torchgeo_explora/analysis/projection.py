@@ -15,12 +15,12 @@ type Points = NDArray[np.float64]
 def project(features: Tensor, seed: int = 0) -> tuple[Points, str]:
     """Return a point in the plane for every embedding, and how it was found.
 
-    UMAP where it is installed, else t-SNE of scikit-learn, else the first two principal
-    components; all by cosine similarity, that is on L2-normalised embeddings.
+    UMAP if it is installed, else scikit-learn's t-SNE, else the first two principal
+    components; all on L2-normalised embeddings, that is, by cosine similarity.
 
     Args:
-        features: (n, D), 2 or more.
-        seed: Of UMAP and t-SNE.
+        features: (n, D), n at least 2.
+        seed: Seed of UMAP and t-SNE.
 
     Returns:
         (n, 2), centred, with the larger standard deviation 1; and 'UMAP', 't-SNE' or
@@ -36,7 +36,7 @@ def project(features: Tensor, seed: int = 0) -> tuple[Points, str]:
     x = normalize(features.double().cpu(), dim=-1).numpy()
     count = len(x)
     name, found = 'PCA', _components(x)
-    # Fewer points have no neighbourhoods to keep.
+    # Fewer points have no neighbourhoods to preserve.
     if count >= 20 and found.std() > 0:
         if (umap := _umap()) is not None:
             name = 'UMAP'
@@ -54,13 +54,14 @@ def project(features: Tensor, seed: int = 0) -> tuple[Points, str]:
 
 
 def turned(points: Points, like: Points) -> Points:
-    """Return points rotated, or mirrored, to lie as near as can be to others.
+    """Return points rotated, or mirrored, to lie as close as possible to others.
 
-    Directions in a map mean nothing: two maps of the same images can then be compared.
+    Directions in a map have no meaning: two maps of the same images can then be
+    compared.
 
     Args:
         points: (n, 2), centred.
-        like: (n, 2), those of the same images in another map, centred.
+        like: (n, 2), points of the same images in another map, centred.
     """
     u, _, v = np.linalg.svd(points.T @ like)
     rotated: Points = points @ u @ v

@@ -1,4 +1,4 @@
-"""An analysis of a base and of its delta on one sample of images, as files."""
+"""Analyse a base and its delta on one sample of images, and write the files."""
 
 import csv
 import os
@@ -29,10 +29,10 @@ class Sample:
     """The same few images of a data module, for every model.
 
     Args:
-        datamodule: Any; the images are evenly spaced over its prediction set, or over
-            its training set where it has none.
+        datamodule: Any data module; the images are evenly spaced over its prediction
+            set, or over its training set if it has none.
         images: Largest number of images.
-        batch_size: Images at once.
+        batch_size: Number of images at once.
 
     Raises:
         ValueError: If the data module has no images that can be read by number.
@@ -59,7 +59,7 @@ class Sample:
             )
         take_over_normalization(datamodule)
         chosen = torch.tensor(evenly_spaced(len(dataset), images))
-        # Mixed: data sets are often sorted by class, and the first ones are shown.
+        # Shuffled: data sets are often sorted by class, and the first images are shown.
         order = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(0))
         self.dataset = Subset(dataset, chosen[order].tolist())
 
@@ -72,7 +72,7 @@ class Sample:
         """Yield batches of normalised images and their metadata.
 
         Args:
-            backbone: Tells channels, bands and statistics.
+            backbone: Gives channels, bands and statistics.
             image_size: Side in pixels; that of the backbone if None.
             value_range: (low, high) of the values; that of the data module if None.
         """
@@ -99,10 +99,10 @@ def analyze(
     `blocks.csv` has a line per model and block; `curves.png`, `attention.png` and
     `features.png` show them. With a delta, `changes.csv` and `changes.png` have the
     relative change of every layer and the CKA of each block's output before and after.
-    Where TensorBoard is installed, all of it goes to event files in the same folder.
+    If TensorBoard is installed, all of it also goes to event files in the same folder.
 
     Args:
-        datamodule: Any that gives images by number.
+        datamodule: Any data module that gives images by number.
         output: The folder to write into.
         base: The base.
         adapted: The same backbone with a delta.
@@ -167,13 +167,13 @@ def _shown(
     grid = backbone.embed(**few).grid
     mean, std = (torch.tensor(v)[:, None, None] for v in statistics(backbone))
     image = few['image']
-    # Of a series, the first image.
+    # For a series, the first image.
     image = (image[:, 0] if image.ndim == 5 else image) * std + mean
     return image[:, shown_channels(backbone, None)], grid
 
 
 def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows under the names that any of them has."""
+    """Write rows, with a column for each name that any of them has."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     with replacing(path) as part, open(part, 'w', newline='') as file:
         writer = csv.DictWriter(file, names)
@@ -187,7 +187,7 @@ def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def _write_events(
     folder: Path, rows: Sequence[Mapping[str, Any]], figures: Mapping[str, Figure]
 ) -> None:
-    """Write curves over blocks and figures for TensorBoard, where it is installed."""
+    """Write curves over blocks and figures for TensorBoard, if it is installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:

@@ -16,7 +16,7 @@ def linear_cka(first: Tensor, second: Tensor) -> float:
         second: (n, D'), features of the same n inputs in the same order.
 
     Returns:
-        A number in [0, 1]; 0 where one set does not vary at all.
+        A number in [0, 1]; 0 if one set does not vary at all.
 
     Raises:
         ValueError: If the numbers of rows differ.

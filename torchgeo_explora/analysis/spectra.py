@@ -16,7 +16,7 @@ def principal_eigenvalues(tokens: Tensor, count: int = 10) -> Tensor:
 
     Args:
         tokens: (B, N, D), with at least 2 tokens.
-        count: Number of eigenvalues; fewer where N - 1 or D is smaller.
+        count: Number of eigenvalues; fewer if N - 1 or D is smaller.
 
     Returns:
         (B, min(count, N - 1, D)), float32, largest first.
@@ -32,7 +32,7 @@ def principal_eigenvalues(tokens: Tensor, count: int = 10) -> Tensor:
     if count < 1:
         raise ValueError(f'*count* is {count}: at least 1 eigenvalue is needed')
     number, width = tokens.shape[1:]
-    # In float64: the smallest of a collapsed block would drown in rounding.
+    # In float64: the smallest ones of a collapsed block would be lost in rounding.
     x = F.layer_norm(tokens.double(), (width,), eps=1e-12)
     x = x - x.mean(1, keepdim=True)
     # The smaller of the two products has the same eigenvalues.

@@ -1,4 +1,4 @@
-"""Which block to unfreeze, and which rank: from spectra and a budget."""
+"""Suggest which block to unfreeze, and which rank, from spectra and a budget."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Suggestion:
         rank: Rank of LoRA on the queries and values of the others; 0 if the budget
             leaves nothing for it.
         parameters: Parameters of the delta.
-        share: Of the base's parameters.
+        share: Their share of the base's parameters.
         order: Blocks of the deep half, the best candidate first.
     """
 
@@ -35,18 +35,18 @@ def suggest(
     """Return what the paper's criterion chooses within a budget of parameters.
 
     Khanna et al., *ExPLoRA*: blocks with low principal eigenvalues hold global
-    information, and unfreezing one of them, deep in the network, gains most. Among the
+    information, and unfreezing one of them, deep in the network, helps most. Among the
     deep half, the block with the lowest mean eigenvalue is taken; then the largest rank
     that fits.
 
     Args:
         backbone: The base, without a delta.
         blocks: Its `analyze_blocks` on a sample of the new images.
-        budget: Largest share of the base's parameters that may train.
+        budget: Largest share of the base's parameters that may be trained.
 
     Raises:
-        ValueError: If the budget is no share, or one block and the norms are already
-            above it.
+        ValueError: If the budget is not a share, or one block and the norms already
+            exceed it.
     """
     if not 0 < budget <= 1:
         raise ValueError(f'*budget* is {budget}: give a share, such as 0.07 for 7 %')

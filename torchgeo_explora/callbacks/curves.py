@@ -40,7 +40,7 @@ class Curves(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Take the values that were logged in this step."""
+        """Record the values that were logged in this step."""
         step = trainer.global_step
         for name in self.metrics:
             value = trainer.logged_metrics.get(name, trainer.callback_metrics.get(name))
@@ -53,7 +53,7 @@ class Curves(Callback):
         """Draw the curves."""
         points = dict(self.points)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            # Evaluated now and then: the last value would be repeated in between.
+            # Evaluated at intervals: the last value would be repeated in between.
             if isinstance(callback, OnlineKNN) and 'knn' in points:
                 points['knn'] = callback.history
         points = {name: curve for name, curve in points.items() if curve}

@@ -1,4 +1,4 @@
-"""Callbacks that tasks bring, unless the user has chosen others."""
+"""Callbacks that tasks add unless the user has chosen others."""
 
 from typing import Any
 from weakref import WeakSet
@@ -25,13 +25,14 @@ from torchgeo_explora.callbacks.reconstructions import Reconstructions
 
 
 def pretraining_callbacks(trainer: Trainer, masked: bool = False) -> list[Callback]:
-    """Return what a pre-training task returns from `configure_callbacks`.
+    """Return the callbacks that a pre-training task adds in `configure_callbacks`.
 
-    Online kNN, quality without labels, pictures, curves, the cost, the best and the
-    last checkpoint in the trainer's root folder, and a progress bar of optimizer steps.
-    A callback of the user replaces the one of its kind. Lightning's own checkpoint and
-    progress bar are removed from the trainer in favour of these; a bar or checkpoint of
-    the user without any argument cannot be distinguished from them.
+    They are online kNN, quality without labels, pictures, curves, the cost, the best
+    and the last checkpoint in the trainer's root folder, and a progress bar of
+    optimizer steps. A callback given by the user replaces the one of its kind.
+    Lightning's own checkpoint and progress bar are removed from the trainer in favour
+    of these; a user's bar or checkpoint without any argument cannot be distinguished
+    from them.
 
     Nothing is written with `fast_dev_run`; `barebones`, `enable_checkpointing=False`
     and `enable_progress_bar=False` are obeyed.
@@ -64,14 +65,15 @@ def pretraining_callbacks(trainer: Trainer, masked: bool = False) -> list[Callba
 
 
 def downstream_callbacks(trainer: Trainer, monitor: str, mode: str) -> list[Callback]:
-    """Return what a downstream task adds in `configure_callbacks`.
+    """Return the callbacks that a downstream task adds in `configure_callbacks`.
 
-    The best and the last checkpoint in the trainer's root folder, under the conditions
-    of `pretraining_callbacks`. Without validation the training loss decides.
+    They keep the best and the last checkpoint in the trainer's root folder, under the
+    conditions of `pretraining_callbacks`. Without validation, the training loss decides
+    which is best.
 
     Args:
         trainer: The trainer of the task.
-        monitor: Metric of the validation that decides.
+        monitor: Validation metric that decides.
         mode: 'min' or 'max'.
     """
     if _is_trial(trainer) or not _take_away(trainer, Checkpoint, ModelCheckpoint):
@@ -79,7 +81,7 @@ def downstream_callbacks(trainer: Trainer, monitor: str, mode: str) -> list[Call
     folder = trainer.default_root_dir
     return [
         _BestInValidation(folder, monitor, mode),
-        # `save_last` of the other one would keep the last of the best.
+        # `save_last` of the other one would only keep the last of the best.
         ModelCheckpoint(folder, 'last', enable_version_counter=False),
     ]
 
@@ -89,14 +91,14 @@ _added: WeakSet[Callback] = WeakSet()
 
 
 def prediction_writers(trainer: Trainer, kind: type[Callback]) -> list[Callback]:
-    """Return a writer of predictions, none if the user gave one of its kind.
+    """Return a writer of predictions, or none if the user gave one of its kind.
 
-    A trainer keeps the callbacks of its tasks. The writer that an earlier prediction
-    added is removed from it, since it would write the predictions of this one, too.
+    A trainer keeps the callbacks of its tasks. A writer that an earlier prediction
+    added is removed, because it would write the predictions of this one, too.
 
     Args:
         trainer: The trainer of the task; its list of callbacks is changed in place.
-        kind: What writes the predictions; made without arguments.
+        kind: Class of the writer; it is created without arguments.
     """
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     callbacks[:] = [callback for callback in callbacks if callback not in _added]
@@ -113,16 +115,16 @@ _STEPS = 500
 
 
 class _BestByKNN(ModelCheckpoint):
-    """Keep the best and the last checkpoint of those after an online kNN.
+    """Keep the best and the last of the checkpoints at the steps of online kNN.
 
-    Without labels RankMe decides, which chose the checkpoints of a run nearly as kNN
-    does (`docs/quality.md`), at the same steps; every 500 steps if kNN has none. Where
-    that is not measured at all of them, the loss decides.
+    Without labels, RankMe decides at the same steps, or every 500 steps if kNN is off:
+    it chose the checkpoints of a run nearly as kNN does (`docs/quality.md`). If RankMe
+    is not measured at all of these steps, the loss decides.
 
     Args:
-        knn: The callback that measures; it runs before.
-        quality: What measures without labels; it runs before.
-        folder: Where the checkpoints are.
+        knn: The callback that measures kNN; it runs before this one.
+        quality: The callback that measures without labels; it runs before this one.
+        folder: Folder of the checkpoints.
     """
 
     def __init__(self, knn: OnlineKNN, quality: LabelFreeQuality, folder: str) -> None:
@@ -141,11 +143,11 @@ class _BestByKNN(ModelCheckpoint):
 
     @property
     def state_key(self) -> str:
-        """One name in checkpoints, with labels and without."""
+        """The same name in checkpoints, with labels and without."""
         return 'BestByKNN'
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Choose what decides if there are no labels."""
+        """Choose the metric that decides if there are no labels."""
         if stage == 'fit' and self.knn.off:
             every = self.knn.every_n_steps or _STEPS
             own = self.quality.every_n_steps
@@ -173,7 +175,7 @@ class _BestInValidation(ModelCheckpoint):
     """Keep the checkpoint that was best in validation.
 
     Args:
-        folder: Where the checkpoints are.
+        folder: Folder of the checkpoints.
         monitor: Metric that decides, or `train_loss` if there is no validation.
         mode: 'min' or 'max'.
     """
@@ -192,7 +194,7 @@ class _BestInValidation(ModelCheckpoint):
 
 
 def _decide_by(checkpoint: ModelCheckpoint, monitor: str, mode: str) -> None:
-    """Make a checkpoint keep the best of another metric."""
+    """Make a checkpoint callback keep the best by another metric."""
     checkpoint.monitor, checkpoint.mode = monitor, mode
     worst = torch.inf if mode == 'min' else -torch.inf
     checkpoint.kth_value = torch.tensor(worst)
@@ -214,11 +216,11 @@ def _take_away(trainer: Trainer, kind: type[Callback], default: type[Callback]) 
 
     Args:
         trainer: Its list of callbacks is changed in place.
-        kind: What the callback does.
-        default: What Lightning adds for it, without arguments.
+        kind: Kind of the callback.
+        default: Class that Lightning adds for it, without arguments.
 
     Returns:
-        Whether there is room for another one: Lightning's own was there, and no other.
+        Whether another one may take its place: Lightning's own was there, and no other.
     """
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     found = [c for c in callbacks if isinstance(c, kind)]

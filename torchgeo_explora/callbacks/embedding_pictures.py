@@ -1,4 +1,4 @@
-"""How the embeddings of a run's images lie, and which images are neighbours."""
+"""Pictures of where the embeddings of a run's images lie, and of neighbours."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -32,14 +32,15 @@ class EmbeddingPictures(Callback):
 
     `map.png` shows thumbnails of training images at their places in a projection of the
     embeddings (UMAP, t-SNE or PCA, whichever is installed). `neighbours.png` shows, for
-    a few images, which others were nearest before, and which are after. The middle 96 %
-    of their values go from black to white. Both go to the
-    trainer's root folder and to the loggers that take figures. No labels are used.
+    a few images, which others were nearest before the run, and which are nearest after
+    it. The middle 96 % of the images' values go from black to white. Both pictures go
+    to the trainer's root folder and to the loggers that take figures. No labels are
+    used.
 
     Args:
         images: Largest number of training images, evenly spaced.
-        queries: Images whose neighbours are shown.
-        neighbours: Neighbours shown of each.
+        queries: Number of images whose neighbours are shown.
+        neighbours: Number of neighbours shown for each.
         batch_size: Images embedded at once.
     """
 
@@ -84,13 +85,13 @@ class EmbeddingPictures(Callback):
         return torch.cat(found), stretched(thumbnails, contrast(thumbnails))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Embed the images before the first step; a resumed run remembers them."""
+        """Embed the images before the first step; a resumed run has this already."""
         if self._before is None and lack_of_images(trainer) is None:
             with torch.compiler.set_stance('force_eager'):
                 self._before = self._embed(trainer, pl_module)[0]
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw what was before and what is now."""
+        """Draw the embeddings before and after the run."""
         if self._before is None or not trainer.is_global_zero:
             return
         with torch.compiler.set_stance('force_eager'):
@@ -145,8 +146,8 @@ def neighbour_sheet(
     Args:
         models: Embeddings (n, D) by the name of the model.
         small: Thumbnails, (n, 3, h, w) in [0, 1].
-        queries: Images that are looked up, evenly spaced.
-        neighbours: Neighbours of each.
+        queries: Number of images whose neighbours are shown, evenly spaced.
+        neighbours: Number of neighbours of each.
     """
     chosen = evenly_spaced(len(small), queries)
     count = min(neighbours, len(small) - 1)

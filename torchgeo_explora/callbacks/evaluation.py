@@ -1,4 +1,4 @@
-"""Measuring the backbone to keep, now and then, while it trains."""
+"""Measure the backbone that is kept, at intervals during training."""
 
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -15,10 +15,10 @@ from torchgeo_explora.functional.spacing import evenly_spaced
 
 
 class Evaluation(Callback):
-    """Measure before the first step, every so many optimizer steps, and after the last.
+    """Measure before the first step, every *every_n_steps* steps, and after the last.
 
     A subclass says what it measures (`measure`), under which names it is logged
-    (`metrics`), and why it cannot (`reason_to_be_off`).
+    (`metrics`), and why it cannot measure (`reason_to_be_off`).
 
     Args:
         every_n_steps: Optimizer steps between two evaluations; 0 turns the callback
@@ -27,12 +27,12 @@ class Evaluation(Callback):
 
     Attributes:
         history: What was measured, by optimizer step.
-        off: Why there is nothing to measure, known after `setup`; None if there is.
+        off: Why nothing can be measured, known after `setup`; None if it can.
     """
 
-    #: What the user knows it as.
+    #: Name shown to the user.
     title: str
-    #: Names that it logs, which `EarlyStopping` may watch.
+    #: Names of its metrics, which `EarlyStopping` may watch.
     monitors: tuple[str, ...] = ()
 
     def __init__(self, every_n_steps: int, batch_size: int) -> None:
@@ -45,11 +45,11 @@ class Evaluation(Callback):
 
     @abstractmethod
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> Any:
-        """Return what is true of the backbone now."""
+        """Return a measurement of the backbone as it is now."""
 
     @abstractmethod
     def metrics(self, measured: Any) -> dict[str, float]:
-        """Return a measurement as it is logged."""
+        """Return a measurement as metrics to log, by name."""
 
     @abstractmethod
     def reason_to_be_off(self, trainer: Trainer) -> str | None:
@@ -59,21 +59,21 @@ class Evaluation(Callback):
         """Find out whether there is something to measure."""
         if stage == 'fit':
             if not trainer.global_step:
-                # Of another run; a checkpoint is restored after this.
+                # The history of another run; a checkpoint is restored after this.
                 self.history = {}
             off = None if self.every_n_steps else '*every_n_steps* is 0'
             self.off = off or self.reason_to_be_off(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure the start; a resumed run remembers it.
+        """Measure before the first step; a resumed run has this already.
 
         Raises:
-            ValueError: If training is to stop by what is not measured.
+            ValueError: If `EarlyStopping` watches a metric that is not measured.
         """
         if self.off and (watched := self._watched(trainer)):
             raise ValueError(
-                f'EarlyStopping watches {watched}, and {self.title} is off: {self.off};'
-                ' give *monitor* loss, or remove EarlyStopping'
+                f'EarlyStopping watches {watched}, but {self.title} is off: {self.off};'
+                ' set *monitor* to loss, or remove EarlyStopping'
             )
         if self.off:
             rank_zero_info(f'{self.title} is off: {self.off}')
@@ -97,7 +97,7 @@ class Evaluation(Callback):
             self.log_now(trainer, pl_module)
 
     def _watched(self, trainer: Trainer) -> str | None:
-        """Return which of its names decides when training stops, if one does."""
+        """Return which of its metrics `EarlyStopping` watches, if any."""
         names = [each.monitor for each in trainer.early_stopping_callbacks]
         return next((name for name in names if name in self.monitors), None)
 
@@ -123,7 +123,7 @@ class Evaluation(Callback):
         self.log_now(trainer, pl_module)
 
     def log_now(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure, and log it."""
+        """Measure, and log the result."""
         for name, value in self.metrics(self._remember(trainer, pl_module)).items():
             pl_module.log(name, value, prog_bar=name == 'knn')
 
@@ -131,7 +131,7 @@ class Evaluation(Callback):
         # Compiled blocks would be compiled again for these views and batches.
         with torch.compiler.set_stance('force_eager'):
             measured = self.measure(trainer, pl_module)
-        # Transforms that draw, and a GPU's rounding, differ from process to process.
+        # Random transforms, and a GPU's rounding, differ from process to process.
         measured = trainer.strategy.broadcast(measured)
         self.history[trainer.global_step] = measured
         return measured
@@ -198,7 +198,7 @@ def first_sample(trainer: Trainer, split: str) -> dict[str, Any] | str:
         return f'there is no {split} split'
     try:
         return dict(dataset[0])
-    # Whatever is wrong with the data, training itself will tell.
+    # Whatever is wrong with the data, training itself will report it.
     except Exception as error:  # noqa: BLE001
         reason = f'{type(error).__name__}: {error}'
         return f'the {split} split cannot be read by number ({reason})'

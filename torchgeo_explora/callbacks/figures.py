@@ -20,7 +20,7 @@ from torchgeo_explora.paths import expanded
 from torchgeo_explora.writing import replacing, write_to
 
 _TRUE_COLOUR = ('B04', 'B03', 'B02')
-# Values that quantiles are taken of.
+# Number of values from which quantiles are computed.
 _SOME = 1_000_000
 
 
@@ -28,7 +28,7 @@ def shown_channels(backbone: Any, bands: Sequence[int | str] | None) -> list[int
     """Return the three channels to show as red, green and blue.
 
     Args:
-        backbone: Has the number of channels, and perhaps names of bands.
+        backbone: Gives the number of channels, and the names of bands if it has any.
         bands: Indices, or names if the backbone has names. If None, the true colours
             among Sentinel-2's bands, else the first three channels, or the first one in
             grey if there are fewer.
@@ -64,13 +64,13 @@ def shown_channels(backbone: Any, bands: Sequence[int | str] | None) -> list[int
 def contrast(images: Tensor) -> tuple[float, float]:
     """Return the values to show as black and white, for images that belong together.
 
-    Reflectance fills a small part of its range: shown as it is, it is black.
+    Reflectance fills a small part of its range: without stretching, it looks black.
 
     Args:
         images: Any shape; NaN is left out.
 
     Returns:
-        Quantiles of 2 and 98 %, of all channels together, so that colours stay.
+        The 2 % and 98 % quantiles of all channels together, so that colours are kept.
     """
     low, high = middle_values(images, 0.02, _SOME)
     return (0.0, 1.0) if isnan(low) else (low, max(high, low + 1e-6))
@@ -99,13 +99,12 @@ def save_figure(
 ) -> None:
     """Write a figure to *folder* as PNG, and give it to the loggers that take figures.
 
-    Those are TensorBoard, Weights & Biases and MLflow; the others, such as CSV, get
-    none.
+    Those are TensorBoard, Weights & Biases and MLflow; others, such as CSV, get none.
 
     Args:
         figure: The figure.
         name: Name of the file without its suffix, and of the figure for the loggers.
-        trainer: Has the loggers and the step.
+        trainer: Provides the loggers and the step.
         folder: The trainer's root folder if None. Both may be on another machine, such
             as `s3://bucket/run`.
     """
@@ -113,7 +112,7 @@ def save_figure(
     def write(path: Path) -> None:
         with replacing(path) as part:
             figure.savefig(part, dpi=120, format='png')
-        # Here, since some read the file.
+        # Here, because some loggers read the file.
         for logger in trainer.loggers:
             _log_figure(logger, name, figure, path, trainer.global_step)
 

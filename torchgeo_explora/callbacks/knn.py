@@ -17,16 +17,16 @@ from torchgeo_explora.models.backbones.tokens import Pooling
 
 
 class OnlineKNN(Evaluation):
-    """Weighted k-nearest-neighbour accuracy of the backbone to keep.
+    """Weighted k-nearest-neighbour accuracy of the backbone that is kept.
 
     The bank is the data module's training set, the queries are its validation set;
     their labels are used for nothing else. The accuracy is logged as `knn`, before the
     first step, then every *every_n_steps* and after the last step:
     `ModelCheckpoint(monitor='knn', mode='max', every_n_train_steps=...)` keeps the best
     delta. With `EarlyStopping('knn')` it is also measured at the end of an epoch in
-    which it was not. Without class labels the callback is off, and says why. Continued
-    pre-training can ruin features quickly: the callback warns if the accuracy falls
-    well below the start.
+    which it has not been measured. Without class labels the callback is off, and says
+    why. Continued pre-training can ruin features quickly: the callback warns if the
+    accuracy falls well below the start.
 
     Args:
         every_n_steps: Optimizer steps between two evaluations; 0 turns the callback
@@ -35,14 +35,14 @@ class OnlineKNN(Evaluation):
         bank: Largest number of training images used, evenly spaced.
         queries: Largest number of validation images used, evenly spaced.
         batch_size: Images embedded at once.
-        tolerance: Fall of the accuracy below the start that causes a warning.
-        pooling: What stands for an image: 'cls' for the class token, 'mean' for the
-            mean patch token, 'both' for one after the other; if None, what the method
-            trains: 'cls' for DINO, 'mean' for MAE. The delta records it.
+        tolerance: Drop of the accuracy below the start that causes a warning.
+        pooling: How tokens become an embedding: 'cls' for the class token, 'mean' for
+            the mean patch token, 'both' for the two concatenated; if None, what the
+            method trains: 'cls' for DINO, 'mean' for MAE. The delta records it.
 
     Attributes:
         history: Accuracy by optimizer step.
-        off: Why there is nothing to evaluate, known after `setup`; None if there is.
+        off: Why nothing can be evaluated, known after `setup`; None if it can.
     """
 
     title = 'online kNN'
@@ -68,7 +68,7 @@ class OnlineKNN(Evaluation):
         self.pooling = pooling
 
     def log_now(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Evaluate, log it, and warn if the features got worse."""
+        """Evaluate, log the result, and warn if the features got worse."""
         super().log_now(trainer, pl_module)
         start, accuracy = self.ends
         if accuracy < start - self.tolerance:
@@ -103,7 +103,7 @@ class OnlineKNN(Evaluation):
         return {'knn': measured}
 
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> float:
-        """Return the accuracy now."""
+        """Return the current accuracy."""
         bank, labels = self._embed(trainer, 'train', self.bank, pl_module)
         queries, truth = self._embed(trainer, 'val', self.queries, pl_module)
         classes = int(torch.cat([labels, truth]).max()) + 1
@@ -114,7 +114,7 @@ class OnlineKNN(Evaluation):
         self, trainer: Trainer, split: str, most: int, pl_module: LightningModule
     ) -> tuple[Tensor, Tensor]:
         """Return L2-normalised embeddings (N, D) and labels (N,) of a split."""
-        # A task of your own need not know of pooling.
+        # A user's own task may not support pooling.
         chosen = {'pooling': self.pooling} if self.pooling else {}
         features, labels = [], []
         for batch in image_batches(

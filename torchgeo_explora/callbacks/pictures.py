@@ -20,14 +20,14 @@ from torchgeo_explora.objectives.objective import batch_metadata
 
 
 class Pictures(Callback):
-    """Crops of a batch, and patch features coloured by their principal components.
+    """Draw crops of a batch, and patch features coloured by principal components.
 
     The crops show what augmentation does to the images, with their middle 96 % of
-    values from black to white. In the picture of the features,
-    patches of the same colour are alike for the model; colours can be compared within a
-    row, not between before and after. Of a series, the first image is shown, and the
-    mean of the features over time. Both pictures go to *folder*, and to the loggers
-    that take figures.
+    values from black to white. In the picture of the features, patches of the same
+    colour are alike for the model; colours can be compared within a row, not between
+    before and after. For a series, the first image is shown, and the mean of the
+    features over time. Both pictures go to *folder*, and to the loggers that take
+    figures.
 
     Args:
         folder: Where to write `crops.png` and `pca.png`; the trainer's root folder if
@@ -91,7 +91,7 @@ class Pictures(Callback):
         self._write(trainer, 'pca', rows, ['image', 'before', 'after'])
 
     def _colours(self, pl_module: Any, image: Tensor) -> Tensor:
-        """Return (B, 3, H, W) of images (B, C, H, W), or of series of them."""
+        """Return the channels shown, (B, 3, H, W), of images or of series of them."""
         channels = shown_channels(pl_module.backbone, self.bands)
         first = image[:, 0] if image.ndim == 5 else image
         return first[:, channels]
@@ -105,7 +105,7 @@ class Pictures(Callback):
         view = pl_module.view(batch['image'])
         features = backbone(view, **batch_metadata(batch)).patch.float()  # (B, N, D)
         height, width = (side // backbone.patch_size for side in view.shape[-2:])
-        # Tokens of all spectral groups, or times, of a place are averaged.
+        # The tokens of a place are averaged over spectral groups or times.
         features = features.unflatten(1, (-1, height * width)).mean(1)
         flat = features.flatten(0, 1)
         flat = flat - flat.mean(0)

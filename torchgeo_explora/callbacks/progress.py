@@ -16,9 +16,9 @@ class StepProgressBar(TQDMProgressBar):
     is shown as `images/s`.
 
     Args:
-        refresh_rate: Optimizer steps between two updates; 0 shows no bar. Evaluation
-            counts its batches.
-        process_position: Lines above the bar.
+        refresh_rate: Optimizer steps between two updates; 0 shows no bar. In
+            evaluation, the bar counts batches.
+        process_position: Number of lines above the bar.
     """
 
     def __init__(self, refresh_rate: int = 1, process_position: int = 0) -> None:
@@ -56,7 +56,7 @@ class StepProgressBar(TQDMProgressBar):
     def get_metrics(
         self, trainer: Trainer, pl_module: LightningModule
     ) -> dict[str, Any]:
-        """Return what stands behind the bar."""
+        """Return the metrics shown after the bar."""
         metrics = super().get_metrics(trainer, pl_module)
         rate = metrics.pop('images_per_second', None)
         return metrics if rate is None else {'images/s': rate, **metrics}

@@ -22,9 +22,9 @@ from torchgeo_explora.functional import (
     variance_share,
 )
 
-#: Side of a crop over that of the image: the corners overlap in the middle.
+#: Side of a crop relative to the image's: the corners overlap in the middle.
 _SHARE = 0.7
-#: Images whose patch tokens are looked at: each costs a singular value decomposition.
+#: Images whose patch tokens are ranked: each costs a singular value decomposition.
 _RANKED = 64
 _NAMES = (
     *('rankme', 'lidar', 'alignment', 'uniformity', 'variance_8', 'neighbours'),
@@ -33,14 +33,14 @@ _NAMES = (
 
 
 class LabelFreeQuality(Evaluation):
-    """Measures of the backbone to keep that need no labels.
+    """Measure the backbone that is kept, without labels.
 
-    The images are evenly spaced over the training set. Each is embedded as it is, and
-    as five crops (the corners and the centre, 0.7 of each side), which are views of one
+    The images are evenly spaced over the training set. Each is embedded whole, and as
+    five crops (the corners and the centre, 0.7 of each side), which are views of one
     place. Logged under `quality/`:
 
     - `rankme`: effective rank of the embeddings (Garrido et al. 2023);
-    - `patch_rank`: the same of the patch tokens of an image, averaged over up to 64
+    - `patch_rank`: the same for the patch tokens of an image, averaged over up to 64
       images; left out for a task without `embed_tokens`;
     - `lidar`: effective rank of what tells places apart (Thilak et al. 2024);
     - `alignment`, `uniformity`: of opposite corners, of the embeddings (Wang & Isola
@@ -51,8 +51,8 @@ class LabelFreeQuality(Evaluation):
     - `retrieval`: share of corners whose nearest opposite corner is of the same place.
 
     A callback may use any of them as *monitor*; `EarlyStopping` finds them in every
-    epoch, as with `OnlineKNN`. Falling to half of the effective rank
-    at the start is warned of: features are collapsing.
+    epoch, as with `OnlineKNN`. If the effective rank falls below half of its value at
+    the start, the callback warns that features are collapsing.
 
     Args:
         every_n_steps: Optimizer steps between two evaluations; 0 turns the callback
@@ -62,7 +62,7 @@ class LabelFreeQuality(Evaluation):
 
     Attributes:
         history: Measures by optimizer step.
-        off: Why there is nothing to measure, known after `setup`; None if there is.
+        off: Why nothing can be measured, known after `setup`; None if it can.
     """
 
     title = 'quality without labels'
@@ -85,7 +85,7 @@ class LabelFreeQuality(Evaluation):
         return {f'quality/{name}': value for name, value in measured.items()}
 
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
-        """Return all measures now."""
+        """Return the current measures."""
         task: Any = pl_module
         size = len(trainer.datamodule.train_dataset)  # type: ignore[attr-defined]
         every = -(-min(self.images, size) // _RANKED)
@@ -93,7 +93,7 @@ class LabelFreeQuality(Evaluation):
         for batch in image_batches(
             trainer, 'train', self.images, self.batch_size, task.device
         ):
-            # A task of your own need not give tokens.
+            # A user's own task may not give tokens.
             if hasattr(task, 'embed_tokens'):
                 tokens = task.embed_tokens(batch)
                 whole.append(tokens.pooled(task.pooling).float())
@@ -111,7 +111,7 @@ class LabelFreeQuality(Evaluation):
         return found
 
     def log_now(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure, log it, and warn of a collapse."""
+        """Measure, log the result, and warn of a collapse."""
         super().log_now(trainer, pl_module)
         start, now = (values['rankme'] for values in self.ends)
         if now < start / 2:
@@ -145,7 +145,7 @@ def measures(whole: Tensor, crops: Tensor) -> dict[str, float]:
 
     Args:
         whole: (n, D), embeddings of the images.
-        crops: (n, 5, D), those of `place_views`.
+        crops: (n, 5, D), embeddings of the crops of `place_views`.
     """
     first, opposite = crops[:, 0], crops[:, 2]
     values: dict[str, Any] = {

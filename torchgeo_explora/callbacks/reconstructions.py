@@ -15,12 +15,12 @@ _GREY = 0.5
 
 
 class Reconstructions(Callback):
-    """Input, masked input, reconstruction and error of a few images.
+    """Draw input, masked input, reconstruction and error of a few images.
 
     The images and their masks stay the same through the run. With `norm_pix`, a patch
-    is predicted up to its mean and standard deviation, and those of the image are used.
-    Visible patches are shown as they are. A series takes one column per time. The
-    picture `reconstructions.png` is overwritten each time; the loggers that take
+    is predicted up to its mean and standard deviation, and these are taken from the
+    image. Visible patches are shown as they are. A series takes one column per time.
+    The picture `reconstructions.png` is overwritten each time; the loggers that take
     figures get each one.
 
     Args:
@@ -56,7 +56,7 @@ class Reconstructions(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Take the images, and reconstruct them before the first step."""
+        """Keep some images, and reconstruct them before the first step."""
         if self._batch or not trainer.is_global_zero:
             return
         # Wrong bands raise before the first step.
@@ -76,7 +76,7 @@ class Reconstructions(Callback):
     ) -> None:
         """Draw when it is due."""
         step, every = trainer.global_step, self.every_n_steps
-        # The micro-batches after a step have its number, too.
+        # The micro-batches after a step have the same step number.
         if every and step % every == 0 and step != self._drawn:
             self._draw(trainer, pl_module)
 
@@ -95,7 +95,7 @@ class Reconstructions(Callback):
             torch.manual_seed(self.seed)
             grid = objective.student.embed(image, **metadata).grid
             mask = objective.draw_mask(len(image), grid)
-            # A data module's mask is one of pixels, not of tokens.
+            # A data module's mask is for pixels, not for tokens.
             metadata.pop('mask', None)
             painted: tuple[Tensor, Tensor] = objective.paint(image, mask, **metadata)
         pl_module.train(mode)

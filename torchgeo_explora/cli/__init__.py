@@ -1,4 +1,4 @@
-"""The `explora` command: files of deltas, weights and data, and TorchGeo's command."""
+"""The `explora` command: work with files of deltas, weights and data, and train."""
 
 import os
 import re
@@ -28,9 +28,9 @@ def parser() -> ArgumentParser:
     """Return the parser of the command."""
     top = ArgumentParser(
         prog='explora',
-        description="Files of deltas, weights and data, and TorchGeo's command: fit,"
-        ' validate, test and predict know the classes of this package by their short'
-        ' names.',
+        description='Work with files of deltas, weights and data, and run'
+        " TorchGeo's command: fit, validate, test and predict know the classes of this"
+        ' package by their short names.',
         epilog='`explora fit --help` lists the options of training, and `explora fit'
         ' --model.help ExploraDinoTask` the arguments of one task.',
         version=__version__,
@@ -39,8 +39,8 @@ def parser() -> ArgumentParser:
         '--import',
         type=str,
         metavar='MODULE',
-        help='A module of yours that defines a backbone which a file names; it is'
-        ' looked for in the working directory, too.',
+        help='A module of your own that defines a backbone which a file names; it is'
+        ' also looked for in the working directory.',
     )
     commands = top.add_subcommands(dest='command')
     for function, positional in COMMANDS.items():
@@ -62,8 +62,8 @@ def parser() -> ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command.
 
-    Bad input is told in one sentence. With the environment variable
-    JSONARGPARSE_DEBUG=true, a traceback comes instead.
+    Bad input is reported in one sentence. With the environment variable
+    JSONARGPARSE_DEBUG=true, a traceback is shown instead.
 
     Args:
         arguments: The arguments; those of the process if None.
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         run(given)
         return
-    # A point to the west of Greenwich is not an option.
+    # A point west of Greenwich starts with a minus, but is not an option.
     given = [f' {word}' if re.match(r'-[\d.]+,', word) else word for word in given]
     config = parser().parse_args(given)
     name = config.command
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.path.append(os.getcwd())
             import_module(config['import'])
         options = config[name].as_dict()
-        # Some would write into a local folder named like the address.
+        # Some commands would write into a local folder named like the address.
         if 'output' in options:
             local_path('output', options['output'])
         code = function(**options)

@@ -32,14 +32,14 @@ def analyze(
         model: Name of a timm model, or the class path of a backbone.
         weights: A file or the name of published weights; timm's own by default.
         delta: The file of a delta for these weights.
-        image_size: Side of the images that the model sees; that of the delta's run, or
-            224, by default.
+        image_size: Side of the images that the model sees; by default that of the
+            delta's run, or 224.
         images: Largest number of images.
         kind: Whether a folder holds images or scenes; auto looks at its first raster.
         bands: Names or numbers of the bands, in the model's order.
         assets: Keys of the assets of STAC items, in the order of the bands.
         in_channels: Channels of the model; 3 by default.
-        value_range: Lowest and highest value; that of the stored type by default.
+        value_range: Lowest and highest value; by default those of the stored type.
         on_error: Whether to stop at what cannot be read, or to leave it out.
     """
     from torchgeo_explora.adapt import load_delta
@@ -89,23 +89,23 @@ def suggest(
 ) -> None:
     """Say which block to unfreeze, and which rank of LoRA a budget allows.
 
-    The paper's criterion: of the deep half of the blocks, the one whose patch tokens
-    have the lowest principal eigenvalues on the new images. The page on analysis
-    compares it with an ablation.
+    The paper's criterion: in the deeper half of the blocks, take the one whose patch
+    tokens have the lowest principal eigenvalues on the new images. The documentation
+    page on analysis compares it with an ablation.
 
     Args:
         source: A folder of images, or scenes; labels are not used.
         model: Name of a timm model, or the class path of a backbone.
         weights: A file or the name of published weights; timm's own by default.
         output: The picture of the evidence: .png, .jpg, .pdf or .svg.
-        budget: Largest share of the base's parameters that may train.
+        budget: Largest share of the base's parameters that may be trained.
         image_size: Side of the images that the model sees; 224 by default.
         images: Largest number of images.
         kind: Whether a folder holds images or scenes; auto looks at its first raster.
         bands: Names or numbers of the bands, in the model's order.
         assets: Keys of the assets of STAC items, in the order of the bands.
         in_channels: Channels of the model; 3 by default.
-        value_range: Lowest and highest value; that of the stored type by default.
+        value_range: Lowest and highest value; by default those of the stored type.
         on_error: Whether to stop at what cannot be read, or to leave it out.
     """
     from torchgeo_explora.analysis import analyze_blocks, pictures
@@ -140,7 +140,7 @@ def suggest(
         )
     print(
         f'unfreeze: [{found.unfreeze}]\nrank: {found.rank}\n'
-        f'{found.parameters / 1e6:.2f} M parameters train, {found.share:.1%} of the'
+        f'{found.parameters / 1e6:.2f} M parameters trained, {found.share:.1%} of the'
         f' base (budget {budget:.1%})\nwrote {output}'
     )
 

@@ -52,14 +52,14 @@ def info(files: list[str]) -> None:
 
 
 def merge(delta: str, output: str, weights: str | None = None) -> None:
-    """Merge a delta into its base, and write safetensors in timm's names.
+    """Merge a delta into its base, and write safetensors with timm's names.
 
     Args:
         delta: The file of a delta, or the checkpoint of a fine-tuned classifier.
         output: The file to write.
         weights: Weights of the base: a file, or the name of published weights such as
             ExploraWeights.FMOW_RGB. The default is timm's own weights for a delta, and
-            the weights that a checkpoint was trained with.
+            for a checkpoint the weights that it was trained with.
     """
     export(delta, output, 'timm', weights)
 
@@ -76,15 +76,15 @@ def export(
     Args:
         file: The file of a delta, the output of `explora merge`, or the checkpoint of
             a fine-tuned classifier (ExploraClassificationTask).
-        output: The file to write; a folder for timm-folder, transformers
-            and peft.
+        output: The file to write; a folder for timm-folder, transformers, peft and
+            peft-transformers.
         format: What to write. A peft folder holds only the delta. The torchgeo format
             includes the head of a fine-tuned classifier.
         weights: Weights of the base: a file, or the name of published weights such as
             ExploraWeights.FMOW_RGB. The default is timm's own weights for a delta, and
-            the weights that a checkpoint was trained with.
-        model: For torchgeo, the timm name of the model, where it is not found by
-            itself.
+            for a checkpoint the weights that it was trained with.
+        model: For the torchgeo formats, the timm name of the model, if it is not found
+            automatically.
     """
     from torchgeo_explora import export as exports
 
@@ -246,12 +246,12 @@ def prepare(
         options: Arguments of the data set, each as --options.NAME VALUE: root, split,
             size and so on.
         encoding: jpeg (8 bits, lossy), integer (rounded to whole numbers), exact
-            (float32, bit for bit), or auto: jpeg for true colour of 8 bits, integer for
+            (float32, bit for bit), or auto: jpeg for 8-bit true colour, integer for
             larger values, exact for small ones.
         quality: JPEG quality, 1 to 100.
-        samples_per_shard: Samples in a shard. A stream needs at least one shard for
-            each worker of each process.
-        workers: Extra processes that encode; with 0 the main process does.
+        samples_per_shard: Number of samples in a shard. A stream needs at least one
+            shard for each worker of each process.
+        workers: Number of extra processes that encode; with 0 the main process does.
         drop: Keys of the samples to leave out, each as --drop+=KEY.
     """
     from torchgeo_explora import datasets
@@ -304,7 +304,7 @@ def verify(folders: list[str]) -> int:
 
 
 def completion() -> None:
-    """Print a bash script that completes the words of this command."""
+    """Print a bash script that completes this command."""
     from torchgeo_explora.cli.completion import bash_script
 
     print(bash_script())

@@ -8,13 +8,13 @@ import warnings
 from torchgeo_explora.cli import TRAINING, main
 from torchgeo_explora.cli.commands import COMMANDS
 
-# The words are fixed when the script is made: to ask Python at each key takes seconds.
+# The words are fixed when the script is made: asking Python at each key takes seconds.
 _SCRIPT = """\
 # Completion of the command explora for bash, made by `explora completion`.
 _explora() {
     local command=${COMP_WORDS[1]} word=${COMP_WORDS[COMP_CWORD]} words
     local before=${COMP_WORDS[COMP_CWORD-1]}
-    # In --option=value bash takes the sign for a word of its own.
+    # In --option=value bash treats the equals sign as a separate word.
     [[ $before == = ]] && before=${COMP_WORDS[COMP_CWORD-2]}
     [[ $word == = ]] && word=
     case $command in TRAINING) command=fit;; esac
@@ -101,7 +101,7 @@ def _help(*arguments: str) -> str:
         contextlib.suppress(SystemExit),
         warnings.catch_warnings(),
     ):
-        # Lightning warns of arguments that are not those of the process.
+        # Lightning warns about arguments that are not those of the process.
         warnings.simplefilter('ignore')
         main(arguments)
     return text.getvalue()

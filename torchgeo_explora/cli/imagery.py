@@ -41,31 +41,31 @@ def embed(
         model: Name of a timm model, or the class path of a backbone.
         weights: A file or the name of published weights; timm's own by default.
         delta: The file of a delta for these weights.
-        image_size: Side of the images that the model sees; that of the delta's run, or
-            224, by default.
+        image_size: Side of the images that the model sees; by default that of the
+            delta's run, or 224.
         window: Side of the windows of scenes in pixels; image_size by default.
         pooling: The class token, the mean of the patch tokens, or both; by default what
-            the delta was judged by, or what suits the weights.
+            the delta was evaluated with, or what suits the weights.
         dtype: Type of the values; int8 has a column of scales.
         kind: Whether a folder holds images or scenes; auto looks at its first raster.
         bands: Names or numbers of the bands, in the model's order.
         assets: Keys of the assets of STAC items, in the order of the bands.
         in_channels: Channels of the model; 3 by default.
-        value_range: Lowest and highest value; that of the stored type by default.
+        value_range: Lowest and highest value; by default those of the stored type.
         nodata: Value of pixels without data, if scenes do not declare it.
         mask: What replaces a scene's suffix in the name of its cloud mask, such as
-            _cloud.tif; these files are not scenes.
-        crs: Coordinate system of the geometries; that of the scenes by default, or
-            longitude and latitude where they have several.
+            _cloud.tif; these files are not read as scenes.
+        crs: Coordinate system of the geometries; by default that of the scenes, or
+            longitude and latitude if they have several.
         on_error: Whether to stop at what cannot be read, or to leave it out.
-        batch_size: Images at once.
-        num_workers: Processes that read images.
+        batch_size: Number of images at once.
+        num_workers: Number of processes that read images.
         share: For jobs that Lightning does not start, which part of the work to do,
             such as 0/4; without it, the parts of all jobs are joined.
         overwrite: Whether to replace the output.
-        devices: GPUs, or processes on a CPU.
-        num_nodes: Machines, if Lightning runs on several.
-        precision: Lightning's, such as bf16-mixed; float32 by default.
+        devices: Number of GPUs, or of processes on a CPU.
+        num_nodes: Number of machines, if Lightning runs on several.
+        precision: Lightning's precision, such as bf16-mixed; float32 by default.
     """
     from torchgeo_explora import export
 
@@ -112,19 +112,19 @@ def search(
 ) -> None:
     """Find the images or windows that are most like an example.
 
-    Writes GeoJSON, and beside it a contact sheet of the same name with .png.
+    Writes GeoJSON, and beside it a contact sheet, a .png of the same name.
 
     Args:
         file: A file that `explora embed` wrote.
         query: An image, a point as longitude,latitude, or a text file with one of these
-            on each line; its relative paths start at its own folder.
+            on each line; relative paths in it start at its folder.
         output: The GeoJSON file to write.
         k: Number of results.
         model: The model that the file was written with, for images.
-        weights: Its weights.
-        delta: Its delta.
+        weights: The weights of that model.
+        delta: The delta of that model.
         bands: Names or numbers of the bands of images; by default those that the file
-            was written with, where an image has bands of these names.
+            was written with, if an image has bands of these names.
     """
     from torchgeo_explora import export
 
@@ -170,24 +170,24 @@ def map(
         weights: A file or the name of published weights; timm's own by default, or
             those that a checkpoint was trained with.
         delta: The file of a delta for these weights.
-        image_size: Side of the windows in pixels; that of the delta's run, or 224, by
-            default.
+        image_size: Side of the windows in pixels; by default that of the delta's run,
+            or 224.
         checkpoint: A trained task's .ckpt, to map its classes instead.
         components: Number of principal components to write instead of embeddings.
         channels: Numbers of the bands, from 1, in the model's order.
         bands: Names of the bands, in the model's order; if the files do not name them,
             names for those that are read.
         assets: Keys of the assets of STAC items, in the order of the bands.
-        value_range: Lowest and highest value; that of the stored type by default.
+        value_range: Lowest and highest value; by default those of the stored type.
         nodata: Value of pixels without data, if scenes do not declare it.
-        block: Side in pixels of what is read and kept at once; 2048 for embeddings,
-            1024 for classes.
+        block: Side, in pixels, of the part that is read and kept at once; by default
+            2048 for embeddings and 1024 for classes.
         on_error: Whether to stop at a scene that cannot be read, or to leave it out.
-        num_workers: Processes that read blocks.
+        num_workers: Number of processes that read blocks.
         overwrite: Whether to replace maps.
-        devices: GPUs, or processes on a CPU.
-        num_nodes: Machines, if Lightning runs on several.
-        precision: Lightning's, such as bf16-mixed; float32 by default.
+        devices: Number of GPUs, or of processes on a CPU.
+        num_nodes: Number of machines, if Lightning runs on several.
+        precision: Lightning's precision, such as bf16-mixed; float32 by default.
     """
     from torchgeo_explora import export
 

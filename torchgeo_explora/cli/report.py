@@ -6,10 +6,10 @@ from pathlib import Path
 def report(run: str, weights: str | None = None) -> None:
     """Write a page about a run into its folder, report.html.
 
-    The page loads nothing and can be sent, printed and read on a phone. It shows what
-    the folder has: recipe, curves, features before and after, pictures, the change of
-    each block, cost, fingerprints and licences. A run that is still going can be
-    reported.
+    The page loads nothing from elsewhere, and can be sent, printed and read on a phone.
+    It shows what the folder has: recipe, curves, features before and after, pictures,
+    the change of each block, cost, fingerprints and licences. This also works for a run
+    that is still going.
 
     Args:
         run: The folder of the run (trainer.default_root_dir).
@@ -27,7 +27,7 @@ def report(run: str, weights: str | None = None) -> None:
 def compare(runs: list[str], output: str = 'comparison.html') -> None:
     """Write a page and a table of several runs side by side.
 
-    They have the settings that differ, the measures before, after and at their best,
+    They show the settings that differ, the measures before, after and at their best,
     and the cost. The page also has the curves.
 
     Args:

@@ -1,4 +1,4 @@
-"""TorchGeo's command with the names of this package known, and short errors."""
+"""TorchGeo's command, with this package's names and short errors."""
 
 import gc
 import inspect
@@ -43,7 +43,7 @@ data modules: {datamodules}
 callbacks: {callbacks}
 """
 
-# What Python says of a value that the parser takes for another kind of thing.
+# What Python says about a value that the parser takes for another kind of thing.
 _OF_PYTHON = re.compile('has no attribute|unhashable type|is not (iterable|subscript)')
 #: The configurations: in a checkout a link to the folder of the same name.
 CONFIGS = Path(torchgeo_explora.__file__).parent / 'configs'
@@ -53,12 +53,12 @@ def run(arguments: Sequence[str]) -> None:
     """Run TorchGeo's command.
 
     *--config* also takes the name of a shipped configuration, whose `configs/...` paths
-    are found wherever the command runs. What this package refuses, and what the parser
-    does, is told in one sentence. With the environment variable
-    JSONARGPARSE_DEBUG=true, the traceback comes too.
+    are found wherever the command runs. Errors of this package and of the parser are
+    reported in one sentence. With the environment variable JSONARGPARSE_DEBUG=true, the
+    traceback is shown too.
 
     Args:
-        arguments: The arguments, of which the first is the name of the command.
+        arguments: The arguments; the first is the name of the command.
 
     Raises:
         SystemExit: With what went wrong, or with a code.
@@ -119,7 +119,7 @@ class _CLI(LightningCLI):
             said = f'{type(error).__name__}: {error}'
             raise ValueError(
                 f'{" ".join(words[1:])} cannot be read ({said}): *--config* takes a'
-                ' file of YAML'
+                ' YAML file'
             ) from error
         self._check_groups()
         key = f'{self.config.subcommand}.model.init_args.weights'
@@ -166,7 +166,7 @@ class _CLI(LightningCLI):
 
 @contextmanager
 def _refused_by_lightning(name: str) -> Iterator[None]:
-    """Name the argument of what Lightning says of its value."""
+    """Name the argument whose value Lightning refuses."""
     try:
         yield
     except Exception as error:
@@ -201,10 +201,11 @@ def shipped_path(name: str) -> str:
             'pretrain/imagefolder_vit_large', or its path in the repository.
 
     Returns:
-        The path of the shipped file if there is no other; else *name* as it is.
+        The path of the shipped file if there is no other; else *name* unchanged.
 
     Raises:
-        ValueError: If *name* can only be the name of a configuration, and none has it.
+        ValueError: If *name* can only be the name of a configuration, and there is
+            none.
     """
     own = os.path.expanduser(name)
     if os.path.exists(own) and not os.path.isdir(own):
@@ -225,7 +226,7 @@ def _of_parser(error: ArgumentError, words: Sequence[str]) -> str:
     """Return which argument or file is wrong and why, without the types tried."""
     key = re.compile(r'Parser key "([\w.]+)":\s*')
     errors = [*chain(error)]
-    # Each part of the argument's name is told by another of the errors.
+    # Each error in the chain names one part of the argument.
     found = dict.fromkeys(m[1] for m in map(key.match, map(str, errors)) if m)
     reason = ' '.join(key.sub('', str(errors[-1])).split())
     if _OF_PYTHON.search(reason):

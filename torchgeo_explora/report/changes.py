@@ -20,10 +20,10 @@ def lora_norms(run: Run) -> dict[int, float]:
     It is the root of the sum over layers of ||s B A||^2, with s = alpha / rank.
 
     Args:
-        run: With a delta.
+        run: A run with a delta.
 
     Returns:
-        By block, from 0; {} for an adapter whose update is not s B A.
+        The norms by block, from 0; {} for an adapter whose update is not s B A.
     """
     adaptation = Adaptation.from_dict(run.metadata['adaptation'])
     adapter: Mapping[str, Any] = adaptation.to_dict()['adapter'] or {}
@@ -58,7 +58,7 @@ def relative_changes(run: Run, weights: str) -> list[dict[str, float]]:
     """Return ||W' - W|| / ||W|| of every layer, as `block_changes` does.
 
     Args:
-        run: With a delta.
+        run: A run with a delta.
         weights: The weights of its base: a file, or the name of published weights.
 
     Raises:

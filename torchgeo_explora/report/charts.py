@@ -1,4 +1,4 @@
-"""Charts as SVG inside a page, which take the colours of its text."""
+"""Charts as SVG for a page, which take on the colour of its text."""
 
 import html
 import io
@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-#: Colours that are seen on white and on black, and dashes that tell lines apart.
+#: Colours that are visible on white and on black, and dashes that tell lines apart.
 COLOURS = ('#2f7fc1', '#c8641b', '#2b9467', '#a9579e', '#8a7a1f', '#6b74d6')
 DASHES = ('', '6 3', '2 2', '8 2 2 2')
 #: Stands for the colour of the text until the SVG is written.
@@ -34,12 +34,12 @@ def line_style(index: int) -> tuple[str, str]:
 
 
 def line_chart(name: str, curves: Sequence[Mapping[int, float]], prefix: str) -> Chart:
-    """Return curves over optimizer steps.
+    """Return a chart of curves over optimizer steps.
 
     Args:
         name: What is drawn.
         curves: Value by step, one for each line, in the order of `line_style`.
-        prefix: Start of the drawing's ids, which no other drawing of the page has.
+        prefix: Start of the drawing's ids, unique on the page.
     """
     figure, axes = _empty()
     said = []
@@ -67,12 +67,12 @@ def line_chart(name: str, curves: Sequence[Mapping[int, float]], prefix: str) ->
 
 
 def bar_chart(name: str, values: Sequence[float], axis: str, prefix: str) -> Chart:
-    """Return a bar for each block.
+    """Return a chart with a bar for each block.
 
     Args:
         name: What is drawn.
         values: One for each block, from the first.
-        axis: What the height of a bar is.
+        axis: What the height of a bar shows.
         prefix: As for `line_chart`.
     """
     figure, axes = _empty()
@@ -81,7 +81,7 @@ def bar_chart(name: str, values: Sequence[float], axis: str, prefix: str) -> Cha
     axes.set_ylabel(axis, color=_INK)
     axes.xaxis.set_major_locator(MaxNLocator(12, integer=True))
     most = max(range(len(values)), key=lambda index: values[index])
-    caption = f'{name}; most in block {most + 1}, {values[most]:.3g}.'
+    caption = f'{name}; largest in block {most + 1}, {values[most]:.3g}.'
     return Chart(_svg(figure, prefix, caption), caption)
 
 

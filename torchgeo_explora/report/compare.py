@@ -25,20 +25,20 @@ def compare_runs(
     """Write a page and a table of several runs.
 
     The table has the settings that differ, the measures before, after and at their
-    best, and the cost; the page also has the curves. Runs may be still going.
+    best, and the cost; the page also has the curves. Runs may still be going.
 
     Args:
-        folders: Of the runs.
+        folders: Folders of the runs.
         output: The page, `*.html`; the table goes beside it as `*.csv`.
 
     Returns:
-        The rows of the table: what is known of each run, by name.
+        The rows of the table: what is known about each run, by name.
 
     Raises:
         NotADirectoryError: If there is no such folder.
         OSError: If a file cannot be written.
-        ValueError: If a folder has nothing that a run leaves, or *output* is not a
-            page.
+        ValueError: If a folder has none of the files that a run leaves, or *output* is
+            not a page.
     """
     output = Path(output)
     if output.suffix != '.html':
@@ -69,7 +69,7 @@ def differences(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     """Return the settings that are not the same in all configurations, as text.
 
     Args:
-        configs: One for each run; {} where none is known.
+        configs: One for each run; {} if none is known.
     """
     flat = [dict(_flat(config)) for config in configs]
     names = dict.fromkeys(name for each in flat for name in each)
@@ -98,7 +98,7 @@ def _flat(value: Any, name: str = '', depth: int = 0) -> Iterator[tuple[str, str
 
 
 def _results(run: Run) -> dict[str, Any]:
-    """Return what came out of a run, by name."""
+    """Return the results of a run, by name."""
     found: dict[str, Any] = {'notation': notation(run)}
     if run.pretraining:
         found['finished'] = 'yes' if run.finished else 'no'
@@ -136,11 +136,10 @@ def _page(
             if name not in settings and name != 'run'
         )
     ]
-    # One run a row on paper and in a spreadsheet; here, where screens are narrow, one
-    # run a column.
+    # In the CSV file, each run is a row; here, where screens are narrow, a column.
     found = [
         parts.table(
-            'What came out of each run',
+            'Results of each run',
             [[name, *(row.get(name) for row in rows)] for name in results],
             ['', *names],
         )
@@ -152,7 +151,7 @@ def _page(
             ['', *names],
         )
         if settings
-        else parts.text('No settings differ, as far as configurations were found.')
+        else parts.text('No settings differ in the configurations that were found.')
     )
     first = [*MEASURES, 'loss']
     logged = sorted({name for run in runs for name in run.curves})
@@ -190,7 +189,7 @@ def _page(
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
-    """Return a name for each run: its folder's, with its parent's where needed."""
+    """Return a name for each run: its folder's, with its parent's if needed."""
     names = [run.name for run in runs]
     return [
         name
@@ -201,7 +200,7 @@ def _names(runs: Sequence[Run]) -> list[str]:
 
 
 def _safe(value: Any) -> Any:
-    """Return a value that no spreadsheet takes for a formula."""
+    """Return a value that no spreadsheet will take for a formula."""
     if isinstance(value, str) and value[:1] in tuple('=+-@\t\r') and value != '-':
         return f"'{value}"
     return value

@@ -1,4 +1,4 @@
-"""Curves from an event file of TensorBoard, whole or cut short."""
+"""Curves from a TensorBoard event file, whole or cut short."""
 
 import logging
 import math
@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 def read_events(path: Path) -> tuple[dict[str, dict[int, float]], str | None]:
     """Return the finite scalars of an event file, by name and step.
 
-    A file that is still written, or was cut short, gives what it has up to there.
+    A file that is still being written, or was cut short, gives what it has so far.
 
     Args:
         path: The file.
@@ -25,7 +25,7 @@ def read_events(path: Path) -> tuple[dict[str, dict[int, float]], str | None]:
         str(path), size_guidance={'scalars': 0, **dict.fromkeys(kinds, 1)}
     )
     problem = None
-    # TensorBoard reports damage to its log only.
+    # TensorBoard reports damage only to its log.
     log = logging.getLogger('tensorboard')
     level = log.level
     log.setLevel(logging.ERROR)
@@ -48,7 +48,7 @@ def read_events(path: Path) -> tuple[dict[str, dict[int, float]], str | None]:
             curves[name] = values
     if not curves and problem is None:
         problem = (
-            f'{path.name} has no curves: the run logged nothing yet, or it is cut'
-            ' short.'
+            f'{path.name} has no curves: the run has logged nothing yet, or the file is'
+            ' cut short.'
         )
     return curves, problem

@@ -1,4 +1,4 @@
-"""A page that holds everything it shows, from its parts."""
+"""A self-contained page, built from its parts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -38,10 +38,10 @@ class Page:
     Attributes:
         title: Its heading.
         subtitle: A line below.
-        state: Whether a run has come to its end, in words; '' for none.
-        done: Whether it has.
-        cards: Numbers to see first, by name.
-        notes: What the reader must know, in sentences.
+        state: Whether a run has finished, in words; '' to leave it out.
+        done: Whether it has finished.
+        cards: Numbers to show first, by name.
+        notes: What the reader needs to know, in sentences.
         sections: The rest.
     """
 
@@ -58,7 +58,7 @@ class Page:
         """Write the page as HTML.
 
         Raises:
-            OSError: If it cannot be written; a file that was there stays.
+            OSError: If it cannot be written; an existing file is kept.
         """
         environment = Environment(
             loader=FileSystemLoader(Path(__file__).parent),
@@ -116,7 +116,7 @@ def charts(
 
     Args:
         drawn: The charts.
-        legend: Name, colour and dashes of each line, where there are several.
+        legend: Name, colour and dashes of each line, if there are several.
         caption: Folds the charts under it, if there is one.
     """
     return {'kind': 'charts', 'charts': drawn, 'legend': legend, 'caption': caption}
@@ -128,7 +128,7 @@ def picture(shown: Picture) -> Part:
 
 
 def short(value: Any) -> str:
-    """Return a value from a file in a few words; only the start of what is nested."""
+    """Return a value from a file in a few words; of nested ones, only the start."""
     if isinstance(value, bool) or value is None:
         return {True: 'yes', False: 'no', None: '-'}[value]
     if isinstance(value, float):

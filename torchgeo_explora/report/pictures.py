@@ -7,36 +7,36 @@ from typing import NamedTuple
 
 from PIL import Image
 
-#: Bytes of all pictures of a page, as they stand in it.
+#: Bytes of all pictures of a page, as embedded in it.
 BUDGET = 3_500_000
 _WIDEST = 1500
 _MOST = 24
 _SPLITS = {'test': 'test', 'val': 'validation'}
-#: What the pictures show that runs and `explora analyze` leave, in this order.
+#: What the pictures of runs and of `explora analyze` show, in the order of the page.
 _SHOWN = {
     'crops': 'Crops: what augmentation does to images of the run.',
     'pca': 'Patch features before and after the run, coloured by their first three'
-    ' principal components; colours compare within a row.',
-    'reconstructions': 'Images, what was hidden of them, and what the model predicts.',
-    'neighbours': 'Images and those with the nearest embeddings, before and after.',
-    'map': 'Map of the embeddings before and after: alike images lie together.',
+    ' principal components; colours can be compared within a row.',
+    'reconstructions': 'Images, what was hidden in them, and what the model predicts.',
+    'neighbours': 'Images and their nearest neighbours, before and after.',
+    'map': 'Map of the embeddings before and after: similar images lie together.',
     'attention': 'Attention of the class token in several blocks.',
     'features': 'Patch features in several blocks, coloured by their principal'
     ' components.',
     'curves': 'Measures of each block: principal eigenvalues, what a patch tells about'
-    ' its position and its class, and where attention goes. blocks.csv has them.',
+    ' its position and its class, and where attention goes. See also blocks.csv.',
     'changes': 'Relative change of each layer in each block.',
     **{
         f'confusion_{split}': f'Confusion matrix of the {words}: each row shows shares'
         f' of a true class. confusion_{split}.csv has the counts.'
         for split, words in _SPLITS.items()
     },
-    # Version 0.1 told no split.
+    # Version 0.1 did not name the split.
     'confusion': 'Confusion matrix: each row shows shares of a true class.',
     **{
         f'worst_{split}': f'Worst examples of the {words}: the images with the highest'
-        ' losses, with what is true and what was predicted.'
-        f' worst_{split}.csv has them in words.'
+        ' losses, with the truth and the prediction.'
+        f' worst_{split}.csv lists them.'
         for split, words in _SPLITS.items()
     },
     'segmentation': 'Images, the true and the predicted class of each pixel.',
@@ -65,11 +65,10 @@ def read_pictures(folder: Path) -> tuple[list[Picture], list[str]]:
     They shrink until all of them fit into `BUDGET`.
 
     Args:
-        folder: Of the run.
+        folder: Folder of the run.
 
     Returns:
-        The pictures, those of known contents first, and what is wrong with others, in
-        sentences.
+        The pictures, known kinds first, and sentences on what is wrong with others.
     """
     paths = [*sorted(folder.glob('*.png')), *sorted(folder.glob('analysis/*.png'))]
     # The page draws its own curves.
@@ -78,7 +77,7 @@ def read_pictures(folder: Path) -> tuple[list[Picture], list[str]]:
     paths.sort(key=lambda p: order.index(p.stem) if p.stem in order else len(order))
     problems = []
     if len(paths) > _MOST:
-        problems.append(f'Of {len(paths)} pictures, the first {_MOST} are shown.')
+        problems.append(f'Only the first {_MOST} of {len(paths)} pictures are shown.')
     opened = []
     for path in paths[:_MOST]:
         try:
@@ -97,7 +96,7 @@ def read_pictures(folder: Path) -> tuple[list[Picture], list[str]]:
 
 
 def _flat(image: Image.Image) -> Image.Image:
-    """Return a picture without transparency, of at most `_WIDEST` pixels each side."""
+    """Return a picture without transparency, reduced to at most `_WIDEST` wide."""
     image = image.convert('RGBA')
     image.thumbnail((_WIDEST, 2 * _WIDEST))
     white = Image.new('RGBA', image.size, 'white')

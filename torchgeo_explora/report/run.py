@@ -1,4 +1,4 @@
-"""What is known of a run from the files in its folder."""
+"""What is known about a run from the files in its folder."""
 
 import csv
 import math
@@ -24,16 +24,16 @@ _DELTAS = ('delta.safetensors', 'last.safetensors', 'best.safetensors')
 
 @dataclass
 class Run:
-    """A run, as far as its folder tells.
+    """A run, as far as it is known from its folder.
 
     Attributes:
         folder: Where it is.
         config_path: The newest `config.yaml`, None if there is none.
-        config_text: What it says, '' if there is none.
-        config: The same, read; {} if that is not possible.
+        config_text: Its text, '' if there is none.
+        config: The same, parsed; {} if that is not possible.
         curves: Values by optimizer step, by the name of the metric.
         delta: The file of the delta, None if there is none.
-        metadata: What the delta says of itself; {} if there is none.
+        metadata: The delta's metadata; {} if there is none.
         tensors: The delta's tensors.
         cost: What `read_cost` returned.
         problems: What could not be read, in sentences.
@@ -76,14 +76,14 @@ class Run:
 
     @property
     def steps(self) -> int | None:
-        """Optimizer steps done, as far as any file tells."""
+        """Optimizer steps done, as far as the files say; None if none does."""
         known = [number(self.cost.get('steps')), number(self.metadata.get('steps'))]
         known += [max(curve) for curve in self.curves.values() if curve]
         return max((int(each) for each in known if each is not None), default=None)
 
     @property
     def planned(self) -> int | None:
-        """Optimizer steps planned, None if no file tells."""
+        """Optimizer steps planned; None if no file says."""
         for value in (
             self.cost.get('planned_steps'),
             self.metadata.get('planned_steps'),
@@ -96,7 +96,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the run came to its end."""
+        """Whether the run has finished."""
         if not self.pretraining:
             return self.setting('trainer') is None or bool(self.curves)
         done = self.delta is not None and self.delta.name == _DELTAS[0]
@@ -109,16 +109,16 @@ class Run:
 
 
 def read_run(folder: str | os.PathLike[str]) -> Run:
-    """Read the folder of a run; whatever is damaged becomes one of its problems.
+    """Read the folder of a run; anything damaged is listed in its problems.
 
-    Only files of the folder are opened. A run that is still going can be read.
+    Only files in the folder are opened. A run that is still going can be read.
 
     Args:
         folder: The trainer's root folder.
 
     Raises:
         NotADirectoryError: If there is no such folder.
-        ValueError: If it has nothing that a run leaves.
+        ValueError: If it has none of the files that a run leaves.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -137,9 +137,9 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
     left = [*folder.glob('*.ckpt'), *folder.glob('*.csv'), *folder.glob('*.png')]
     if not (run.config_path or run.curves or run.delta or run.cost or left):
         raise ValueError(
-            f'{folder} has nothing that a run leaves (config.yaml, event files,'
-            ' metrics.csv, delta.safetensors, cost.json): give the folder of a run'
-            ' (trainer.default_root_dir)'
+            f'{folder} has none of the files that a run leaves (config.yaml, event'
+            ' files, metrics.csv, delta.safetensors, cost.json): give the folder of a'
+            ' run (trainer.default_root_dir)'
         )
     return run
 
@@ -159,8 +159,8 @@ def _read_config(run: Run) -> None:
     found = [*run.folder.glob('config.yaml'), *run.folder.glob('*/*/config.yaml')]
     if not found:
         run.problems.append(
-            'No config.yaml was found: it is written where the run was started by'
-            ' `explora fit`. The recipe is what the delta tells.'
+            'No config.yaml was found: it is written if the run is started by'
+            ' `explora fit`. The recipe is what the delta records.'
         )
         return
     run.config_path = max(found, key=lambda path: (path.stat().st_mtime, str(path)))
@@ -187,7 +187,7 @@ def _read_curves(run: Run) -> None:
         {*run.folder.glob('**/events.out.tfevents.*')},
         key=lambda path: (path.stat().st_mtime, str(path)),
     ):
-        # What `explora analyze` writes has blocks where a run has steps.
+        # The events of `explora analyze` have blocks where those of a run have steps.
         if 'analysis' in path.relative_to(run.folder).parts:
             continue
         curves, problem = read_events(path)
@@ -204,7 +204,7 @@ def _read_curves(run: Run) -> None:
             run.curves[name] = _without_repeats(curve)
     if not run.curves:
         run.problems.append(
-            'No curves were found: neither event files of TensorBoard nor metrics.csv.'
+            'No curves were found: neither TensorBoard event files nor metrics.csv.'
             ' A run without a logger (trainer.logger=false) has none.'
         )
 
@@ -220,15 +220,15 @@ def _without_repeats(curve: dict[int, float]) -> dict[int, float]:
 
 
 def _read_histories(run: Run) -> None:
-    """Take what callbacks measured from the last checkpoint, if there is one.
+    """Read what callbacks measured from the last checkpoint, if there is one.
 
-    A logger may leave some out, such as the last.
+    A logger may leave out some measurements, such as the last.
     """
     path = run.folder / 'last.ckpt'
     if not path.is_file():
         return
     try:
-        # Of a large file, only the few numbers are read.
+        # Even if the file is large, only the few numbers are read.
         content = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
         callbacks = dict(content['callbacks'])
         measured: dict[str, dict[int, float]] = {}
@@ -255,7 +255,7 @@ def _read_histories(run: Run) -> None:
 
 def _history(callbacks: dict[str, Any], kind: str) -> dict[Any, Any]:
     """Return what a callback measured, by step."""
-    # With other arguments than its own, Lightning's key has them behind the name.
+    # Lightning's key may have a callback's arguments after its name.
     found = [state for key, state in callbacks.items() if key.startswith(kind)]
     return dict(found[0]['history']) if found else {}
 

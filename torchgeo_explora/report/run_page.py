@@ -20,7 +20,7 @@ from torchgeo_explora.report.pictures import read_pictures
 from torchgeo_explora.report.run import Run, number, read_run
 from torchgeo_explora.terminal import printable
 
-#: Metrics in words, in the order of the page; more is better for the first group.
+#: Metrics in words, in the order of the page.
 MEASURES = {
     'knn': 'kNN accuracy',
     'quality/rankme': 'effective rank (RankMe)',
@@ -32,7 +32,7 @@ MEASURES = {
     'quality/variance_8': 'variance in 8 components',
 }
 _LETTERS = {'DINOv2': 'D', 'MAE': 'M'}
-#: Settings of the recipe, in words; the page has the whole configuration, too.
+#: Settings of the recipe, in words; the page also has the whole configuration.
 _RECIPE = {
     'model.init_args.model': 'model',
     'model.init_args.model_args': 'its sizes',
@@ -58,14 +58,14 @@ _RECIPE = {
 #: Tables of downstream tasks, in words.
 _TABLES = {
     'confusion_test.csv': 'Confusion matrix of the test: a row for each true class,'
-    ' counts of what it was taken for',
+    ' with counts of the predictions',
     'confusion_val.csv': 'Confusion matrix of the validation: a row for each true'
-    ' class, counts of what it was taken for',
+    ' class, with counts of the predictions',
     'worst_test.csv': 'Worst examples of the test: the highest losses',
     'worst_val.csv': 'Worst examples of the validation: the highest losses',
     'probe.csv': 'Classifiers of the probe',
 }
-#: The most curves of a page.
+#: Largest number of curves on a page.
 _MOST_CURVES = 24
 _LARGEST_TABLE = 60
 _WIDEST_TABLE = 80
@@ -74,7 +74,7 @@ _WIDEST_TABLE = 80
 def report_run(
     folder: str | os.PathLike[str], weights: str | None = None
 ) -> tuple[Path, list[str]]:
-    """Write `report.html` into the folder of a run: one page that loads nothing.
+    """Write `report.html`, one self-contained page, into the folder of a run.
 
     Args:
         folder: The trainer's root folder.
@@ -87,8 +87,8 @@ def report_run(
     Raises:
         NotADirectoryError: If there is no such folder.
         OSError: If the page cannot be written.
-        ValueError: If the folder has nothing that a run leaves, or the weights are not
-            the base of its delta.
+        ValueError: If the folder has none of the files that a run leaves, or the
+            weights are not the base of its delta.
     """
     run = read_run(folder)
     pictures, problems = read_pictures(run.folder)
@@ -119,13 +119,13 @@ def report_run(
 
 
 def title(run: Run) -> str:
-    """Return a run in the paper's notation, such as D-[24]-r64; else its folder."""
+    """Return a run's folder name, after its notation, such as D-[24]-r64, if any."""
     name = notation(run)
     return f'{name}: {run.name}' if name else run.name
 
 
 def notation(run: Run) -> str:
-    """Return the paper's notation of a run with a delta, '' for another."""
+    """Return the paper's notation of a run with a delta, '' for other runs."""
     if not run.metadata:
         return ''
     adaptation = Adaptation.from_dict(run.metadata['adaptation'])
@@ -138,9 +138,9 @@ def notation(run: Run) -> str:
 
 
 def state(run: Run) -> str:
-    """Return whether a run has come to its end, in words."""
+    """Return whether a run has finished, in words."""
     if run.steps is None:
-        steps = 'how far it came is not known'
+        steps = 'how far it got is not known'
     else:
         of = f' of {run.planned:,}' if run.planned else ''
         steps = f'{run.steps:,}{of} optimizer steps'
@@ -204,7 +204,7 @@ def _cards(run: Run) -> list[tuple[str, str]]:
 
 
 def _final_metrics(run: Run) -> list[tuple[str, float]]:
-    """Return the last value of each metric of a test, else of a validation."""
+    """Return the last value of each test metric, else of each validation metric."""
     for split in ('test_', 'val_', 'test/', 'val/'):
         found = [name for name in run.curves if name.startswith(split)]
         if found and not run.pretraining:
@@ -231,23 +231,23 @@ def _before_and_after(run: Run) -> Section:
         found.append(parts.table('Features on images of the run', rows, head))
         found.append(
             parts.text(
-                'kNN uses the labels of the data module for this measure only. The'
-                ' measures without labels tell whether features collapse, not whether'
+                "kNN uses the data module's labels, but only for this measure. The"
+                ' measures without labels show whether features collapse, not whether'
                 ' they are good.'
             )
         )
     elif run.pretraining:
         found.append(
             parts.text(
-                'Nothing was measured before and after: online kNN needs labels and a'
-                ' validation split, and both need a logger.'
+                'No measures before and after were found: online kNN needs labels and a'
+                ' validation split, and all measures need a logger or last.ckpt.'
             )
         )
     return Section('before-after', 'Before and after', found)
 
 
 def _tables(run: Run) -> Section:
-    """Return what was measured of a probe, a classifier or a segmentation."""
+    """Return the metrics of a probe, a classifier or a segmentation."""
     found: list[Part] = []
     metrics: dict[bool, list[list[Any]]] = {False: [], True: []}
     for name, value in _final_metrics(run):
@@ -288,7 +288,7 @@ def _tables(run: Run) -> Section:
 def _curves(run: Run) -> Section:
     names = [name for name in run.curves if len(run.curve(name)) > 1]
     first = [name for name in MEASURES if name in names]
-    # What a reader looks for; the rest is folded.
+    # What a reader looks for first; the rest is folded.
     first += sorted(
         name
         for name in names
@@ -297,7 +297,8 @@ def _curves(run: Run) -> Section:
     more = sorted(name for name in names if name not in (*first, 'epoch'))
     if len(first) + len(more) > _MOST_CURVES:
         run.problems.append(
-            f'Of {len(first) + len(more)} curves, the first {_MOST_CURVES} are drawn.'
+            f'Only the first {_MOST_CURVES} of {len(first) + len(more)} curves are'
+            ' drawn.'
         )
     drawn: list[Chart] = [
         line_chart(MEASURES.get(name, name), [run.curve(name)], f'c{index}')
@@ -331,10 +332,10 @@ def _changes(run: Run, weights: str | None) -> Section:
     if not relative:
         found.append(
             parts.text(
-                'Norms of the LoRA product alone: a block that is trained in full can'
-                ' only be compared with the base. Give its weights'
-                ' (explora report RUN_DIR --weights FILE) for the change of every'
-                ' block relative to it.'
+                'This shows only norms of the LoRA product. The change of a block that'
+                ' is trained in full can only be measured against the base: give the'
+                " base's weights (explora report RUN_DIR --weights FILE) for the change"
+                ' of every block relative to it.'
             )
         )
     head = ['block', 'trains', 'norm of the LoRA product']
@@ -404,15 +405,15 @@ def _cost(run: Run) -> Section:
         rows.append(['where the energy is from', cost['energy_source']])
     found = [parts.table(f'In short: {cost_line(cost)}', rows)]
     formula = (
-        'Carbon = energy x carbon of the grid. Energy = what is measured, else device'
-        ' hours x power of a device. Device hours = wall time x devices, with the'
-        ' evaluations in between, without preparing data and without'
-        ' runs before this one.'
+        'Carbon = energy x carbon of the grid. Energy = the measured energy, else'
+        ' device hours x power of a device. Device hours = wall time x devices,'
+        ' including the evaluations in between, but not data preparation or earlier'
+        ' runs.'
     )
     if 'energy_kwh' not in cost:
         formula += (
             ' Here nothing was measured, and no power was given: GPUs are measured'
-            ' where nvidia-ml-py is installed; set power and intensity of the Cost'
+            ' if nvidia-ml-py is installed; set power and intensity of the Cost'
             ' callback for an estimate.'
         )
     found.append(parts.text(formula))
@@ -453,13 +454,13 @@ def _lineage(text: str) -> list[str]:
 def _licences(run: Run) -> list[list[str]]:
     model = run.metadata['arguments'].get('model')
     weights = run.setting('model.init_args.weights')
-    # A file of weights may be of anyone, whatever the architecture.
+    # A file of weights may be anyone's, whatever the architecture.
     name = model if weights is True else weights
     known = base_licence(name) or licence_of(name) if isinstance(name, str) else None
     if known is None:
         return [
-            ['base', 'not known by its name: see where its weights are from'],
-            ['this delta', 'derived from the base: no more than the base allows'],
+            ['base', 'not known by its name: see where its weights come from'],
+            ['this delta', 'derived from the base: it allows no more than the base'],
         ]
     ends = ', as are models that it is merged into' if is_noncommercial(known) else ''
     return [
@@ -482,8 +483,8 @@ def _again(run: Run) -> Section:
         found.append(parts.code('\n'.join(lines)))
         if run.delta is not None:
             words = (
-                'Equal data, versions and devices give an equal delta; the fingerprint'
-                ' above tells.'
+                'The same data, versions and devices give the same delta, with the'
+                ' fingerprint above.'
             )
             found.append(parts.text(words))
     if run.config_text:
@@ -492,7 +493,7 @@ def _again(run: Run) -> Section:
 
 
 def _parameters(run: Run) -> tuple[int, int]:
-    """Return the numbers in the delta, and of the base, 0 if that is not known."""
+    """Return the number of parameters of the delta and of the base (0 if unknown)."""
     assert run.delta is not None
     trained = sum(tensor.numel() for tensor in run.tensors.values())
     try:

@@ -83,7 +83,7 @@ def test_a_delta_of_a_class_that_is_not_defined_tells_no_size(delta, monkeypatch
 
 def test_a_size_that_does_not_fit_is_said_to_be_the_deltas(delta):
     path = delta(42, patch_size=14)
-    with pytest.raises(ValueError, match=f'is 42 because {path} was trained so'):
+    with pytest.raises(ValueError, match=f'is 42 because {path} was trained at that'):
         ExploraKNNTask(**ANY_SIZE, delta=path)
     with pytest.raises(ValueError, match='or pad to') as caught:
         ExploraKNNTask(**ANY_SIZE, image_size=42, delta=path)

@@ -26,7 +26,7 @@ from torchgeo_explora.tasks.downstream.batches import check_labels
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 
-SENTENCE = r'no labels \(a batch holds .*image.*\), and the task needs one for each'
+SENTENCE = r'no labels \(a batch holds .*image.*\), but the task needs one for each'
 
 
 class Several(NonGeoDataModule):

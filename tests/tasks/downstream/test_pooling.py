@@ -137,7 +137,7 @@ def test_what_the_delta_records_is_compared_once(tmp_path, monkeypatch):
     given = {'num_classes': 2, 'pooling': 'cls', 'crop_fraction': 0.875}
     task = on_delta(ExploraLinearProbeTask, delta, **given)
     task._trainer = object()
-    with pytest.warns(UserWarning, match='saw or judged images in another') as found:
+    with pytest.warns(UserWarning, match='evaluated images differently') as found:
         task.setup('test')
     with warnings.catch_warnings():
         warnings.simplefilter('error')
@@ -208,7 +208,7 @@ def test_probe_reads_no_mean_twice_and_no_other_than_it_was_trained_on():
     task = probe(pooling='mean', averages=[False])
     task.on_save_checkpoint(checkpoint)
     other = probe(pooling='cls', averages=[False])
-    with pytest.raises(ValueError, match=r"\*pooling\* 'mean', and the task has 'cls'"):
+    with pytest.raises(ValueError, match=r"\*pooling\* 'mean', but the task has 'cls'"):
         other.on_load_checkpoint(checkpoint)
     # Those of earlier versions read class tokens.
     del checkpoint['explora']['pooling']

@@ -463,7 +463,7 @@ def test_decoder_weights_of_another_width_are_refused(published):
     ('change', 'message'),
     [
         ({'in_channels': 3}, r'\*in_channels\* describes a timm model'),
-        ({'weights': True}, r'\*weights\* True means those of a timm model'),
+        ({'weights': True}, r'\*weights\* True means the weights of a timm'),
     ],
 )
 def test_arguments_of_a_named_model_do_not_go_with_a_backbone(change, message):

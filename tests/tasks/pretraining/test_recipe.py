@@ -220,7 +220,7 @@ def test_a_checkpoint_of_another_recipe_is_refused(plain_tiny, folder, tmp_path)
     trainer.save_checkpoint(tmp_path / 'run.ckpt')
     other = Trainer(accelerator='cpu', max_steps=2, logger=False)
     data = ImageFolderDataModule(folder, batch_size=8, size=32)
-    with pytest.raises(ValueError, match='under recipe paper, and this run has recipe'):
+    with pytest.raises(ValueError, match='with recipe paper, but this run has recipe'):
         other.fit(
             ExploraDinoTask(recipe='auto', **plain_tiny),
             data,

@@ -153,5 +153,5 @@ def test_a_checkpoint_may_not_have_an_address_opened(tmp_path, tiny):
     """E33: addresses are fetched for the user, never for a file."""
     path = tmp_path / 'last.ckpt'
     torch.save({'base_weights': 'http://127.0.0.1:9/base.pth'}, path)
-    with pytest.raises(ValueError, match=r'may not have anything downloaded: pass'):
+    with pytest.raises(ValueError, match=r'may not start a download: pass'):
         ExploraDinoTask.load_from_checkpoint(path)

@@ -25,22 +25,23 @@ FILE = 'cost.json'
 class Cost(Callback):
     """Count what a run costs, and keep it in `cost.json`.
 
-    Images and operations depend only on the run, and go into the metadata of the delta,
-    too. Time, energy and carbon depend on the machine. The file is written with each
+    Images and operations depend only on the run, and also go into the metadata of the
+    delta. Time, energy and carbon depend on the machine. The file is written with each
     checkpoint and at the end, completely or not at all; a resumed run adds to what its
     checkpoint had.
 
     - device hours = wall time x devices, evaluations in between included;
-    - energy = what the GPUs report (NVML, with nvidia-ml-py installed); or what
-      codecarbon says, with *country*; else device hours x *power*;
+    - energy = what codecarbon reports if *country* is given; otherwise what the GPUs
+      report (NVML, with nvidia-ml-py installed); otherwise device hours x *power*;
     - carbon = energy x *intensity*.
 
     Args:
         power: Power of one device with its share of the machine, in W, for an estimate
-            where nothing is measured; no estimate if None.
-        intensity: Carbon of the grid, in kg CO2e per kWh; no estimate if None.
-        country: ISO code of three letters, such as DEU: codecarbon measures the machine
-            and knows the grid. It must be installed.
+            if nothing is measured; no estimate if None.
+        intensity: Carbon intensity of the grid, in kg CO2e per kWh; no estimate if
+            None.
+        country: Three-letter ISO code, such as DEU: codecarbon measures the machine and
+            knows the grid. It must be installed.
         folder: Where to write; the trainer's root folder if None. Both may be on
             another machine, such as `s3://bucket/run`.
 
@@ -48,7 +49,7 @@ class Cost(Callback):
         images: Training images seen so far, over all devices.
 
     Raises:
-        ValueError: If *power* or *intensity* is not positive, or *intensity* comes
+        ValueError: If *power* or *intensity* is not positive, or *intensity* is given
             together with *country*.
     """
 
@@ -65,8 +66,8 @@ class Cost(Callback):
                 require_positive(name, value)
         if intensity is not None and country is not None:
             raise ValueError(
-                '*intensity* and *country* both say how much carbon the grid has: give'
-                ' one of them'
+                '*intensity* and *country* both set the carbon intensity of the grid:'
+                ' give one of them'
             )
         self.power = power
         self.intensity = intensity
@@ -75,7 +76,7 @@ class Cost(Callback):
         self.images = 0
         self._operations: float | None = None  # of one image
         self._hook: Any = None
-        # Before this start; the energy is None once a part of the run was not measured.
+        # From before this start; the energy is None if any part was not measured.
         self._seconds = 0.0
         self._kwh: float | None = 0.0
         self._started: float | None = None
@@ -83,13 +84,13 @@ class Cost(Callback):
 
     @property
     def tflop(self) -> float | None:
-        """Operations so far in TFLOP, by the formula; None where it has none."""
+        """Operations so far in TFLOP, by the formula; None if it does not apply."""
         if self._operations is None:
             return None
         return self.images * self._operations / 1e12
 
     def metadata(self) -> dict[str, str]:
-        """Return what a delta says of it: only what depends on the run alone."""
+        """Return what a delta records: only what depends on nothing but the run."""
         tflop = {} if self.tflop is None else {'tflop': f'{self.tflop:.6g}'}
         return {'images': str(self.images), **tflop}
 
@@ -121,7 +122,7 @@ class Cost(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Look at the views of the first batch: their sizes decide."""
+        """Look at the views of the first batch: their sizes set the operations."""
         objective: Any = getattr(pl_module, 'objective', None)
         augment = getattr(objective, 'augment', None)
         if self._operations is None and augment is not None:
@@ -161,8 +162,8 @@ class Cost(Callback):
     ) -> None:
         """Keep what an interrupted run has cost."""
         if self._started is not None:
-            # The error that ends the run is the one to be seen. File systems of other
-            # machines have errors of their own.
+            # The error that ends the run must be the one shown. Remote file systems
+            # have errors of their own.
             with suppress(Exception):
                 self._write(trainer, pl_module)
         self._stop()
@@ -187,7 +188,7 @@ class Cost(Callback):
         return content
 
     def summary(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Return what `cost.json` says."""
+        """Return the contents of `cost.json`."""
         planned = getattr(pl_module, 'planned_steps', 0)
         hours = self.seconds / 3600 * trainer.world_size
         measured = self.measured_kwh()
@@ -238,10 +239,10 @@ class Cost(Callback):
 
 
 def read_cost(folder: str | Path) -> dict[str, Any]:
-    """Return what `cost.json` in a folder says, {} if there is no such file.
+    """Return the contents of `cost.json` in a folder, {} if there is no such file.
 
-    Values of another kind than `Cost` writes are left out: text may stand only where it
-    is expected, and numbers are finite and not negative.
+    Values of another kind than `Cost` writes are left out: text is kept only where it
+    is expected, and numbers only if they are finite and not negative.
 
     Raises:
         ValueError: If the file is not one that `Cost` has written.
@@ -253,7 +254,7 @@ def read_cost(folder: str | Path) -> dict[str, Any]:
         content = json.loads(path.read_text())
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f'{path} is damaged ({error}): remove it; a run that continues writes it'
+            f'{path} is damaged ({error}): remove it; continuing the run writes it'
             ' again'
         ) from error
     if not isinstance(content, dict):

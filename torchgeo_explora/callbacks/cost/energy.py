@@ -1,4 +1,4 @@
-"""The electricity that a run takes: measured by the device, or estimated."""
+"""The electricity that a run uses: measured by the device, or estimated."""
 
 from importlib import import_module
 from typing import Any, Self
@@ -12,8 +12,7 @@ JOULES_PER_KWH = 3.6e6
 class DeviceMeter:
     """Energy of CUDA devices since this object was made, from NVIDIA's NVML.
 
-    NVML counts the whole board, whoever uses it, and nothing of the rest of the
-    machine.
+    NVML counts the whole board, whoever uses it, but not the rest of the machine.
 
     Args:
         nvml: The module `pynvml`, initialised.
@@ -21,7 +20,7 @@ class DeviceMeter:
     """
 
     source = 'measured by the GPU (NVML): the boards, without the rest of the machine'
-    #: kg CO2e per kWh, where the meter knows it.
+    #: kg CO2e per kWh, if the meter knows it.
     intensity: float | None = None
 
     def __init__(self, nvml: Any, handles: list[Any]) -> None:
@@ -32,10 +31,10 @@ class DeviceMeter:
 
     @classmethod
     def of(cls, devices: list[torch.device]) -> Self | None:
-        """Return a meter of devices, None where they report no energy.
+        """Return a meter of devices, or None if they report no energy.
 
         Args:
-            devices: All that the run uses on this machine.
+            devices: All devices that the run uses on this machine.
         """
         if not devices or any(device.type != 'cuda' for device in devices):
             return None
@@ -48,7 +47,7 @@ class DeviceMeter:
             return None
         try:
             pynvml.nvmlInit()
-            # NVML does not know CUDA_VISIBLE_DEVICES: numbers may be others.
+            # NVML ignores CUDA_VISIBLE_DEVICES: its numbers may differ.
             handles = [
                 pynvml.nvmlDeviceGetHandleByUUID(
                     f'GPU-{torch.cuda.get_device_properties(device).uuid}'
@@ -72,13 +71,13 @@ class DeviceMeter:
 
 
 class MachineMeter:
-    """Energy of the machine by codecarbon, which knows the grid of a country.
+    """Energy of the machine by codecarbon, which knows a country's grid.
 
-    It works without a network. What codecarbon cannot measure (often the CPU and the
-    memory) it estimates.
+    It works without a network. codecarbon estimates what it cannot measure (often the
+    CPU and the memory).
 
     Args:
-        country: ISO code of three letters, such as DEU.
+        country: Three-letter ISO code, such as DEU.
 
     Raises:
         ImportError: If codecarbon is not installed.
@@ -91,8 +90,8 @@ class MachineMeter:
             base: Any = import_module('codecarbon.output').BaseOutput
         except ImportError as error:
             raise ImportError(
-                f'*country* {country} asks codecarbon for the carbon of its grid, and'
-                ' it is not installed: pip install codecarbon, or leave out *country*'
+                f'*country* {country} needs codecarbon, which is not installed: run'
+                ' pip install codecarbon, or leave out *country*'
                 ' and give *power* and *intensity*'
             ) from error
 

@@ -27,13 +27,13 @@ def vit_operations(
 ) -> tuple[float, float]:
     """Return the operations of a ViT's blocks for one sequence, by `FORMULA`.
 
-    The input of the first block needs a gradient, as with a class token that trains.
+    The input of the first block needs a gradient, as with a trained class token.
 
     Args:
         blocks: Blocks with `attn.k` and `attn.v` as linear layers, adapted or not.
         width: D, width of a token.
         tokens: S, special tokens included.
-        rows: Tokens whose output is wanted of the last block; all if None.
+        rows: Number of tokens whose output is needed from the last block; all if None.
 
     Returns:
         Forward and backward.
@@ -128,7 +128,7 @@ def _patches(backbone: Backbone, views: Tensor) -> int:
 
 
 def _embedding(backbone: Backbone, patches: int) -> float:
-    # Each group embeds its own bands only.
+    # Each group embeds only its own bands.
     values = backbone.in_channels * backbone.patch_size**2 / backbone.layers
     return 2 * patches * backbone.embed_dim * values
 

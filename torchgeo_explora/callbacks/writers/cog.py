@@ -10,7 +10,7 @@ from rasterio._err import CPLE_BaseError
 from rasterio.enums import Resampling
 from rasterio.errors import RasterioIOError
 
-# A block of all bands is held while it is written.
+# A block of all bands is held in memory while it is written.
 _LARGEST = 2**24
 
 
@@ -32,16 +32,16 @@ def write_cog(source: str | os.PathLike[str], target: str | os.PathLike[str]) ->
     """Copy a GeoTIFF as a cloud-optimised one, with overviews.
 
     Overviews of 8-bit classes have the most frequent class, others the mean. Pixels
-    without data count for neither. Embeddings are compressed in the fastest way, by
-    Zstandard: it takes a quarter of the time of Deflate, and files are as large.
+    without data count for neither. Embeddings are compressed by Zstandard at its
+    fastest: it takes a quarter of the time of Deflate, and files are equally large.
 
-    The overviews are built in the source, band by band. Left to the driver of
-    cloud-optimised files, which has all bands of a pixel together, those of 192 bands
-    take 40 times as long.
+    The overviews are built in the source, band by band. The driver of cloud-optimised
+    files, which keeps all bands of a pixel together, would take 40 times as long for
+    192 bands.
 
     Args:
         source: The GeoTIFF, whose bands lie one after the other; it gets overviews.
-        target: The file to write; one that is there is replaced.
+        target: The file to write; an existing one is replaced.
 
     Raises:
         RasterioIOError: If it cannot be written.
@@ -67,7 +67,7 @@ def write_cog(source: str | os.PathLike[str], target: str | os.PathLike[str]) ->
             BIGTIFF='IF_SAFER',
             **options,
         )
-    # Of a full disk, rasterio passes on GDAL's own error.
+    # If the disk is full, rasterio passes on GDAL's own error.
     except CPLE_BaseError as error:
         raise RasterioIOError(str(error)) from error
 

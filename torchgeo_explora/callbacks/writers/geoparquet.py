@@ -21,12 +21,12 @@ def output_crs(systems: Sequence[str], wanted: str | None = None) -> CRS:
     """Return the coordinate system of a column of geometries.
 
     Args:
-        systems: Those of the scenes.
-        wanted: That of the user.
+        systems: Coordinate systems of the scenes.
+        wanted: The one that the user asked for.
 
     Returns:
-        The wanted one, or that of all scenes if they have one in common, or longitude
-        and latitude on WGS 84.
+        The wanted one; else the scenes' own, if all have the same; else longitude and
+        latitude on WGS 84.
 
     Raises:
         ValueError: If the wanted one is not a coordinate system.
@@ -51,7 +51,8 @@ def geometry_columns(
     Args:
         corners: (N, 4, 2), x and y of the corners, counterclockwise.
         systems: Coordinate system of each.
-        target: That of the columns. Corners are transformed, edges stay straight.
+        target: Coordinate system of the columns. Corners are transformed, edges stay
+            straight.
     """
     corners = corners.copy()
     for system in set(systems):
@@ -92,7 +93,7 @@ def geo_metadata(crs: CRS, boxes: pa.StructArray) -> dict[str, str]:
     """Return the metadata that makes a Parquet file a GeoParquet file.
 
     Args:
-        crs: Of the geometries.
+        crs: Coordinate system of the geometries.
         boxes: The column `bbox` of all rows.
     """
     sides = [boxes.field(name).to_numpy() for name in _SIDES]

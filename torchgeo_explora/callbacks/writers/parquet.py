@@ -44,15 +44,15 @@ class EmbeddingWriter(PartWriter):
     (taken as UTC), the window's `column`, `row`, `width` and `height` in pixels of the
     scene, `no_data` (the share of its pixels without data), `geometry` and `bbox`.
 
-    The file's metadata `explora` tells the fingerprint of the model and how images were
-    prepared. See `PartWriter` for runs that are interrupted or shared.
+    The file's metadata `explora` records the fingerprint of the model and how images
+    were prepared. See `PartWriter` for runs that are interrupted or shared.
 
     Args:
         path: File to write; `embeddings.parquet` in the trainer's root folder if None.
         dtype: Type of the values. With 'int8', the column `scale` has the factor that
-            makes a row's values those of the model again, up to rounding.
+            restores a row's values, up to rounding.
         crs: Coordinate system of the geometries. If None, that of the scenes, or
-            longitude and latitude where they have several.
+            longitude and latitude if they have several.
     """
 
     #: Name of the column of values.
@@ -82,7 +82,7 @@ class EmbeddingWriter(PartWriter):
         self._seen = 0
 
     def state(self, trainer: Trainer, pl_module: Any) -> list[Any]:
-        """Return what the parts depend on beside the model."""
+        """Return what the parts depend on besides the model."""
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         dataset = datamodule.predict_dataset
         if hasattr(dataset, 'identity'):
@@ -100,7 +100,7 @@ class EmbeddingWriter(PartWriter):
         """Let the data module skip finished parts."""
         super().setup(trainer, pl_module, stage)
         if hasattr(_dataset(trainer), 'footprints'):
-            # Lightning would keep every row until the end, and an area may not fit.
+            # Lightning would keep every row until the end, which may not fit in memory.
             trainer.predict_loop.return_predictions = False
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -238,7 +238,7 @@ class EmbeddingWriter(PartWriter):
 
 
 def model_fingerprint(backbone: Any) -> str | None:
-    """Return the fingerprint of a backbone, as `fold_delta` gives it with a delta."""
+    """Return the fingerprint of a backbone; with a delta, as `fold_delta` sets it."""
     base, delta = base_fingerprint(backbone), delta_state_dict(backbone)
     if not delta:
         return base
@@ -313,7 +313,7 @@ def _rows(values: Tensor) -> pa.Array:
 
 
 class DetectionWriter(EmbeddingWriter):
-    """Write (index, path, boxes, labels, scores) rows, as `EmbeddingWriter`.
+    """Write (index, path, boxes, labels, scores) rows, like `EmbeddingWriter`.
 
     The last three are lists with one entry per object; boxes are (xmin, ymin, xmax,
     ymax) in pixels.
@@ -335,7 +335,7 @@ class DetectionWriter(EmbeddingWriter):
 
 
 class MaskWriter(EmbeddingWriter):
-    """Write (index, path, bounds, mask) rows, as `EmbeddingWriter`.
+    """Write (index, path, bounds, mask) rows, like `EmbeddingWriter`.
 
     `mask` holds the bytes of a PNG image whose 8-bit values are the classes. For a
     scene, see `RasterWriter`.

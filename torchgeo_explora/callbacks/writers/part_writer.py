@@ -1,4 +1,4 @@
-"""Predictions that are kept batch by batch, and joined at the end."""
+"""Predictions that are written batch by batch, and joined at the end."""
 
 import hashlib
 import json
@@ -23,10 +23,10 @@ class PartWriter(BasePredictionWriter):
     """Write each batch of predictions to its own file, and join them at the end.
 
     The files are in a hidden folder beside the result, and are joined in a fixed order.
-    Where the data module numbers its parts, a run that was killed continues where it
-    stopped and gives the same file, and several processes share the work. The name of
-    the folder depends on the model, the data and the settings, so that parts of another
-    run are never used; they are deleted when a result is complete.
+    If the data module numbers its parts, a run that was killed continues where it
+    stopped and gives the same file, and several processes can share the work. The name
+    of the folder depends on the model, the data and the settings, so that parts of
+    another run are never used; parts are deleted when the result is complete.
 
     A subclass writes a part in `write_on_batch_end`, and the result in `join`.
 
@@ -49,7 +49,7 @@ class PartWriter(BasePredictionWriter):
         self._folder: Path | None = None
 
     def state(self, trainer: Trainer, pl_module: Any) -> list[Any]:
-        """Return what the parts depend on beside the model, in values of JSON."""
+        """Return what the parts depend on besides the model, as JSON values."""
         raise NotImplementedError
 
     def join(self, trainer: Trainer, pl_module: Any, parts: list[Path]) -> None:
@@ -67,12 +67,12 @@ class PartWriter(BasePredictionWriter):
         datamodule: Any = getattr(trainer, 'datamodule', None)
         if hasattr(datamodule, 'finished'):
             # Called when the loader is made: the model has its checkpoint by then.
-            # Nor need Lightning know which samples are in a part.
+            # Lightning need not know which samples are in a part.
             warnings.filterwarnings('ignore', "Couldn't infer the batch indices")
             datamodule.finished = lambda: self._finished(trainer, pl_module)
 
     def find_target(self, trainer: Trainer) -> None:
-        """Find the place of the result.
+        """Find the path of the result.
 
         Raises:
             OSError: If it cannot be written.
@@ -129,7 +129,7 @@ class PartWriter(BasePredictionWriter):
         return done
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Where parts have no numbers of their own, start anew."""
+        """Remove earlier parts, if the data module does not number its parts."""
         datamodule = getattr(trainer, 'datamodule', None)
         if hasattr(datamodule, 'finished'):
             return
@@ -137,7 +137,7 @@ class PartWriter(BasePredictionWriter):
         self._folder = self.target.with_name(f'.{self.target.name}.parts')
         self._folder.mkdir(exist_ok=True)
         for number, path in self.parts().items():
-            # As `number` gives them: no process deletes what another one writes.
+            # Numbered as by `number`: no process deletes what another one writes.
             if number % trainer.world_size == trainer.global_rank:
                 path.unlink()
 
@@ -150,7 +150,7 @@ class PartWriter(BasePredictionWriter):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Say what an interrupted run has."""
+        """Say how many parts an interrupted run has kept."""
         resumable = hasattr(getattr(trainer, 'datamodule', None), 'finished')
         if self._folder is None or not resumable or not trainer.is_global_zero:
             return
@@ -160,7 +160,7 @@ class PartWriter(BasePredictionWriter):
                 ' continue'
             )
             return
-        # Another process may have kept one just now.
+        # Another process may have written a part just now.
         with suppress(OSError):
             self._folder.rmdir()
 
@@ -179,7 +179,7 @@ class PartWriter(BasePredictionWriter):
             )
             return
         self.join(trainer, pl_module, [*self.parts().values()])
-        # Of this result only: another one's name may go on where this one ends.
+        # Only this result's folders: another result's name may start with this one's.
         own = re.compile(rf'\.{re.escape(self.target.name)}(\.[0-9a-f]{{16}})?\.parts')
         for folder in self.target.parent.iterdir():
             if own.fullmatch(folder.name):

@@ -25,7 +25,7 @@ def principal_components(blocks: Iterable[NDArray[Any]], count: int) -> Basis:
     """Return the principal components of all cells, exactly.
 
     Sums of values and of their products are enough, so that no more than a block is in
-    memory. The largest number of an axis is positive.
+    memory. The largest entry of an axis, in magnitude, is positive.
 
     Args:
         blocks: Maps (D, h, w), NaN where there is no data.

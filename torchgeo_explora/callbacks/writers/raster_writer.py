@@ -42,7 +42,7 @@ class RasterWriter(PartWriter):
     Args:
         path: The file; `scene.tif` in the trainer's root folder if None.
         components: k, number of principal components that embeddings are reduced to;
-            all values if None. They are those of all cells of this scene.
+            all values if None. They are computed from all cells of this scene.
         tags: Further tags of the file.
     """
 
@@ -74,7 +74,7 @@ class RasterWriter(PartWriter):
         super().setup(trainer, pl_module, stage)
         if stage == 'predict':
             self._require_components(pl_module)
-        # Lightning would keep every block until the end, and a scene may not fit.
+        # Lightning would keep every block until the end, which may not fit in memory.
         trainer.predict_loop.return_predictions = False
 
     def _require_components(self, task: Any) -> None:
@@ -82,18 +82,18 @@ class RasterWriter(PartWriter):
             return
         if task.labels_cells:
             raise ValueError(
-                '*components* is for embeddings, and this task maps classes: leave it'
+                '*components* is for embeddings, but this task maps classes: leave it'
                 ' out'
             )
         width = task.backbone.embed_dim
         if self.components > width:
             raise ValueError(
-                f'*components* is {self.components}, and the embeddings have {width}'
-                ' values: give at most as many'
+                f'*components* is {self.components}, but the embeddings have {width}'
+                f' values: give at most {width}'
             )
 
     def state(self, trainer: Trainer, pl_module: Any) -> list[Any]:
-        """Return what the blocks depend on beside the model."""
+        """Return what the blocks depend on besides the model."""
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         return [
             pl_module.cell,
@@ -160,7 +160,7 @@ class RasterWriter(PartWriter):
     def _profile(
         self, datamodule: Any, cell: int, first: Any, basis: Basis | None
     ) -> dict[str, Any]:
-        """Return the form of the map."""
+        """Return rasterio's profile of the map."""
         with open_raster(datamodule.path) as scene:
             crs, transform = scene.crs, scene.transform
             points, system = scene.gcps

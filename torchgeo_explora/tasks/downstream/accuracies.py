@@ -1,4 +1,4 @@
-"""Scores of many classifiers at once: counted, chosen from, and written."""
+"""Scores of many classifiers at once: count them, choose from them, write them."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -59,8 +59,8 @@ class AccuracyOfEach(Metric):
 class ConfusionOfEach(Metric):
     """Truth and prediction of each image by several classifiers.
 
-    They are kept instead of a matrix for each classifier: one of them counts in the
-    end, and there may be thousands of classes.
+    They are kept instead of a matrix for each classifier: only one classifier counts in
+    the end, and there may be thousands of classes.
 
     Args:
         classes: Number of classes, C.
@@ -74,7 +74,7 @@ class ConfusionOfEach(Metric):
         """Start with no images."""
         super().__init__()
         self.classes = classes
-        # Processes exchange no int16.
+        # Processes cannot exchange int16.
         self.kind = torch.uint8 if classes <= 256 else torch.int32
         for name in ('labels', 'guesses'):
             self.add_state(name, [], dist_reduce_fx='cat')
@@ -105,10 +105,10 @@ class ConfusionOfEach(Metric):
 
 
 class MultilabelScoresOfEach(Metric):
-    """Mean average precision and F1 of several classifiers of several labels.
+    """Mean average precision and F1 of several multi-label classifiers.
 
     `mAP` is the mean over the labels (macro), `F1` counts all labels together (micro)
-    at a probability of 0.5, as TorchGeo's `OverallF1Score`.
+    at a probability of 0.5, like TorchGeo's `OverallF1Score`.
 
     Attributes:
         names: Names of what `compute` returns; the first one chooses.
@@ -132,7 +132,8 @@ class MultilabelScoresOfEach(Metric):
             scores: Probabilities, (heads, B, labels).
             labels: 0 or 1, (B, labels).
         """
-        # Beyond [0, 1], if only by rounding, torchmetrics would take them for logits.
+        # torchmetrics takes values outside [0, 1], even if only by rounding, for
+        # logits.
         self.scores.append(scores.clamp(0, 1).transpose(0, 1))
         self.labels.append(labels.long())
 
@@ -151,10 +152,11 @@ class MultilabelScoresOfEach(Metric):
 
 
 class Selection:
-    """The classifier that counts: two protocols.
+    """Choose the classifier that counts, by two protocols.
 
-    *paper* is the best classifier on the split that is reported, which is optimistic;
-    *held_out* is the score there of the classifier that was best in validation.
+    *paper* is the score of the best classifier on the reported split, which is
+    optimistic; *held_out* is the score on that split of the classifier that was best in
+    validation.
 
     Args:
         score: Name of the score.
@@ -172,7 +174,7 @@ class Selection:
 
     @property
     def chosen(self) -> int:
-        """Number of the classifier that was best in validation, the first if equal.
+        """Number of the classifier that was best in validation; the first of equals.
 
         Raises:
             ValueError: If there was no validation.
@@ -216,9 +218,9 @@ def write_table(trainer: Trainer, name: str, rows: Sequence[Mapping[str, Any]]) 
     """Write rows to a CSV file in the trainer's root folder, in the first process.
 
     Args:
-        trainer: Has the folder.
+        trainer: The trainer.
         name: Name of the file, without its suffix.
-        rows: At least one; all with the keys of the first.
+        rows: At least one row; all have the keys of the first.
     """
     if not trainer.is_global_zero:
         return

@@ -40,23 +40,23 @@ from torchgeo_explora.tasks.run.raw_images import band_names
 from torchgeo_explora.tasks.run.refusal import told_by_command
 from torchgeo_explora.tasks.run.resumable import ResumableTask
 
-#: Nothing of the backbone trains.
+#: Nothing in the backbone is trained.
 FROZEN = Adaptation((), norms=False, cls_token=False, adapter=None)
 
 
 class DownstreamTask(ResumableTask):
-    """A backbone with its delta folded in, and something on it that learns from labels.
+    """A backbone with its delta folded in, for a task on labelled images.
 
-    Checkpoints hold what trains; the frozen base is left out, and identified by its
-    hash.
+    Checkpoints hold the trained parameters; the frozen base is left out, and identified
+    by its hash.
 
     A subclass declares its own arguments, and takes `**downstream` or `**finetuning`
-    for those of `DownstreamOptions` or `FinetuningOptions`. What it builds on the
-    backbone, it builds in `configure_heads`.
+    for those of `DownstreamOptions` or `FinetuningOptions`. It builds its head in
+    `configure_heads`.
 
     Args:
-        options: Where the task starts, and with `FinetuningOptions` how the backbone
-            trains.
+        options: Where the task starts, and with `FinetuningOptions` how the backbone is
+            trained.
     """
 
     ignore: tuple[str, ...] = (
@@ -69,13 +69,13 @@ class DownstreamTask(ResumableTask):
     writer: type[Callback] = EmbeddingWriter
     #: Whether `dense` gives class probabilities, so that a map shows the likeliest one.
     labels_cells = False
-    #: What stands for an image where features are judged as they are; None where a head
-    #: is trained on them in its own way.
+    #: How tokens become an image's features, if these are evaluated directly; None if a
+    #: head reads the tokens in its own way.
     pooling: Pooling | None = None
 
     def __init__(self, options: DownstreamOptions) -> None:
-        """Build the backbone and what reads it."""
-        #: None where the backbone stays frozen.
+        """Build the backbone and its head."""
+        #: None if the backbone stays frozen.
         self.tuning = (
             FineTuning(options) if isinstance(options, FinetuningOptions) else None
         )
@@ -84,11 +84,11 @@ class DownstreamTask(ResumableTask):
 
     @abstractmethod
     def configure_heads(self) -> None:
-        """Call `adapt_backbone`, and build what reads the backbone."""
+        """Call `adapt_backbone`, and build the head on the backbone."""
 
     @told_by_command()
     def configure_models(self) -> None:
-        """Build the backbone and what reads it."""
+        """Build the backbone and its head."""
         options = self.options
         self.backbone = build_backbone(
             options.model,
@@ -99,7 +99,7 @@ class DownstreamTask(ResumableTask):
             delta=options.delta,
         )
         self.backbone.record.take_extras()
-        #: What the delta says of its making that was not compared yet.
+        #: What the delta says about its run and has not been compared yet.
         self.recorded: dict[str, Any] = {}
         if options.delta:
             self.backbone = fold_delta(self.backbone, options.delta)
@@ -113,9 +113,9 @@ class DownstreamTask(ResumableTask):
         self.configure_heads()
 
     def adapt_backbone(self) -> None:
-        """Make trainable what is to train of the backbone, and freeze the rest.
+        """Make the chosen parts of the backbone trainable, and freeze the rest.
 
-        A head that changes the backbone does so before.
+        A head that changes the backbone must do so first.
         """
         if self.tuning is None:
             adapt(self.backbone, FROZEN).eval()
@@ -125,7 +125,7 @@ class DownstreamTask(ResumableTask):
     # Images -----------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Prepare the images, and compare their range with that of the training."""
+        """Prepare the images, and compare their range with the one used in training."""
         super().setup(stage)
         self.raw_images.compare(self._trained_range)
         warn_of_differences(self.recorded, self._seen(), self.options.delta)
@@ -135,7 +135,7 @@ class DownstreamTask(ResumableTask):
             require_replicas(self.trainer)
 
     def _seen(self) -> dict[str, Any]:
-        """Return how the task sees and judges images, as deltas record it."""
+        """Return how the task sees and evaluates images, as deltas record it."""
         bands = self.backbone.bands
         bands = bands or band_names(getattr(self.trainer, 'datamodule', None))
         seen = {
@@ -159,7 +159,7 @@ class DownstreamTask(ResumableTask):
         """Return the values that a map of a scene shows: here the patch tokens.
 
         Args:
-            image: In [0, 1], (B, C, S, S), S a multiple of the patch.
+            image: In [0, 1], (B, C, S, S), S a multiple of the patch size.
 
         Returns:
             (B, K, h, w); one value stands for `cell` x `cell` pixels.
@@ -170,7 +170,7 @@ class DownstreamTask(ResumableTask):
 
     @property
     def cell(self) -> int:
-        """Side of the square of pixels that a value of `dense` stands for."""
+        """Side, in pixels, of the square that a value of `dense` stands for."""
         return self.backbone.patch_size
 
     def predict_step(
@@ -188,7 +188,7 @@ class DownstreamTask(ResumableTask):
 
         Returns:
             Classes (1, h, w) uint8, 255 where there is no data; or tokens (D, h, w),
-            NaN where there is no data. A cell has data if one of its pixels has.
+            NaN where there is no data. A cell has data if any of its pixels has data.
 
         Raises:
             ValueError: If there are more classes than fit into 8 bits.
@@ -222,7 +222,7 @@ class DownstreamTask(ResumableTask):
         classes = torch.full_like(known, 255, dtype=torch.uint8)
         if len(scores) > 255:
             raise ValueError(
-                f'a map holds up to 255 classes, and the task has {len(scores)}: write'
+                f'a map holds up to 255 classes, but the task has {len(scores)}: write'
                 ' embeddings with ExploraKNNTask instead'
             )
         if len(scores):
@@ -243,14 +243,14 @@ class DownstreamTask(ResumableTask):
 
     @property
     def leaves_files(self) -> bool:
-        """Whether an evaluation writes what it found: a trial leaves no files."""
+        """Whether an evaluation writes its results: a trial run leaves no files."""
         trainer: Any = self.trainer
         return not (trainer.sanity_checking or trainer.fast_dev_run)
 
     def configure_callbacks(self) -> list[Callback]:
-        """Write what `predict` returns, and keep the best and the last checkpoint.
+        """Return callbacks: a writer of predictions, or the best and last checkpoints.
 
-        A callback of the user replaces the one of its kind.
+        A callback given by the user replaces the one of its kind.
         """
         if self.trainer.state.fn != 'predict':
             return downstream_callbacks(self.trainer, self.monitor, self.mode)
@@ -275,12 +275,12 @@ class DownstreamTask(ResumableTask):
         super().backward(loss, *args, **kwargs)
 
     def after_optimizer_step(self) -> None:
-        """Let fine-tuning change what has no gradient."""
+        """Let fine-tuning update what has no gradient."""
         if self.tuning is not None:
             self.tuning.after_step(self.trainer.global_step + 1)
 
     def log_loss(self, loss: Tensor, split: str, size: int) -> None:
-        """Log a loss, and stop where the training loss is not finite.
+        """Log a loss, and stop if the training loss is not finite.
 
         Raises:
             FloatingPointError: If the training loss is not finite.
@@ -293,12 +293,12 @@ class DownstreamTask(ResumableTask):
         self.log(f'{split}_loss', loss, prog_bar=True, batch_size=size)
 
     def summary(self) -> str:
-        """Return what is about to run."""
+        """Describe the run that is about to start."""
         trained, size = count(self.backbone)
         everything = sum(p.numel() for p in self.parameters() if p.requires_grad)
         line = (
             f'{type(self).__name__}: backbone of {size / 1e6:.2f} M parameters;'
-            f' {trained / 1e6:.3f} M train in it or in its adapters, and'
+            f' {trained / 1e6:.3f} M trained in it or its adapters, and'
             f' {(everything - trained) / 1e6:.3f} M outside it'
         )
         return line if self.tuning is None else f'{line}\n{self.tuning.summary()}'
@@ -327,6 +327,6 @@ class DownstreamTask(ResumableTask):
         self._trained_range = saved.get('value_range')
         if self.tuning is not None:
             self.tuning.load_state(saved)
-        # Lightning sets a task up before it loads a checkpoint; a user may do so after.
+        # Lightning sets a task up before it loads a checkpoint; a user may do it after.
         if self.raw_images is not None:
             self.raw_images.compare(self._trained_range)

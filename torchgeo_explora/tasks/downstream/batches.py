@@ -1,4 +1,4 @@
-"""Batches of labelled images: mixed sizes, and labels that no output stands for."""
+"""Batches of labelled images: mixed sizes, and labels without an output."""
 
 from collections.abc import Callable, Mapping, Sequence
 from math import isnan
@@ -34,7 +34,7 @@ class ExplainSizes:
         if len(sizes) > 1:
             raise ValueError(
                 f'a batch holds images of mixed sizes, {sorted(sizes)[:4]}: give the'
-                ' data set a transform that resizes them, or take'
+                ' data set a transform that resizes them, or use'
                 ' torchgeo_explora.datamodules.ImageFolderDataModule with *size*'
             )
         return self.collate(samples)
@@ -56,7 +56,7 @@ class PadSizes:
     def __call__(self, samples: list[dict[str, Any]]) -> Any:
         """Return a batch in which all images have the largest height and width.
 
-        `size` is the original (height, width) of each, where *collate* keeps it.
+        `size` is the original (height, width) of each, if *collate* keeps it.
         """
         shapes = [sample['image'].shape[-2:] for sample in samples]
         size = tuple(max(sides) for sides in zip(*shapes, strict=True))
@@ -100,19 +100,19 @@ def labels_of(batch: Mapping[str, Any]) -> Tensor:
     if 'label' not in batch:
         raise ValueError(
             'the images have no labels (a batch holds'
-            f' {", ".join(sorted(batch))}), and the task needs one for each: put the'
-            ' images of every class into a folder of its own, name the column of labels'
-            ' of a CSV file, or choose another split'
+            f' {", ".join(sorted(batch))}), but the task needs one for each: put the'
+            ' images of each class into a folder of their own, name the label column of'
+            ' a CSV file, or choose another split'
         )
     labels: Tensor = batch['label']
     return labels
 
 
 def check_multi_hot(labels: Tensor, outputs: int) -> None:
-    """Raise unless there is 0 or 1 for every output.
+    """Raise unless the labels have a 0 or 1 for every output.
 
     Args:
-        labels: Of a batch.
+        labels: Labels of a batch.
         outputs: Number of outputs.
 
     Raises:

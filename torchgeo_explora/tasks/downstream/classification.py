@@ -34,11 +34,11 @@ class ExploraClassificationTask(ClassificationMixin, DownstreamTask):
     """TorchGeo's image classification on a backbone with its delta folded in.
 
     Losses, metrics, their names and the batches are those of TorchGeo's
-    `Classification`. For how the backbone trains, see `FinetuningOptions`. Label
+    `Classification`. For how the backbone is trained, see `FinetuningOptions`. Label
     smoothing is added. After each validation and test, `confusion_val.csv` or
-    `confusion_test.csv`, and `.png`, count the classes if an image has one, and
-    `worst_val.csv` or `worst_test.csv`, and `.png`, show the images with the highest
-    cross-entropy. `predict` gives probabilities.
+    `confusion_test.csv` and its `.png` hold the confusion matrix if each image has one
+    class, and `worst_val.csv` or `worst_test.csv` and its `.png` show the images with
+    the highest cross-entropy. `predict` gives probabilities.
     """
 
     monitor = 'val_OverallAccuracy'
@@ -74,11 +74,12 @@ class ExploraClassificationTask(ClassificationMixin, DownstreamTask):
             loss: One of TorchGeo's; if None, 'ce' for 'multiclass' and 'bce' otherwise.
             class_weights: Weight of each class in 'ce'.
             pos_weight: Weight of positive examples in 'bce'.
-            ignore_index: Label that does not count.
+            ignore_index: Label of images that do not count.
             label_smoothing: Label smoothing of 'ce'. The authors' code keeps MAE's 0.1.
             pooling: 'mean' for the mean patch token, as MAE fine-tunes, or 'cls' for
                 the class token.
-            crop_scale: Range of a training view's share of the image's area.
+            crop_scale: Range of the share of the image's area that a training view
+                covers.
             augmentations: Module from (B, C, H, W) in [0, 1] to normalised views,
                 instead of random crops and flips.
             **finetuning: See `FinetuningOptions`: model, weights, delta, adapter, rates
@@ -162,7 +163,7 @@ class ExploraClassificationTask(ClassificationMixin, DownstreamTask):
         return logits.squeeze(1) if self.hparams['task'] == 'binary' else logits
 
     def _step(self, batch: dict[str, Any], split: str) -> Tensor:
-        """Return the loss of a batch, logged and counted."""
+        """Return the loss of a batch; log it, and update the metrics."""
         labels = labels_of(batch)
         if self._one_of_many:
             check_labels(
@@ -173,7 +174,7 @@ class ExploraClassificationTask(ClassificationMixin, DownstreamTask):
             raise ValueError(
                 f'the labels have shape {tuple(labels.shape)}, the outputs'
                 f' {tuple(logits.shape)}: set *num_labels* to the number of labels, or'
-                ' another *task*'
+                ' choose another *task*'
             )
         getattr(self, f'{split}_metrics').update(logits, labels)
         if split != 'train':
@@ -205,7 +206,7 @@ class ExploraClassificationTask(ClassificationMixin, DownstreamTask):
     def _take(self, batch: dict[str, Any], logits: Tensor, labels: Tensor) -> None:
         """Count the classes of a batch, and keep its worst examples."""
         if self.hparams['task'] == 'binary':
-            # The probability of class 1 stays what it was.
+            # This leaves the probability of class 1 unchanged.
             logits = torch.stack([torch.zeros_like(logits), logits], dim=1)
         if self.confusion is not None:
             self.confusion.update(logits, labels)
@@ -227,12 +228,12 @@ class ExploraClassificationTask(ClassificationMixin, DownstreamTask):
         self.worst.take(label_losses(logits, labels.long(), ignored), example)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the metrics, and write what was wrong."""
+        """Log the metrics, and write the mistakes."""
         super().on_validation_epoch_end()
         self._write_mistakes('val')
 
     def on_test_epoch_end(self) -> None:
-        """Log the metrics, and write what was wrong."""
+        """Log the metrics, and write the mistakes."""
         super().on_test_epoch_end()
         self._write_mistakes('test')
 
@@ -256,7 +257,7 @@ class ExploraClassificationTask(ClassificationMixin, DownstreamTask):
         return logits.sigmoid().view(len(logits), -1)
 
     def dense(self, image: Tensor) -> Tensor:
-        """Return the probabilities of each image at all of its patches.
+        """Return the probabilities of each image, the same at all of its patches.
 
         For 'binary', one value for class 0 and one for class 1.
         """

@@ -1,4 +1,4 @@
-"""What a data set holds, as a hash: another image or label gives another one."""
+"""A hash of what a data set holds: it changes with any image or label."""
 
 import hashlib
 import json
@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-#: Samples that are read whatever is known of the files: they tell how they are read.
+#: Samples that are read in any case: they show how files are read.
 _LOOKS = 8
 
 
 def contents(loader: DataLoader[Any]) -> str:
     """Return a hash of all images and labels of a data set.
 
-    Files are known by path, size and time of change, prepared data by the checksums of
-    their manifest. A data set that tells neither is read through.
+    Files are identified by path, size and modification time, prepared data by the
+    checksums in its manifest. A data set that has neither is read in full.
 
     Args:
         loader: Loads the data set in its order, without random changes.
@@ -40,13 +40,13 @@ def contents(loader: DataLoader[Any]) -> str:
 
 
 def _known(dataset: Any) -> Iterator[bytes] | None:
-    """Return what stands for all samples without reading them; None if unknown."""
+    """Return what identifies all samples without reading them; None if not known."""
     if isinstance(dataset, Subset):
         inner = _known(dataset.dataset)
         return inner and _parts([str(list(dataset.indices)).encode()], inner)
     if isinstance(manifest := getattr(dataset, 'manifest', None), dict):
         return _parts([json.dumps(manifest, sort_keys=True).encode()])
-    # Series are made of the images of another data set; torchvision calls them imgs.
+    # Series are made from the images of another data set; torchvision has `imgs`.
     holder = getattr(dataset, 'images', dataset)
     paths = getattr(holder, 'paths', None)
     labels = getattr(dataset, 'labels', None)
@@ -55,7 +55,7 @@ def _known(dataset: Any) -> Iterator[bytes] | None:
         labels = [label for _, label in dataset.imgs]
     if paths is None or labels is None:
         return None
-    # What stands beside the images, such as boxes, is in an index with its sources.
+    # Other annotations, such as boxes, are in an index that records its sources.
     note = getattr(getattr(holder, 'index', None), 'note', None)
     source = json.dumps(note('source') if note else None).encode()
     return _parts([source, np.asarray(labels).tobytes()], map(_state, paths))
@@ -66,7 +66,7 @@ def _parts(*parts: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _state(path: str) -> bytes:
-    """Return what changes when a file does."""
+    """Return bytes that change when a file does."""
     state = os.stat(path)
     return f'{path}\0{state.st_size}\0{state.st_mtime_ns}\0'.encode()
 

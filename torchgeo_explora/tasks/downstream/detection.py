@@ -22,13 +22,13 @@ from torchgeo_explora.tasks.downstream.options import FinetuningOptions
 class ExploraDetectionTask(DownstreamTask):
     """Object detection with torchvision's heads on ViTDet's simple feature pyramid.
 
-    Li et al., *ViTDet* (https://arxiv.org/abs/2203.16527). For how the backbone trains,
-    see `FinetuningOptions`. What differs from ViTDet: attention is global in every
-    block, as the base was trained.
+    Li et al., *ViTDet* (https://arxiv.org/abs/2203.16527). For how the backbone is
+    trained, see `FinetuningOptions`. Unlike in ViTDet, attention is global in every
+    block, as in the base's training.
 
     Batches are TorchGeo's: `image` (B, C, H, W), `bbox_xyxy` and `label` as lists with
-    one entry per image; label 0 is the background. Images keep their size; those of
-    mixed sizes are padded. Boxes without area are left out.
+    one entry per image; label 0 is the background. Images keep their size; if sizes are
+    mixed, images are padded. Boxes without area are left out.
 
     Metrics are COCO's: `val_map`, `val_map_50`, ...
     """
@@ -49,11 +49,11 @@ class ExploraDetectionTask(DownstreamTask):
 
         Args:
             num_classes: Number of classes, including the background.
-            detector: 'faster-rcnn', with two stages, or 'fcos', with one and without
+            detector: 'faster-rcnn', with two stages, or 'fcos', with one stage and no
                 anchors.
             anchors: Sides of the anchors of the five levels, in pixels; 2 to 32 patches
                 if None.
-            pyramid_channels: Channels of each level.
+            pyramid_channels: Number of channels of each level.
             **finetuning: See `FinetuningOptions`: model, weights, delta, adapter, rates
                 and so on.
         """
@@ -101,7 +101,7 @@ class ExploraDetectionTask(DownstreamTask):
         """Return boxes and labels of each image, without boxes that have no area.
 
         Raises:
-            ValueError: If a label has no output, or is that of the background.
+            ValueError: If a label has no output, or is the background's.
         """
         targets = []
         for boxes, labels in zip(batch['bbox_xyxy'], batch['label'], strict=True):

@@ -27,7 +27,7 @@ class CachedFeatures(Dataset[dict[str, Tensor]]):
 
     Args:
         path: The array of features, (N, ...) float32; the labels are next to it.
-        source: The data set of the images, which workers need not have.
+        source: The data set of the images; workers do not need it.
     """
 
     def __init__(self, path: Path, source: Dataset[Any] | None) -> None:
@@ -65,8 +65,8 @@ def use_cached_features(
     Every process must call it: the first one computes what all of them read.
 
     Args:
-        trainer: With its data module set up.
-        splits: Splits to replace, where the data module has images of them.
+        trainer: A trainer whose data module is set up.
+        splits: Splits to replace, if the data module has images for them.
         folder: See `cache_features`.
         identity: See `cache_features`.
         compute: Features (B, ...) of a raw batch.
@@ -74,7 +74,7 @@ def use_cached_features(
     datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
     for split in splits:
         dataset = getattr(datamodule, f'{split}_dataset', None)
-        # A data module that served an earlier run may still hold its features.
+        # The data module may still hold the features of an earlier run.
         dataset = getattr(dataset, 'source', dataset)
         if dataset is None or not hasattr(dataset, '__len__') or not len(dataset):
             continue
@@ -104,7 +104,7 @@ def cache_features(
     images and labels (see `contents`).
 
     Args:
-        folder: Where the files are.
+        folder: Folder of the files.
         split: Name of the split, for the file.
         identity: Describes the backbone and its view.
         loader: Loads the data set in its order, without random changes.
@@ -131,7 +131,7 @@ def _fill(
     array: Any = None
     labels: list[NDArray[Any]] = []
     first = 0
-    # The array is put in its place last.
+    # The array is moved into place last.
     with replacing(path) as part, replacing(_labels_of(path)) as labels_part:
         for batch in loader:
             features = compute(batch).float().cpu().numpy()

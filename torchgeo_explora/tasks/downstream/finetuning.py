@@ -1,4 +1,4 @@
-"""How a backbone trains together with a head: adapter, prompts and schedule."""
+"""Train a backbone together with a head: adapter, prompts and schedule."""
 
 from collections.abc import Iterable
 from functools import partial
@@ -25,13 +25,14 @@ from torchgeo_explora.tasks.run.plan import plan
 class FineTuning:
     """The fine-tuning of one backbone in one run.
 
-    A task calls it in the order of its methods. AdaLoRA's ranks are part of its state.
+    A task calls the methods in the order in which they are defined. AdaLoRA's ranks are
+    part of its state.
 
     Args:
-        options: What trains, and how fast.
+        options: What is trained, and how fast.
 
     Raises:
-        ValueError: If *adapter* comes together with *rank* or *alpha*.
+        ValueError: If *adapter* is given together with *rank* or *alpha*.
     """
 
     def __init__(self, options: FinetuningOptions) -> None:
@@ -44,7 +45,7 @@ class FineTuning:
         self._saved_ranks: dict[str, Any] | None = None
 
     def adapt(self, backbone: Backbone) -> Prompts | None:
-        """Make what trains of a backbone trainable, in place.
+        """Make the chosen parts of a backbone trainable, in place.
 
         Returns:
             The prompts that were added to it, if any.
@@ -69,12 +70,12 @@ class FineTuning:
         """Plan the run: AdamW, with warm-up and cosine by optimizer step.
 
         Args:
-            trainer: About to fit.
+            trainer: A trainer about to fit.
             backbone: The adapted backbone.
-            others: Parameters outside it, which train with the full rate.
+            others: Parameters outside it, which get the full rate.
 
         Returns:
-            Optimizer and schedule as Lightning takes them.
+            Optimizer and schedule in Lightning's form.
         """
         options = self.options
         steps, self.effective_batch = plan(trainer)
@@ -104,7 +105,7 @@ class FineTuning:
         """Return the loss with AdaLoRA's penalty, which counts once per optimizer step.
 
         Args:
-            loss: Of one micro-batch.
+            loss: Loss of one micro-batch.
             micro_batches: Micro-batches in one optimizer step.
         """
         if self.ranks is None:
@@ -112,7 +113,7 @@ class FineTuning:
         return loss + self.ranks.penalty() / micro_batches
 
     def after_step(self, done: int) -> None:
-        """Move AdaLoRA's ranks.
+        """Update AdaLoRA's ranks.
 
         Args:
             done: Optimizer steps done.
@@ -121,7 +122,7 @@ class FineTuning:
             self.ranks.step(done)
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps: the state of AdaLoRA's ranks, if any."""
+        """Return what a checkpoint stores: the state of AdaLoRA's ranks, if any."""
         return {} if self.ranks is None else {'ranks': self.ranks.state_dict()}
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -129,7 +130,7 @@ class FineTuning:
         self._saved_ranks = state.get('ranks')
 
     def summary(self) -> str:
-        """Return one line on batch and learning rate."""
+        """Return one line about batch and learning rate."""
         return (
             f'effective batch {self.effective_batch}, learning rate {self.lr:.3g}'
             f' (base {self.options.base_lr:.3g})'

@@ -24,18 +24,18 @@ from torchgeo_explora.tasks.downstream.options import DownstreamOptions
 
 
 class ExploraKNNTask(DownstreamTask):
-    """Weighted nearest neighbours in a frozen backbone's features, by `torchgeo test`.
+    """Weighted nearest neighbours in a frozen backbone's features; run `torchgeo test`.
 
-    DINOv2's evaluation (`eval/knn.py`): class tokens after the final norm (the mean
-    patch tokens where the weights come from MAE), cosine similarity, and a softmax with
-    temperature over the neighbours. The bank is the data
-    module's training set; the queries are its test set (`test`) or its validation set
-    (`validate`). Several processes fill the bank together. `predict` gives embeddings.
+    DINOv2's evaluation (`eval/knn.py`): class tokens after the final norm (mean patch
+    tokens if the weights come from MAE), cosine similarity, and a softmax with
+    temperature over the neighbours. The bank is the data module's training set; the
+    queries are its test set (`test`) or its validation set (`validate`). Several
+    processes fill the bank together. `predict` gives embeddings.
 
     With several labels per image, 0 or 1 for each, the neighbours vote on every label,
-    and mean average precision over the labels and F1 take the place of the accuracy.
+    and mean average precision over the labels and F1 replace the accuracy.
 
-    Nothing trains, so there is no `fit`.
+    Nothing is trained, so there is no `fit`.
     """
 
     pooling: Pooling
@@ -50,12 +50,12 @@ class ExploraKNNTask(DownstreamTask):
         """Build the frozen backbone.
 
         Args:
-            k: Numbers of neighbours that vote; those above the size of the bank are
-                reduced to it.
+            k: Numbers of neighbours that vote; numbers larger than the bank are reduced
+                to its size.
             temperature: Temperature of the softmax over cosine similarities.
-            pooling: What stands for an image: 'cls' for the class token, 'mean' for the
-                mean patch token, 'both' for one after the other; if None, what the
-                delta was judged by, or the backbone's own.
+            pooling: How tokens become an embedding: 'cls' for the class token, 'mean'
+                for the mean patch token, 'both' for the two concatenated; if None, the
+                pooling that the delta was evaluated with, else the backbone's own.
             **downstream: See `DownstreamOptions`. DINOv2's evaluation has a
                 *crop_fraction* of 0.875.
 
@@ -70,12 +70,12 @@ class ExploraKNNTask(DownstreamTask):
         super().__init__(DownstreamOptions(**downstream))
 
     def configure_heads(self) -> None:
-        """Freeze the backbone, and choose what stands for an image."""
+        """Freeze the backbone, and choose the pooling."""
         self.adapt_backbone()
         self.pooling = self.hparams['pooling'] or self.backbone.pooling
 
     def configure_callbacks(self) -> list[Callback]:
-        """Write embeddings; refuse to fit, with a better message than Lightning's.
+        """Return callbacks that write embeddings; refuse to fit, and say what to do.
 
         Raises:
             ValueError: If the trainer is to fit.
@@ -106,7 +106,7 @@ class ExploraKNNTask(DownstreamTask):
     def forward(self, batch: Mapping[str, Any]) -> Tensor:
         """Return L2-normalised embeddings of a raw batch, (B, D), float32.
 
-        In steps and for the bank, matrix products have the trainer's precision.
+        In steps and for the bank, matrix products use the trainer's precision.
         """
         return normalize(self.predict_batch(dict(batch)), dim=-1)
 
@@ -118,7 +118,7 @@ class ExploraKNNTask(DownstreamTask):
         datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         dataset = datamodule.train_dataset
         size, world = len(dataset), self.trainer.world_size
-        # All shares have the same size: the first images fill up the last ones.
+        # All shares have the same size: the first images are repeated to fill them up.
         share = range(self.global_rank, -(-size // world) * world, world)
         loader: DataLoader[Any] = DataLoader(
             Subset(dataset, [i % size for i in share]),
@@ -133,7 +133,7 @@ class ExploraKNNTask(DownstreamTask):
                 for name, value in batch.items()
                 if isinstance(value, Tensor)
             }
-            # Lightning enters the run's precision only for its steps.
+            # Lightning applies the run's precision only in its own steps.
             with self.trainer.precision_plugin.forward_context():
                 features.append(self(tensors))
             labels.append(labels_of(tensors))
@@ -221,7 +221,7 @@ class ExploraKNNTask(DownstreamTask):
 
     def _report(self, split: str) -> None:
         names = self.scores.names
-        # A single number comes without dimensions; (scores, k) -> a row for each k
+        # A single number has no dimensions; (scores, k) -> a row for each k
         table = self.scores.compute().view(len(names), -1).T.tolist()
         for k, values in zip(self.k, table, strict=True):
             ends = [f'_{name}' for name in names] if self._several else ['']
@@ -238,7 +238,7 @@ class ExploraKNNTask(DownstreamTask):
         """Return embeddings after the final norm, (B, D)."""
         view = self.view(self.unit_image(batch))
         content, position, _ = self.backbone.embed(view, **batch_metadata(batch))
-        # The last block need not compute patch tokens that nobody reads.
+        # The last block need not compute patch tokens that nothing reads.
         none = torch.zeros(content.shape[:2], dtype=torch.bool)
         wanted = none if self.pooling == 'cls' else None
         features = self.backbone.encode(content, position, wanted)

@@ -25,11 +25,11 @@ _DRAWN = 100
 
 
 class Example(NamedTuple):
-    """An image with what is true of it, and what was predicted."""
+    """An image with its truth and its prediction."""
 
     loss: float
     image: Tensor
-    """(3, h, w) in [0, 1]; without values where it is read at the end."""
+    """(3, h, w) in [0, 1]; empty if it is read only at the end."""
     truth: Tensor
     """Class () or labels (C,); or the class of each pixel (h, w), -1 for none."""
     guess: Tensor
@@ -41,7 +41,7 @@ class Example(NamedTuple):
 
 
 class Worst:
-    """The examples with the highest losses, however many there are.
+    """The examples with the highest losses, out of any number.
 
     Args:
         most: Number of examples kept.
@@ -56,9 +56,10 @@ class Worst:
         """Take a batch.
 
         Args:
-            losses: (B,), -inf where an image does not count. NaN is the worst.
-            make: Returns the example of a number in the batch, with its loss. It is
-                called for those that are kept, at least until worse ones come.
+            losses: (B,), -inf where an image does not count. NaN counts as the worst.
+            make: Returns the example with a given number in the batch and a given loss.
+                It is called only for examples that are kept, at least until worse ones
+                come.
         """
         losses = losses.float().nan_to_num(torch.inf, torch.inf, -torch.inf)
         found = losses.topk(min(self.most, len(losses)))
@@ -73,7 +74,7 @@ class Worst:
         """Return the examples of all processes, the worst first, and start again.
 
         All processes must call it. An image that several of them have seen, because
-        their shares have equal sizes, is there once.
+        their shares are filled up to equal sizes, is returned once.
         """
         if world_size > 1:
             shares: list[Any] = [None] * world_size
@@ -90,9 +91,9 @@ class Worst:
 
 
 def _key(example: Example) -> tuple[Any, ...]:
-    """Return what equals only for the same image of a data set.
+    """Return a key that is equal only for the same image of a data set.
 
-    Windows of a scene share its path, and many data sets tell neither path nor number.
+    Windows of a scene share its path, and many data sets give neither path nor number.
     """
     return example.path, example.number, example.image.numpy().tobytes()
 
@@ -106,7 +107,7 @@ def label_losses(logits: Tensor, labels: Tensor, ignore: int | None = None) -> T
         ignore: Class of images that do not count, or value of labels that do not.
 
     Returns:
-        -inf for an image of which nothing counts.
+        -inf for an image without a label that counts.
     """
     counted = labels != ignore if ignore is not None else torch.ones_like(labels) > 0
     known = labels.where(counted, 0)
@@ -122,10 +123,10 @@ def label_losses(logits: Tensor, labels: Tensor, ignore: int | None = None) -> T
 
 
 def small_picture(backbone: Any, image: Tensor) -> Tensor:
-    """Return an image as it is kept, (3, h, w) in [0, 1] on the CPU.
+    """Return an image in the form that is kept, (3, h, w) in [0, 1] on the CPU.
 
     Args:
-        backbone: Knows which channels are shown.
+        backbone: Decides which channels are shown.
         image: In [0, 1], (C, H, W); of a series (T, C, H, W), the first is shown.
     """
     first = image[0] if image.ndim == 4 else image
@@ -136,7 +137,7 @@ def small_picture(backbone: Any, image: Tensor) -> Tensor:
 
 
 def small_mask(classes: Tensor) -> Tensor:
-    """Return the classes of pixels (H, W) as they are kept, on the CPU."""
+    """Return the classes of pixels (H, W) in the form that is kept, on the CPU."""
     shape = _small(classes.shape)
     shown = interpolate(classes[None, None].float(), shape, mode='nearest-exact')
     return shown[0, 0].to(torch.int16).cpu()
@@ -148,7 +149,7 @@ def _small(shape: Sequence[int]) -> list[int]:
 
 
 def place_of(batch: Mapping[str, Any], index: int) -> tuple[str, int]:
-    """Return `path` and `index` of an example, as far as its batch tells them."""
+    """Return `path` and `index` of an example, as far as its batch has them."""
     path = str(batch['path'][index]) if 'path' in batch else ''
     return path, int(batch['index'][index]) if 'index' in batch else -1
 
@@ -156,11 +157,11 @@ def place_of(batch: Mapping[str, Any], index: int) -> tuple[str, int]:
 def with_paths(examples: Sequence[Example], dataset: Any) -> list[Example]:
     """Return examples with the paths that their data set knows.
 
-    It is asked once: many data sets make the list of all paths anew each time.
+    It is asked once, because many data sets build the list of all paths each time.
     """
     unknown = any(not each.path and each.number >= 0 for each in examples)
     paths = getattr(dataset, 'paths', None) if unknown else None
-    # In data sets of others it may be a folder.
+    # In data sets of other packages it may be a folder.
     if not isinstance(paths, list | tuple):
         return [*examples]
     return [
@@ -190,7 +191,7 @@ def write_mistakes(
     """Write what a classification got wrong: the confusion, and the worst examples.
 
     Args:
-        trainer: Has the folder.
+        trainer: The trainer.
         counts: See `write_confusion`; None where an image may have several labels.
         examples: See `write_worst_labels`.
         names: Names of the classes.
@@ -206,10 +207,10 @@ def write_confusion(
 ) -> None:
     """Write `confusion_SPLIT.csv` and `confusion_SPLIT.png` in the first process.
 
-    Above 100 classes there is no picture.
+    With more than 100 classes there is no picture.
 
     Args:
-        trainer: Has the folder.
+        trainer: The trainer.
         counts: (C, C), truth by prediction.
         names: Names of the classes.
         split: What was evaluated, 'val' or 'test'.
@@ -266,9 +267,9 @@ def write_worst_labels(
     """Write `worst_SPLIT.csv` and `.png` of a classification in the first process.
 
     Args:
-        trainer: Has the folder.
-        examples: The worst first. Without any, nothing is written, and what an earlier
-            evaluation wrote is removed.
+        trainer: The trainer.
+        examples: The worst first. If there are none, nothing is written, and the files
+            of an earlier evaluation are removed.
         names: Names of the classes.
         split: What was evaluated, 'val' or 'test'.
     """
@@ -297,7 +298,7 @@ def write_worst_labels(
 
 
 def _forget(trainer: Trainer, *names: str) -> None:
-    """Remove files of an earlier evaluation, which the new ones would not belong to."""
+    """Remove files of an earlier evaluation, which would not match the new ones."""
     for name in names:
         remove_from(trainer.default_root_dir, name)
 
@@ -322,12 +323,12 @@ def write_worst_masks(
 ) -> None:
     """Write `worst_SPLIT.csv` and `.png` of a segmentation in the first process.
 
-    *right* is the share of pixels that are right, of those kept of a large image.
+    *right* is the share of correct pixels, after a large image has been reduced.
 
     Args:
-        trainer: Has the folder.
-        examples: The worst first. Without any, nothing is written, and what an earlier
-            evaluation wrote is removed.
+        trainer: The trainer.
+        examples: The worst first. If there are none, nothing is written, and the files
+            of an earlier evaluation are removed.
         classes: Number of classes.
         split: What was evaluated, 'val' or 'test'.
     """
@@ -361,7 +362,7 @@ def draw_masks(
         rows: Image (3, H, W) in [0, 1], and two maps of classes (H, W), the true one
             -1 where pixels do not count.
         classes: Number of classes.
-        names: What stands beside each row.
+        names: Text beside each row.
     """
     figure, grid = panels(len(rows), 3)
     for line, (image, truth, guess) in zip(grid, rows, strict=True):

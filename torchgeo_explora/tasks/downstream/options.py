@@ -18,7 +18,7 @@ class DownstreamOptions(TaskOptions):
     Args:
         model: Name of a timm VisionTransformer, a backbone, or its class path.
         delta: File that a pre-training task or `save_delta` wrote for these weights. A
-            model by name gets views of the size that it was trained on, unless
+            model by name gets views of the size that the delta was trained on, unless
             *image_size* is given.
         crop_fraction: Share of each side of an image that evaluation sees; 0.875 is the
             usual centre crop of 224 from 256.
@@ -31,19 +31,19 @@ class DownstreamOptions(TaskOptions):
 
 @dataclass(kw_only=True)
 class FinetuningOptions(DownstreamOptions):
-    """What trains of the backbone, and how fast; and all of `DownstreamOptions`.
+    """What is trained in the backbone, how fast; and all of `DownstreamOptions`.
 
     The defaults are ExPLoRA's second stage: the delta of the first stage is folded in,
-    and LoRA of rank 8 on the queries and values of all blocks trains together with the
-    head, without weight decay, with a cosine schedule that ends at 1e-6 and a drop-path
-    rate of 0.2. Full fine-tuning is `modules: ['']` with `rank: 0`; `rank: 0` without
-    *modules* trains a head on frozen features. Visual prompts are `prompts: 100`, with
-    `rank: 0` or together with an adapter.
+    and LoRA of rank 8 on the queries and values of all blocks is trained together with
+    the head, without weight decay, with a cosine schedule that ends at 1e-6 and a
+    drop-path rate of 0.2. Full fine-tuning is `modules: ['']` with `rank: 0`; `rank: 0`
+    without *modules* trains a head on frozen features. Visual prompts are
+    `prompts: 100`, with `rank: 0` or together with an adapter.
 
     Args:
         unfreeze: Blocks that are trained in full.
-        norms: Whether all normalisation layers train.
-        cls_token: Whether the class token trains.
+        norms: Whether all normalisation layers are trained.
+        cls_token: Whether the class token is trained.
         modules: Names of modules or parameters that are also trained in full; '' is the
             whole backbone.
         rank: Rank of the default LoRA on q and v (8 if None); 0 for no adapter.
@@ -59,9 +59,10 @@ class FinetuningOptions(DownstreamOptions):
             times effective batch / 256.
         min_lr: Learning rate at the end of the cosine.
         warmup: Share of the run with a linear warm-up.
-        layer_decay: Learning rate of a layer relative to the next one; 1 for one rate.
-        weight_decay: AdamW's weight decay, which vectors, class token and positions do
-            not have.
+        layer_decay: Learning rate of a layer relative to the next one; 1 for the same
+            rate everywhere.
+        weight_decay: AdamW's weight decay; vectors, class token and positions have
+            none.
 
     Raises:
         ValueError: If the learning rate is not positive.

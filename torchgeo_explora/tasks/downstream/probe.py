@@ -1,4 +1,4 @@
-"""Linear probing: all classifiers of a grid in one run."""
+"""Linear probing: train all classifiers of a grid in one run."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -47,7 +47,7 @@ from torchgeo_explora.tasks.downstream.mistakes import (
 from torchgeo_explora.tasks.downstream.options import DownstreamOptions
 from torchgeo_explora.tasks.run.plan import plan
 
-#: Base learning rates: of the authors of ExPLoRA, and of DINOv2.
+#: Base learning rates, as in the code of ExPLoRA and of DINOv2.
 GRIDS: dict[str, tuple[float, ...]] = {
     'explora': (1e-4, 1e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1),
     'dinov2': (
@@ -67,25 +67,25 @@ class ExploraLinearProbeTask(DownstreamTask):
 
     The recipe is DINOv2's evaluation, as the authors of ExPLoRA use it: the class
     tokens of the last 1 or 4 blocks, with or without the mean patch token, for every
-    learning rate; SGD with momentum and a cosine schedule to 0. Where the weights come
+    learning rate; SGD with momentum and a cosine schedule to 0. If the weights come
     from MAE, mean patch tokens are read instead of class tokens; see *pooling*.
 
     `test` reports two protocols. *paper* is the best classifier on the reported split,
     as DINOv2 and the paper report it, and optimistic. *held_out* is the classifier that
     was best in validation, evaluated on the reported split. In `fit`, `val_paper` is
     the best of all classifiers and validations so far, for data sets whose validation
-    split is the reported one. `probe.csv` has a row for each classifier; of the one
-    that counts, `confusion_val.csv` or `confusion_test.csv`, and `.png`, have the
-    confusion of classes if an image has one, and `worst_val.csv` or `worst_test.csv`,
-    and `.png`, the images with the highest cross-entropy.
+    split is the reported one. `probe.csv` has a row for each classifier. For the one
+    that counts, `confusion_val.csv` or `confusion_test.csv` and its `.png` hold the
+    confusion matrix if each image has one class, and `worst_val.csv` or
+    `worst_test.csv` and its `.png` show the images with the highest cross-entropy.
 
     With several labels per image (*task* 'multilabel') the loss is binary
     cross-entropy, and the score is `val_mAP`, the mean average precision over the
     labels; F1 is in the table.
 
     Without *cache*, every image passes through the frozen backbone in every epoch. With
-    it, an image does so once: the features of whole images are kept on disk. Training
-    then has no random crops, unlike in the published figures.
+    it, an image does so only once: the features of whole images are kept on disk.
+    Training then has no random crops, unlike for the published figures.
     """
 
     monitor = 'val_accuracy'
@@ -115,23 +115,24 @@ class ExploraLinearProbeTask(DownstreamTask):
             grid: Learning rates for a batch of 256 (the rate in use is this times
                 effective batch / 256): 'explora', 'dinov2', or a list.
             blocks: Numbers of last blocks whose tokens are read.
-            averages: Whether the last block's mean patch token is read, too; if None,
-                [false, true] for *pooling* 'cls', and [false] for others, which have it
-                anyway.
-            crop_scale: Range of a training view's share of the image's area.
+            averages: Whether the last block's mean patch token is also read; if None,
+                [false, true] for *pooling* 'cls', and [false] for the others, which
+                include it anyway.
+            crop_scale: Range of the share of the image's area that a training view
+                covers.
             cache: Folder for features; None to compute them in every epoch.
             momentum: Momentum of SGD.
             augmentations: Module from (B, C, H, W) in [0, 1] to normalised views,
                 instead of random crops and flips.
-            pooling: What stands for an image in each block: 'cls' for the class token,
-                'mean' for the mean patch token, 'both' for one after the other; if
-                None, what the delta was judged by, or the backbone's own.
+            pooling: What is read from each block: 'cls' for the class token, 'mean' for
+                the mean patch token, 'both' for the two concatenated; if None, the
+                pooling that the delta was evaluated with, else the backbone's own.
             task: 'multiclass' for one class per image, 'multilabel' for several labels
                 per image, 0 or 1 for each.
             **downstream: See `DownstreamOptions`.
 
         Raises:
-            ValueError: If the grid holds a classifier twice, the mean patch token is to
+            ValueError: If the grid holds a classifier twice, the mean patch token would
                 be read twice, or augmentations are given for cached features.
         """
         if cache is not None and augmentations is not None:
@@ -144,12 +145,12 @@ class ExploraLinearProbeTask(DownstreamTask):
         )
 
     def configure_heads(self) -> None:
-        """Freeze the backbone and make the classifiers."""
+        """Freeze the backbone and build the classifiers."""
         hparams = self.hparams
         self.adapt_backbone()
         grid = hparams['grid']
         averages = hparams['averages']
-        # Version 0.1 knew class tokens only, with and without the mean beside them.
+        # Version 0.1 read class tokens only, with and without the mean beside them.
         beside: Any = 'cls' if averages and any(averages) else None
         self.pooling = hparams['pooling'] or beside or self.backbone.pooling
         if averages is None:
@@ -200,7 +201,7 @@ class ExploraLinearProbeTask(DownstreamTask):
         kept = ('model', 'model_args', 'crop_fraction')
         identity = str(
             [
-                # As they are, whatever file they come from, and with the delta.
+                # The weights themselves, with the delta, whatever file they come from.
                 fingerprint(self.backbone.state_dict()),
                 # Without an *image_size*, a delta may decide it.
                 *(self.image_size, *(self.hparams[name] for name in kept)),
@@ -216,7 +217,7 @@ class ExploraLinearProbeTask(DownstreamTask):
         )
 
     def _cacheable(self, batch: dict[str, Any]) -> Tensor:
-        """Return what the classifiers read of an image, (B, depth or depth + 1, D).
+        """Return what the classifiers read from each image, (B, depth or depth + 1, D).
 
         These are the tokens of the last blocks, and the last mean patch token if one of
         the classifiers reads it. They have the trainer's precision, as in a step; the
@@ -225,7 +226,7 @@ class ExploraLinearProbeTask(DownstreamTask):
         device = self.trainer.strategy.root_device
         batch = {k: v.to(device) for k, v in batch.items() if isinstance(v, Tensor)}
         self.backbone.eval()
-        # Lightning enters the run's precision only for its steps.
+        # Lightning applies the run's precision only in its own steps.
         with self.trainer.precision_plugin.forward_context():
             features = self.read(self.view(self.unit_image(batch)), batch)
             tokens = [feature.cls for feature in features]
@@ -237,7 +238,7 @@ class ExploraLinearProbeTask(DownstreamTask):
     def read(self, view: Tensor, batch: Mapping[str, Any]) -> list[Features]:
         """Return the features of the last blocks for normalised views.
 
-        What stands for an image is in the place of the class token.
+        The pooled tokens take the place of the class token.
         """
         last = range(-self.heads.depth, 0)
         found = self.backbone.features(view, last, **batch_metadata(batch))
@@ -259,7 +260,7 @@ class ExploraLinearProbeTask(DownstreamTask):
     # Training -----------------------------------------------------------------------
 
     def configure_optimizers(self) -> Any:
-        """Give each classifier its rate; cosine schedule to 0 by optimizer step."""
+        """Give each classifier its learning rate; cosine to 0 by optimizer step."""
         steps, self.effective_batch = plan(self.trainer)
         optimizer = SGD(
             self.heads.parameter_groups(self.effective_batch),
@@ -272,7 +273,7 @@ class ExploraLinearProbeTask(DownstreamTask):
         }
 
     def summary(self) -> str:
-        """Return what is about to run."""
+        """Describe the run that is about to start."""
         return (
             f'{super().summary()}\n{len(self.heads.settings)} linear classifiers,'
             f' effective batch {self.effective_batch}'
@@ -325,8 +326,8 @@ class ExploraLinearProbeTask(DownstreamTask):
         metric.update(logits.sigmoid() if self._several else logits, labels)
         if self.confusion is not None:
             self.confusion.update(logits, labels)
-        # Which classifier counts is known at the end. Without images in the batch, the
-        # pictures are read then.
+        # Which classifier counts is known only at the end. If the batch has no images,
+        # the pictures are read then.
         images = batch.get('image')
         unread = torch.empty(0)
         picture = cache(
@@ -346,7 +347,7 @@ class ExploraLinearProbeTask(DownstreamTask):
             worst.take(label_losses(of_head, labels), example)
 
     def _source(self, split: str) -> Any:
-        """Return the data set of the images, which cached features come from."""
+        """Return the data set of the images that cached features come from."""
         dataset = self.dataset_of(split)
         return getattr(dataset, 'source', dataset)
 
@@ -390,8 +391,8 @@ class ExploraLinearProbeTask(DownstreamTask):
 
     @staticmethod
     def _columns(split: str, metric: Scores) -> dict[str, list[float]]:
-        """Return the scores of all classifiers by name, and start again."""
-        # A single number comes without dimensions.
+        """Return the scores of all classifiers by name, and reset the metric."""
+        # A single number has no dimensions.
         scores = metric.compute().view(len(metric.names), -1).tolist()
         metric.reset()
         names = [f'{split}_{name}' for name in metric.names]
@@ -408,7 +409,7 @@ class ExploraLinearProbeTask(DownstreamTask):
             rank_zero_info(f'best {name} {max(column):.4f}: {best}')
 
     def _write_mistakes(self, split: str, chosen: int) -> None:
-        """Write what a classifier got wrong, and forget that of the others."""
+        """Write what a classifier got wrong, and discard the others' mistakes."""
         trainer = self.trainer
         examples = self.worst[chosen].drain(trainer.world_size)
         for worst in self.worst:
@@ -428,30 +429,30 @@ class ExploraLinearProbeTask(DownstreamTask):
         return self._probabilities(self(batch)[self.selection.chosen])
 
     def dense(self, image: Tensor) -> Tensor:
-        """Return the probabilities of each image at all of its patches."""
+        """Return the probabilities of each image, the same at all of its patches."""
         features = self.read(self.view.normalize(image.clone()), {})
         values = self._probabilities(self.heads(features)[self.selection.chosen])
         side = image.shape[-1] // self.cell
         return values[:, :, None, None].expand(-1, -1, side, side)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the classifiers and their validation."""
+        """Store the classifiers and their validation scores."""
         super().on_save_checkpoint(checkpoint)
         checkpoint['explora'] |= self.selection.state() | {'pooling': self.pooling}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the classifiers and their validation.
+        """Restore the classifiers and their validation scores.
 
         Raises:
             ValueError: If the checkpoint belongs to another base or architecture, or
                 its classifiers read other tokens.
         """
         super().on_load_checkpoint(checkpoint)
-        # Earlier versions knew the class token only.
+        # Earlier versions read the class token only.
         trained = checkpoint['explora'].get('pooling', 'cls')
         if trained != self.pooling:
             raise ValueError(
                 f'the classifiers of the checkpoint were trained with *pooling*'
-                f' {trained!r}, and the task has {self.pooling!r}: give {trained!r}'
+                f' {trained!r}, but the task has {self.pooling!r}: give {trained!r}'
             )
         self.selection.load_state(checkpoint['explora'])

@@ -1,4 +1,4 @@
-"""What a delta records of the run that made it, compared with what a task does."""
+"""Compare what a delta records about its run with what a task does."""
 
 import json
 import warnings
@@ -14,11 +14,11 @@ _JSON = ('value_range', 'bands', 'quantize', 'crop_fraction')
 
 
 def recorded(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Return which pixels a delta was trained on, and how it was judged.
+    """Return which pixels a delta was trained on, and how it was evaluated.
 
     Args:
-        metadata: Those of the delta. What they lack, or say in another form than this
-            version writes, is left out.
+        metadata: Metadata of the delta. Entries that are missing, or in another form
+            than this version writes, are left out.
     """
     found: dict[str, Any] = {}
     for name in _JSON:
@@ -36,11 +36,11 @@ def recorded(metadata: Mapping[str, str]) -> dict[str, Any]:
 def warn_of_differences(
     recorded: Mapping[str, Any], own: Mapping[str, Any], delta: str | None
 ) -> None:
-    """Warn where a task sees or judges images in another way than the delta's run did.
+    """Warn if a task sees or evaluates images differently from the delta's run.
 
     Args:
         recorded: What `recorded` returned.
-        own: The same of the task, as far as it is known.
+        own: The same for the task, as far as it is known.
         delta: The file, for the message.
     """
     other = [
@@ -51,14 +51,14 @@ def warn_of_differences(
     ]
     if other:
         warnings.warn(
-            f'the run that made {delta} saw or judged images in another way:'
-            f' {"; ".join(other)}. Use the same where the images are alike',
+            f'the run that made {delta} saw or evaluated images differently:'
+            f' {"; ".join(other)}. Use the same settings if the images are alike',
             stacklevel=2,
         )
 
 
 def _key(name: str, value: Any) -> Any:
-    """Return a value such that those that mean the same are equal."""
+    """Return a form of a value that is equal for values with the same meaning."""
     if name == 'value_range' and _is_list(value) and all(map(_is_list, value)):
         # One end for all channels, or the same one for each.
         return [end[:1] if end == end[:1] * len(end) else end for end in value]

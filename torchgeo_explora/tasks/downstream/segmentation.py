@@ -49,20 +49,20 @@ _PICTURES = 4
 class ExploraSegmentationTask(DownstreamTask):
     """Semantic segmentation with a decoder on four blocks of a plain ViT.
 
-    For how the backbone trains, see `FinetuningOptions`. Training sees random patches
-    of *image_size*, rotated and mirrored; evaluation sees whole images of any size, in
-    overlapping windows of *image_size*, blended. Images of mixed sizes are padded, and
-    the padding does not count.
+    For how the backbone is trained, see `FinetuningOptions`. Training sees random
+    patches of *image_size*, rotated and mirrored; evaluation sees whole images of any
+    size, in overlapping windows of *image_size* that are blended. Images of mixed sizes
+    are padded, and the padding does not count.
 
     TorchGeo's SpaceNet data modules number their classes from 1 and use 0 for padding:
     set `num_classes: 3` and `ignore_index: 0`. The mean IoU is then taken over the
     other classes, which are the only ones predicted.
 
-    Metrics: `mIoU`, the IoU of each class, and the share of pixels that are right.
+    Metrics: `mIoU`, the IoU of each class, and the share of correct pixels.
     `segmentation.png` shows prediction and truth after each validation. After each
-    validation and test, `confusion_val.csv` or `confusion_test.csv`, and `.png`, count
-    the pixels of each class, and `worst_val.csv` or `worst_test.csv`, and `.png`, show
-    the images with the highest cross-entropy.
+    validation and test, `confusion_val.csv` or `confusion_test.csv` and its `.png` hold
+    the confusion matrix of the pixels, and `worst_val.csv` or `worst_test.csv` and its
+    `.png` show the images with the highest cross-entropy.
     """
 
     monitor = 'val_mIoU'
@@ -89,13 +89,13 @@ class ExploraSegmentationTask(DownstreamTask):
             num_classes: Number of classes, including an ignored one if it is in [0,
                 num_classes).
             labels: Names of the classes.
-            ignore_index: Value of the mask that does not count.
+            ignore_index: Value in the mask of pixels that do not count.
             no_data: Sensor value that means no data if all bands have it; such pixels
                 do not count. NaN always means no data.
             decoder: 'upernet', 'dpt' or 'linear'.
             decoder_channels: Width of UPerNet and DPT.
             class_weights: Weight of each class in the loss.
-            overlap: Share of a window that the next one sees again, in [0, 1).
+            overlap: Share of a window that the next one covers again, in [0, 1).
             **finetuning: See `FinetuningOptions`: model, weights, delta, adapter, rates
                 and so on.
 
@@ -192,7 +192,7 @@ class ExploraSegmentationTask(DownstreamTask):
     def forward(self, view: Tensor, **metadata: Tensor) -> Tensor:
         """Return logits of normalised images, (B, C, H, W) -> (B, classes, H, W).
 
-        H and W are multiples of the patch.
+        H and W are multiples of the patch size.
         """
         size = view.shape[-2:]
         grid = (
@@ -218,7 +218,7 @@ class ExploraSegmentationTask(DownstreamTask):
 
     @property
     def cell(self) -> int:
-        """Every pixel has a value of its own."""
+        """1: every pixel has a value of its own."""
         return 1
 
     def training_step(
@@ -275,7 +275,7 @@ class ExploraSegmentationTask(DownstreamTask):
         targets: Tensor,
         probabilities: Tensor,
     ) -> None:
-        """Keep the images of a batch with the highest mean loss of a pixel."""
+        """Keep the images of a batch with the highest mean loss per pixel."""
         losses = nll_loss(
             probabilities.clamp(min=1e-8).log(),
             targets,

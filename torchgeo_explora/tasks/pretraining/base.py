@@ -60,26 +60,27 @@ from torchgeo_explora.writing import write_to
 
 @dataclass(kw_only=True)
 class PretrainingOptions(TaskOptions):
-    """What trains of the base, and how fast; and all of `TaskOptions`.
+    """What is trained in the base, and how fast; and all of `TaskOptions`.
 
     Args:
         unfreeze: Indices of the blocks that are trained in full; negative ones count
             from the end.
-        norms: Whether all normalisation layers train.
-        cls_token: Whether the class token trains.
+        norms: Whether all normalisation layers are trained.
+        cls_token: Whether the class token is trained.
         modules: Names of further modules or parameters that are trained in full.
         rank: Rank of the default LoRA on q and v (64 if None); 0 for no adapter.
         alpha: LoRA scaling is alpha / rank (alpha 1 if None, as in the authors' code).
         adapter: Any PEFT config instead of the default LoRA; *rank* and *alpha* must
             then be left out.
-        base_lr: Rate at the method's reference batch; the task has the rule.
-        schedule: Warm-up and end of the rate, and AdamW's settings.
+        base_lr: Learning rate at the method's reference batch; see the task for the
+            rule.
+        schedule: Warm-up and end of the learning rate, and AdamW's settings.
         drop_path: Drop-path rate of the student's last block.
-        frozen_dtype: Type in which frozen linear weights are stored. Under precision
-            bf16-mixed, bfloat16 halves them and changes no output.
-        checkpointing: Whether activations are recomputed in the backward pass: far less
-            memory, about a third more time.
-        compiled: Whether the blocks run through torch.compile.
+        frozen_dtype: Type in which frozen linear weights are stored. With precision
+            bf16-mixed, bfloat16 halves their memory and changes no output.
+        checkpointing: Whether activations are recomputed in the backward pass, which
+            takes far less memory and about a third more time.
+        compiled: Whether the blocks are compiled with torch.compile.
 
     Raises:
         ValueError: If *base_lr* is not positive.
@@ -111,15 +112,15 @@ class PretrainingTask(ResumableTask):
     """Continue a backbone's self-supervised pre-training on unlabelled images.
 
     A subclass takes `**pretraining` for `PretrainingOptions`. In its constructor it
-    calls `new_student` and sets `self.objective`; it gives the rule for the learning
-    rate. This class plans the run, feeds the objective, keeps the delta (not the base)
-    in checkpoints and makes a run resumable bit for bit.
+    calls `new_student` and sets `self.objective`; it also gives the rule for the
+    learning rate. This class plans the run, feeds the objective, stores the delta (not
+    the base) in checkpoints and makes a run resumable bit for bit.
 
     Args:
-        options: What trains, how fast, and on which images.
+        options: What is trained, how fast, and on which images.
 
     Raises:
-        ValueError: If *adapter* comes together with *rank* or *alpha*.
+        ValueError: If *adapter* is given together with *rank* or *alpha*.
     """
 
     ignore: tuple[str, ...] = (
@@ -131,7 +132,7 @@ class PretrainingTask(ResumableTask):
     letter: str
     #: Whether the method predicts hidden pixels, which can be drawn.
     reconstructs = False
-    #: Whether values are cut to 8 bits before the views are made.
+    #: Whether values are reduced to 8 bits before the views are made.
     quantizes = False
     objective: Objective
     options: PretrainingOptions
@@ -148,7 +149,7 @@ class PretrainingTask(ResumableTask):
             options.modules,
         )
         warnings.filterwarnings('ignore', 'Found keys that are in the model state dict')
-        # Nothing is validated, by design; Lightning looks before `setup`.
+        # By design nothing is validated; Lightning checks for it before `setup`.
         warnings.filterwarnings('ignore', 'You passed in a `val_dataloader`')
         self.planned_steps = 0
         self.effective_batch = 0
@@ -165,13 +166,13 @@ class PretrainingTask(ResumableTask):
 
     @abstractmethod
     def scaled_lr(self, effective_batch: int) -> float:
-        """Return the rate in use for images per optimizer step, over all devices."""
+        """Return the learning rate for images per optimizer step, over all devices."""
 
     @told_by_command()
     def new_student(self, model: Model) -> Backbone:
         """Return the adapted backbone, and set the size and statistics of its views.
 
-        What the base's weights have nothing for is trained in full, without being
+        Parameters that the base's weights lack are trained in full, without being
         named.
 
         Args:
@@ -215,12 +216,12 @@ class PretrainingTask(ResumableTask):
             require_replicas(self.trainer, self.options.frozen_dtype)
 
     def known_image(self, batch: Mapping[str, Any]) -> Tensor:
-        """Return `unit_image`, NaN where a method knows that there is no data."""
+        """Return `unit_image`, with NaN where the method knows there is no data."""
         return self.unit_image(batch)
 
     @property
     def pooling(self) -> Pooling:
-        """What stands for an image: the method knows, or else the backbone."""
+        """How tokens become an embedding: the method's choice, else the backbone's."""
         return self.objective.pooling or self.backbone.pooling
 
     @torch.no_grad()
@@ -233,18 +234,18 @@ class PretrainingTask(ResumableTask):
         in bfloat16 still work in bfloat16, and the rest in float32.
 
         Args:
-            batch: Of the data module.
-            pooling: What stands for an image; `self.pooling` if None.
+            batch: Batch of the data module.
+            pooling: How tokens become an embedding; `self.pooling` if None.
         """
         return self.embed_tokens(batch).pooled(pooling or self.pooling).float()
 
     @torch.no_grad()
     def embed_tokens(self, batch: dict[str, Any]) -> Features:
-        """Return the tokens of a raw batch, of which `embed` takes what it returns."""
+        """Return the tokens of a raw batch, which `embed` pools."""
         mode = self.training
         self.eval()
         try:
-            # 0 is the mean of normalised pixels: what training shows there, too.
+            # 0 is the mean of normalised pixels, which training also uses there.
             view = self.view(self.known_image(batch)).nan_to_num(0)
             features: Features = self.backbone(view, **batch_metadata(batch))
             return features
@@ -254,16 +255,17 @@ class PretrainingTask(ResumableTask):
     # The run --------------------------------------------------------------------
 
     def configure_callbacks(self) -> list[Callback]:
-        """Watch and keep a run, and write what `predict` returns to a Parquet file.
+        """Return callbacks that monitor and save a run, or write predictions.
 
-        A callback of the user replaces the one of its kind.
+        A callback given by the user replaces the one of its kind. Predictions go to a
+        Parquet file.
         """
         if self.trainer.state.fn == 'fit':
             return pretraining_callbacks(self.trainer, self.reconstructs)
         return prediction_writers(self.trainer, EmbeddingWriter)
 
     def configure_optimizers(self) -> Any:
-        """Plan the run: AdamW on what trains, warm-up and cosine by optimizer step."""
+        """Plan the run: AdamW, with warm-up and cosine by optimizer step."""
         self.planned_steps, self.effective_batch = plan(self.trainer)
         self.lr = self.scaled_lr(self.effective_batch)
         return optimizer_plan(
@@ -280,7 +282,7 @@ class PretrainingTask(ResumableTask):
         return summary(self.backbone.in_channels) if summary else 'own augmentations'
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Return AdamW's groups of what trains, as `optimizer_plan` takes them."""
+        """Return AdamW's groups of the trainable parameters, for `optimizer_plan`."""
         return [{'params': [p for p in self.objective.parameters() if p.requires_grad]}]
 
     def on_train_start(self) -> None:
@@ -293,7 +295,7 @@ class PretrainingTask(ResumableTask):
         self._idle = IdleClock(self.device)
 
     def summary(self) -> str:
-        """Return what is about to run, in the paper's notation, such as D-[24]-r64."""
+        """Describe the run that is about to start; its name is like D-[24]-r64."""
         student = self.objective.student
         trained, base = count(student)
         name = self.adaptation.name(len(student.blocks))
@@ -310,7 +312,7 @@ class PretrainingTask(ResumableTask):
 
     @property
     def progress(self) -> float:
-        """Optimizer steps done over planned."""
+        """Optimizer steps done, as a share of those planned."""
         return min(self.trainer.global_step / self.planned_steps, 1.0)
 
     def training_step(
@@ -354,17 +356,17 @@ class PretrainingTask(ResumableTask):
         """Log the share of the time in which the device waited for a batch."""
         share = self._idle.end()
         if share is not None:
-            # A tensor: a plain number would be sent to the device, and waited for.
+            # A tensor: copying a plain number to the device would wait for the device.
             self.log('device_idle', torch.tensor(share), batch_size=1)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Let the objective clip, and log the norms and the rate."""
+        """Let the objective clip gradients; log their norms and the learning rate."""
         norms = self.objective.before_step(self.progress)
         self.log_dict({f'grad_norm/{name}': norm for name, norm in norms.items()})
         self.log('lr', optimizer.param_groups[0]['lr'])
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step, and log how fast."""
+        """Step, and log the speed."""
         super().optimizer_step(*args, **kwargs)
         now = time.perf_counter()
         rate = self._images * self.trainer.world_size / (now - self._clock)
@@ -372,7 +374,7 @@ class PretrainingTask(ResumableTask):
         self._clock, self._images = now, 0
 
     def after_optimizer_step(self) -> None:
-        """Move the teacher, with the progress of this step's forward."""
+        """Update the teacher, with the progress that this step's forward pass had."""
         self.objective.after_step(self.progress)
 
     def predict_step(
@@ -388,10 +390,10 @@ class PretrainingTask(ResumableTask):
         save_delta(self.backbone, path, self.delta_metadata())
 
     def delta_metadata(self) -> dict[str, str]:
-        """Return what a user of the delta must know about how it was made.
+        """Return what users of the delta need to know about how it was made.
 
-        `value_range` to `pooling` tell which pixels it was trained on, and by which
-        view and embedding it was judged: lists and numbers are JSON.
+        `value_range` to `pooling` say which pixels it was trained on, and with which
+        view and embedding it was evaluated. Lists and numbers are JSON.
         """
         raw_images = self.raw_images
         bands = raw_images.bands
@@ -408,14 +410,14 @@ class PretrainingTask(ResumableTask):
             'value_range': json.dumps(raw_images.value_range),
             'bands': json.dumps(None if bands is None else list(bands)),
             'quantize': json.dumps(self.quantizes),
-            # `Preprocess` cuts nothing off.
+            # `Preprocess` does not crop.
             'crop_fraction': json.dumps(1.0),
             'pooling': next(filter(None, judges), self.pooling),
             **(costs[0].metadata() if costs else {}),
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the delta, heads and generators; leave the base out."""
+        """Store the delta, heads and generators; leave the base out."""
         checkpoint['state_dict'] = delta_state_dict(self)
         checkpoint['explora'] = {
             **identity(self.objective.student),
@@ -424,7 +426,7 @@ class PretrainingTask(ResumableTask):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check the base and the keys before a weight is touched.
+        """Check the base and the keys before any weight is changed.
 
         Raises:
             ValueError: If the checkpoint belongs to another base or architecture, or
@@ -458,7 +460,7 @@ class PretrainingTask(ResumableTask):
         return bool(metadata['delta'] == fingerprint(tensors))
 
     def finish(self) -> None:
-        """Write the last delta, and print where it is."""
+        """Write the final delta, and print where it is."""
         if not self.trainer.is_global_zero:
             return
         folder = self.trainer.default_root_dir

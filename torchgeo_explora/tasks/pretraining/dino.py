@@ -33,35 +33,36 @@ class ExploraDinoTask(PretrainingTask):
     """Adapt a ViT to unlabelled images with DINOv2's objective and a small delta.
 
     Khanna et al., *ExPLoRA* (https://arxiv.org/abs/2406.10973). A run of 2,000 or more
-    optimizer steps has the paper's settings, D-[24]-r64 for a ViT-L: one unfrozen
-    block, all norms, LoRA of rank 64 on the queries and values of the others. A shorter
-    one has those of the recipe for few images, since the paper's make features worse
-    there. What differs from the authors' code: time is counted in optimizer steps, and
-    the rate follows the effective batch with accumulation counted, so that the
-    micro-batch changes neither.
+    optimizer steps uses the paper's settings, D-[24]-r64 for a ViT-L: one unfrozen
+    block, all norms, and LoRA of rank 64 on the queries and values of the other blocks.
+    A shorter run uses the recipe for few images, because the paper's settings make
+    features worse there. Differences from the authors' code: time is counted in
+    optimizer steps, and the learning rate depends on the effective batch, including
+    accumulation, so that the size of a micro-batch changes neither.
 
     Args:
         model: Name of a timm VisionTransformer, a backbone, or its class path.
-        recipe: 'paper' leaves all defaults as they are. 'short' is for few images: LoRA
-            of rank 64 on all matrices, a small head that the first batch starts, cold
-            targets, a teacher that follows and a high rate, for what was left at its
-            default. 'auto' is 'paper' until a run starts, and takes 'short' for runs
-            of fewer than 2,000 optimizer steps; an adapter that has learned stays.
-            Where the trainer has no length, both take 400 steps or one pass over the
-            images, whichever is more. The start-up lines say which. Heads that have
-            the recipe's sizes stay as they are.
+        recipe: 'paper' keeps all defaults. 'short' is for few images: it changes what
+            was left at its default to LoRA of rank 64 on all matrices, a small head
+            that is initialised from the first batch, sharper targets, a teacher that
+            follows the student more closely and a learning rate set by the length of
+            the run. 'auto' is 'paper' until a run starts, and takes 'short' for runs of
+            fewer than 2,000 optimizer steps; an adapter that has already been trained
+            is kept. If the trainer has no length, 'auto' and 'short' run for 400 steps
+            or one pass over the images, whichever is more. The start-up lines say which
+            recipe is used. Heads that already have the recipe's sizes are kept.
         objective: Head, temperatures, teacher, masks and weights of the terms.
         views: Number, size and scale of the crops, and their photometric changes.
         augmentations: Module from (B, C, H, W) in [0, 1] to `Views`, instead of
             *views*.
-        base_lr: Rate for an effective batch of 1024; the rate in use is this times
-            sqrt(effective batch / 1024).
-        schedule: Warm-up and end of the rate, and AdamW's settings.
-        **pretraining: What trains, and on which images: see `PretrainingOptions`.
+        base_lr: Learning rate for an effective batch of 1024; the rate in use is this
+            times sqrt(effective batch / 1024).
+        schedule: Warm-up and end of the learning rate, and AdamW's settings.
+        **pretraining: What is trained, and on which images; see `PretrainingOptions`.
 
     Raises:
-        ValueError: If *adapter* comes together with *rank* or *alpha*, *base_lr* is not
-            positive, or a size is not a multiple of the patch.
+        ValueError: If *adapter* is given together with *rank* or *alpha*, *base_lr* is
+            not positive, or a size is not a multiple of the patch size.
     """
 
     letter = 'D'
@@ -93,7 +94,7 @@ class ExploraDinoTask(PretrainingTask):
         self.recipe, self._reason = recipe, 'as given'
         objective = as_options(DINOv2Options(), objective)
         self._given: tuple[Recipe, DINOv2Options, float] = recipe, objective, base_lr
-        # Those between which a run may choose; none where one was described.
+        # The adapters that a run may choose from; none if the user described one.
         self._adapters: dict[str, PeftConfig] = {}
         if recipe == 'auto' and short:
             self._adapters = {'short': short, 'paper': lora()}
@@ -108,7 +109,7 @@ class ExploraDinoTask(PretrainingTask):
         )
         student = self.new_student(model)
         extras = student.record.take_extras()
-        # MAE's mask token is of its decoder.
+        # MAE's mask token belongs to its decoder.
         decoder = any(name.startswith('decoder_') for name in extras)
         mask_token = None if decoder else extras.get('mask_token')
         if augmentations is None:
@@ -123,7 +124,7 @@ class ExploraDinoTask(PretrainingTask):
         self.objective = DINOv2(student, augmentations, mask_token, **asdict(objective))
 
     def setup(self, stage: str) -> None:
-        """Choose the length where none is given, and what depends on it."""
+        """Choose the length if none is given, and everything that depends on it."""
         recipe, _, _ = self._given
         if stage == 'fit' and recipe != 'paper':
             self._lengthened = give_length(self.trainer)
@@ -132,14 +133,14 @@ class ExploraDinoTask(PretrainingTask):
         super().setup(stage)
 
     def teardown(self, stage: str) -> None:
-        """Leave the trainer as it was given."""
+        """Restore the trainer's length as it was given."""
         super().teardown(stage)
         if self._lengthened:
             take_length_back(self.trainer)
             self._lengthened = False
 
     def _choose_recipe(self, steps: int) -> None:
-        """Take the options for a run of so many steps, and remember the choice."""
+        """Take the options for a run of *steps* steps, and remember the choice."""
         self.recipe, options, rate = self._given
         self._reason = 'as given'
         if self.recipe == 'auto':
@@ -160,7 +161,7 @@ class ExploraDinoTask(PretrainingTask):
         )
 
     def _choose_adapter(self) -> None:
-        """Exchange LoRA that has learned nothing for the recipe's."""
+        """Replace LoRA that has not been trained yet with the recipe's."""
         wanted = self._adapters.get(self.recipe)
         if wanted is None:
             return
@@ -176,17 +177,17 @@ class ExploraDinoTask(PretrainingTask):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check the recipe, and what every method checks.
 
-        Where no run is about to start, 'auto' becomes what the checkpoint has.
+        If no run is about to start, 'auto' becomes the checkpoint's recipe.
 
         Raises:
-            ValueError: If the checkpoint was written under another recipe, or does not
+            ValueError: If the checkpoint was written with another recipe, or does not
                 fit.
         """
         saved = checkpoint.get('hyper_parameters', {}).get('recipe', 'paper')
         if saved in ('paper', 'short') and saved != self.recipe:
             if self.recipe != 'auto':
                 raise ValueError(
-                    f'the checkpoint was written under recipe {saved}, and this run has'
+                    f'the checkpoint was written with recipe {saved}, but this run has'
                     f' recipe {self.recipe} ({self._reason}): set *recipe* to {saved}'
                 )
             self._adopt(saved)
@@ -195,9 +196,10 @@ class ExploraDinoTask(PretrainingTask):
     def load_state_dict(
         self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
-        """Load what a run has trained, whose recipe this process may not know yet.
+        """Load what a run has trained; this process may not know its recipe yet.
 
-        Where Lightning forks the processes of a run (`ddp_notebook`), these choose it.
+        If Lightning forks the processes of a run (`ddp_notebook`), those choose the
+        recipe.
         """
         own = {name: tensor.shape for name, tensor in self.state_dict().items()}
         others = (n for n in own.keys() & state_dict if own[n] != state_dict[n].shape)
@@ -206,17 +208,17 @@ class ExploraDinoTask(PretrainingTask):
         return super().load_state_dict(state_dict, *args, **kwargs)
 
     def _adopt(self, recipe: Recipe) -> None:
-        """Take the recipe of what is about to be loaded."""
+        """Take the recipe of the weights that are about to be loaded."""
         self._given = (recipe, *self._given[1:])
-        # What depends on the length of a run is chosen when one starts.
+        # Settings that depend on the length of a run are chosen when one starts.
         self._choose_recipe(FEWEST_STEPS)
 
     def delta_metadata(self) -> dict[str, str]:
-        """Return what every method keeps, and the recipe."""
+        """Return what every method stores, and the recipe."""
         return {**super().delta_metadata(), 'recipe': self.recipe}
 
     def summary(self) -> str:
-        """Return what is about to run, with the recipe where it is not the paper's."""
+        """Describe the run that is about to start; name the recipe if it was chosen."""
         if self.recipe == 'paper' and self._reason == 'as given':
             return super().summary()
         return f'{super().summary()}\nrecipe {self.recipe} ({self._reason})'
@@ -228,8 +230,8 @@ class ExploraDinoTask(PretrainingTask):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the delta and the heads, whose prototypes are frozen at first.
 
-        Weight decay, if there is any, is for matrices: norms, biases, LayerScale and
-        the prototypes' magnitudes have none.
+        Weight decay, if any, applies to matrices: norms, biases, LayerScale and the
+        prototypes' magnitudes have none.
         """
         heads = [
             head

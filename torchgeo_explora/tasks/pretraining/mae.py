@@ -16,7 +16,7 @@ from torchgeo_explora.tasks.run.adaptation import as_options, plain
 from torchgeo_explora.tasks.run.optimizer import Schedule, without_decay
 from torchgeo_explora.tasks.run.raw_images import no_data as declared_no_data
 
-#: MAE's: 1 of 200 epochs of warm-up.
+#: MAE's schedule: 1 of 200 epochs is warm-up.
 SCHEDULE = Schedule(min_lr=0.0, warmup=0.005, betas=(0.9, 0.95))
 
 
@@ -31,32 +31,32 @@ class ExploraMAETask(PretrainingTask):
 
     A decoder that comes with the weights is frozen, except for its norms and LoRA of
     rank *objective.decoder_rank*; without one, a new decoder is trained in full, and
-    the start-up line says so. It is thrown away afterwards: the delta holds only the
-    backbone's.
+    the start-up line says so. The decoder is discarded afterwards: the delta covers
+    only the backbone.
 
-    What differs from the authors' code: time is counted in optimizer steps, and what
-    the weights do not give (embeddings and codes of another kind of backbone) is
-    trained in full without being named.
+    Differences from the authors' code: time is counted in optimizer steps, and
+    parameters that the weights lack (embeddings and codes of another kind of backbone)
+    are trained in full without being named.
 
     Args:
         model: Name of a timm VisionTransformer, a backbone, or its class path.
         objective: Decoder, masks and targets.
-        crop_scale: Range of a view's share of the image's area.
+        crop_scale: Range of the share of the image's area that a view covers.
         augmentations: Module from (B, C, H, W) in [0, 1], NaN where there is no data,
-            to normalised views of one size, instead of MAE's.
-        base_lr: Rate for an effective batch of 256; the rate in use is this times
-            effective batch / 256.
-        schedule: Warm-up and end of the rate, and AdamW's settings; weight decay is for
-            matrices only.
-        no_data: Sensor value that means no data where all bands have it; what the data
-            module says if None. NaN means so everywhere. Such pixels do not count in
-            the loss.
-        quantize: Whether to cut values to 8 bits, as SatMAE's loader does.
-        **pretraining: What trains, and on which images: see `PretrainingOptions`.
+            to normalised views of one size, instead of MAE's crop.
+        base_lr: Learning rate for an effective batch of 256; the rate in use is this
+            times effective batch / 256.
+        schedule: Warm-up and end of the learning rate, and AdamW's settings; weight
+            decay applies to matrices only.
+        no_data: Sensor value that means no data where all bands have it; if None, the
+            data module's. NaN always means no data. Such pixels do not count in the
+            loss.
+        quantize: Whether to reduce values to 8 bits, as SatMAE's loader does.
+        **pretraining: What is trained, and on which images; see `PretrainingOptions`.
 
     Raises:
-        ValueError: If *adapter* comes together with *rank* or *alpha*, arguments of a
-            model by name with a backbone, or *base_lr* is not positive.
+        ValueError: If *adapter* is given together with *rank* or *alpha*, arguments for
+            a model by name are given with a backbone, or *base_lr* is not positive.
     """
 
     letter = 'M'
@@ -98,10 +98,10 @@ class ExploraMAETask(PretrainingTask):
         self.objective.start_decoder(extras, 1 if alpha is None else alpha)
 
     def summary(self) -> str:
-        """Return what is about to run, and what becomes of the decoder."""
+        """Describe the run that is about to start, and how the decoder is trained."""
         decoder = self.objective.decoder
         trained, size = count(decoder)
-        share = f'{trained / 1e6:.2f} of {size / 1e6:.2f} M parameters train'
+        share = f'{trained / 1e6:.2f} of {size / 1e6:.2f} M parameters trained'
         lines = [super().summary()]
         if untrained := self.objective.student.record.untrained:
             lines.append(f'backbone: {", ".join(untrained)} not in the weights, new')
@@ -132,7 +132,7 @@ class ExploraMAETask(PretrainingTask):
         return without_decay(group)
 
     def setup(self, stage: str) -> None:
-        """Ask the data module for the value that means no data, too."""
+        """Prepare the images, and ask the data module for its no-data value."""
         super().setup(stage)
         self.no_data = self.given_no_data
         if self.no_data is None:

@@ -19,7 +19,7 @@ RECIPES = ('auto', 'short', 'paper')
 SHORT_RUN = 2000
 #: Steps of a run whose length is not given, unless one pass over the images is longer.
 FEWEST_STEPS = 400
-#: Lightning's own epochs where neither steps nor epochs are given.
+#: Lightning's number of epochs if neither steps nor epochs are given.
 UNLIMITED_EPOCHS = 1000
 BASE_LR = 1e-3
 #: A new head teaches little while its targets are nearly uniform. Measured with a
@@ -36,7 +36,7 @@ _SHORT: dict[str, Any] = {
 def short_adapter(pretraining: Mapping[str, Any]) -> PeftConfig | None:
     """Return LoRA on all matrices, unless an adapter was described.
 
-    A ViT-L's has 27 M parameters, 9 % of the model; on queries and values it has 6 M.
+    For a ViT-L it has 27 M parameters, 9 % of the model; on queries and values, 6 M.
 
     Args:
         pretraining: Arguments of a task.
@@ -63,10 +63,10 @@ def planned_length(
 
 
 def give_length(trainer: Trainer) -> bool:
-    """End a run for which neither *max_steps* nor *max_epochs* was given.
+    """Set the length of a run for which neither *max_steps* nor *max_epochs* was given.
 
     Args:
-        trainer: About to fit, with its data attached.
+        trainer: A trainer about to fit, with its data attached.
 
     Returns:
         Whether the trainer was changed; `take_length_back` undoes it.
@@ -79,14 +79,14 @@ def give_length(trainer: Trainer) -> bool:
     trainer.fit_loop.epoch_loop.max_steps = steps
     rank_zero_warn(
         f'the run has {steps} optimizer steps, instead of the {UNLIMITED_EPOCHS} epochs'
-        ' that Lightning plans where no length is given: set trainer.max_steps for'
-        ' others'
+        ' that Lightning plans if no length is given: set trainer.max_steps to change'
+        ' this'
     )
     return True
 
 
 def take_length_back(trainer: Trainer) -> None:
-    """Leave a trainer as it was before `give_length`."""
+    """Restore a trainer to what it was before `give_length`."""
     trainer.fit_loop.max_epochs = UNLIMITED_EPOCHS
     trainer.fit_loop.epoch_loop.max_steps = -1
 
@@ -94,11 +94,12 @@ def take_length_back(trainer: Trainer) -> None:
 def shortened(
     options: DINOv2Options, base_lr: float, steps: int
 ) -> tuple[DINOv2Options, float]:
-    """Return the options and the rate of the short recipe.
+    """Return the options and the learning rate of the short recipe.
 
-    The rate falls and the teacher's memory grows with the length of the run; at the
-    paper's 6,250 steps they are a quarter and all of the paper's: 2.5e-4, and
-    1 - 40 / 6250 = 0.994. What was set to another value than the default stays.
+    In longer runs the rate is lower and the teacher's memory longer. At the paper's
+    6,250 steps the rate is a quarter of the paper's, 2.5e-4, and the momentum is the
+    paper's, 1 - 40 / 6250 = 0.994. Options that were set to another value than the
+    default are kept.
 
     Args:
         options: As given.

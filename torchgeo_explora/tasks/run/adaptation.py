@@ -27,16 +27,16 @@ def choose_adapter(
     Args:
         adapter: Any PEFT config, or its plain values from a checkpoint.
         rank: Rank of the default LoRA, 64 if None; 0 for no adapter.
-        alpha: Its scaling is alpha / rank; 1 if None.
+        alpha: The LoRA is scaled by alpha / rank; 1 if None.
 
     Raises:
-        ValueError: If *adapter* comes together with *rank* or *alpha*, or *rank* is
+        ValueError: If *adapter* is given together with *rank* or *alpha*, or *rank* is
             below 0.
     """
     if adapter is None:
         require_positive('rank', rank or 0, or_zero=True)
         if rank == 0 and alpha is not None:
-            raise ValueError('*alpha* scales an adapter, and *rank* 0 means none')
+            raise ValueError('*alpha* scales an adapter, but *rank* 0 means none')
         return None if rank == 0 else lora(rank or 64, 1 if alpha is None else alpha)
     if rank is not None or alpha is not None:
         raise ValueError(
@@ -63,7 +63,7 @@ def plain(value: Any) -> Any:
             plain.
     """
     if isinstance(value, Backbone):
-        # Lists for tuples, as a configuration has them.
+        # Lists instead of tuples, as in a configuration.
         arguments = json.loads(json.dumps(value.arguments))
         return {'class_path': value.public_name(), 'init_args': arguments}
     if isinstance(value, PeftConfig):
@@ -79,7 +79,7 @@ def as_options[T: 'DataclassInstance'](default: T, given: T | Mapping[str, Any])
     """Return a group of options, with tuples where a file has lists.
 
     Args:
-        default: What is not given.
+        default: Values of the fields that are not given.
         given: A group, or some of its fields by name, as a checkpoint holds them.
 
     Raises:
@@ -100,12 +100,12 @@ def make_trainable(student: nn.Module, adaptation: Adaptation) -> None:
     """Adapt a backbone for pre-training, in place.
 
     Raises:
-        ValueError: If nothing would train, or the adapter's ranks would have to move.
+        ValueError: If nothing would be trained, or the adapter changes its ranks.
     """
     if isinstance(adaptation.adapter, AdaLoraConfig):
         raise ValueError(
-            '*adapter* AdaLoraConfig removes ranks by a schedule, which pre-training'
-            ' does not have: take LoraConfig here, AdaLoRA in ExploraClassificationTask'
+            '*adapter* AdaLoraConfig removes ranks on a schedule, which pre-training'
+            ' does not have: use LoraConfig here, AdaLoRA in ExploraClassificationTask'
         )
     adapt(student, adaptation)
     if not count(student)[0]:

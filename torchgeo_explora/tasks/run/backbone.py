@@ -38,19 +38,19 @@ def build_backbone(
 
     Args:
         model: A backbone, the name of a timm model, or the class path of a backbone.
-        weights: As for `ViT`; a given backbone loads them by its `start_from`. None
-            leaves a given backbone as it is.
-        in_channels: Channels of the images, for a model by name; if None, those of a
-            weights enum, else 3.
-        image_size: Training size in pixels, for a model by name; if None, that of
-            *delta*, or 224.
+        weights: As for `ViT`; a given backbone loads them with its `start_from`. None
+            leaves a given backbone unchanged.
+        in_channels: Number of channels of the images, for a model by name; if None,
+            taken from a weights enum, else 3.
+        image_size: Training size in pixels, for a model by name; if None, taken from
+            *delta*, else 224.
         drop_path: Drop-path rate of the last block.
         model_args: Further arguments of a model by name or class path.
-        delta: File of a delta that is going to be folded in.
+        delta: File of a delta that will be folded in.
 
     Raises:
-        ValueError: If arguments of a model by name come with a backbone, the class is
-            unknown, or the weights or the size do not fit.
+        ValueError: If arguments for a model by name are given with a backbone, the
+            class is unknown, or the weights or the size do not fit.
     """
     if isinstance(model, str) and '.' in model and Backbone.kind(model) is not None:
         model = {'class_path': model, 'init_args': dict(model_args or {})}
@@ -67,11 +67,11 @@ def build_backbone(
             if trained is None:
                 raise
             raise ValueError(
-                f'{error}; *image_size* is {trained} because {delta} was trained so:'
-                ' give the model that it was trained for, or *image_size*'
+                f'{error}; *image_size* is {trained} because {delta} was trained at'
+                ' that size: give the model that it was trained for, or *image_size*'
             ) from error
     if isinstance(model, Mapping):
-        # From a checkpoint, which may say anything.
+        # From a checkpoint, which may contain anything.
         backbone = backbone_from_file(
             model.get('class_path'), model.get('init_args', {}), source='*model*'
         )
@@ -86,9 +86,9 @@ def build_backbone(
             )
     if weights is True:
         raise ValueError(
-            f'*weights* True means those of a timm model by name: for {kind} give the'
-            ' path of a checkpoint or the name of a timm model, or None to leave it as'
-            ' it is'
+            f'*weights* True means the weights of a timm model by name: for {kind} give'
+            ' the path of a checkpoint or the name of a timm model, or None to leave it'
+            ' as it is'
         )
     if weights:
         backbone.start_from(weights)
@@ -104,8 +104,8 @@ def trained_side(delta: str) -> int | None:
         delta: File of `save_delta`.
 
     Returns:
-        Pixels; None if they were not square, or the class of the backbone is not
-        defined here, so that nothing is known of it.
+        Pixels; None if the images were not square, or the class of the backbone is not
+        known here.
 
     Raises:
         ValueError: If the file describes a backbone that cannot be built.
@@ -121,8 +121,9 @@ def trained_side(delta: str) -> int | None:
 def fold_delta(backbone: Backbone, delta: str) -> Backbone:
     """Return a plain backbone with a delta folded in.
 
-    A base with a delta is another base: its fingerprint is a hash of both, and not of
-    the folded values, whose last bits differ between machines.
+    A base with a delta folded in counts as another base: its fingerprint is a hash of
+    the fingerprints of both, not of the folded values, whose last bits differ between
+    machines.
 
     Args:
         backbone: The base.
@@ -134,7 +135,7 @@ def fold_delta(backbone: Backbone, delta: str) -> Backbone:
     metadata = read_delta_metadata(delta)
     folded = merged(load_delta(backbone, delta))
     both = f'{metadata["base"]}\n{metadata["delta"]}'
-    # What the base had nothing for is in every delta on it.
+    # Parameters that the base's weights lacked are in every delta on it.
     folded.record.untrained = ()
     folded.record.fingerprint = hashlib.sha256(both.encode()).hexdigest()
     statistics_from_file(folded, metadata, delta)
@@ -146,10 +147,10 @@ def statistics(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation of the normalisation, of values in [0, 1].
+    """Return mean and standard deviation for normalisation, of values in [0, 1].
 
-    What is not given is that of the delta or of the base. Where the base has another
-    number of channels, every channel gets the mean over its channels.
+    A value that is not given is taken from the delta or the base. If the base has
+    another number of channels, every channel gets the average over the base's channels.
     """
 
     def choose(
@@ -168,23 +169,24 @@ def side_of(backbone: Backbone) -> int:
     """Return the side of the square views that a backbone is made for.
 
     Raises:
-        ValueError: If it is made for others.
+        ValueError: If it is made for images that are not square.
     """
     height, width = backbone.image_size
     if height != width:
         raise ValueError(
-            f'the backbone is made for {height} x {width} pixels, and views are square:'
+            f'the backbone is made for {height} x {width} pixels, but views are square:'
             ' give *image_size*'
         )
     return height
 
 
 def set_drop_path(backbone: Backbone, rate: float) -> None:
-    """Drop residual branches per sample, in place: 0 in the first block, *rate* last.
+    """Set drop path, in place: from 0 in the first block to *rate* in the last.
 
     Args:
-        backbone: Any; its blocks are timm's.
-        rate: Of the last block, in [0, 1).
+        backbone: Any backbone with timm's blocks.
+        rate: Probability in the last block of dropping a residual branch for a sample,
+            in [0, 1).
 
     Raises:
         ValueError: If the rate is out of range.

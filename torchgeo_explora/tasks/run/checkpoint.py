@@ -27,13 +27,12 @@ class DeltaCheckpointIO(CheckpointIO):
     On this machine both are written to temporary files first. The delta is renamed
     before the checkpoint, so that a full disk or an interruption never leaves a
     checkpoint without its delta. The checkpoint ends with its SHA-256, which
-    `require_whole` compares.
-    Other places, such as `s3://bucket/name.ckpt`, are left to *inner*, and the delta
-    follows to the same place.
+    `require_whole` checks. Remote checkpoints, such as `s3://bucket/name.ckpt`, are
+    left to *inner*, and the delta is copied to the same place.
 
     Args:
-        inner: What writes the checkpoint itself. Lightning's default copies it twice
-            in memory first: with it as *inner*, a local file is written directly.
+        inner: Writes the checkpoint itself. Lightning's default first copies it twice
+            in memory: if it is *inner*, a local file is written directly instead.
         save_delta: Writes the current delta to a path; None for a task without a delta,
             whose checkpoints are written and read in the same way.
 
@@ -78,11 +77,11 @@ class DeltaCheckpointIO(CheckpointIO):
         if isinstance(self.inner, AsyncCheckpointIO):
             self.inner.save_checkpoint(checkpoint, path, storage_options)
             return
-        # A subclass of Lightning's default may do anything.
+        # A subclass of Lightning's default may do something else.
         direct = type(self.inner) is TorchCheckpointIO and storage_options is None
         with replacing(place) as part:
             if direct:
-                # The bytes of an archive written by name depend on the name.
+                # The bytes of an archive saved by path depend on the file's name.
                 with part.open('wb') as file:
                     torch.save(checkpoint, file)
             else:
@@ -92,11 +91,12 @@ class DeltaCheckpointIO(CheckpointIO):
                 self.save_delta(Path(delta))
 
     def renew_delta(self, path: str | Path, current: Callable[[Path], bool]) -> None:
-        """Write the delta beside a checkpoint, if it is missing or another one.
+        """Write the delta beside a checkpoint, if it is missing or does not match.
 
         Args:
             path: The checkpoint, which the task has just loaded.
-            current: Returns whether a delta file is the one that the task would write.
+            current: Returns whether a delta file is the one that the task would write
+                now.
         """
         if self.save_delta is None:
             return
@@ -108,17 +108,18 @@ class DeltaCheckpointIO(CheckpointIO):
             try:
                 self.save_delta(Path(delta))
             except OSError as error:
-                rank_zero_warn(f'the delta of {path} is not the one beside it: {error}')
+                rank_zero_warn(f'the delta of {path} could not be written: {error}')
             else:
-                rank_zero_info(f'{delta} was not the delta of {path}: written again')
+                rank_zero_info(
+                    f'{delta} was missing or did not match {path}: it was written again'
+                )
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> Any:
         """Read a checkpoint.
 
         Raises:
             FileNotFoundError: If there is none.
-            ValueError: If it is damaged, or holds something other than a trainer
-                writes.
+            ValueError: If it is damaged, or does not hold what a trainer writes.
         """
         require_whole(path)
         try:
@@ -128,7 +129,7 @@ class DeltaCheckpointIO(CheckpointIO):
                 f'*ckpt_path* {path} does not exist: give a .ckpt file of a run'
             ) from error
         files, place, _ = _beside(path)
-        # Folders are of other writers.
+        # Checkpoints that are folders come from other writers.
         if isinstance(files, LocalFileSystem) and Path(place).is_file():
             require_form(checkpoint, path)
         return checkpoint
@@ -146,12 +147,12 @@ class DeltaCheckpointIO(CheckpointIO):
 
 
 def without_delta(io: CheckpointIO) -> CheckpointIO:
-    """Return the checkpoint writer as it was before an earlier task wrapped it."""
+    """Return a checkpoint writer without the wrapper of an earlier task."""
     return io.inner if isinstance(io, DeltaCheckpointIO) else io
 
 
 def _beside(path: str | Path) -> tuple[Any, str, str]:
-    """Return the file system of a checkpoint, its name there, and its delta's."""
+    """Return the file system of a checkpoint, its path there and its delta's."""
     files, place = url_to_fs(str(path))
     # Only a final `.ckpt` is replaced: `run-v1.5` and `run-v1.7` have a delta each.
     suffix = '.safetensors'
@@ -159,7 +160,7 @@ def _beside(path: str | Path) -> tuple[Any, str, str]:
     return files, place, stem if stem.endswith(suffix) else stem + suffix
 
 
-#: Ends a checkpoint, as the comment of its ZIP archive: this, then 64 digits.
+#: A checkpoint ends with this and 64 digits, as the comment of its ZIP archive.
 _MARK = b'sha256:'
 _SEAL = len(_MARK) + 64
 #: Bytes of the record that ends a ZIP archive without a comment.
@@ -167,14 +168,14 @@ _END = 22
 
 
 def _seal(path: Path) -> None:
-    """Append its SHA-256 to a checkpoint, as torch and other readers allow."""
+    """Append its SHA-256 to a checkpoint, so that torch and others still read it."""
     if not path.is_file():
         return
     with path.open('r+b') as file:
         size = file.seek(0, 2)
         file.seek(max(0, size - _END))
         end = file.read()
-        # What is not an archive without a comment keeps its own form.
+        # Anything but an archive without a comment is left unchanged.
         if len(end) < _END or end[:4] != b'PK\5\6' or end[-2:] != b'\0\0':
             return
         file.seek(size - 2)
@@ -188,14 +189,14 @@ def _seal(path: Path) -> None:
 def require_whole(path: str | Path) -> None:
     """Raise if a checkpoint on this machine is damaged.
 
-    A checkpoint with a SHA-256 at its end is compared with it; in any other, such as
-    one of Lightning's own, each part is compared with the archive's checksum.
+    A checkpoint with a SHA-256 at its end is checked against that; in any other, such
+    as one that Lightning wrote, each part is checked against the archive's checksum.
 
     Raises:
         ValueError: If the bytes are not those that were written.
     """
     files, place = url_to_fs(str(path))
-    # Folders are of other writers; a missing file is Lightning's to report.
+    # Folders come from other writers; Lightning reports a missing file.
     if not isinstance(files, LocalFileSystem) or not Path(place).is_file():
         return
     advice = 'copy it again, or continue from another checkpoint'
@@ -211,7 +212,7 @@ def require_whole(path: str | Path) -> None:
             if digest.hexdigest().encode() == seal[len(_MARK) :]:
                 return
             raise ValueError(
-                f'{place} is damaged: its SHA-256 is not the one at its end; {advice}'
+                f'{place} is damaged: its SHA-256 does not match; {advice}'
             )
     try:
         with zipfile.ZipFile(place) as archive:
@@ -240,7 +241,7 @@ def _has_mappings(value: Any, *keys: str) -> bool:
     )
 
 
-# What a trainer writes: whether a value is that, and what was expected.
+# What a trainer writes: a test of the value, and what was expected.
 _FORM: dict[str, tuple[Callable[[Any], bool], str]] = {
     'epoch': (_is_count, 'a number'),
     'global_step': (_is_count, 'a number'),
@@ -257,7 +258,7 @@ _FORM: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     'loops': (lambda value: _has_mappings(value, 'fit_loop'), 'states of loops'),
 }
-# Left out where only weights are saved.
+# Missing if only the weights were saved.
 _RESUMABLE: dict[str, tuple[Callable[[Any], bool], str]] = {
     'callbacks': (lambda value: _has_mappings(value), 'states by callback'),
     'optimizer_states': (
@@ -266,7 +267,7 @@ _RESUMABLE: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     'lr_schedulers': (_are_mappings, 'states of schedules'),
 }
-# What not every version and task writes.
+# Not written by every version and task.
 _OPTIONAL: dict[str, tuple[Callable[[Any], bool], str]] = {
     'explora': (
         lambda value: (
@@ -335,7 +336,7 @@ def identity(backbone: Backbone) -> dict[str, Any]:
 def require_fit(
     checkpoint: Mapping[str, Any], expected: Mapping[str, Any], keys: AbstractSet[str]
 ) -> dict[str, Any]:
-    """Return what a task stored in a checkpoint beside the tensors.
+    """Return what a task stored in a checkpoint in addition to the tensors.
 
     Args:
         checkpoint: As read from the file.
@@ -343,8 +344,8 @@ def require_fit(
         keys: Names of the tensors that this task keeps.
 
     Raises:
-        ValueError: If no task of ours wrote the checkpoint, or the base or the task is
-            another one.
+        ValueError: If the checkpoint was not written by a task of this package, or has
+            another base or task.
     """
     saved: dict[str, Any] | None = checkpoint.get('explora')
     if saved is None:
@@ -356,7 +357,7 @@ def require_fit(
         raise ValueError(
             f'the checkpoint was trained on base {str(saved["base"])[:12]}, this task'
             f' has base {str(expected["base"])[:12]}: give the same *model* and'
-            ' *weights* (a checkpoint does not know weights loaded inside *model*)'
+            ' *weights* (a checkpoint does not record weights loaded inside *model*)'
         )
     if saved['groups'] != expected['groups']:
         raise ValueError(
@@ -376,14 +377,14 @@ def require_fit(
 def require_values(
     found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]
 ) -> None:
-    """Raise unless tensors are finite and have the shapes of those they replace.
+    """Raise unless tensors are finite and have the shapes of those they will replace.
 
     Args:
-        found: Those of a checkpoint, of the same names.
-        expected: Those of a task.
+        found: Tensors of a checkpoint, with the same names.
+        expected: Tensors of a task.
 
     Raises:
-        ValueError: If one of them differs; nothing was changed by then.
+        ValueError: If one of them does not fit; nothing has been changed yet.
     """
     for name, tensor in found.items():
         shapes = tuple(tensor.shape), tuple(expected[name].shape)

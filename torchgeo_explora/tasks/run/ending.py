@@ -16,25 +16,25 @@ from torch.utils.data import DataLoader
 
 from torchgeo_explora.tasks.run.plan import layout, require_layout
 
-#: Seconds that a worker of a loader outlives SIGTERM.
+#: Seconds that a worker of a loader lives on after SIGTERM.
 _GRACE = 20
 
 
 class RunEnd(Callback):
-    """Keep what a run has made, whatever ends it.
+    """Save the results of a run, however it ends.
 
     A task puts it before all other callbacks, so that none of them can fail before it:
 
     - At the end of training it calls the task's `finish`. A run that is resumed at or
-      after its last step, and trains nothing, ends like any other.
+      after its last step, and so trains nothing, ends like any other.
     - After SIGTERM, or the first Ctrl+C, training stops after the current micro-batch.
       A checkpoint is written, the way to continue is printed, and the process ends with
       code 143 or 130. `predict` and `test` stop before the next batch.
-    - What planning changed in the trainer is what it was before, for its next run.
-    - A checkpoint between two optimizer steps holds the accumulated gradients, and one
-      of a resumed run continues with the rate of its own arguments.
+    - The trainer settings that planning changed are restored for its next run.
+    - A checkpoint written between two optimizer steps holds the accumulated gradients,
+      and a resumed run uses the learning rate of its own arguments.
 
-    Python's own handler of SIGINT is replaced while training runs; another one stays.
+    Python's own SIGINT handler is replaced while training runs; any other is kept.
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -52,10 +52,11 @@ class RunEnd(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Keep gradients that no optimizer step has used yet, and the base's place.
+        """Save gradients that no optimizer step has used yet, and the base's path.
 
-        Lightning's command takes all hyper-parameters from a checkpoint, against what
-        the user gives; the file of the base may have moved, so it is not among them.
+        Lightning's command takes all hyper-parameters from a checkpoint, and these
+        override what the user gives. The base's file may have moved, so its path is
+        stored apart from them.
         """
         arguments = checkpoint.get('hyper_parameters', {})
         weights = arguments.get('weights')
@@ -73,17 +74,17 @@ class RunEnd(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Take such gradients until training starts."""
+        """Hold the saved gradients until training starts."""
         self._saved = checkpoint.get('layout')
         self._gradients = checkpoint.get('accumulated', {})
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the rates before those of a checkpoint replace them."""
+        """Note the learning rates before those of a checkpoint replace them."""
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         self._rates = [[*getattr(each, 'base_lrs', ())] for each in schedulers]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Continue where a resumed run stopped, with this run's rate."""
+        """Continue where a resumed run stopped, with this run's learning rate."""
         self._started = True
         self._here = layout(trainer)
         if self._saved is not None:
@@ -117,7 +118,7 @@ class RunEnd(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Note whether gradients wait for an optimizer step."""
+        """Note whether gradients are waiting for an optimizer step."""
         self._trained, self._pending, self._stepped = True, not self._stepped, False
 
     # Stopping -------------------------------------------------------------------------
@@ -127,14 +128,14 @@ class RunEnd(Callback):
     ) -> None:
         """Stop after this micro-batch; at the next Ctrl+C, at once."""
         self._interrupted = True
-        # Lightning looks at it after each micro-batch, and asks the other processes.
+        # Lightning reads this after each micro-batch, and asks the other processes.
         trainer._signal_connector.received_sigterm = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        # A handler may run inside `print`, which cannot be entered twice.
+        # The handler may interrupt a `print`, and `print` is not reentrant.
         os.write(2, b'\nstopping after this micro-batch; Ctrl+C again stops at once\n')
 
     def on_predict_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        """Stop after SIGTERM: the last batch is written."""
+        """Stop after SIGTERM, once the last batch is written."""
         stop_after_sigterm(trainer)
 
     def on_test_batch_start(self, trainer: Trainer, *_: Any) -> None:
@@ -144,7 +145,7 @@ class RunEnd(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Save where a run stops that was asked to, and say how to continue."""
+        """Save a run that was asked to stop, and say how to continue it."""
         self.teardown(trainer, pl_module, '')
         if not isinstance(exception, SIGTERMException):
             return
@@ -168,14 +169,14 @@ class RunEnd(Callback):
             )
 
     def _save(self, trainer: Trainer) -> tuple[str | None, str]:
-        """Return where a checkpoint is to resume from; None, and why there is none."""
+        """Return the path of a checkpoint to resume from, or None and the reason."""
         if not self._trained:
-            # What a resumed run loaded is not all in place before its first batch.
+            # A resumed run has not restored everything before its first batch.
             path = trainer.ckpt_path
             return (str(path), '') if path else (None, 'nothing was trained')
         keeper: Any = trainer.checkpoint_callback
         if keeper is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return None, 'no checkpoint was written, since the trainer writes none'
+            return None, 'no checkpoint was written: the trainer is set to write none'
         folder = getattr(keeper, 'dirpath', None) or trainer.default_root_dir
         place = getattr(keeper, 'last_model_path', '') or f'{folder}/last.ckpt'
         try:
@@ -193,8 +194,8 @@ class RunEnd(Callback):
     # The end --------------------------------------------------------------------------
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write what a finished run leaves."""
-        # Still listening: a Ctrl+C while the others write must not end in code 1.
+        """Write the files of a finished run."""
+        # Still listening: Ctrl+C while other callbacks write must not end with code 1.
         pl_module.finish()  # type: ignore[operator]
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -207,11 +208,11 @@ class RunEnd(Callback):
         _renew_delta(trainer, pl_module)
         self.on_train_end(trainer, pl_module)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            # A bar was never shown.
+            # Progress bars were never shown.
             if callback is not self and not isinstance(callback, ProgressBar):
                 try:
                     callback.on_train_end(trainer, pl_module)
-                # One that expects a start must not cost what follows.
+                # A callback that expects a start must not keep the others from ending.
                 except Exception as error:  # noqa: BLE001
                     kind = type(callback).__name__
                     rank_zero_warn(f'{kind} could not end the run: {error!r}')
@@ -220,13 +221,13 @@ class RunEnd(Callback):
     def teardown(
         self, trainer: Trainer, pl_module: LightningModule, stage: str
     ) -> None:
-        """Give back the handler of Ctrl+C, and what the plan changed."""
+        """Restore the handler of Ctrl+C, and the settings that the plan changed."""
         self._stop_listening()
         trainer.accumulate_grad_batches, trainer.limit_train_batches = self._given
 
 
 def put_first(trainer: Trainer) -> None:
-    """Put a `RunEnd` before the callbacks of a trainer, instead of an earlier one."""
+    """Put a new `RunEnd` before a trainer's callbacks, replacing any earlier one."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     callbacks[:] = [
         RunEnd(trainer),
@@ -235,7 +236,7 @@ def put_first(trainer: Trainer) -> None:
 
 
 def _renew_delta(trainer: Trainer, pl_module: Any) -> None:
-    """Write the delta of the checkpoint that a run continues from, where it lacks."""
+    """Write the delta of the checkpoint that a run continues from, if missing."""
     io = trainer.strategy.checkpoint_io
     if trainer.ckpt_path and trainer.is_global_zero:
         io.renew_delta(trainer.ckpt_path, pl_module.is_current)  # type: ignore[attr-defined]
@@ -268,14 +269,14 @@ def outlive_signals(loader: DataLoader[Any]) -> None:
 
 def _outlive(initialize: Any, worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # SIGALRM ends the process if nothing else has until then.
+    # SIGALRM ends the process if nothing else has by then.
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))
     if initialize is not None:
         initialize(worker)
 
 
 def _use_rates(scheduler: Any, rates: list[float]) -> None:
-    """Give a schedule that a checkpoint replaced the rates of this run."""
+    """Set this run's learning rates in a schedule that a checkpoint restored."""
     if not isinstance(scheduler, LambdaLR):
         return
     if scheduler.base_lrs != rates:
@@ -287,5 +288,5 @@ def _use_rates(scheduler: Any, rates: list[float]) -> None:
     groups = scheduler.optimizer.param_groups
     for group, rate, share in zip(groups, rates, scheduler.lr_lambdas, strict=True):
         group['initial_lr'] = rate
-        # To the bit what the schedule gave, where nothing has changed.
+        # Bit for bit what the schedule gave, if nothing has changed.
         group['lr'] = rate * share(scheduler.last_epoch)

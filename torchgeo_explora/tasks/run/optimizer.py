@@ -1,4 +1,4 @@
-"""AdamW over what trains, with a warm-up and a cosine by optimizer step."""
+"""AdamW over the trainable parameters, with warm-up and cosine by optimizer step."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Schedule:
     """AdamW's schedule and settings; the defaults are those of D-ExPLoRA.
 
     Args:
-        min_lr: Rate at the end of the cosine.
+        min_lr: Learning rate at the end of the cosine.
         warmup: Share of the run with a linear warm-up, from 0 to below 1.
         betas: AdamW's coefficients.
         weight_decay: AdamW's weight decay.
@@ -50,15 +50,15 @@ def optimizer_plan(
     schedule: Schedule,
     fused: bool,
 ) -> dict[str, Any]:
-    """Return optimizer and schedule as Lightning takes them.
+    """Return optimizer and schedule in Lightning's form.
 
     Args:
-        groups: AdamW's groups. Beside AdamW's own keys, 'still' is the share of the run
-            in which a group stays where it is.
-        lr: Largest rate.
+        groups: AdamW's groups. In addition to AdamW's own keys, 'still' is the share of
+            the run during which a group is not trained.
+        lr: Largest learning rate.
         steps: Optimizer steps planned.
-        schedule: Warm-up, end and settings.
-        fused: Whether AdamW works in one kernel for many tensors.
+        schedule: Warm-up, final rate and settings.
+        fused: Whether to use AdamW's fused kernel, one for many tensors.
     """
 
     def share(still: float, step: int) -> float:
@@ -85,13 +85,13 @@ def optimizer_plan(
 def without_decay(
     group: dict[str, Any], vectors: Iterable[nn.Parameter] = ()
 ) -> list[dict[str, Any]]:
-    """Return a group of AdamW as two: matrices, and vectors without weight decay.
+    """Split a group of AdamW in two: matrices, and vectors without weight decay.
 
     Vectors are norms, biases and LayerScale.
 
     Args:
-        group: With its 'params'.
-        vectors: Parameters that count as vectors in spite of their shape.
+        group: An AdamW group, with its 'params'.
+        vectors: Parameters that count as vectors whatever their shape.
     """
     given = {id(parameter) for parameter in vectors}
     matrices: list[nn.Parameter] = []
@@ -107,19 +107,19 @@ def without_decay(
 
 
 def may_fuse(device: torch.device, precision: str) -> bool:
-    """Return whether AdamW's fused kernel serves.
+    """Return whether AdamW's fused kernel can be used.
 
-    With a gradient scaler it would divide by the scale by itself, after gradients have
-    been clipped.
+    With a gradient scaler it would undo the scaling itself, after gradients have been
+    clipped.
 
     Args:
         device: Where the weights are.
-        precision: The trainer's.
+        precision: The trainer's precision.
     """
     return device.type == 'cuda' and precision != '16-mixed'
 
 
-#: Without weight decay though they have three dimensions.
+#: These have no weight decay, although they have three dimensions.
 _STILL = ('cls_token', 'pos_embed')
 
 
@@ -130,18 +130,19 @@ def layer_groups(
     decay: float,
     weight_decay: float,
 ) -> list[dict[str, Any]]:
-    """Return AdamW's groups of what trains, with rates that fall towards the input.
+    """Return AdamW's groups, with learning rates that fall towards the input.
 
-    MAE's fine-tuning: of a ViT of L blocks the embeddings are layer 0, block i is layer
-    i + 1, the rest is layer L + 1; the rate of layer l is rate * decay^(L + 1 - l).
-    Vectors, class token and positions have no weight decay.
+    As in MAE's fine-tuning: in a ViT of L blocks the embeddings are layer 0, block i is
+    layer i + 1 and the rest is layer L + 1; layer l has the rate
+    rate * decay^(L + 1 - l). Only trainable parameters are included. Vectors, class
+    token and positions have no weight decay.
 
     Args:
         backbone: The ViT.
-        others: Parameters beside it, which have the whole rate.
+        others: Parameters outside the ViT, which get the full rate.
         rate: Learning rate of the last layer.
-        decay: 1 for one rate everywhere.
-        weight_decay: Of the others.
+        decay: Factor from one layer to the next; 1 for the same rate everywhere.
+        weight_decay: Weight decay of all other parameters.
     """
     blocks: Any = backbone.blocks
     last = len(blocks) + 1

@@ -19,16 +19,16 @@ class TaskOptions:
     Args:
         weights: A path to a checkpoint, a weights enum or its name, True for timm's
             weights of a model by name, or None for random weights. A given backbone
-            loads them with its `start_from`; None leaves it as it is.
-        in_channels: Channels of the images, for a model by name; if None, those of a
-            weights enum, else 3.
+            loads them with its `start_from`; None leaves it unchanged.
+        in_channels: Number of channels of the images, for a model by name; if None,
+            taken from a weights enum, else 3.
         image_size: Size of the views in pixels; if None, 224 for a model by name, or
             the size of a given backbone.
         value_range: (low, high) of the sensor values, scalars or one per channel; if
-            None, that of a weights enum, else that of the data module.
-        mean: Mean of the normalisation, of values in [0, 1]; that of the delta or the
-            base if None, averaged over its channels where there are not as many.
-        std: Standard deviation of the normalisation; as *mean* if None.
+            None, taken from a weights enum, else from the data module.
+        mean: Mean for normalisation, of values in [0, 1]; if None, taken from the delta
+            or the base, and averaged over its channels if their number differs.
+        std: Standard deviation for normalisation; if None, chosen as for *mean*.
         model_args: Further arguments of a model by name (`embed_dim`, `depth`, ...).
         seed: Seed of augmentation, masks, drop path and the order of the images.
     """

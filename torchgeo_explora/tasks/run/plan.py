@@ -9,15 +9,15 @@ from lightning.pytorch.utilities import rank_zero_info
 
 
 def require_replicas(trainer: Trainer, frozen_dtype: str = 'float32') -> None:
-    """Raise unless every device holds the whole model, its delta in float32.
+    """Raise unless every device holds the whole model, with its delta in float32.
 
     Args:
-        trainer: About to fit.
+        trainer: A trainer about to fit.
         frozen_dtype: Type in which frozen weights are stored.
 
     Raises:
-        ValueError: If the strategy shards the model, the precision casts it whole, or
-            the frozen weights are stored in another type than they are used in.
+        ValueError: If the strategy shards the model, the precision casts all of it, or
+            the frozen weights would be stored in another type than they are used in.
     """
     strategy = type(trainer.strategy).__name__
     if strategy.startswith(('FSDP', 'DeepSpeed', 'ModelParallel')):
@@ -40,11 +40,11 @@ def require_replicas(trainer: Trainer, frozen_dtype: str = 'float32') -> None:
 #: Lightning's callbacks that contradict a plan, and what to do instead.
 _CONTRADICT = {
     'GradientAccumulationScheduler': (
-        'changes the images per optimizer step during a run, and rate and schedule are'
-        ' planned for one number: set trainer.accumulate_grad_batches'
+        'changes the images per optimizer step during a run, but rate and schedule are'
+        ' planned for a fixed number: set trainer.accumulate_grad_batches'
     ),
     'BatchSizeFinder': (
-        'changes the batch size after the run is planned: find it by'
+        'changes the batch size after the run is planned: find it with'
         ' lightning.pytorch.tuner.Tuner, then set batch_size'
     ),
     'LearningRateFinder': (
@@ -61,7 +61,7 @@ def require_steady(trainer: Trainer) -> None:
     """Raise if a callback contradicts what is planned for a run.
 
     Args:
-        trainer: About to fit.
+        trainer: A trainer about to fit.
 
     Raises:
         ValueError: If there is one; the error says what to do instead.
@@ -79,12 +79,12 @@ def require_steady(trainer: Trainer) -> None:
 def plan(trainer: Trainer) -> tuple[int, int]:
     """Return the optimizer steps of a run, and the images per step over all devices.
 
-    Every step gets as many batches as any other: where an epoch does not hold a whole
-    number of steps, its last batches are left out, and where it holds less than one
-    step, fewer batches are accumulated. Either is said.
+    Every step gets the same number of batches: if an epoch is not a whole number of
+    steps, its last batches are left out, and if it is shorter than one step, fewer
+    batches are accumulated. A message reports either case.
 
     Args:
-        trainer: About to fit, with its data attached.
+        trainer: A trainer about to fit, with its data attached.
 
     Raises:
         ValueError: If the run has no end or no step, the data give no full batch, or a
@@ -105,13 +105,13 @@ def plan(trainer: Trainer) -> tuple[int, int]:
         )
     _fill_steps(trainer)
     steps = trainer.estimated_stepping_batches
-    # Without a length and max_steps, Lightning estimates -1.
+    # With neither a known length nor max_steps, Lightning estimates -1.
     if math.isinf(steps) or steps < 0:
         raise ValueError(
             'the run has no end, and every schedule needs one: set'
             ' trainer.max_steps (or trainer.max_epochs, for data of known length)'
         )
-    # Lightning estimates one epoch where there is to be none.
+    # Lightning estimates one epoch even if max_epochs is 0.
     if trainer.max_epochs == 0:
         steps = 0
     if steps < 1:
@@ -123,7 +123,7 @@ def plan(trainer: Trainer) -> tuple[int, int]:
 
 
 def batch_size(trainer: Trainer) -> int:
-    """Return the images of a batch on one device; 1 if the loader does not tell."""
+    """Return the number of images in a batch on one device; 1 if it is not known."""
     loader: Any = trainer.train_dataloader
     size = getattr(loader, 'batch_size', None)
     inner = getattr(loader, 'batch_sampler', None)
@@ -133,8 +133,8 @@ def batch_size(trainer: Trainer) -> int:
 def _fill_steps(trainer: Trainer) -> None:
     """Make an epoch a whole number of optimizer steps.
 
-    Otherwise Lightning steps at its end with what there is, divided by what there
-    should be.
+    Otherwise Lightning ends an epoch with a step over the batches that are left, but
+    divides their gradients by the full number.
     """
     batches, wanted = trainer.num_training_batches, trainer.accumulate_grad_batches
     if math.isinf(batches):
@@ -159,7 +159,7 @@ def _fill_steps(trainer: Trainer) -> None:
 
 
 def layout(trainer: Trainer) -> dict[str, int]:
-    """Return how the images of a running fit are spread, as a checkpoint keeps it."""
+    """Return how a running fit spreads its images, as stored in a checkpoint."""
     return {
         'batch': batch_size(trainer) * trainer.world_size,
         'accumulated': trainer.accumulate_grad_batches,
@@ -175,7 +175,8 @@ def require_layout(here: Mapping[str, int], saved: Mapping[str, int]) -> None:
         saved: What `layout` returned when the checkpoint was written.
 
     Raises:
-        ValueError: If a batch over all devices, or how many are accumulated, differs.
+        ValueError: If the batch size over all devices, or the number of batches
+            accumulated, differs.
     """
     if any(here[name] != saved[name] for name in ('batch', 'accumulated')):
         raise ValueError(
@@ -183,7 +184,7 @@ def require_layout(here: Mapping[str, int], saved: Mapping[str, int]) -> None:
             f' {saved["devices"]} devices and {saved["accumulated"]} batches'
             f' accumulated, this run has {here["batch"]} over {here["devices"]} and'
             f' {here["accumulated"]}: give batch_size, devices and'
-            ' accumulate_grad_batches that give the same, or start a new run'
+            ' accumulate_grad_batches that match, or start a new run'
         )
     if here['devices'] != saved['devices']:
         rank_zero_info(

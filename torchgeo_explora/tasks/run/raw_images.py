@@ -23,11 +23,12 @@ from torchgeo_explora.models import RotaryViT, ViT
 from torchgeo_explora.models.backbones.backbone import Backbone
 from torchgeo_explora.models.formats.enums import Ends
 
-# From one unit to another, a span changes more than this many times.
+# Between two units, spans differ by more than this factor.
 _OTHER_UNITS = 5
-# A range that nobody stated should not be wider than its values by more than this.
+# A range that nobody stated should not be wider than its values by more than this
+# factor.
 _TOO_WIDE = 3
-# Values that are looked at for it.
+# Number of values that are examined for this.
 _SOME = 100_000
 
 
@@ -35,18 +36,18 @@ class RawImages(nn.Module):
     """Pick a backbone's bands out of raw images and map them to [0, 1].
 
     Args:
-        backbone: Tells its channels, and its bands and the range of their values where
-            its weights say them.
-        datamodule: Tells bands and range of the values; after its `setup`.
-        value_range: (low, high) of the user, scalars or one per channel.
+        backbone: Gives its number of channels and, if its weights state them, its bands
+            and the range of their values.
+        datamodule: Gives the bands and the range of the values; after its `setup`.
+        value_range: (low, high) given by the user, scalars or one per channel.
 
     Attributes:
-        bands: Names of the channels as the backbone gets them; None if not known.
-        advises: Whether to warn if the first values fill little of a range that nobody
-            stated. Later stages should keep the range of the training.
+        bands: Names of the channels, in the backbone's order; None if not known.
+        advises: Whether to warn if the first values fill only a small part of a range
+            that nobody stated. Later stages should keep the range used in training.
 
     Raises:
-        ValueError: If nothing tells the range, or a band is missing.
+        ValueError: If the range is not known, or a band is missing.
     """
 
     advises = False
@@ -57,14 +58,14 @@ class RawImages(nn.Module):
         datamodule: Any,
         value_range: tuple[Any, Any] | None = None,
     ) -> None:
-        """Find bands and range."""
+        """Find the bands and the range."""
         super().__init__()
         wanted = wanted_bands(backbone, datamodule)
         select = None if wanted is None else select_bands(datamodule, wanted)
         self.select = select or nn.Identity()
         self.bands = wanted or backbone.bands or band_names(datamodule)
         self.channels = backbone.in_channels
-        # Colours that change places keep the range that they have in the other order.
+        # Colours that only change places keep their ranges, which change places too.
         named = wanted if backbone.bands else None
         self.unit_range = unit_range(
             value_range, datamodule, named, backbone.value_range
@@ -88,9 +89,9 @@ class RawImages(nn.Module):
         """Warn if values were mapped to [0, 1] from another range in training."""
         if trained not in (None, self.value_range):
             warnings.warn(
-                f'the task was trained on values in {trained}, and these images'
-                f' are taken to have {self.value_range}: give the same *value_range*'
-                ' if the images are alike',
+                f'the task was trained on values in {trained}, but these images are'
+                f' taken to have values in {self.value_range}: give the same'
+                ' *value_range* if the images are alike',
                 stacklevel=2,
             )
 
@@ -112,13 +113,13 @@ class RawImages(nn.Module):
         return image.float()
 
     def unit(self, image: Tensor) -> Tensor:
-        """Return what `sensor` gave in [0, 1].
+        """Map what `sensor` returned to [0, 1].
 
         Raises:
             ValueError: If most of the first batch's values lie outside the range.
         """
         if not self._checked:
-            # A batch without any data says nothing of the next one.
+            # A batch without any data says nothing about the next one.
             self._checked = self.unit_range.check(image)
             if self.advises and self._guessed and self._checked:
                 self._warn_if_dull(image)
@@ -129,15 +130,15 @@ class RawImages(nn.Module):
         """Warn if values fill little of a range that nobody stated."""
         low, high = middle_values(image, 0.01, _SOME)
         span = float((self.unit_range.high - self.unit_range.low).max())
-        # A single value, or none, tells no range: such images have no data yet.
+        # One value, or none, gives no range: there has been no data so far.
         if 0 < _TOO_WIDE * (high - low) < span:
             lows, highs = self.value_range
-            # Rounded outwards, in steps much smaller than what they span.
+            # Rounded outwards, in steps much smaller than the span.
             step = 10 ** (math.floor(math.log10(high - low)) - 1)
             round_low = step * math.floor(low / step)
             round_high = step * math.ceil(high / step)
             warnings.warn(
-                f'98 % of the first values are from {low:.4g} to {high:.4g}, and'
+                f'98 % of the first values are from {low:.4g} to {high:.4g}, but'
                 f' {lows[0]:g} to {highs[0]:g} is only the usual range of 16 bits: set'
                 f' *value_range*, such as [{round_low:g}, {round_high:g}], for more'
                 ' contrast',
@@ -145,7 +146,7 @@ class RawImages(nn.Module):
             )
 
     def forward(self, image: Tensor) -> Tensor:
-        """Return raw images in [0, 1]: (B, C, H, W), or series of them."""
+        """Map raw images to [0, 1], (B, C, H, W) or series of them."""
         return self.unit(self.sensor(image))
 
 
@@ -168,9 +169,9 @@ def take_over_normalization(datamodule: Any) -> None:
 def band_names(datamodule: Any) -> tuple[str, ...] | None:
     """Return the names of the channels of a data module's images, in their order.
 
-    They are the `bands` of the data module or of its data sets, as TorchGeo's
-    Sentinel-2, EuroSAT and SSL4EO-S12 and our image folders have them. Call it after
-    the data module's `setup`. None if it does not tell.
+    They are the `bands` of the data module or of its data sets; TorchGeo's Sentinel-2,
+    EuroSAT and SSL4EO-S12 have them, and so do our image folders. Call it after the
+    data module's `setup`. None if there are none.
     """
     if names := _names(datamodule):
         return names
@@ -186,7 +187,7 @@ def _names(holder: Any) -> tuple[str, ...]:
 
 
 def _names_of(dataset: Any) -> tuple[str, ...]:
-    """Return the names of the channels of a data set's images, () if it tells none."""
+    """Return the names of the channels of a data set's images, () if it has none."""
     if dataset is None or not getattr(dataset, 'is_image', True):
         return ()
     if names := _names(dataset):
@@ -201,12 +202,12 @@ def _names_of(dataset: Any) -> tuple[str, ...]:
 def wanted_bands(backbone: Backbone, datamodule: Any) -> tuple[str, ...] | None:
     """Return the data module's names of the bands that a backbone takes, in its order.
 
-    A ViT of three channels without names takes red, green and blue, as natural images
-    have them: where exactly these are named in another order, such as blue, green, red,
-    they change places. Bands that only have numbers are not named.
+    A ViT of three channels without names takes red, green and blue, in the order of
+    natural images: if exactly these are named in another order, such as blue, green,
+    red, they are reordered. Bands that only have numbers count as unnamed.
 
     Args:
-        backbone: Tells its bands where they have names.
+        backbone: Gives its bands, if they have names.
         datamodule: Any data module, after its `setup`; None for loaders without one.
 
     Returns:
@@ -217,12 +218,12 @@ def wanted_bands(backbone: Backbone, datamodule: Any) -> tuple[str, ...] | None:
     plain = isinstance(backbone, ViT | RotaryViT)
     if plain and (natural or (bands is None and backbone.in_channels == 3)):
         found = rgb_order(names or ())
-        if found is None:  # nobody says which is which, or there are more
+        if found is None:  # nothing says which is which, or there are more
             return bands if names and len(names) != 3 else None
         order = natural or found
         chosen = tuple(found[order.index(name)] for name in bands or found)
         return None if chosen == names else chosen
-    # Files without names count their bands, in the order that the user may choose.
+    # Files without band names number their bands, in an order that the user may choose.
     unnamed = names is None or (
         len(names) == backbone.in_channels and all(name.isdigit() for name in names)
     )
@@ -230,8 +231,8 @@ def wanted_bands(backbone: Backbone, datamodule: Any) -> tuple[str, ...] | None:
         if datamodule is not None:
             warnings.warn(
                 f'{type(datamodule).__name__} does not name the bands of its images:'
-                f' they are taken to be {", ".join(bands)}, in this order, as the'
-                ' weights have them',
+                f' they are taken to be {", ".join(bands)}, in this order, as in the'
+                ' weights',
                 stacklevel=2,
             )
         return None
@@ -252,7 +253,7 @@ def select_bands(datamodule: Any, wanted: Sequence[str]) -> SelectBands:
     names = band_names(datamodule) if datamodule is not None else tuple(wanted)
     if names is None:
         raise ValueError(
-            f'{type(datamodule).__name__} does not name the bands of its images, and'
+            f'{type(datamodule).__name__} does not name the bands of its images, but'
             f' the backbone takes {", ".join(wanted)}: set its *bands* to their names,'
             ' in the order of the channels'
         )
@@ -268,19 +269,20 @@ def unit_range(
     """Return the map from raw sensor values to [0, 1].
 
     Args:
-        given: (low, high) of the user, scalars or one value per channel.
-        datamodule: Tells its range where the user does not.
-        wanted: Names of the channels where they are selected from the data module's.
-            If the data module's names are Sentinel-2's beyond doubt and neither user
-            nor data module gave a range, it is SatMAE's: mean -+ 2 standard deviations
-            of fMoW-Sentinel.
-        trained: The range of the backbone's weights, where they say one. It goes before
-            the data module's, unless that is in other units: known, and with a span
-            that differs more than five times, such as 8 bits instead of reflectance
-            times 10,000. Where both say another range, a warning tells which is used.
+        given: (low, high) given by the user, scalars or one value per channel.
+        datamodule: Gives the range if the user does not.
+        wanted: Names of the channels, if they are selected from the data module's. If
+            the data module's names are clearly Sentinel-2's and neither the user nor
+            the data module gave a range, the range is SatMAE's: mean -+ 2 standard
+            deviations of fMoW-Sentinel.
+        trained: The range that the backbone's weights state, if any. It takes
+            precedence over the data module's, unless that is known and in other units:
+            its span differs by a factor of more than five, such as 8 bits instead of
+            reflectance times 10,000. If both state a range and they differ, a warning
+            says which is used.
 
     Raises:
-        ValueError: If nothing tells the range, or a band is missing.
+        ValueError: If the range is not known, or a band is missing.
     """
     if given is not None:
         return UnitRange(*given)
@@ -288,7 +290,7 @@ def unit_range(
         return UnitRange(*trained)
     if datamodule is None:
         raise ValueError(
-            'no data module tells the range of the pixel values: give *value_range* as'
+            'no data module gives the range of the pixel values: give *value_range* as'
             ' [low, high], e.g. [0, 255]'
         )
     if wanted is None:
@@ -337,7 +339,7 @@ def in_other_units(one: Sequence[Any], another: Sequence[Any]) -> bool:
 
     Args:
         one: (low, high), scalars or one value per channel.
-        another: The same of other images.
+        another: The same for other images.
     """
     spans = [float((high - low).max()) for low, high in map(_ends, (one, another))]
     return max(spans) > _OTHER_UNITS * min(spans)
@@ -355,8 +357,8 @@ def _short(ends: Sequence[Tensor]) -> list[float]:
 def no_data(datamodule: Any) -> float | None:
     """Return the value that a data module's images have where there is no data.
 
-    It is the `no_data` of its data sets, as our folders and scenes have it. Call it
-    after the data module's `setup`. None if they tell none.
+    It is the `no_data` of its data sets, which our folders and scenes have. Call it
+    after the data module's `setup`. None if they have none.
     """
     sets = (getattr(datamodule, name, None) for name in _DATASETS)
     values = (getattr(dataset, 'no_data', None) for dataset in sets)
@@ -370,7 +372,7 @@ def require_predict_set(datamodule: Any) -> None:
         getattr(datamodule, name, None) is not None for name in names
     ):
         raise ValueError(
-            f'{type(datamodule).__name__} has no predict set, and so gives no'
+            f'{type(datamodule).__name__} has no predict set, so it gives no'
             ' embeddings: point torchgeo_explora.datamodules.ImageFolderDataModule at'
             ' the folder of images'
         )

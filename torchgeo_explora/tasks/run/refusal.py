@@ -1,4 +1,4 @@
-"""What this package refuses, in one sentence, whatever command is running."""
+"""Show errors of this package as one sentence, whatever command is running."""
 
 import re
 from collections.abc import Iterator
@@ -12,18 +12,18 @@ import torchgeo_explora
 
 
 class Refused(SystemExit):
-    """Ends a command with a sentence; `__cause__` is the error that said it.
+    """Ends a command with one sentence; `__cause__` is the original error.
 
-    The parser of Lightning's command takes every `Exception` of a constructor for a
-    sign that the argument has another type, and prints all types and arguments.
+    The parser of Lightning's command takes every `Exception` of a constructor as a sign
+    that the argument has another type, and prints all types and arguments.
     """
 
 
 @contextmanager
 def told_by_command() -> Iterator[None]:
-    """Turn a refusal inside into `Refused` where Lightning's command builds the task.
+    """Turn this package's errors into `Refused` if Lightning's command builds the task.
 
-    Everywhere else, and for errors of other packages, the error stays as it is.
+    Otherwise, and for errors of other packages, the error is left unchanged.
     """
     try:
         yield
@@ -46,7 +46,7 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 
 def refusal(error: BaseException) -> str | None:
     """Return the message of an error if a line of this package raised it."""
-    # The message of an error in a worker of a data loader has the traceback.
+    # An error from a worker of a data loader has the traceback in its message.
     trace = str(error).partition('Original Traceback (most recent call last):\n')[2]
     if frames := [*re.finditer(r'^  File "(.*)", line .*$', trace, re.MULTILINE)]:
         said = re.search(

@@ -38,12 +38,13 @@ from torchgeo_explora.terminal import printable
 class ResumableTask(BaseTask):
     """A task around a backbone, with raw images and runs that resume exactly.
 
-    Data and randomness of a run are functions of its seed and its micro-step. A
-    subclass keeps `micro_steps` in its checkpoints, and does what is random in a
-    training step under `seeded`. The frozen base is not in a checkpoint.
+    The data and the randomness of a run depend only on its seed and its micro-step. A
+    subclass stores `micro_steps` in its checkpoints, and runs the random parts of a
+    training step under `seeded`. Checkpoints leave out the frozen base.
 
-    The data module's own normalisation and augmentation are taken over: the task gets
-    raw sensor values, maps them to [0, 1] and normalises as the base was trained.
+    The data module's own normalisation and augmentation are switched off: the task gets
+    raw sensor values, maps them to [0, 1] and normalises them as in the base's
+    training.
 
     Args:
         options: Where the task starts, and how it sees images.
@@ -62,10 +63,10 @@ class ResumableTask(BaseTask):
         # First, since `BaseTask` calls `configure_models`.
         self.options = options
         super().__init__()
-        # The arguments that Lightning has collected are those that were given; these
-        # are all of them.
+        # Lightning has collected only the arguments that were given; these are all of
+        # them.
         self.save_hyperparameters(options.plain())
-        # The base is not in a checkpoint: its keys are missing by design.
+        # Checkpoints leave out the base: its keys are missing by design.
         self.strict_loading = False
         self.raw_images = None
         self.micro_steps = 0
@@ -93,12 +94,12 @@ class ResumableTask(BaseTask):
             raise ValueError(
                 f'{checkpoint_path} holds arguments that {cls.__name__} does not take'
                 f' ({error}): if torchgeo-explora 0.1 wrote it, read it with that'
-                ' version, or build the task anew and load the weights by'
+                ' version, or build the task again and load the weights with'
                 ' trainer.fit(..., ckpt_path=...) or load_delta'
             ) from error
 
     def setup(self, stage: str) -> None:
-        """Take over the data module's normalisation, and find the bands it gives."""
+        """Switch off the data module's normalisation, and find the bands it gives."""
         datamodule = getattr(self.trainer, 'datamodule', None)
         if stage == 'predict':
             require_predict_set(datamodule)
@@ -115,14 +116,15 @@ class ResumableTask(BaseTask):
         if stage == 'fit' and self.trainer.is_global_zero and '://' not in folder:
             require_writable(folder)
         if stage == 'fit':
-            # 0, unless a trainer continues its own run; a checkpoint brings its own.
+            # 0, unless a trainer continues its own run; a checkpoint sets its own
+            # count.
             progress = self.trainer.fit_loop.epoch_loop.batch_progress
             self.micro_steps = progress.total.ready
             # A frozen backbone, or a teacher, is in eval mode by design.
             warnings.filterwarnings('ignore', r'Found \d+ module\(s\) in eval mode')
 
     def delta_writer(self) -> Callable[[Path], None] | None:
-        """Return what writes the delta beside a checkpoint; None if there is none."""
+        """Return a function that writes a checkpoint's delta; None without a delta."""
         return None
 
     def is_current(self, path: Path) -> bool:
@@ -130,7 +132,7 @@ class ResumableTask(BaseTask):
         return True
 
     def finish(self) -> None:
-        """Write what a finished run leaves; here nothing."""
+        """Write the files of a finished run; by default none."""
 
     def unit_image(self, batch: Mapping[str, Any]) -> Tensor:
         """Return the images of a batch in [0, 1], (B, C, H, W), or series of them."""
@@ -138,8 +140,8 @@ class ResumableTask(BaseTask):
         return image
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step, and call `after_optimizer_step` unless the step was left out."""
-        # Of float16; it falls where a step was left out for its infinite gradients.
+        """Step, and call `after_optimizer_step` unless the step was skipped."""
+        # For float16; its scale falls when infinite gradients make it skip a step.
         scaler = getattr(self.trainer.precision_plugin, 'scaler', None)
         scale = scaler and scaler.get_scale()
         super().optimizer_step(*args, **kwargs)
@@ -147,17 +149,17 @@ class ResumableTask(BaseTask):
             self.after_optimizer_step()
 
     def after_optimizer_step(self) -> None:
-        """Move what has no gradient, after an optimizer step that was taken.
+        """Update what has no gradient, after an optimizer step that was not skipped.
 
         Lightning counts the step later.
         """
 
     @abstractmethod
     def summary(self) -> str:
-        """Return what is about to run."""
+        """Describe the run that is about to start."""
 
     def on_train_start(self) -> None:
-        """Print what runs, and continue with the data where a resumed run stopped."""
+        """Print the summary, and continue with the data where a resumed run stopped."""
         rank_zero_info(self.summary())
         loader: Any = self.trainer.train_dataloader
         if order_by_epoch(loader, self._epoch_and_batch, self.options.seed):
@@ -169,7 +171,7 @@ class ResumableTask(BaseTask):
         iter(fetcher)
 
     def _epoch_and_batch(self) -> tuple[int, int]:
-        """Return the epoch and the batches of it that are done."""
+        """Return the epoch and the number of its batches that are done."""
         batches = self.trainer.num_training_batches
         if math.isinf(batches):
             return self.trainer.current_epoch, 0
@@ -177,7 +179,7 @@ class ResumableTask(BaseTask):
 
     @contextmanager
     def seeded(self) -> Iterator[None]:
-        """Make what is random inside depend only on (seed, rank, micro-step).
+        """Make everything random inside depend only on (seed, rank, micro-step).
 
         A resumed run then draws what an uninterrupted one would.
         """
@@ -195,7 +197,7 @@ class ResumableOrder(Sampler[Any]):
 
     Args:
         sampler: Sampler of one epoch.
-        position: Returns (epoch, samples of it already used).
+        position: Returns (epoch, number of its samples already used).
         seed: Seed of all epochs.
     """
 
@@ -220,7 +222,7 @@ class ResumableOrder(Sampler[Any]):
         return iter(order[used:])
 
     def __len__(self) -> int:
-        """Return the samples of a whole epoch."""
+        """Return the number of samples in a whole epoch."""
         return len(self.sampler)  # type: ignore[arg-type]
 
 
@@ -231,11 +233,11 @@ def order_by_epoch(
 
     Args:
         loader: Loader whose batch sampler draws from a sampler.
-        batches_done: Returns (epoch, batches of it already used).
+        batches_done: Returns (epoch, number of its batches already used).
         seed: Seed of the order.
 
     Returns:
-        False where there is no sampler to control (iterable data, own batch sampler).
+        False if there is no sampler to control (iterable data, own batch sampler).
     """
     # For iterable data torch's own sampler is endless.
     if isinstance(loader.dataset, IterableDataset):
@@ -250,8 +252,8 @@ def order_by_epoch(
         epoch, done = batches_done()
         return epoch, done * size
 
-    # `DataLoader` refuses another batch sampler after its construction, but reads
-    # the one it has at every epoch.
+    # `DataLoader` does not accept another batch sampler once it is built, but reads the
+    # one that it has at every epoch.
     batches.sampler = ResumableOrder(sampler, position, seed)  # type: ignore[union-attr]
     return True
 
@@ -265,7 +267,7 @@ def _seed_own_generator(sampler: Any, seed: int) -> None:
 
 
 def mix(*values: int) -> int:
-    """Return one 63-bit seed from several small integers, all of them in use."""
+    """Return one 63-bit seed that depends on all of several small integers."""
     seed = 0
     for value in values:
         # The odd multiplier and the shift of splitmix64 spread neighbouring integers.
@@ -295,16 +297,16 @@ def restore_generators(states: dict[str, Any]) -> None:
     np.random.set_state((kind, np.array(keys, np.uint32), *rest))
     torch.set_rng_state(states['torch'].cpu())
     cuda = states.get('cuda', [])
-    # Another number of devices is another run: its generators start afresh.
+    # With another number of devices it is another run: its generators start afresh.
     if torch.cuda.is_available() and len(cuda) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all([state.cpu() for state in cuda])
 
 
 def _local(weights: Any, path: str) -> Any:
-    """Return the weights that a checkpoint names: a file may not open addresses."""
+    """Return the weights that a checkpoint names, unless they are at an address."""
     if isinstance(weights, str) and '://' in weights:
         raise ValueError(
-            f'{path} was trained on the weights at {printable(weights)}, and a file may'
-            ' not have anything downloaded: pass *weights* yourself'
+            f'{path} was trained on the weights at {printable(weights)}, but a file may'
+            ' not start a download: pass *weights* yourself'
         )
     return weights
