@@ -38,8 +38,7 @@ class Parts(Dataset[dict[str, Any]]):
         mine = range(share[0], count_parts(dataset, size), share[1])
         self.numbers = [number for number in mine if number not in done]
         if not self.numbers:
-            # Without any part there would be no prediction, and no result would be
-            # written.
+            # Without any part there would be no prediction, and so no result.
             self.numbers = [*mine[-1:]] or [0]
 
     def __len__(self) -> int:

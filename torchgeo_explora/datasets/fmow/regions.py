@@ -59,7 +59,7 @@ def country_metadata(code: str) -> dict[str, Tensor]:
     """Return `country` and `sub_region`, 0-d long, -1 if unknown.
 
     Args:
-        code: Of three letters, as in ISO 3166, '' if unknown.
+        code: Three letters, as in ISO 3166, '' if unknown.
     """
     return {
         'country': torch.tensor(_COUNTRY.get(code, -1)),

@@ -16,8 +16,8 @@ def time_metadata(timestamp: str) -> dict[str, Tensor]:
     All are 0-d long, and -1 where the time is not known.
 
     Args:
-        timestamp: ISO time, of which the year is used if it is all there is; '' if
-            unknown. Without a zone it is in UTC.
+        timestamp: ISO time, or only a year; '' if unknown. A time without a zone is
+            taken as UTC.
     """
     try:
         time = datetime.fromisoformat(timestamp)
