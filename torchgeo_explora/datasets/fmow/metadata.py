@@ -16,7 +16,7 @@ class Box(NamedTuple):
 
 
 class Metadata(NamedTuple):
-    """The contents of the file; empty where it has none."""
+    """The contents of the file; empty if it has none."""
 
     boxes: tuple[Box, ...]
     timestamp: str

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 # https://unstats.un.org/unsd/methodology/m49; Taiwan and Kosovo, which it does not
-# list, are put beside their neighbours.
+# list, are grouped with their neighbours.
 _COUNTRIES = {
     'Australia and New Zealand': 'AUS CCK CXR HMD NFK NZL',
     'Caribbean': (

@@ -43,7 +43,7 @@ def find_files(pattern: str) -> Iterator[str]:
     """Yield the plain files that a pattern such as `s2/**/*.tif` matches.
 
     `**` is any number of folders, as `walk` finds them: links are not followed in
-    circles, as they are by Python's own `glob`.
+    circles, unlike in Python's own `glob`.
 
     Args:
         pattern: A path in which `*`, `?` and `[...]` stand for parts of names.

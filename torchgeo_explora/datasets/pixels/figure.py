@@ -35,7 +35,7 @@ def true_colour(unit: Tensor, bands: Sequence[str]) -> Tensor:
         bands: Names of the bands; empty if they are not known.
 
     Returns:
-        (..., 3, H, W), or the first band as (..., 1, H, W) where there are fewer.
+        (..., 3, H, W), or the first band as (..., 1, H, W) if there are fewer.
     """
     if unit.shape[-3] < 3:
         return unit[..., :1, :, :]
@@ -69,8 +69,8 @@ def plot_image(
 
     Args:
         unit: True colour in [0, 1], (3, H, W) or (T, 3, H, W), or one band of gray.
-        sample: `label` and `prediction` become a title where they are single
-            classes, `bbox_xyxy` (N, 4) rectangles.
+        sample: `label` and `prediction` become a title if they are single classes,
+            `bbox_xyxy` (N, 4) rectangles.
         classes: Class names.
         show_titles: Whether to write the classes.
         suptitle: Title of the figure.

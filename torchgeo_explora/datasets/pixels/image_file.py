@@ -152,7 +152,7 @@ class ImageFile:
         names: Names of the bands, instead of what the file says.
         upright: Whether to turn JPEG, PNG and WebP as their EXIF orientation says.
         max_pixels: Pixels of the largest image that is read; if None, 179 million for
-            pictures, and as many as make 2**31 values for rasters.
+            pictures, and the number that makes 2**31 values for rasters.
 
     Attributes:
         bands: A name for each band: the one given, else its description in the file,

@@ -76,7 +76,7 @@ class RasterBlocks(NonGeoDataset):
             if not file.count:
                 raise ValueError(
                     f'{path} has no bands of its own: give one of its rasters,'
-                    f' {", ".join(file.subdatasets) or "of which it names none"}'
+                    f' {", ".join(file.subdatasets) or "but it names none"}'
                 )
             self.height, self.width = file.height, file.width
             self.dtype = file.dtypes[0]

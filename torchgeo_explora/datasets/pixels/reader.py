@@ -39,7 +39,7 @@ class ImageReader:
             resized and whose centre is cropped; None returns them as they are.
         bands: Bands to return and their order, numbers from 1 or names; all if None.
         value_range: (low, high) of the sensor values; by the stored type if None.
-        names: Names of the bands in every file, where the files do not say.
+        names: Names of the bands in every file, if the files do not name them.
         upright: Whether to turn pictures as their EXIF orientation says.
         max_pixels: Pixels of the largest image that is read; see `ImageFile`.
 

@@ -1,4 +1,4 @@
-"""Files of a prepared folder, opened where they are: on disk or by fsspec."""
+"""Files of a prepared folder, opened where they are: on disk or through fsspec."""
 
 import io
 import time
@@ -31,7 +31,7 @@ def open_source(address: str, size: int | None = None) -> BinaryIO:
     stalled.
 
     Args:
-        address: A path, or an address that fsspec knows.
+        address: A path, or an address that fsspec supports.
         size: Expected size of the file in bytes; without it, an early end is not
             noticed.
 

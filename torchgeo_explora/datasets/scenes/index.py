@@ -433,7 +433,7 @@ class Selection(NamedTuple):
 def select_scenes(
     scenes: Sequence[Scene], bands: Sequence[int | str] | None, any_type: bool
 ) -> Selection:
-    """Find the bands of scenes, by their headers only.
+    """Find the bands of scenes, from their headers only.
 
     Args:
         scenes: The scenes.

@@ -44,7 +44,7 @@ class Place(NamedTuple):
 
 
 def georeference(file: DatasetReader) -> Place | None:
-    """Return where a file says it is, by its transform or by ground control points."""
+    """Return where a file says it is, from its transform or ground control points."""
     if file.crs is not None and not file.transform.is_identity:
         return Place(file.crs, file.transform)
     points, crs = file.gcps

@@ -29,7 +29,7 @@ MALFORMED = 'malformed STAC items'
 NOT_STAC = 'JSON files without STAC items'
 
 _ENDING = '.json'
-# What a folder of items holds beside them.
+# What else a folder of items holds.
 _CONTAINERS = ('Catalog', 'Collection')
 
 

@@ -152,7 +152,7 @@ class TableFile:
     Args:
         path: The file. If it cannot be written, the table stays in memory.
         source: What the table depends on, such as names, sizes and times of its
-            sources, in values that JSON knows.
+            sources, as JSON values.
         build: Builds the table.
 
     Attributes:
@@ -222,7 +222,7 @@ class TableFile:
         Args:
             max_missing: Largest share of the samples that may be missing, in [0, 1].
             what: The data set in words.
-            losing: Problems because of which a sample is missing; all if None.
+            losing: Problems that cost a sample; all if None.
 
         Raises:
             FileNotFoundError: If more are missing.

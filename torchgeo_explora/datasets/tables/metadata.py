@@ -13,7 +13,7 @@ FIRST_YEAR = 1970
 def time_metadata(timestamp: str) -> dict[str, Tensor]:
     """Return `year` (since 1970), `month` (0 to 11) and `hour` (0 to 23, UTC).
 
-    All are 0-d long, and -1 where the time is not known.
+    All are 0-d long, and -1 if the time is not known.
 
     Args:
         timestamp: ISO time, or only a year; '' if unknown. A time without a zone is

@@ -232,7 +232,7 @@ class IWildCam(CSVDataset):
         """Return path, label, split and camera trap of the photographs.
 
         Raises:
-            ValueError: If the file has another split than the official ones.
+            ValueError: If the file has a split that is not an official one.
         """
         if self.columns.label is None:
             frame = _read(self.file, ['uid'], ['location_remapped'])

@@ -77,7 +77,7 @@ def contact_sheet(
 def _picture(row: dict[str, Any]) -> tuple[Tensor, str] | None:
     """Return the pixels of a row, (C, H, W) of 3 or 1 bands, and their stored type.
 
-    None if they are not at hand.
+    None if they are not on this machine or cannot be read.
     """
     path = str(row.get('scene', row.get('path', '')))
     if not os.path.isfile(path) or raster_suffix(path) not in (*OWN_PIXELS, '.vrt'):

@@ -48,7 +48,7 @@ def search(
     Similarity is the cosine of embeddings; every embedding is compared. The windows at
     a point are not among the results. Beside *output*, a contact sheet `.png`
     shows the examples and the results, from the images and scenes that *embeddings*
-    names, where these are files on this machine.
+    names, if these are files on this machine.
 
     Args:
         embeddings: A file that `embed` wrote.
