@@ -109,6 +109,6 @@ def from_hub(
         raise FileNotFoundError(f'{repo} has no revision {revision!r}') from error
     except RepositoryNotFoundError as error:
         raise FileNotFoundError(
-            f'{api.endpoint} has no repository {repo}, or you have no access to it:'
+            f'there is no repository {repo} on {api.endpoint}, or you cannot see it:'
             ' check the name, or log in with `hf auth login`'
         ) from error

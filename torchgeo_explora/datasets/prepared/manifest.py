@@ -123,7 +123,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_range(value: Any) -> bool:
-    """Return whether a value is a lowest and a highest number, or those of bands."""
+    """Return whether a value is (low, high), each a number or a list by band."""
     if not isinstance(value, list) or len(value) != 2:
         return False
     if not all(isinstance(end, list) for end in value):
