@@ -24,7 +24,7 @@ from torchgeo_explora.models import Backbone, ViT
 from torchgeo_explora.objectives import DINOv2
 
 SPLITS = ('train', 'val', 'test')
-#: Of the time of a variant: for its steps, and until it stops whatever is left.
+#: Shares of a variant's time: for its steps, and after which it stops in any case.
 TRAINING, LAST = 0.8, 0.95
 POINTS = 10
 #: Weights of the linear probe's penalty, one of which is chosen on the val split.
@@ -99,9 +99,9 @@ def run(
         tiny: Toy sizes; the weights are then of a ViT of depth 2 and width 24.
         left: Seconds that this part may still take.
         save: Writes what is known.
-        data: Folder with train, val and test, one folder a class inside.
-        weights: Of timm's vit_tiny_patch16_224.
-        steps: Optimizer steps; as many as fit if None.
+        data: Folder with train, val and test, one folder per class inside.
+        weights: Weights of timm's vit_tiny_patch16_224.
+        steps: Optimizer steps; as many as time allows if None.
         recipes: Variants, in order of importance.
         output: Deltas are written beside it.
     """
@@ -208,7 +208,7 @@ def adapt_one(
         if done == steps or late:
             break
         set_rate(optimizer, done, steps, recipe.base_lr, setting.batch)
-        # The clock keeps a step's marks: one for each step would pile up.
+        # The clock keeps the marks of every step, which would pile up.
         clock.steps.clear()
         loss = train_step(objective, optimizer, next(batches), done / steps, clock)
         done += 1
@@ -275,7 +275,7 @@ def shuffled(image: Tensor, batch: int) -> Any:
 
 
 def read(folder: Path, device: torch.device) -> Split:
-    """Read a folder of class folders of equally large RGB images."""
+    """Read a folder of class folders, whose RGB images have the same size."""
     classes = sorted(path.name for path in folder.iterdir() if path.is_dir())
     files = [
         (path, label)
@@ -354,7 +354,7 @@ def probe(features: Tensor, label: Tensor, penalty: float) -> nn.Linear:
     Args:
         features: Standardised, (N, D), float64.
         label: (N,).
-        penalty: Times half the squared norm of the weights.
+        penalty: Factor of half the squared norm of the weights.
     """
     layer = nn.Linear(features.shape[1], int(label.max()) + 1).to(features)
     nn.init.zeros_(layer.weight)

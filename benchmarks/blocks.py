@@ -1,4 +1,4 @@
-r"""What each block knows, before and after adapting, beside the paper's figures.
+r"""What each block knows before and after adapting, next to the paper's figures.
 
     python benchmarks/blocks.py --picture docs/results/analysis_blocks.png
 
@@ -55,7 +55,7 @@ def table(lines: list[Row]) -> str:
 
 
 def picture(lines: list[Row]) -> Figure:
-    """Draw the measures against the depth, from 0 to 1, of the three models."""
+    """Draw the measures of the three models against the depth, from 0 to 1."""
     bases = [*dict.fromkeys(row['base'] for row in lines)]
     figure = Figure(figsize=(11, 6.6), layout='constrained')
     grid = figure.subplots(len(MEASURES), len(bases), sharex=True)

@@ -18,7 +18,8 @@ from torchgeo_explora.models import ViT
 from torchgeo_explora.objectives import DINOv2
 from torchgeo_explora.tasks.run.checkpoint import DeltaCheckpointIO
 
-#: How often the small files are written; more of the large ones would wait for a disk.
+#: How often the small files are written. The large ones are written once: more would
+#: wait for the disk.
 REPEATS = 3
 
 
@@ -26,15 +27,15 @@ def write_times(folder: str, tiny: bool) -> dict[str, Any]:
     """Write three files of a ViT-L's run, and one of a run that trains everything.
 
     Args:
-        folder: Where to.
+        folder: Where the files go.
         tiny: Toy sizes.
 
     Returns:
         Seconds and MiB of 'delta' (the product), 'resumable' (delta, heads, teacher,
         AdamW's moments, as the tasks write them: with the delta beside), 'backbone' (a
         whole ViT-L), and 'resumable_whole' (student, teacher, heads, moments of all).
-        The last two are written by `torch.save` alone, the quickest way. 'contents' is
-        what the MiB of 'resumable' are.
+        The last two are written by plain `torch.save`, the quickest way. 'contents'
+        breaks down the MiB of 'resumable'.
     """
     sizes = TINY if tiny else Sizes()
     small = {'embed_dim': 24, 'depth': 2, 'num_heads': 2} if tiny else {}
@@ -56,7 +57,7 @@ def write_times(folder: str, tiny: bool) -> dict[str, Any]:
         'optimizer': optimizer.state_dict(),
     }
     as_tasks_do = DeltaCheckpointIO(TorchCheckpointIO(), keep).save_checkpoint
-    # The moments are as large as what they belong to.
+    # The moments are as large as the parameters they belong to.
     resumable_whole = [everything, *_copies(everything)]
     writers: dict[str, Callable[[Path], object]] = {
         'delta': keep,
@@ -106,14 +107,14 @@ def _plain(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _copies(tensors: list[Tensor]) -> list[list[Tensor]]:
-    # Teacher and two moments; a file would hold one tensor of the same storage once.
+    # Teacher and two moments; a file would hold tensors of the same storage only once.
     return [[t.clone() for t in tensors] for _ in range(3)]
 
 
 def _timed(
     place: Path, write: Callable[[Path], object], repeats: int
 ) -> dict[str, float]:
-    """Return the median time, and the size, of what *write* makes of a path."""
+    """Return the median time that *write* takes, and the size of its file."""
     file = place / 'part.ckpt'
     seconds = []
     for _ in range(repeats):

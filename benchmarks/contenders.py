@@ -1,4 +1,4 @@
-"""One contender of the CPU benchmark, in a process of its own: prints JSON.
+"""One contender of the CPU benchmark, in its own process: prints JSON.
 
 python benchmarks/contenders.py explora_float32 --images 8
 """
@@ -72,7 +72,7 @@ def port(setting: Setting, dtype: torch.dtype, lora: bool) -> dict[str, Any]:
 
 
 def masked(setting: Setting, kind: type[nn.Module]) -> dict[str, Any]:
-    """Measure a step of a masked autoencoder, of four times the images."""
+    """Measure a step of a masked autoencoder, with four times the images."""
     rate = setting.rate(WHOLE)
     model = kind(setting.tiny)
     found = measure_masked(model, 4 * setting.images, rate, setting.steps)
@@ -118,8 +118,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add('name', choices=CONTENDERS)
-    add('--images', type=int, default=8, help='of a step')
-    add('--steps', type=int, nargs=2, default=(1, 1), help='first ones, timed ones')
+    add('--images', type=int, default=8, help='in a step')
+    add('--steps', type=int, nargs=2, default=(1, 1), help='untimed, then timed')
     add('--tiny', action='store_true', help='toy sizes')
     setting = parser.parse_args(arguments, Setting())
     setting.steps = tuple(setting.steps)

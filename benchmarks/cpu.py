@@ -1,12 +1,12 @@
-"""Ratios on a CPU, in one run: our steps against what one would assemble today.
+"""Ratios on a CPU, in one run: our steps against what one would put together today.
 
     python benchmarks/cpu.py --output benchmarks/results/cpu.json
 
-Every contender runs in a process of its own, one after the other, and alone; then those
-that are compared run again. A machine whose cores are shared is faster now and slower
-later: ratios are taken within a round, and the rounds show how much they vary. Memory
-is the largest resident size less that after the imports. The file is whole after every
-contender; what --minutes leave no time for says so.
+The contenders run one at a time, each in its own process; then those that are compared
+run again. The speed of a machine with shared cores varies, so ratios are taken within a
+round, and the rounds show how much they vary. Memory is the largest resident size minus
+that after the imports. The file is complete after every contender; a contender for
+which --minutes left no time is marked as such.
 """
 
 import argparse
@@ -27,7 +27,7 @@ import torch  # noqa: E402
 from report import NotRunError, Report, header  # noqa: E402
 
 FOLDER = Path(__file__).parent
-#: Those that are compared stand near each other.
+#: Contenders that are compared are next to each other.
 RACES = (
     (
         'lightly_float32',
@@ -41,7 +41,7 @@ RACES = (
     ('mae_lightly', 'mae_explora'),
 )
 ALONE = ('checkpoint', 'projections', 'imports')
-#: In order of importance: a slow machine leaves out the last ones.
+#: In order of importance: on a slow machine, the last ones are left out.
 PARTS = (*(name for race in RACES for name in race), *ALONE, 'ratios')
 #: Contender and yardstick of each ratio.
 RATIOS = {
@@ -75,12 +75,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add('--output', type=Path, default=FOLDER / 'results' / 'cpu.json')
-    add('--minutes', type=float, default=18.0, help='after these, nothing begins')
-    add('--images', type=int, default=8, help='of a step')
-    add('--rounds', type=int, default=3, help='each with a step after a first one')
+    add('--minutes', type=float, default=18.0, help='after these, nothing starts')
+    add('--images', type=int, default=8, help='in a step')
+    add('--rounds', type=int, default=3, help='each times one step after a first')
     add('--only', nargs='+', choices=PARTS, default=PARTS, help='run these only')
     add('--tiny', action='store_true', help='toy sizes')
-    add('--commit', help='for the file, where git cannot tell')
+    add('--commit', help='for the file, if git cannot tell')
     options = parser.parse_args(arguments)
     report = Report(
         options.output,
@@ -132,7 +132,7 @@ def contend(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Return what a contender found.
 
     Raises:
-        RuntimeError: If it fails, with what it said last.
+        RuntimeError: If it fails, with the end of its output.
     """
     command = [sys.executable, str(FOLDER / 'contenders.py'), name]
     command += ['--images', str(options.images), *(['--tiny'] if options.tiny else [])]
@@ -159,7 +159,7 @@ def summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def imports(times: int) -> dict[str, Any]:
-    """Return CPU seconds of imports, the least of some, each in a new process."""
+    """Return the CPU seconds of imports, each the least of several new processes."""
     statements = {
         'torchgeo.tasks': 'import torchgeo.tasks',
         'torchgeo_explora': 'import torchgeo_explora',
@@ -188,7 +188,7 @@ def _processor_seconds(code: str) -> float:
 
 
 def ratios(content: dict[str, Any]) -> dict[str, Any]:
-    """Return how many times as fast, and the share of the memory, and other shares.
+    """Return how many times as fast ours is, its share of memory, and other ratios.
 
     Each is the median of the ratios within a round; 'rounds' has those of the speed.
 
@@ -204,7 +204,7 @@ def ratios(content: dict[str, Any]) -> dict[str, Any]:
         if not pairs:
             continue
         if name.startswith('views'):
-            # Without memory: PIL's images are made in processes of their own.
+            # Without memory: PIL's images are made in separate processes.
             speeds = [_share(pair, 'images_per_second') for pair in pairs]
             found[name] = {'speed': statistics.median(speeds), 'rounds': speeds}
             continue

@@ -4,9 +4,10 @@
 
 Every decoder and detector, as the tasks build them, on a backbone with LoRA of rank 8:
 medians of training steps (optimizer included) and of prediction, on images drawn at
-random. Weights are random: an untrained detector proposes more than a trained one.
-On a CPU time is that of the process, whatever else runs, and memory the peak of the
-process with all its libraries (Linux); on an accelerator it is the peak of tensors.
+random. Weights are random; an untrained detector makes more proposals than a trained
+one. On a CPU, time is the CPU time of the process, whatever else runs, and memory is
+the peak of the process with all its libraries (Linux); on an accelerator, memory is the
+peak of tensors.
 """
 
 import argparse
@@ -101,13 +102,13 @@ def measure(
     options: argparse.Namespace,
     folder: str,
 ) -> None:
-    """Train and predict with one task, and write down time and memory.
+    """Train and predict with one task, and record time and memory.
 
     Args:
         record: Gets the results.
         kind: The task's class.
         arguments: Its arguments that differ from case to case.
-        options: Of the command line.
+        options: Options of the command line.
         folder: Where the task writes its predictions.
     """
     device = torch.device(options.device)
@@ -153,7 +154,7 @@ def measure(
 def _begin(device: torch.device) -> None:
     reset_peak(device)
     if device.type != 'cuda':
-        # The kernel's high-water mark starts again.
+        # This resets the kernel's high-water mark.
         Path('/proc/self/clear_refs').write_text('5')
 
 
@@ -174,7 +175,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('--model', default='vit_tiny_patch16_224', help='name in timm')
     parser.add_argument('--image-size', type=int, default=224, help='pixels')
     parser.add_argument('--batch-size', type=int, default=4)
-    parser.add_argument('--steps', type=int, default=5, help='that are counted')
+    parser.add_argument('--steps', type=int, default=5, help='to count')
     parser.add_argument('--cases', nargs='+', default=[*CASES], choices=[*CASES])
     options = parser.parse_args(arguments)
     warnings.filterwarnings('ignore')

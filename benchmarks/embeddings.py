@@ -6,16 +6,16 @@
 - `embed` and `map`: images per second of `explora embed` and of `explora map` on a
   generated scene, over those of timm's model on random batches of the same sizes and
   type. The two take turns in one process, batch by batch, so that other work on the
-  machine slows both alike. The whole command counts, from the first look at the scene
+  machine slows both alike. The time of the whole command counts, from opening the scene
   to the finished file.
 - `scene`: memory of `explora map` on a scene of 10,000 x 10,000 pixels, with all
-  processes that it starts; and whether the map is cloud-optimised by the rules of
-  rio-cogeo, and each of its cells lies on its own pixels.
-- `search`: time to find the 20 nearest of a million vectors in a file, by blocks as
-  `explora search` does, and by an exact index of FAISS.
+  processes that it starts; whether the map is cloud-optimised by the rules of
+  rio-cogeo; and whether each of its cells lies on its own pixels.
+- `search`: time to find the 20 nearest of a million vectors in a file, in blocks as in
+  `explora search`, and with an exact index of FAISS.
 
-The command can be repeated after an interruption: with the same folder, parts that are
-done at the same commit are kept, and the map goes on where it stopped.
+The command can be repeated after an interruption: with the same folder, parts that were
+done at the same commit are kept, and the map continues where it stopped.
 """
 
 import argparse
@@ -58,14 +58,14 @@ from torchgeo_explora.writing import replacing
 PARTS = ('embed', 'map', 'scene', 'search')
 MODEL, PATCH, SIZE = 'vit_tiny_patch16_224', 16, 224
 QUIET = {'accelerator': 'cpu', 'enable_progress_bar': False, 'overwrite': True}
-#: Rows and columns of a scene that have no data: not whole patches.
+#: Rows and columns of a scene that have no data; not a whole number of patches.
 HOLE = 100, 250
 #: Rows of a block of vectors.
 ROWS = 8192
 
 
 def write_scene(path: Path, side: int) -> None:
-    """Write a scene of three bands of bytes, unless it is there."""
+    """Write a scene of three bands of bytes, unless it exists."""
     if path.exists():
         return
     random = np.random.default_rng(0)
@@ -92,15 +92,15 @@ def write_scene(path: Path, side: int) -> None:
 
 
 class Beside:
-    """A bare model that sees as many random images as a task sees images.
+    """A bare model that sees one random image for every image that a task sees.
 
     Args:
-        model: The bare model, of timm.
+        model: The bare model, from timm.
 
     Attributes:
         images: How many images each of them has seen.
-        seconds: What the bare model took, as `now` counts.
-        idle: What neither of them took.
+        seconds: Time of the bare model, as counted by `now`.
+        idle: Time to draw the random images, which counts for neither.
     """
 
     def __init__(self, model: Any) -> None:
@@ -139,7 +139,7 @@ class Beside:
 
 
 def now() -> NDArray[np.float64]:
-    """Return seconds on the clock, and of the processor."""
+    """Return wall-clock seconds and processor seconds."""
     return np.array([time.perf_counter(), time.process_time()])
 
 
@@ -149,13 +149,13 @@ def throughput(
     name: str,
     options: argparse.Namespace,
 ) -> None:
-    """Run a command on a scene several times, each time with the bare model beside it.
+    """Run a command on a scene several times, each time alongside the bare model.
 
     Args:
         record: Gets the results.
         command: Embeds or maps.
-        name: Of the file that it writes.
-        options: Of the command line.
+        name: Name of the file that it writes.
+        options: Options of the command line.
     """
     scene = options.folder / f'{options.side}.tif'
     write_scene(scene, options.side)
@@ -190,7 +190,7 @@ def measure_embed(record: dict[str, Any], options: argparse.Namespace) -> None:
 def measure_map(record: dict[str, Any], options: argparse.Namespace) -> None:
     """Compare the dense map with the bare model."""
     throughput(record, map_scenes, 'mapped.tif', options)
-    # Windows overlap, and those between two blocks are seen with both.
+    # Windows overlap, and those between two blocks are computed with both.
     side_by_side = (options.side / SIZE) ** 2
     record['windows_over_area'] = round(record['images'] / side_by_side, 3)
 
@@ -213,7 +213,7 @@ def measure_scene(record: dict[str, Any], options: argparse.Namespace) -> None:
     if process.returncode:
         raise RuntimeError((options.folder / 'map.log').read_text()[-2000:])
     record['minutes'] = round((time.perf_counter() - began) / 60, 1)
-    # The kernel's figure is exact, but knows only the largest of all processes.
+    # The kernel's figure is exact, but only for the largest of all processes.
     known = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     record['peak_gib'] = round(max(peak, known) / 2**30, 2)
     record['mib'] = round(target.stat().st_size / 2**20)
@@ -248,8 +248,8 @@ def _check(
 ) -> None:
     """Record whether a map is cloud-optimised and lies where its scene does.
 
-    Cells in the middle of a window are seen in no other one: they are the tokens of
-    the bare model on the pixels there.
+    Cells in the middle of a window are in no other window: they are the tokens of the
+    bare model for the pixels there.
     """
     from rio_cogeo.cogeo import cog_validate
 
@@ -321,7 +321,7 @@ def measure_search(record: dict[str, Any], options: argparse.Namespace) -> None:
 
 
 def _by_faiss(file: EmbeddingFile, query: Tensor) -> Tensor:
-    """Return the numbers of the 20 nearest by an exact index, which is built anew."""
+    """Return the numbers of the 20 nearest, with an exact index built for it."""
     import faiss
 
     faiss.omp_set_num_threads(torch.get_num_threads())
@@ -332,7 +332,7 @@ def _by_faiss(file: EmbeddingFile, query: Tensor) -> Tensor:
 
 
 def _write_vectors(path: Path, count: int) -> None:
-    """Write a file of random embeddings, unless it is there."""
+    """Write a file of random embeddings, unless it exists."""
     if path.exists():
         return
     generator = torch.Generator().manual_seed(0)
@@ -355,7 +355,7 @@ MEASURES = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure every part that is not done, and write a JSON file."""
+    """Measure every part that is not done yet, and write a JSON file."""
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
     parser.add_argument('--output', type=Path, required=True, help='JSON file')
     parser.add_argument(
@@ -379,7 +379,7 @@ def main(arguments: list[str] | None = None) -> int:
         PARTS,
         header(torch.device('cpu'), None) | {'settings': settings},
     )
-    # The file itself may be a change.
+    # The results file itself may count as a change.
     commits = [str(each.get('commit')).split()[0] for each in (old, report.content)]
     for part in PARTS:
         done = old.get(part, {}).get('status') == 'done' and len(set(commits)) == 1

@@ -1,17 +1,17 @@
-r"""What a delta is worth downstream: base against base + delta on EuroSAT RGB.
+r"""What a delta gains downstream: base against base + delta on EuroSAT RGB.
 
     OMP_NUM_THREADS=1 python benchmarks/eurosat_downstream.py --data data/eurosat_rgb \
         --weights data/vit_tiny_patch16_224.safetensors \
         --delta outputs/eurosat_rgb/best.safetensors \
         --output outputs/eurosat_downstream.jsonl
 
-With several deltas, of runs that differ in their seed, each seed takes its own.
+With several deltas, from runs with different seeds, each seed uses its own.
 
-The data folder holds train/, val/ and test/, one folder a class inside. Every run goes
-through the project's own tasks and appends one JSON line to the output when it is
-finished; runs that are there are skipped, so the study can be stopped and started at
-will. Seed 0 of everything comes first: a study that is cut off still fills the table.
-At the end, and with --table alone, the table is printed as Markdown.
+The data folder holds train/, val/ and test/, one folder per class inside. Every run
+goes through the project's own tasks and appends one JSON line to the output when it is
+finished; finished runs are skipped, so the study can be stopped and restarted at any
+time. Seed 0 of everything comes first, so that a study that is cut off still fills the
+table. At the end, or at once with --table, the table is printed as Markdown.
 
 Nothing is chosen on the test split: *held_out* picks the probe's classifier on the
 validation split, and fine-tuning scores its last step (*paper* is the protocol that
@@ -46,10 +46,10 @@ BATCH = 64
 #: Shares of the labels, and the optimizer steps of fine-tuning for each.
 FINETUNING_STEPS = {0.01: 40, 0.1: 100, 1.0: 250}
 PROBE_STEPS = 1000
-#: What trains, and base rates (those in use are a quarter, for batches of 64): the best
-#: of three each on the validation split, with the base, seed 0, 10 % of the labels and
-#: 50 steps at 64 px (accuracy 0.551, 0.642, 0.688 at 4e-3, 1.6e-2, 4e-2, and 0.508,
-#: 0.607, 0.632 at 4e-4, 1.2e-3, 4e-3). The rest is the task's default.
+#: What is trained, and base rates (a quarter of them is used, for batches of 64): each
+#: the best of three on the validation split, with the base, seed 0, 10 % of the labels
+#: and 50 steps at 64 px (accuracy 0.551, 0.642, 0.688 at 4e-3, 1.6e-2, 4e-2, and 0.508,
+#: 0.607, 0.632 at 4e-4, 1.2e-3, 4e-3). The rest are the task's defaults.
 FINETUNING: dict[str, dict[str, Any]] = {
     'lora-r8': {'rank': 8, 'base_lr': 4e-2},
     'full': {'rank': 0, 'modules': [''], 'base_lr': 4e-3},
@@ -68,19 +68,19 @@ class Run(NamedTuple):
 
 
 def runs(seeds: int, models: tuple[str, ...], deltas: int) -> Iterator[Run]:
-    """Yield all runs: seed by seed, the cheap ones first, models side by side.
+    """Yield all runs: seed by seed, the cheap ones first, the models in turn.
 
     Args:
-        seeds: How many.
+        seeds: Number of seeds.
         models: 'base', 'delta' or both.
-        deltas: How many different ones there are.
+        deltas: Number of different deltas.
     """
     for seed in range(seeds):
         for methods in (('knn', 'probe'), tuple(FINETUNING)):
             for share in FINETUNING_STEPS:
                 for method in methods:
                     for model in models:
-                        # All labels leave nothing to draw, and kNN trains nothing.
+                        # With all labels, kNN involves no random draw.
                         different = deltas if model == 'delta' else 1
                         if method == 'knn' and share == 1 and seed >= different:
                             continue
@@ -93,8 +93,8 @@ def labelled_share(data: Path, place: Path, share: float, seed: int) -> Path:
     Args:
         data: Holds train/, val/ and test/.
         place: Where the folder is made.
-        share: Of the images of a class, in (0, 1].
-        seed: Draws them; of one seed the small shares are within the large ones.
+        share: Share of the images of a class, in (0, 1].
+        seed: Seed of the draw; for one seed, small shares are contained in large ones.
     """
     root = place / f'share{share}-seed{seed}'
     if root.exists():
@@ -133,7 +133,7 @@ def measure(
     """Train and score one run.
 
     Args:
-        run: What is trained on what.
+        run: What is trained, and on what.
         root: Folder of `labelled_share`.
         backbone: Arguments of the task: weights, delta, size.
         cache: Folder for features of frozen backbones.
@@ -175,7 +175,7 @@ def measure(
 
 
 def scores(record: dict[str, Any]) -> dict[str, float]:
-    """Return what the table shows of a run, by the name of its row."""
+    """Return what the table shows for a run, by the name of its row."""
     metrics = record['metrics']
     if record['method'] == 'knn':
         return {'10-NN': metrics['test_knn_10']}
@@ -256,7 +256,7 @@ def main(arguments: list[str] | None = None) -> None:
         '--delta',
         nargs='+',
         default=(),
-        help='files of the deltas; the base alone if left out',
+        help='files of the deltas; only the base if left out',
     )
     parser.add_argument('--output', type=Path, required=True, help='file of runs')
     parser.add_argument('--model', default='vit_tiny_patch16_224', help='name in timm')
@@ -264,7 +264,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument('--seeds', type=int, default=3)
     parser.add_argument('--methods', nargs='+', default=METHODS, choices=METHODS)
     parser.add_argument('--shares', nargs='+', type=float, default=[*FINETUNING_STEPS])
-    parser.add_argument('--table', action='store_true', help='print the table alone')
+    parser.add_argument('--table', action='store_true', help='only print the table')
     options = parser.parse_args(arguments)
     if not options.table:
         _study(options)

@@ -1,4 +1,4 @@
-"""Draw docs/results/eurosat_steps.png and eurosat_labels.png from what was measured.
+"""Draw docs/results/eurosat_steps.png and eurosat_labels.png from measurements.
 
 Usage: python benchmarks/eurosat_figure.py
 """
@@ -18,7 +18,7 @@ plt.rcParams |= {'axes.spines.top': False, 'axes.spines.right': False}
 
 
 def draw_steps() -> None:
-    """Accuracy while the model adapts, mean and range over seeds."""
+    """Draw the accuracy while the model adapts, mean and range over seeds."""
     figure, axes = plt.subplots(layout='constrained')
     of_step: dict[int, list[float]] = {}
     for row in read(LINES / 'study.jsonl'):
@@ -48,7 +48,7 @@ def draw_steps() -> None:
 
 
 def draw_labels() -> None:
-    """Accuracy of a linear probe by the share of labels, base and delta."""
+    """Draw the accuracy of a linear probe by share of labels, for base and delta."""
     figure, axes = plt.subplots(layout='constrained')
     probes = [r for r in read(LINES / 'downstream_64.jsonl') if r['method'] == 'probe']
     shares = (0.01, 0.1, 1.0)

@@ -23,10 +23,10 @@ FORMULA = (
 def crop_flops(backbone: ViT, size: int) -> tuple[int, int]:
     """Return the operations of one square crop, forward and backward.
 
-    Those of the last block are left to `row_flops`, but for its keys and values.
+    Those of the last block, except its keys and values, are left to `row_flops`.
 
     Args:
-        backbone: A ViT, adapted or not; its class token trains.
+        backbone: A ViT, adapted or not; its class token is trained.
         size: Side of the crop in pixels.
     """
     tokens = _tokens(backbone, size)
@@ -106,7 +106,7 @@ def step_flops(
 
 
 def counter() -> FlopCounterMode:
-    """Return torch's counter of operations, which does not know a CPU's attention."""
+    """Return torch's counter of operations, extended by attention on a CPU."""
     attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
@@ -123,11 +123,11 @@ def counter() -> FlopCounterMode:
 
 
 def utilisation(operations: int, milliseconds: float, rate: float) -> dict[str, float]:
-    """Return a step's operations, and its share of what products alone could do.
+    """Return a step's operations, and their share of what matrix products could reach.
 
     Args:
-        operations: Of the step.
-        milliseconds: That it took.
+        operations: Operations of the step.
+        milliseconds: Time of the step.
         rate: Measured TFLOP/s of a matrix product of the same type.
     """
     return {

@@ -3,10 +3,10 @@
     python benchmarks/gpu.py --output benchmarks/results/h200.json \
         --data data/eurosat_rgb --weights data/vit_tiny_patch16_224.safetensors
 
-The file is whole after every part, so that a run that is cut off leaves what it has
+The file is complete after every part, so that a run that is cut off leaves what it has
 measured. `--device cpu --tiny` tries every part at toy size. The exit code is 1 if a
-part failed, parity does not hold or attention is not fused. Other variants of the
-adaptation than its own two come as a JSON list:
+part failed, parity does not hold or attention is not fused. Variants of the adaptation
+other than the two built-in ones are given as a JSON list:
 `[{"name": "weak", "strength": 0.25, "prototypes": 2048}]`.
 """
 
@@ -29,7 +29,7 @@ import torch  # noqa: E402
 import views  # noqa: E402
 from report import NotRunError, Report, header  # noqa: E402
 
-#: Share of the time after which a part may begin nothing more.
+#: Share of the time after which a part may not start anything more.
 UNTIL = {
     'parity': 1.0,
     'step': 0.45,
@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def ratios(content: dict[str, Any]) -> dict[str, Any]:
     """Return how many times as fast ours is, and its share of the memory.
 
-    A run of `step` is compared with (a), all trained, and (b), LoRA, of the same model
+    A run of `step` is compared with (a), all trained, and (b), LoRA, for the same model
     and micro-batch; MAE with (c), views with (d) in two processes.
 
     Raises:
@@ -138,12 +138,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add('--data', type=Path, help='folder with train, val and test, classes inside')
     add('--weights', type=Path, help="weights of timm's vit_tiny_patch16_224")
     add('--minutes', type=float, default=8.0, help='for everything')
-    add('--steps', type=int, help='of the adaptation; as many as fit by default')
+    add('--steps', type=int, help='of the adaptation; all that fit by default')
     add('--recipes', type=Path, help='JSON list of recipes of the adaptation')
     add('--parts', nargs='+', choices=PARTS, default=PARTS, help='run these only')
     add('--device', default='cuda', help='cuda, or cpu for a trial')
     add('--tiny', action='store_true', help='toy sizes')
-    add('--commit', help='for the file, where git cannot tell')
+    add('--commit', help='for the file, if git cannot tell')
     options = parser.parse_args(arguments)
     if options.device.startswith('cuda') and not torch.cuda.is_available():
         parser.error('no CUDA device: try with --device cpu --tiny')

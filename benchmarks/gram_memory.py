@@ -2,12 +2,11 @@
 
     python benchmarks/gram_memory.py --output benchmarks/results/gram_memory.json
 
-Two steps of D-ExPLoRA with a ViT-B/16 of random weights at 224 pixels, 8 images, each
-in a process of its own: with and without the term, whose anchor sees crops of 448
-pixels.
-The figure is the largest resident memory of the process, less that before the model was
-built. The anchor itself, counted in bytes of tensors that it does not share, is listed
-beside it.
+Two steps of D-ExPLoRA with a ViT-B/16 of random weights on 8 images of 224 pixels, each
+case in its own process: with and without the term, whose anchor sees crops of 448
+pixels. The figure is the largest resident memory of the process minus that before the
+model was built. The anchor itself, counted in bytes of tensors that it does not share,
+is listed next to it.
 """
 
 import argparse
@@ -37,7 +36,7 @@ def step(weight: float, found: Any) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     before = peak()
-    # At this size the base's positions fit; LoRA, block and norms train.
+    # At this size the base's positions fit; LoRA, block and norms are trained.
     student = ViT('vit_base_patch16_224', image_size=224, weight_init='skip')
     for parameter in student.parameters():
         torch.nn.init.normal_(parameter, std=0.02)

@@ -41,7 +41,7 @@ SENSORS: list[dict[str, Any]] = [
     {'tint': (1.05, 1.0, 0.95), 'haze': (0.1, 0.4), 'noise': 0.03, 'gamma': 1.0},
     {'tint': (0.95, 1.0, 1.07), 'haze': (0.3, 0.6), 'noise': 0.06, 'gamma': 1.1},
 ]
-#: All blocks, patches and positions: a base of random weights has much to learn.
+#: All blocks, patch embedding and positions: random weights have much to learn.
 WHOLE = Adaptation((0, 1, 2), adapter=None, modules=('patch_embed', 'pos_embed'))
 GUIDE = {'name': 'region', 'values': 3, 'kind': 'classification'}
 ADVERSARY = {'name': 'sensor', 'values': 3, 'momentum': 0.95, 'adversarial': True}
@@ -68,7 +68,7 @@ def draw(split: Any, length: int) -> dict[str, Tensor]:
 
 
 def student(seed: int) -> Backbone:
-    """Return a base of random weights, as small as those of the tests."""
+    """Return a base with random weights, as small as those in the tests."""
     torch.manual_seed(seed)
     sizes = {'patch_size': 8, 'embed_dim': 24, 'depth': 3, 'num_heads': 2}
     return ViT('vit_tiny_patch16_224', image_size=SIDE, **sizes)
@@ -135,7 +135,7 @@ def probe(
 
 
 def table(content: dict[str, Any]) -> str:
-    """Return the accuracies of all seeds as a table of Markdown."""
+    """Return the accuracies of all seeds as a Markdown table."""
     factors = {
         'region': 'region, guided',
         'sensor': 'sensor, adversarial',
@@ -160,7 +160,7 @@ def main() -> None:
     parser.add_argument('--adversary', type=float, default=1.0, help='weight')
     parser.add_argument('--seeds', type=int, default=3)
     parser.add_argument('--length', type=int, default=100, help='of each combination')
-    parser.add_argument('--commit', help='where git cannot tell')
+    parser.add_argument('--commit', help='if git cannot tell')
     options = parser.parse_args()
     torch.set_num_threads(1)
     both = [

@@ -1,10 +1,11 @@
-"""How fast images are read, compared with the plain way in the same run.
+"""How fast images are read, compared with plain code in the same run.
 
 python benchmarks/input.py --output benchmarks/results/input.json
 
-Everything is generated and lies in the page cache, so the disk does not count. Rates
-are images per second of processor time of one process with one thread: what one core
-gives, whatever else the machine does. Ways take turns, and the fastest round counts.
+All data are generated and in the page cache, so the disk does not count. Rates are
+images per second of processor time of one process with one thread: what one core gives,
+whatever else the machine does. The ways of reading take turns, and the fastest round
+counts.
 """
 
 import argparse
@@ -40,7 +41,7 @@ from torchgeo_explora.datasets.fmow.rgb import context_region
 from torchgeo_explora.datasets.pixels.sentinel2 import BANDS
 
 PARTS = ('jpeg', 'geotiff', 'memory', 'start')
-#: What is wanted: a GPU at 1,000 images/s with 16 cores.
+#: The target: feed a GPU 1,000 images/s with 16 cores.
 CORES, WANTED = 16, 1000
 SIZE = 224
 #: Side of the scene.
@@ -54,8 +55,8 @@ def rates(
 
     Args:
         ways: Each returns image number i, or a sample with it.
-        images: How many there are.
-        rounds: How often all are read.
+        images: Number of images.
+        rounds: Number of times that all are read.
     """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds + 1):
@@ -63,7 +64,7 @@ def rates(
             began = time.process_time()
             for index in range(images):
                 found = read(index)
-                # Laid out as a batch wants it.
+                # Contiguous, as a batch needs it.
                 (found if isinstance(found, Tensor) else found['image']).contiguous()
             # The first round fills caches.
             if number:
@@ -251,7 +252,7 @@ def memory(record: dict[str, Any], root: Path, rows: int, reads: int) -> None:
     generator = np.random.default_rng(0)
     context = multiprocessing.get_context('fork')
     record['mib_per_worker'] = {}
-    # Pages of a file that wait to be written would count as private.
+    # Pages of a file that are still to be written would count as private.
     os.sync()
     for name, dataset, size, number in (
         ('plain: a list of rows in Python', PlainRows(csv), rows, reads),
@@ -259,7 +260,7 @@ def memory(record: dict[str, Any], root: Path, rows: int, reads: int) -> None:
         ('prepared JPEG', prepared, len(prepared), reads),
         ('windows of scenes', windows, rows, reads // 10),
     ):
-        # What the first sample loads, all share.
+        # What the first sample loads is shared by all.
         dataset[0]
         indices = generator.integers(0, size, number).tolist()
         answer = context.Queue()
@@ -295,7 +296,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run all parts; 1 if one failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--output', type=Path, required=True)
-    parser.add_argument('--commit', help='where git cannot tell')
+    parser.add_argument('--commit', help='if git cannot tell')
     parser.add_argument('--images', type=int, default=64)
     parser.add_argument('--rounds', type=int, default=7)
     parser.add_argument('--rows', type=int, default=1_000_000)

@@ -1,4 +1,4 @@
-"""MAE steps: ours, and one from lightly's modules, everything trained."""
+"""MAE steps: ours, and one from lightly's modules with everything trained."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -25,7 +25,7 @@ DECODER, SMALL_DECODER = (512, 8, 16), (24, 1, 2)
 
 
 class ExploraMAE(nn.Module):
-    """M-ExPLoRA's step: [-1]-r64, the decoder as one that came with the weights."""
+    """M-ExPLoRA's step: [-1]-r64, with a decoder as if it came with the weights."""
 
     def __init__(self, tiny: bool, model: str = MODEL) -> None:
         """Adapt a random ViT."""
@@ -44,7 +44,7 @@ class ExploraMAE(nn.Module):
 
 
 class LightlyMAE(nn.Module):
-    """MAE as lightly's example puts it together, pixels normalised per patch."""
+    """MAE as in lightly's example, with pixels normalised per patch."""
 
     def __init__(self, tiny: bool, model: str = MODEL) -> None:
         """Build encoder and decoder of the same sizes."""
@@ -132,12 +132,12 @@ def measure_masked(
         model: Returns a loss of normalised images.
         images: B, images of a step.
         rate: Measured TFLOP/s of a matrix product.
-        steps: How many come first, and how many are timed.
+        steps: Numbers of steps: first untimed, then timed.
         device: Where the model is.
-        dtype: Of autocast; float32 for none.
+        dtype: Type of autocast; float32 for none.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
-    # Fused for both, so that the difference is the step's.
+    # Fused for both, so that the difference is due to the step.
     fused = device.type == 'cuda' or None
     optimizer = AdamW(trained, lr=1e-4, weight_decay=0.05, fused=fused)
     image = torch.randn(images, 3, 224, 224, device=device)

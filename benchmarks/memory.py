@@ -2,8 +2,8 @@
 
     python benchmarks/memory.py configs/pretrain/fmow_rgb_dinov3_vit_7b.yaml
 
-builds the task without values and applies the formulas of `docs/performance.md`. No
-allocator, library or kernel is in them.
+builds the task without values and applies the formulas of `docs/performance.md`. They
+leave out the allocator, libraries and kernels.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import yaml
 from torchgeo_explora.tasks import ExploraDinoTask
 
 GIB = 2**30
-#: Bytes of what trains: weight, gradient, two moments, and the teacher's weight.
+#: Bytes per trained parameter: weight, gradient, two moments, and the teacher's weight.
 TRAINED = 20
 #: Slices of logits.
 SLICES = 0.2 * GIB
@@ -30,8 +30,8 @@ def kept_by_block(block: Any, width: int) -> int:
     """Return the bytes that a block keeps per token for the gradient, in bfloat16.
 
     Two norm inputs in float32; q, k, v, attention and its projection; the hidden layer
-    before its activation, of a gated MLP with its gate and their product; where
-    positions are rotary, q and k once more.
+    before its activation, in a gated MLP also the gate and their product; with rotary
+    positions, q and k once more.
 
     Args:
         block: A block of timm.
@@ -45,7 +45,7 @@ def kept_by_block(block: Any, width: int) -> int:
 
 
 def memory(task: ExploraDinoTask, batch: int) -> dict[str, float]:
-    """Return GiB of a step: what is fixed, what an image adds, and all of it.
+    """Return GiB of a step: the fixed part, what each image adds, and the total.
 
     Args:
         task: Built, on any device.
@@ -60,7 +60,7 @@ def memory(task: ExploraDinoTask, batch: int) -> dict[str, float]:
         if not p.requires_grad
     )
     prototypes = objective.head.prototypes.direction.numel()
-    # Of unit length, and their gradient by each of three losses.
+    # Prototypes of unit length, and their gradient from each of three losses.
     fixed = frozen + TRAINED * trained + 4 * 4 * prototypes + SLICES
     special = student.prefix().shape[1]
     views: Any = objective.augment
@@ -69,7 +69,7 @@ def memory(task: ExploraDinoTask, batch: int) -> dict[str, float]:
     tokens = sum(n * (special + student.layers * grid[side]) for n, side in sizes)
     width, depth = student.embed_dim, len(student.blocks)
     block = tokens * kept_by_block(student.blocks[0], width)
-    # The last block works for a tenth of the tokens.
+    # The last block computes a tenth of the tokens.
     activations = (depth - 1) * block
     if student.checkpointing:
         activations = (depth - 1) * 4 * width * tokens + block
@@ -94,7 +94,7 @@ def of_configuration(path: Path) -> dict[str, float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print what each configuration takes."""
+    """Print the memory of each configuration."""
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
     parser.add_argument('configs', type=Path, nargs='+')
     for path in parser.parse_args(arguments).configs:

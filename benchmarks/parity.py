@@ -23,11 +23,11 @@ from torchgeo_explora.objectives import DINOv2
 
 GOLDEN = Path(__file__).parent.parent / 'tests/golden/dinov2_ssl_step.safetensors'
 OUT = 'out.shared_sk.'
-#: Relative, of terms and gradients in float32 against the reference.
+#: Relative tolerance of terms and gradients in float32, against the reference.
 STEP = 1e-4
-#: Largest difference of a view's value in [0, 1]. Solarization jumps by 1/255.
+#: Largest difference of a view's values in [0, 1]. Solarization jumps by 1/255.
 GEOMETRY, PHOTOMETRIC = 1e-4, 5e-3
-#: Relative, of a function that is given the same bfloat16 numbers as float32.
+#: Relative tolerance of a function that gets the same bfloat16 numbers as float32.
 SAME = 1e-5
 
 
@@ -51,7 +51,7 @@ def run(record: dict[str, Any], device: torch.device, tiny: bool) -> None:
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Switch TF32 off, and back."""
+    """Switch TF32 off, and restore it afterwards."""
     backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [backend.allow_tf32 for backend in backends]
     try:
@@ -75,7 +75,7 @@ def golden_step(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
 
     Args:
         device: Where the step runs.
-        dtype: Float32, which has to agree, or the autocast type, which is reported.
+        dtype: Float32, which must agree, or the autocast type, which is only reported.
     """
     with safe_open(GOLDEN, 'pt') as file:
         tensors = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
@@ -179,7 +179,7 @@ def _layers(head: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _named(objective: DINOv2) -> dict[str, list[Tensor]]:
-    """Map the reference's names to parameters, of q, k and v together."""
+    """Map the reference's names to parameters, with q, k and v together."""
     named: dict[str, list[Tensor]] = {'backbone.mask_token': [objective.mask_token]}
     for name, parameter in _layers(objective.head).items():
         named[f'dino_head.{name}'] = [parameter]
@@ -197,7 +197,7 @@ def _gradient(parameter: Tensor) -> Tensor:
 
 
 def augment(device: torch.device, tiny: bool) -> dict[str, Any]:
-    """Compare views of one seed, on the device and on the CPU, in [0, 1]."""
+    """Compare views with one seed, on the device and on the CPU, in [0, 1]."""
     images, side, size = (2, 32, 28) if tiny else (16, 256, 224)
     low = torch.rand(images, 3, side // 8, side // 8, generator=_generator())
     image = nn.functional.interpolate(low, scale_factor=8, mode='bilinear')
@@ -232,14 +232,14 @@ def augment(device: torch.device, tiny: bool) -> dict[str, Any]:
 def functions(device: torch.device, tiny: bool) -> dict[str, Any]:
     """Feed targets and losses float64, float32 and bfloat16 logits.
 
-    Of each: float32 against float64; bfloat16 against the same numbers as float32; and
-    bfloat16 against the float32 numbers that were rounded, which is only reported.
+    For each: float32 against float64; bfloat16 against the same numbers as float32; and
+    bfloat16 against the float32 numbers before rounding, which is only reported.
     """
     images, prototypes, grid = (4, 64, (4, 4)) if tiny else (32, 65536, (16, 16))
     generator = _generator()
 
     def draw(*shape: int) -> Tensor:
-        # Of the size of a cosine between unit vectors of width 256.
+        # As large as a cosine between unit vectors of width 256.
         return (torch.randn(shape, generator=generator) / 16).to(device)
 
     target = sinkhorn_knopp(draw(2 * images, prototypes), 0.07).unflatten(0, (2, -1))

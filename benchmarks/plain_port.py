@@ -1,4 +1,4 @@
-"""The yardsticks: DINOv2 from lightly's parts and timm, trained in full or by LoRA."""
+"""The yardsticks: DINOv2 from timm and parts of lightly, trained in full or by LoRA."""
 
 import copy
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from training import TINY, Sizes
 from torchgeo_explora.augment import MultiCrop
 from torchgeo_explora.functional import block_masks
 
-#: Model, whether LoRA trains instead of all, and the micro-batch, in this order.
+#: Model, whether LoRA is trained instead of everything, and the micro-batch.
 RUNS = (
     ('vit_large_patch14_dinov2', False, 32),
     ('vit_large_patch14_dinov2', True, 32),
@@ -35,14 +35,14 @@ class PlainPort(nn.Module):
     def __init__(
         self, model: str, sizes: Sizes, lora: bool = False, **arguments: Any
     ) -> None:
-        """Build both; lightly's heads cannot be copied, so that one loads the other.
+        """Build both; lightly's heads cannot be copied, so one loads from the other.
 
         Args:
             model: Name of a timm model.
-            sizes: Of views and head.
+            sizes: Sizes of views and head.
             lora: Whether PEFT's LoRA of rank 64 on `qkv`, the last block and the norms
-                train, instead of all.
-            **arguments: Of the timm model.
+                are trained instead of everything.
+            **arguments: Arguments of the timm model.
         """
         from lightly.loss import DINOLoss, IBOTPatchLoss, KoLeoLoss
         from lightly.models.modules import (
@@ -92,7 +92,7 @@ class PlainPort(nn.Module):
     def guess(
         self, crops: Tensor, local: Tensor, hidden: Tensor
     ) -> tuple[list[Tensor], Tensor, Tensor]:
-        """Return the student's logits in this form, and class tokens, (2 * B, D)."""
+        """Return the student's logits in that form, and class tokens, (2 * B, D)."""
         padded = nn.functional.pad(hidden, (1, 0))  # the class token is not hidden
         tokens = self.student.encode(crops, mask=padded)
         cls = tokens[:, 0]
@@ -108,8 +108,8 @@ class PlainPort(nn.Module):
             global_: (2, B, C, S, S).
             local: (V, B, C, s, s).
             mask: (2 * B, h, w), True where a patch is hidden.
-            clock: Its marks: teacher (head included), student (likewise), loss (with
-                the teacher's softmax), backward.
+            clock: Its marks: teacher and student (each with its head), loss (with the
+                teacher's softmax), backward.
         """
         crops, hidden = global_.flatten(0, 1), mask.flatten(1)
         teacher_cls, teacher_patch = self.see(crops, hidden)
@@ -120,7 +120,7 @@ class PlainPort(nn.Module):
         loss = loss + self.ibot(teacher_patch, student_patch, mask)
         loss = loss + 0.1 * sum(self.koleo(part) for part in cls.chunk(2))
         clock.mark('loss')
-        # Outside of autocast, which is for what comes before.
+        # Outside autocast, which is only for what comes before.
         with torch.autocast(mask.device.type, enabled=False):
             loss.backward()
         clock.mark('backward')
@@ -186,7 +186,7 @@ def measure(
     ).to(device)
     batch = random_images(images, device)
     trained = [p for p in port.parameters() if p.requires_grad]
-    # Fused on a GPU, as ours, so that the difference is the step's.
+    # Fused on a GPU, as ours, so that the difference is due to the step.
     fused = device.type == 'cuda' or None
     optimizer = AdamW(trained, lr=1e-4, weight_decay=0.0, fused=fused)
     pairs = [

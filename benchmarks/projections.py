@@ -1,7 +1,7 @@
-"""Queries, keys and values: one product of a fused weight against three.
+"""Queries, keys and values: one product with a fused weight against three.
 
-The weights are frozen, as in most blocks of an adaptation: backward makes the gradient
-of the tokens alone.
+The weights are frozen, as in most blocks of an adaptation: backward computes only the
+gradient of the tokens.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ WARMUP, TIMED = 3, 10
 def compare_projections(
     device: torch.device, width: int, tokens: int, dtype: torch.dtype
 ) -> dict[str, Any]:
-    """Return the milliseconds of both, forward and backward, medians.
+    """Return the median milliseconds of both, forward and backward.
 
     Args:
         device: Where to measure.
@@ -41,7 +41,7 @@ def compare_projections(
         return [layer(x) for layer in split]
 
     clocks = {'fused': Clock(device), 'split': Clock(device)}
-    # In turn, so that a machine's moods meet both.
+    # In turn, so that changes in the machine's speed affect both.
     for _ in range(WARMUP + TIMED):
         for clock, project in zip(clocks.values(), (by_one, by_three), strict=True):
             clock.start()

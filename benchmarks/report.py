@@ -37,13 +37,13 @@ class NotRunError(Exception):
 class Report:
     """A JSON file that is complete after every part.
 
-    A part that was not reached, or that cannot run, says 'not run' with the reason; one
-    that the run was cut off in says 'running'.
+    A part that was not reached, or that cannot run, says 'not run' with the reason; a
+    part during which the run was cut off says 'running'.
 
     Args:
         path: The file to write.
         parts: Names of all parts, in order.
-        header: What describes the run.
+        header: Description of the run.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Report:
 
         Args:
             part: Its name.
-            measure: Puts results into the dictionary that it gets.
+            measure: Puts results into the dictionary that it is given.
         """
         began = datetime.now(UTC)
         record = self.content[part] = {'status': 'running'}
@@ -90,7 +90,7 @@ def header(device: torch.device, commit: str | None) -> dict[str, Any]:
 
     Args:
         device: Where the measurements run.
-        commit: The commit, where git cannot tell.
+        commit: The commit, if git cannot tell.
     """
     return {
         'command': shlex.join(map(_shown, [sys.executable, *sys.argv])),
@@ -176,7 +176,7 @@ def _version(name: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Return the value with infinities as text, which JSON does not know."""
+    """Return the value with infinities as text, since JSON has none."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list):

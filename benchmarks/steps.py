@@ -34,7 +34,7 @@ class Model(NamedTuple):
     compiled: bool = False
 
 
-#: In order of importance: where time is short, the last ones are left out.
+#: In order of importance: if time is short, the last ones are left out.
 MODELS = (
     Model('vit_large_patch14_dinov2', (32, 128)),
     Model('vit_large_patch14_dinov2', (32, 128), half_base=True),
@@ -138,13 +138,13 @@ def measure(
     """Return the cost of steps of *images* images.
 
     Args:
-        objective: What trains.
+        objective: What is trained.
         images: B.
-        sizes: Of views and head.
+        sizes: Sizes of views and head.
         rate: Measured TFLOP/s of a matrix product.
         device: Where the objective is.
-        steps: How many come first, and how many are timed.
-        dtype: Of autocast; float32 for none.
+        steps: Numbers of steps: first untimed, then timed.
+        dtype: Type of autocast; float32 for none.
     """
     warmup, timed = steps
     optimizer = optimizer_of(objective)
@@ -185,10 +185,10 @@ def measure(
 
 @contextmanager
 def watch(objective: DINOv2, clock: Clock) -> Iterator[dict[str, list[int]]]:
-    """Mark the parts of a forward on the clock, by hooks on the objective's modules.
+    """Mark the parts of a forward pass on the clock, with hooks on the modules.
 
-    Marks: augment (the type of the images included), masks, teacher, targets (teacher
-    head and Sinkhorn-Knopp), student (its head included, but for the prototypes).
+    Marks: augment (with the conversion of the images), masks, teacher, targets (teacher
+    head and Sinkhorn-Knopp), student (with its head except the prototypes).
 
     Yields:
         Rows that the heads saw, 'student' and 'teacher', call by call.
@@ -243,7 +243,7 @@ def kernels(objective: DINOv2, images: int, device: torch.device) -> dict[str, A
     except (RuntimeError, AttributeError) as error:
         return {'status': 'not run', 'reason': f'the profiler failed: {error!r}'}
     attention = {e.key: e.count for e in events if '_scaled_dot_product' in e.key}
-    # Operations have the time of their kernels, which stand in a list of their own.
+    # Operations include the time of their kernels, which are listed separately.
     events = [e for e in events if (e.device_type == DeviceType.CUDA) == on_gpu]
     return {
         'status': 'done',
@@ -268,7 +268,7 @@ def random_images(images: int, device: torch.device) -> Tensor:
 
 
 def reset_peak(device: torch.device) -> None:
-    """Start to watch the device's memory."""
+    """Start measuring the peak of the device's memory."""
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)

@@ -1,4 +1,4 @@
-"""Clocks for the parts of a step, on the device's own time, and the matmul rate."""
+"""Clocks for the parts of a step, in the device's own time, and the matmul rate."""
 
 import statistics
 import time
@@ -11,8 +11,8 @@ import torch
 class Clock:
     """Charge the time since the last mark to a name.
 
-    On a GPU the marks are CUDA events: they show the device's time, with its idle gaps
-    where it waits for the CPU. Read them once the steps are over.
+    On a GPU the marks are CUDA events: they show the device's time, including gaps in
+    which it waits for the CPU. Read them once the steps are over.
 
     Args:
         device: Where the work is done.
@@ -33,7 +33,7 @@ class Clock:
         self.steps.append([('start', self._now())])
 
     def mark(self, name: str) -> None:
-        """End a part of the step; parts of one name are added up."""
+        """End a part of the step; parts with the same name are added up."""
         self.steps[-1].append((name, self._now()))
 
     def milliseconds(self, skip: int = 0) -> dict[str, float]:
@@ -78,7 +78,7 @@ def matmul_rate(
     Args:
         device: Where to measure.
         size: Rows and columns of both factors.
-        dtype: Of both factors.
+        dtype: Type of both factors.
 
     Returns:
         'size', 'ms' (median of ten) and 'tflops' (2 size^3 operations).

@@ -49,13 +49,14 @@ def build(
         student: A plain backbone.
         sizes: Sizes of views and head.
         device: Where the objective goes.
-        rank: Of LoRA.
-        alpha: Of LoRA.
-        momentum: Of the teacher, at the start and at the end.
-        strength: Of the photometric part of augmentation.
+        rank: Rank of LoRA.
+        alpha: Alpha of LoRA.
+        momentum: Momentum of the teacher, at the start and at the end.
+        strength: Strength of the photometric part of augmentation.
         half_base: Whether frozen linear weights are stored in bfloat16.
-        checkpointing: Whether blocks keep their input alone for the gradient.
-        compiled: Whether blocks are compiled, as the tasks do it.
+        checkpointing: Whether activations of blocks are recomputed in the backward
+            pass.
+        compiled: Whether blocks are compiled, as the tasks do.
     """
     adapt(student, Adaptation(adapter=lora(rank, alpha)))
     student.checkpointing = checkpointing
@@ -84,7 +85,7 @@ def build(
 
 
 def optimizer_of(objective: DINOv2) -> AdamW:
-    """Return AdamW over what trains; the second group holds the prototypes."""
+    """Return AdamW over what is trained; the second group holds the prototypes."""
     prototypes = list(objective.head.prototypes.parameters())
     held = {id(p) for p in prototypes}
     others = [p for p in objective.parameters() if p.requires_grad]
@@ -94,7 +95,7 @@ def optimizer_of(objective: DINOv2) -> AdamW:
         lr=1e-4,
         betas=(0.9, 0.999),
         weight_decay=0.0,
-        # As the tasks choose it.
+        # As in the tasks.
         fused=prototypes[0].is_cuda or None,
     )
 
@@ -104,8 +105,8 @@ def set_rate(
 ) -> None:
     """Set the rate of the task's default plan at an optimizer step.
 
-    base_lr * sqrt(batch / 1024), warm-up over 5 %, cosine to 1e-6; the prototypes
-    stay still for the first 1.5 %.
+    base_lr * sqrt(batch / 1024), warm-up over 5 %, cosine to 1e-6; the prototypes are
+    frozen for the first 1.5 %.
     """
     peak = base_lr * math.sqrt(batch / 1024)
     rate = cosine_schedule(step, steps, peak, 1e-6, warmup=int(0.05 * steps))
@@ -125,12 +126,12 @@ def train_step(
     """Do one optimizer step under autocast; return the detached loss.
 
     Args:
-        objective: What trains.
-        optimizer: Over its parameters.
+        objective: What is trained.
+        optimizer: Optimizer of its parameters.
         image: (B, C, H, W), uint8.
         progress: As in `Objective.forward`.
         clock: Its marks: those of `watch`, loss, backward, optimizer, average.
-        dtype: Of autocast; float32 for none.
+        dtype: Type of autocast; float32 for none.
     """
     clock.start()
     with torch.autocast(image.device.type, dtype, enabled=dtype != torch.float32):

@@ -1,4 +1,4 @@
-"""Multi-crop of a batch on the device, and image by image with PIL and torchvision."""
+"""Multi-crop of a batch on the device, or image by image with PIL and torchvision."""
 
 import os
 import time
@@ -39,7 +39,7 @@ def run(
 def batched_views(
     tiny: bool, device: torch.device = CPU, batch: int = BATCH
 ) -> dict[str, Any]:
-    """Measure `MultiCrop`: on a CPU with all of torch's threads.
+    """Measure `MultiCrop`, on a CPU with all of torch's threads.
 
     Args:
         tiny: One batch only.
@@ -67,14 +67,14 @@ def _wait(device: torch.device) -> None:
 
 
 def pil_views(tiny: bool, processes: int | None = None) -> dict[str, Any]:
-    """Measure the same laws, image by image, in loader processes.
+    """Measure the same transforms, image by image, in loader processes.
 
     Args:
         tiny: Four images only.
         processes: One per core if None.
     """
     workers = processes or len(os.sched_getaffinity(0))
-    # Each process gets as many on a machine of many cores as on two.
+    # Each process gets the same number on a machine with many cores as with two.
     images = 4 if tiny else max(3 * BATCH, 16 * workers)
     loader = DataLoader(
         PILViews(images), batch_size=2, num_workers=workers, persistent_workers=True
@@ -96,11 +96,11 @@ class PILViews(Dataset[list[Tensor]]):
     """DINOv2's views of noise, 2 of 224 and 8 of 98 pixels.
 
     Args:
-        images: How many there are.
+        images: Number of images.
     """
 
     def __init__(self, images: int) -> None:
-        """Build the chains, with the blur that DINOv2 really applies."""
+        """Build the transforms, with the blur that DINOv2 really applies."""
         self.images = images
         self.image = Image.fromarray(
             torch.randint(0, 256, (SIDE, SIDE, 3), dtype=torch.uint8).numpy()

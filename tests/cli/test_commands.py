@@ -274,7 +274,7 @@ def test_no_command_writes_to_another_machine(command, tmp_path, monkeypatch):
         (['verify', 'no'], 'prepare a data set into it first'),
         (['info', 'nothing.safetensors'], 'explora info: .*does not exist'),
         (['merge', '1.safetensors', 'x', '--weights', '2.safetensors'], 'not a whole'),
-        (['export', 'base.safetensors', 'x'], 'does not say what backbone it is of'),
+        (['export', 'base.safetensors', 'x'], 'does not say which backbone it is for'),
         (
             ['export', 'run.ckpt', 'x'],
             'not a checkpoint of an ExploraClassif',

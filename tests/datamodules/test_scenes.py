@@ -50,7 +50,7 @@ def test_parts_are_left_out_and_shared(root):
 
 
 def test_resolution_of_a_prediction_is_that_of_the_scenes(root):
-    with pytest.raises(ValueError, match=r'\*res\* is not for prediction'):
+    with pytest.raises(ValueError, match=r'\*res\* cannot be used for prediction'):
         ScenesDataModule(root, size=32, res=20).setup('predict')
 
 

@@ -282,7 +282,7 @@ def test_small_scenes_are_seen_whole(tmp_path, backbone):
 
 def test_scenes_without_any_data(tmp_path, backbone):
     empty = write_scene(tmp_path / 'empty.tif', size=(64, 64), hole=(0, 64, 0, 64))
-    with pytest.raises(ValueError, match=r'empty.tif has data, so .* check'):
+    with pytest.raises(ValueError, match=r'empty.tif has no data at all, so .* check'):
         run(empty, tmp_path / 'out.parquet', backbone)
 
 

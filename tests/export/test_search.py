@@ -260,7 +260,7 @@ def test_model_must_be_that_of_the_file(place, tmp_path):
             model=other,
             weights=None,
         )
-    with pytest.raises(ValueError, match=r'give \*model\* and \*weights\*'):
+    with pytest.raises(ValueError, match=r'give the \*model\* and \*weights\*'):
         search(place / 'scene.parquet', image, tmp_path / 'f.geojson')
 
 
@@ -309,7 +309,7 @@ def test_a_named_file_that_is_no_image_is_not_opened(place, tmp_path):
 
 
 def test_an_output_in_the_place_of_the_contact_sheet(place, tmp_path):
-    with pytest.raises(ValueError, match='is the place of the contact sheet'):
+    with pytest.raises(ValueError, match='is where the contact sheet goes'):
         search(place / 'scene.parquet', '9,45', tmp_path / 'found.png')
 
 

@@ -1,4 +1,4 @@
-"""fMoW, in batches: true colour, series, and Sentinel-2."""
+"""Data modules for fMoW: true colour, series and Sentinel-2."""
 
 import os
 from typing import Any
@@ -13,7 +13,7 @@ from torchgeo_explora.datasets.pixels import sentinel2
 
 
 class _FMoWDataModule(SplitDataModule):
-    """A form of fMoW, whose splits may come from CSV files."""
+    """Base of the fMoW data modules, whose splits may come from CSV files."""
 
     predicted = 'val'
 
@@ -29,7 +29,7 @@ class _FMoWDataModule(SplitDataModule):
 
         Args:
             split: 'train', 'val' or 'test'.
-            train_csv: CSV file in *root* to train on, instead of the usual place.
+            train_csv: CSV file in *root* to train on, instead of the default source.
             val_csv: CSV file to validate with.
             test_csv: CSV file to test with.
             **dataset: Arguments of the data set.
@@ -40,7 +40,7 @@ class _FMoWDataModule(SplitDataModule):
         return self.open_files(split, csv, **dataset)
 
     def open_files(self, split: Any, csv: str | None, **dataset: Any) -> Any:
-        """Return the data set of a split, from a CSV file if it is given."""
+        """Return the data set of a split, from a CSV file if one is given."""
         raise NotImplementedError
 
 
@@ -62,7 +62,7 @@ class FMoWRGBDataModule(_FMoWDataModule):
         Args:
             split: 'train', 'val' or 'test'.
             csv: CSV file to take instead of the folder.
-            size: Side in pixels of the square images, which a batch must have.
+            size: Side of the square images in pixels; a batch needs a common size.
             **dataset: Arguments of the data set.
         """
         return FMoWRGB(self.root, split, size=size, csv=csv, **dataset)
@@ -107,9 +107,9 @@ class FMoWTemporalDataModule(_FMoWDataModule):
 class FMoWSentinelDataModule(_FMoWDataModule):
     """Batches of `FMoWSentinel`.
 
-    *aug* follows SatMAE: mean -+ 2 standard deviations of a band become 0 and 1, and
-    values beyond are clipped. SatMAE's rounding to 8 bits is left to the task. The
-    group-channel models leave out B01, B09 and B10.
+    *aug* follows SatMAE: it maps mean - 2 and mean + 2 standard deviations of each band
+    to 0 and 1, and clips values beyond. SatMAE's rounding to 8 bits is left to the
+    task. The group-channel models leave out B01, B09 and B10.
     """
 
     bands = sentinel2.BANDS
@@ -123,5 +123,5 @@ class FMoWSentinelDataModule(_FMoWDataModule):
         return FMoWSentinel(self.root, split, csv=csv, **dataset)
 
     def adopt(self, dataset: FMoWSentinel) -> None:
-        """Take the bands of the data set, and their range."""
+        """Take the bands and their range from the data set."""
         self.adopt_range(dataset)

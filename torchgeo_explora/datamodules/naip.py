@@ -1,4 +1,4 @@
-"""NAIP land cover, in batches."""
+"""Data module for NAIP land cover."""
 
 from typing import Any
 
@@ -18,8 +18,8 @@ _STATISTICS = {
 class NAIPLandCoverDataModule(SplitDataModule):
     """Batches of `NAIPLandCover`.
 
-    *aug* normalises with SatMAE's statistics; near infrared, which has none, with 0.5
-    and 0.25. SatMAE tests on 'val+test'.
+    *aug* normalises with SatMAE's statistics. These do not cover near infrared, which
+    is normalised with mean 0.5 and standard deviation 0.25. SatMAE tests on 'val+test'.
     """
 
     mean = 255 * torch.tensor(MEAN)
@@ -30,7 +30,7 @@ class NAIPLandCoverDataModule(SplitDataModule):
         return NAIPLandCover(self.root, split, **dataset)
 
     def adopt(self, dataset: NAIPLandCover) -> None:
-        """Take the bands of the data set, and their statistics."""
+        """Take the bands from the data set, and their statistics."""
         self.bands = dataset.bands
         statistics = torch.tensor([_STATISTICS[name] for name in self.bands])
         mean, std = 255 * statistics.T

@@ -1,4 +1,4 @@
-"""The user's own images, in batches: a folder, or what a CSV file lists."""
+"""Data modules for the user's own images: a folder, or the files that a CSV lists."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from torchgeo_explora.datasets.tables.csv_dataset import CSVDataset
 
 
 class _OwnImagesDataModule(PartsDataModule):
-    """Images whose bands and range only the files know.
+    """Images whose bands and value range are known only from the files.
 
     Attributes:
         value_range: (low, high), known after `setup`.
@@ -22,7 +22,7 @@ class _OwnImagesDataModule(PartsDataModule):
     value_range = None
 
     def adopt(self, dataset: ImageFolder | CSVDataset) -> None:
-        """Take bands and range of the first data set, and hold the others to them.
+        """Take bands and range from the first data set; the others must have the same.
 
         Raises:
             ValueError: If splits differ in bands or in the range of their values.
@@ -32,8 +32,9 @@ class _OwnImagesDataModule(PartsDataModule):
         elif dataset.value_range != self.value_range or dataset.bands != self.bands:
             raise ValueError(
                 f'split {dataset.split!r} of {dataset.root} has bands {dataset.bands} '
-                f'and range {dataset.value_range}, the split read first {self.bands} '
-                f'and {self.value_range}: pass *bands* and *value_range* that fit both'
+                f'and range {dataset.value_range}, but the split read first has '
+                f'{self.bands} and {self.value_range}: pass *bands* and *value_range* '
+                f'that fit both'
             )
 
 
@@ -42,8 +43,8 @@ class ImageFolderDataModule(_OwnImagesDataModule):
 
     *aug* only maps *value_range* to [0, 1], so TorchGeo's own tasks can use this data
     module, and tasks that augment replace it. There is no validation without a folder
-    `val` or a `val_fraction`. By default prediction goes over the folder `predict`, or
-    over every image.
+    `val` or a `val_fraction`. By default, prediction covers the folder `predict` if
+    there is one, otherwise every image.
 
     A batch has `index`, and `train_dataset.paths[index]` is the path.
     """
@@ -64,10 +65,10 @@ class ImageFolderDataModule(_OwnImagesDataModule):
 class CSVDataModule(_OwnImagesDataModule):
     """Batches of `CSVDataset`.
 
-    *aug* only maps *value_range* to [0, 1]. A batch has `domain` where the CSV file has
-    a column of domains, to tell their results apart. The same place in two splits is
-    warned of, unless the name of the second one starts with `id_`, which stands for
-    images of the places of training.
+    *aug* only maps *value_range* to [0, 1]. A batch has `domain` if the CSV file has a
+    column of domains, so that results can be reported by domain. If two splits share a
+    place, a warning says so, unless the name of the second split starts with `id_`,
+    which marks images from the training places.
     """
 
     def open_split(self, split: str, **dataset: Any) -> CSVDataset:

@@ -12,16 +12,16 @@ from torchgeo_explora.datamodules.splits import SplitDataModule
 class Parts(Dataset[dict[str, Any]]):
     """A data set whose samples are the batches of another, in order.
 
-    What is in a part depends neither on the parts that are done nor on how many
-    processes share them.
+    The contents of a part depend neither on which parts are done nor on how many
+    processes share the work.
 
     Args:
         dataset: Samples with their `index`. A sample that stands in for an unreadable
-            one is left out, and so is one whose share `no_data` is 1.
+            one is left out, and so is one whose `no_data` share is 1.
         size: Samples in a part.
         collate: Makes a batch of them.
         skip: Returns the numbers of the parts that need not be read.
-        share: (i, n): only the i-th part of every n, from 0.
+        share: (i, n): read only parts i, i + n, i + 2n and so on, with i from 0.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Parts(Dataset[dict[str, Any]]):
         mine = range(share[0], count_parts(dataset, size), share[1])
         self.numbers = [number for number in mine if number not in done]
         if not self.numbers:
-            # Without a part there is no prediction, and so no result is written.
+            # Without any part there would be no prediction, and so no result.
             self.numbers = [*mine[-1:]] or [0]
 
     def __len__(self) -> int:
@@ -48,7 +48,7 @@ class Parts(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return a batch with `part`, its number, and `kept`, (B,) bool.
 
-        A part of which nothing is kept has one sample that is not.
+        If no sample of a part is kept, the batch has one sample, with `kept` False.
         """
         number = self.numbers[index]
         start = number * self.size
@@ -74,12 +74,12 @@ def count_parts(dataset: Any, size: int) -> int:
 
 
 class PartsDataModule(SplitDataModule):
-    """A data module whose predictions are made in parts of a batch each.
+    """A data module whose predictions are made in parts of one batch each.
 
     Attributes:
         finished: Returns the numbers of finished parts; set by the writer.
-        share: (i, n): which parts this process predicts, the i-th of every n, from 0;
-            for processes that Lightning does not know of each other.
+        share: (i, n): this process predicts parts i, i + n, i + 2n and so on, with i
+            from 0. For processes that Lightning did not start together.
     """
 
     finished: Callable[[], set[int]] = staticmethod(set)

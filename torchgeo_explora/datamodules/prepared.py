@@ -1,4 +1,4 @@
-"""Prepared data sets, in batches."""
+"""Data module for prepared data sets."""
 
 import os
 from collections.abc import Sequence
@@ -19,13 +19,14 @@ class PreparedDataModule(SplitDataModule):
     a local *root* lacks the folder of *val_split*.
 
     Args:
-        stream: Samples mixed in a buffer of this size while whole shards are streamed,
-            for data that is not on a local disk; 0 reads by number, which a run can
-            resume exactly. A stream needs `trainer.max_steps`.
+        stream: Size of the buffer in which samples are mixed while whole shards are
+            streamed, for data that is not on a local disk. With 0, samples are read by
+            number, and a run can be resumed exactly. A stream needs
+            `trainer.max_steps`.
         seed: Seed of the order of a stream.
-        mean: Mean of the sensor values, a number a band; by default *aug* maps the
+        mean: Mean of the sensor values, one number per band; by default *aug* maps the
             data's range to [0, 1].
-        std: Standard deviation of the sensor values, a number a band.
+        std: Standard deviation of the sensor values, one number per band.
 
     Attributes:
         bands: Names of the bands, known after `setup`.
@@ -87,7 +88,7 @@ class PreparedDataModule(SplitDataModule):
         return PreparedStream(self.root, split, self.stream, self.seed, **dataset)
 
     def setup(self, stage: str) -> None:
-        """Open the splits of a stage; only training mixes its samples.
+        """Open the splits of a stage; only training samples are mixed.
 
         Args:
             stage: 'fit', 'validate', 'test' or 'predict'.
@@ -110,7 +111,7 @@ class PreparedDataModule(SplitDataModule):
             low, high = torch.tensor(low), torch.tensor(high)
             self.adopt_statistics(low, high - low)
         else:
-            # Values beyond the range are left to statistics that were given.
+            # With given statistics, values beyond the range are kept.
             self.clip = False
             mean, std = (torch.tensor(values) for values in self.statistics)
             self.adopt_statistics(mean, std)

@@ -1,4 +1,4 @@
-"""One large raster to predict."""
+"""Data module for predicting one large raster."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,8 +18,7 @@ from torchgeo_explora.paths import expanded
 class RasterSceneDataModule(BaseDataModule):
     """Blocks of one raster file, for `torchgeo predict`.
 
-    The result is a raster of the same place; see
-    `RasterWriter`.
+    The result is a raster of the same area; see `RasterWriter`.
 
     Args:
         path: A GeoTIFF, or another file that GDAL reads.
@@ -27,12 +26,12 @@ class RasterSceneDataModule(BaseDataModule):
         overlap: Pixels that neighbouring windows share; a multiple of the patch.
         block: Side of the blocks that are read and written, in pixels, rounded to whole
             strides. Memory grows with its square.
-        bands: Names of the bands that are read, in the model's order, where the file
-            has bands of these names; else names for those that are read.
+        bands: Names of the bands to read, in the model's order, if the file has bands
+            with these names; otherwise names for the bands that are read.
         value_range: (low, high) of the values; the default follows the stored type.
         num_workers: Worker processes that read blocks.
-        channels: Numbers of the bands that are read, from 1, in the model's order;
-            those that *bands* finds, or all but alpha, if None.
+        channels: Numbers of the bands to read, from 1, in the model's order. If None,
+            those that *bands* names, or all but alpha.
         nodata: Value of pixels without data, if the file does not declare it.
 
     Attributes:
@@ -80,11 +79,11 @@ class RasterSceneDataModule(BaseDataModule):
         """Read the header.
 
         Args:
-            stage: 'predict', the only one for a scene.
+            stage: 'predict'; a scene has no other stage.
 
         Raises:
-            ValueError: If the stage is another one, or *bands* are not as many as the
-                bands that are read.
+            ValueError: If it is another stage, or the number of *bands* differs from
+                the number of bands read.
         """
         if stage != 'predict':
             raise ValueError(f'a scene is for `torchgeo predict`, not for {stage}')
@@ -98,7 +97,7 @@ class RasterSceneDataModule(BaseDataModule):
             self.range_known = '16' not in dtype
 
     def _find_bands(self, dataset: RasterBlocks) -> None:
-        """Read the bands that have the given names, if the file has such."""
+        """Read the bands that have the given names, if the file has them."""
         have, need = (list(map(spell_band, x)) for x in (dataset.bands, self.bands))
         if all(have.count(name) == 1 for name in need):
             self.channels = [dataset.channels[have.index(name)] for name in need]
@@ -106,7 +105,7 @@ class RasterSceneDataModule(BaseDataModule):
         elif len(need) != len(dataset.channels):
             names = ', '.join(dataset.bands) or 'without names'
             raise ValueError(
-                f'*bands* are {", ".join(self.bands)}, and {self.path} has'
+                f'*bands* are {", ".join(self.bands)}, but {self.path} has'
                 f' {len(dataset.channels)} bands, {names}: choose among them by these'
                 ' names, or by *channels*'
             )
@@ -135,6 +134,6 @@ class RasterSceneDataModule(BaseDataModule):
 
 
 def _alone(blocks: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Return one block as a batch, without a copy: it may have hundreds of MB."""
+    """Return one block as a batch, without a copy: it may be hundreds of MB."""
     (block,) = blocks
     return {name: value[None] for name, value in block.items()}

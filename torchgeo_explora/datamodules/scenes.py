@@ -1,4 +1,4 @@
-"""Windows of scenes, in batches."""
+"""Data module for windows of scenes."""
 
 import os
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ from torchgeo_explora.paths import expanded
 class ScenesDataModule(PartsDataModule):
     """Unlabelled batches of `SceneWindows`.
 
-    There is nothing to validate or test with. Prediction covers every pixel once, by
-    the windows of `SceneTiles`, whose arguments are those of the same names here;
-    clouds and *max_invalid* have no influence. Only series, with *times* above 1, are
-    predicted for the windows drawn. *aug* maps *value_range* to [0, 1].
+    There is nothing to validate or test with. Prediction covers every pixel once, with
+    the windows of `SceneTiles`, which takes its arguments from those of the same names
+    here; clouds and *max_invalid* have no effect. With *times* above 1, prediction
+    covers the drawn series instead. *aug* maps *value_range* to [0, 1].
 
     Args:
         paths: Folders, patterns, rasters, VRTs or `.json` files of STAC items.
@@ -33,7 +33,7 @@ class ScenesDataModule(PartsDataModule):
 
     def __init__(
         self,
-        # A list first: the command line would make a text of it for the others.
+        # A list comes first: the command line would parse it as text for the others.
         paths: Sequence[str | os.PathLike[str]] | str | os.PathLike[str] = 'data',
         batch_size: int = 64,
         num_workers: int = 0,
@@ -41,7 +41,7 @@ class ScenesDataModule(PartsDataModule):
         prefetch_factor: int | None = None,
         **dataset: Any,
     ) -> None:
-        """Keep the arguments; scenes are looked at in `setup`."""
+        """Keep the arguments; scenes are examined in `setup`."""
         super().__init__(
             batch_size=batch_size,
             num_workers=num_workers,
@@ -55,7 +55,7 @@ class ScenesDataModule(PartsDataModule):
         expand_paths(self.kwargs)
 
     def open_split(self, split: str, **dataset: Any) -> SceneWindows | SceneTiles:
-        """Return windows drawn, or for the split 'predict' those side by side.
+        """Return random windows, or for the split 'predict' those side by side.
 
         Raises:
             NoSamplesError: If no scene has a usable window.
@@ -68,8 +68,8 @@ class ScenesDataModule(PartsDataModule):
     def _tiles(self) -> SceneTiles:
         if self.kwargs.get('res') is not None:
             raise ValueError(
-                '*res* is not for prediction, which reads the scenes as they are: give'
-                ' scenes of this resolution, such as VRTs'
+                '*res* cannot be used for prediction, which reads the scenes as they'
+                ' are: give scenes of this resolution, such as VRTs'
             )
         names = (
             *('size', 'crs', 'bands', 'assets', 'nodata', 'mask'),
@@ -80,7 +80,7 @@ class ScenesDataModule(PartsDataModule):
         )
 
     def adopt(self, dataset: SceneWindows | SceneTiles) -> None:
-        """Take the bands of the scenes, and their range."""
+        """Take the bands and their range from the scenes."""
         self.adopt_range(dataset)
 
     def setup(self, stage: str) -> None:

@@ -1,4 +1,4 @@
-"""The base of the data modules of data sets with splits."""
+"""The base class of data modules for data sets with splits."""
 
 import math
 import os
@@ -20,7 +20,7 @@ from torchgeo_explora.datasets.tables.dataset import TableDataset
 from torchgeo_explora.datasets.tables.problems import warn_of_shared_places
 from torchgeo_explora.paths import expanded
 
-# Data sets that a stage of the trainer opens.
+# Data sets that each stage of the trainer opens.
 _OPENED = {
     'fit': ('train', 'val'),
     'validate': ('val',),
@@ -74,13 +74,13 @@ def expand_paths(dataset: dict[str, Any]) -> None:
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return a batch; boxes, and labels of boxes, stay apart by image.
+    """Return a batch; boxes and their labels become lists, one tensor per image.
 
-    Workers get this function and nothing else of a data module, whose tensors and
-    trainer do not belong into another process.
+    Workers get only this function, not the data module, whose tensors and trainer do
+    not belong in another process.
 
     Args:
-        samples: Of one data set.
+        samples: Samples of one data set.
     """
     apart = {'bbox_xyxy'} & samples[0].keys()
     if apart and samples[0].get('label') is not None:
@@ -88,7 +88,7 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     batch: dict[str, Any] = default_collate(
         [{k: v for k, v in sample.items() if k not in apart} for sample in samples]
     )
-    # Boxes of an image with one label do not stack, and no task takes them.
+    # Boxes of images that have one label do not stack, and no task uses them.
     if 'label' in apart:
         boxes: dict[str, Any] = dict(collate_fn_detection(samples))
         batch |= {key: boxes[key] for key in apart}
@@ -102,9 +102,9 @@ class SplitDataModule(NonGeoDataModule):
     The command line finds them there.
 
     Images are only normalised; tasks that augment replace *aug*. `path` is part of the
-    batch in prediction only, because TorchGeo's tasks plot validation samples with a
-    function that takes nothing but tensors. Boxes, and labels of boxes, are lists with
-    a tensor for each image; boxes of images that have one label are left out.
+    batch only in prediction, because TorchGeo's tasks plot validation samples with a
+    function that takes only tensors. Boxes and their labels are lists with one tensor
+    per image; boxes of images that have one label are left out.
 
     Args:
         root: Folder of the data set.
@@ -113,8 +113,8 @@ class SplitDataModule(NonGeoDataModule):
         train_split: Split to train on.
         val_split: Split to validate with; None for no validation.
         test_split: Split to test with.
-        predict_split: Split to predict, in the order of its samples. If None, 'val' of
-            fMoW and prepared data, 'predict' of an image folder, 'test' of others.
+        predict_split: Split to predict, in the order of its samples. If None, 'val' for
+            fMoW and prepared data, 'predict' for an image folder, 'test' for others.
         pin_memory: Whether batches go to page-locked memory if there is a CUDA device.
         prefetch_factor: Batches that each worker reads ahead; PyTorch's default if
             None.
@@ -123,7 +123,7 @@ class SplitDataModule(NonGeoDataModule):
     Attributes:
         bands: Names of the bands.
         value_range: (low, high) of the sensor values.
-        range_known: False if *value_range* is only the usual scale of 16 bits.
+        range_known: False if *value_range* is only the usual scale of 16-bit values.
         mean: Mean of the sensor values that *aug* subtracts.
         std: Standard deviation that it divides by.
     """
@@ -154,7 +154,7 @@ class SplitDataModule(NonGeoDataModule):
         """Keep the arguments; files are listed in `setup`.
 
         Raises:
-            ValueError: If *batch_size* or *num_workers* is no number of such.
+            ValueError: If *batch_size* is not positive or *num_workers* is negative.
         """
         require_positive('batch_size', batch_size)
         require_positive('num_workers', num_workers, or_zero=True)
@@ -168,7 +168,7 @@ class SplitDataModule(NonGeoDataModule):
             'test': test_split,
             'predict': predict_split or self.predicted,
         }
-        # As given, by which the command finds whose arguments they are.
+        # Kept as given: the command line traces them to the call that takes them.
         self.kwargs = dataset
         expand_paths(self.kwargs)
         self.collate_fn = collate
@@ -196,14 +196,16 @@ class SplitDataModule(NonGeoDataModule):
         raise NotImplementedError
 
     def adopt(self, dataset: Any) -> None:
-        """Take what only an open data set knows, such as *bands*, before the next one.
+        """Take what only an open data set knows, such as *bands*.
+
+        It is called before the next data set is opened.
 
         Args:
             dataset: The data set of any stage.
         """
 
     def adopt_range(self, dataset: Any) -> None:
-        """Take bands and range of a data set, and map the range to [0, 1].
+        """Take bands and range from a data set, and map the range to [0, 1].
 
         Args:
             dataset: Has `bands` and `value_range`.
@@ -214,7 +216,7 @@ class SplitDataModule(NonGeoDataModule):
         self.adopt_statistics(low, high - low)
 
     def adopt_statistics(self, mean: Tensor, std: Tensor) -> None:
-        """Normalise by these statistics, unless a task has replaced *aug*."""
+        """Normalise with these statistics, unless a task has replaced *aug*."""
         self.mean, self.std = mean, std
         if self.aug is self._own_aug:
             self.aug = self._own_aug = self._normalize()
@@ -264,7 +266,7 @@ class SplitDataModule(NonGeoDataModule):
         """Return the training split, None if it is not on this machine."""
         if self.train_dataset is not None:
             return self.train_dataset
-        # It is downloaded for training only.
+        # It is downloaded only for training.
         here = {key: value for key, value in self.kwargs.items() if key != 'download'}
         try:
             return self.open_split(self.split_of['train'], **here)
@@ -272,11 +274,11 @@ class SplitDataModule(NonGeoDataModule):
             return None
 
     def warn_of_leaks(self, train: Any, other: Any) -> None:
-        """Warn if another split has places of training, unless that is its purpose.
+        """Warn if another split shares places with training, unless it is meant to.
 
         Args:
             train: The training split; without `places`, nothing is known to be shared.
-            other: The split that validates or tests.
+            other: The validation or test split.
         """
         # In-distribution splits share places with training by design.
         if not hasattr(type(train), 'places') or other.split.startswith('id_'):
@@ -298,8 +300,8 @@ class SplitDataModule(NonGeoDataModule):
             if share < batch_size:
                 raise ValueError(
                     f'*batch_size* is {batch_size} but there are only {share} training'
-                    f' samples for each process, and a last part batch is dropped: no'
-                    f' batch is left. Pass batch_size={share} or less'
+                    f' samples for each process, and an incomplete last batch is'
+                    f' dropped: no batch is left. Pass batch_size={share} or less'
                 )
         return DataLoader(
             dataset,

@@ -1,4 +1,4 @@
-"""Procedural scenes, in batches."""
+"""Data module for procedural scenes."""
 
 from typing import Any, Literal
 
@@ -21,9 +21,9 @@ class SyntheticScenesDataModule(NonGeoDataModule):
             as an attribute, the names of the bands.
         num_train: Scenes to train on.
         num_val: Scenes to validate with.
-        num_test: Scenes to test with, and as many others to predict.
+        num_test: Scenes to test with, and the same number of others to predict.
         batch_size: Scenes in a batch.
-        num_workers: Worker processes; the scenes are in memory, so few help.
+        num_workers: Worker processes; the scenes are in memory, so few are enough.
         **dataset: Arguments of the data set.
 
     Attributes:
@@ -50,8 +50,8 @@ class SyntheticScenesDataModule(NonGeoDataModule):
         require_positive('num_workers', num_workers, or_zero=True)
         if batch_size > num_train:
             raise ValueError(
-                f'*batch_size* is {batch_size} but *num_train* is {num_train}, and a '
-                f'last part batch is dropped: no batch is left. Pass '
+                f'*batch_size* is {batch_size} but *num_train* is {num_train}, and an '
+                f'incomplete last batch is dropped: no batch is left. Pass '
                 f'batch_size={num_train} or less, or more scenes'
             )
         self.bands = sentinel2.RGB if bands == 'rgb' else sentinel2.BANDS

@@ -1,4 +1,4 @@
-"""WILDS data sets, in batches."""
+"""Data modules for the WILDS data sets."""
 
 import os
 from typing import Any
@@ -34,8 +34,8 @@ class GlobalWheatDataModule(SplitDataModule):
     """Batches of `GlobalWheat`.
 
     Validate with 'val' (other sessions) or 'id_val', test with 'test' or 'id_test'.
-    Where there are boxes, `bbox_xyxy` and `label` are lists with a tensor for each
-    image, as TorchGeo's detection task takes them.
+    If there are boxes, `bbox_xyxy` and `label` are lists with one tensor per image, as
+    TorchGeo's detection task expects.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Backbones with their delta merged, written for other libraries, and embeddings."""
+"""Export of backbones, with their delta merged, to other libraries; embeddings."""
 
 from torchgeo_explora.export.hub import from_hub, push_to_hub
 from torchgeo_explora.export.imagery.embeddings import embed

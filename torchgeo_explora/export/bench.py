@@ -19,23 +19,25 @@ from torchgeo_explora.tasks.run.backbone import (
 
 
 class ExploraBench(BenchModel):
-    """A frozen backbone in torchgeo-bench, fed as this package feeds it.
+    """A frozen backbone in torchgeo-bench, with the preprocessing of this package.
 
-    torchgeo-bench builds it with the bands of each data set. What it normalises is left
-    to the backbone: bands by name where the backbone names them, values to [0, 1], and
-    the mean and standard deviation of the base or of the delta.
+    torchgeo-bench builds it with the bands of each data set. Its own normalisation is
+    switched off. Instead, bands are selected by name if the backbone names them, values
+    are mapped to [0, 1], and they are normalised with the mean and standard deviation
+    of the base or of the delta.
 
     Args:
         bands: torchgeo-bench's descriptions of the channels.
         model: Name of a timm model, or the class path of a backbone.
         weights: A file or the name of published weights; True for timm's own.
         delta: The file of a delta for these weights.
-        image_size: Side of the images that the model sees; for a model by name that of
-            the delta's run, or 224, by default.
+        image_size: Side of the images that the model sees. By default, for a model
+            given by name, that of the delta's run, or 224 without one.
         pooling: 'cls', 'mean' (of the patch tokens) or 'both'; the backbone's default
             if None.
         value_range: (low, high) of the sensor values. If None, that of the weights or
-            of the delta; else 0 to 10,000, 255 or 1, as the largest value tells.
+            of the delta; if they have none, 0 to 10,000, 255 or 1, depending on the
+            largest value.
     """
 
     def __init__(
@@ -51,7 +53,7 @@ class ExploraBench(BenchModel):
     ) -> None:
         """Build the backbone."""
         super().__init__(bands=list(bands), normalization='identity')
-        # Named weights tell their number of channels.
+        # Named weights determine the number of channels.
         names = [_name(band) for band in bands]
         named = isinstance(weights, str) and 'Weights.' in weights
         channels = None if named else len(names)
@@ -75,12 +77,12 @@ class ExploraBench(BenchModel):
 
 
 def _name(band: Any) -> str:
-    """Return the name of a band: '04 - Red' and 'B04' are the same one."""
+    """Return the name of a band: '04 - Red' and 'B04' are the same band."""
     code = re.match(r'(\d{1,2}A?) - ', band.source_name)
     return f'B{code[1]}' if code else str(band.source_name)
 
 
 def _highest(bands: Sequence[Any]) -> int:
-    """Return the end of the range that the bands' largest value lies in."""
+    """Return the upper end of the range that the bands' largest value lies in."""
     most = max(band.max for band in bands)
     return 10_000 if most > 1000 else 255 if most > 10 else 1

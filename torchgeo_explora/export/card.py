@@ -89,8 +89,7 @@ def model_card(
 ) -> ModelCard:
     """Return the card of a delta.
 
-    What the run has cost is taken from the `cost.json` beside the delta, if there is
-    one.
+    The cost of the run is read from the `cost.json` beside the delta, if there is one.
 
     Args:
         path: A file of `save_delta`.
@@ -107,7 +106,7 @@ def model_card(
             not known, or it allows more than the licence of the base.
     """
     metadata, _ = read_delta(path)
-    # First, since it checks what the file says of its arguments.
+    # First, because it checks the arguments that the file states.
     backbone = outline(path)
     model = metadata['arguments'].get('model')
     of_base = base_licence(base)
@@ -172,7 +171,7 @@ def _chain(base: str, of_base: str | None, licence: str) -> str:
 
 
 def _weights(model: str | None, base: str) -> str:
-    """Return the code for the *weights* that a user passes to get the base."""
+    """Return, as code, the *weights* that a user passes to get the base."""
     if base in map(str, list(ExploraWeights)):
         return repr(base)
     if model and timm.is_model(model):

@@ -51,8 +51,8 @@ def push_to_hub(
 
     Raises:
         ConnectionError: If the Hub refuses or cannot be reached.
-        ValueError: If the file is not a delta, or its licence is unknown or allows too
-            much.
+        ValueError: If the file is not a delta, or its licence is unknown or too
+            permissive.
     """
     api = api or HfApi()
     card = model_card(path, repo, base, data, scores, licence)
@@ -68,7 +68,7 @@ def push_to_hub(
         except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
             raise ConnectionError(
                 f'could not upload to {repo} ({error}): log in with `hf auth login`'
-                ' and a token that may write there'
+                ' and a token with write access'
             ) from error
     return str(getattr(commit, 'repo_url', None) or f'{api.endpoint}/{repo}')
 
@@ -109,6 +109,6 @@ def from_hub(
         raise FileNotFoundError(f'{repo} has no revision {revision!r}') from error
     except RepositoryNotFoundError as error:
         raise FileNotFoundError(
-            f'there is no repository {repo} on {api.endpoint}, or you may not see it:'
+            f'there is no repository {repo} on {api.endpoint}, or you cannot see it:'
             ' check the name, or log in with `hf auth login`'
         ) from error

@@ -1,4 +1,4 @@
-"""Summaries and comparisons of files of weights, in words."""
+"""Summaries and comparisons of weight files, as text."""
 
 import os
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from torchgeo_explora.models.formats.files import read_file, read_metadata
 from torchgeo_explora.models.zoo.licences import described, licence_of
 from torchgeo_explora.terminal import printable
 
-# Names of metadata that no other kind of file has.
+# Metadata keys that no other kind of file has.
 _OF_DELTAS = {'delta', 'adaptation', 'metadata_sha256'}
 
 
@@ -66,7 +66,7 @@ def summarize_file(path: str | os.PathLike[str]) -> str:
 def compare_files(
     first: str | os.PathLike[str], second: str | os.PathLike[str]
 ) -> list[str]:
-    """Return the differences of two files, one line each; none if they are equal.
+    """Return the differences between two files, one line each; none if they are equal.
 
     Tensors are compared by the relative distance |b - a| / |a|. LoRA factors are
     compared by their product, since different factors can make the same update.
@@ -107,8 +107,8 @@ def compare_files(
 
 
 def is_delta(path: Path) -> bool:
-    """Return whether `save_delta` wrote a file, by its metadata."""
-    # One that lost some of its metadata is still a delta, and is refused as one.
+    """Return whether `save_delta` wrote a file, judging by its metadata."""
+    # A delta that lost some of its metadata still counts as one, and is then refused.
     return not _OF_DELTAS.isdisjoint(read_metadata(path))
 
 
@@ -139,7 +139,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 def _of_training(
     path: Path, content: Mapping[str, Any]
 ) -> tuple[str, Mapping[str, Tensor], dict[str, Any]]:
-    """Return what a checkpoint of a task here is, its tensors, and what it needs."""
+    """Return a title for a checkpoint of one of our tasks, its tensors, and notes."""
     state, ours = content.get('state_dict'), content['explora']
     hyper = content.get('hyper_parameters', {})
     if (
@@ -162,13 +162,13 @@ def _of_training(
 
 
 def _licence(weights: object) -> dict[str, str]:
-    """Return a note on the licence of published weights, none where it is not known."""
+    """Return a note on the licence of published weights, empty if it is not known."""
     found = licence_of(weights) if isinstance(weights, str) else None
     return {f'licence of {weights}': described(found)} if found else {}
 
 
 def _title(path: Path, metadata: dict[str, Any]) -> str:
-    """Return what a delta is; nothing but its own metadata is looked at."""
+    """Return a description of a delta, from its own metadata only."""
     adaptation = Adaptation.from_dict(metadata['adaptation'])
     kind = metadata['backbone']
     if Backbone.kind(kind) is None:  # a backbone of another package

@@ -20,8 +20,8 @@ def export_onnx(backbone: Backbone, path: str | os.PathLike[str]) -> None:
 
     The batch may have any size, and the image any multiple of the patch size; positions
     are resized by the backbone's own rule. With registers, the image must have the
-    backbone's size. Before the file is kept, its features are compared with those of
-    the backbone by onnxruntime.
+    backbone's size. Before the file is kept, onnxruntime runs it, and the features are
+    compared with those of the backbone.
 
     Args:
         backbone: Adapted or plain.
@@ -40,8 +40,8 @@ def export_onnx(backbone: Backbone, path: str | os.PathLike[str]) -> None:
             )
     if isinstance(backbone, TemporalViT):
         raise ValueError(
-            'a TemporalViT takes timestamps beside the image and checks their values,'
-            ' which ONNX cannot express: use export_timm'
+            'a TemporalViT takes timestamps in addition to the image and checks their'
+            ' values, which ONNX cannot express: use export_timm'
         )
     plain = merged(backbone).cpu().eval()
     size = sum(p.numel() * p.element_size() for p in plain.parameters())
@@ -52,7 +52,7 @@ def export_onnx(backbone: Backbone, path: str | os.PathLike[str]) -> None:
         )
     model = _Exported(copy.deepcopy(plain))
     height, width = backbone.image_size
-    # Neither square nor 1: torch.export takes equal sizes for the same number.
+    # Neither square nor 1: torch.export treats equal sizes as the same number.
     image = torch.randn(2, backbone.in_channels, height, width)
     shapes: dict[int, Any] = {0: Dim('batch')}
     if model.any_size:
@@ -84,8 +84,8 @@ class _Exported(nn.Module):
         super().__init__()
         host: Any = backbone
         self.backbone = host
-        # Models with registers resize by another rule, with antialiasing; what a
-        # backbone of a user's own does is not known.
+        # Models with registers resize by another rule, with antialiasing; what a user's
+        # own backbone does is not known.
         table = isinstance(host, ViT | CodedBackbone | DOFAViT)
         self.any_size = table and getattr(host, 'reg_token', None) is None
         if self.any_size:
@@ -149,11 +149,11 @@ def _compare(path: os.PathLike[str], backbone: Backbone) -> None:
         expected = backbone(image)
     try:
         results = session.run(None, {'image': image.numpy()})
-    # Its errors have no common base class.
+    # onnxruntime's errors have no common base class.
     except Exception as error:
         raise ValueError(
             f'onnxruntime cannot run the exported {type(backbone).__name__} ({error}):'
-            ' in `embed`, use expand where the code repeats with sizes of the image'
+            ' in `embed`, use expand, not repeat, with sizes that depend on the image'
         ) from error
     for found, wanted in zip(results, expected, strict=True):
         gap = (torch.from_numpy(found) - wanted).abs().max().item()

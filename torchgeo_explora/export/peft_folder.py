@@ -93,7 +93,7 @@ def _export(
     if not layers:
         raise ValueError(
             f'the delta {adaptation.name(len(backbone.blocks))} has no adapter, and'
-            ' PEFT stores no delta without one: use export_timm'
+            ' PEFT cannot store a delta without one: use export_timm'
         )
     under = tuple(f'{name}.' for name in layers)
     trained = [key for key in delta_state_dict(backbone) if not key.startswith(under)]
@@ -104,7 +104,7 @@ def _export(
     state: Mapping[str, Tensor] = host.state_dict()
     tensors: dict[str, Tensor] = {}
     for name in whole:
-        # PEFT replaces whole modules, so tensors that did not train go in, too.
+        # PEFT replaces whole modules, so their untrained tensors are written too.
         start = f'{place[name]}.'
         tensors |= {key: value for key, value in state.items() if key.startswith(start)}
     for key, value in get_peft_model_state_dict(backbone).items():
@@ -149,7 +149,7 @@ def _modules(keys: Iterable[str], blocks: Iterable[str]) -> list[str]:
 
 
 def _host_module(name: str, names: Mapping[str, str]) -> str:
-    """Return the host's name of one of our modules.
+    """Return the host's name for one of our modules.
 
     Raises:
         ValueError: If the host has no such module.

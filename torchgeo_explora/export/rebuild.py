@@ -24,8 +24,9 @@ def rebuild(
 ) -> Backbone:
     """Return the backbone that a delta was saved from, adapted.
 
-    Its `mean` and `std` are those that the delta was trained with. A delta over another
-    one takes the file that `export_timm` wrote of that one.
+    Its `mean` and `std` are those that the delta was trained with. For a delta that was
+    trained on top of another one, *weights* is the file that `export_timm` wrote with
+    that other one merged.
 
     Args:
         path: A file of `save_delta`.
@@ -55,13 +56,13 @@ def reopen(path: str | os.PathLike[str]) -> Backbone:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is cut short, or does not say what backbone it is of.
+        ValueError: If it is cut short, or does not say which backbone it is for.
     """
     metadata = read_metadata(Path(path))
     if 'backbone' not in metadata or 'arguments' not in metadata:
         raise ValueError(
-            f'{path} does not say what backbone it is of: give a delta, or a file that'
-            ' export_timm or `explora merge` wrote'
+            f'{path} does not say which backbone it is for: give a delta, or a file'
+            ' that export_timm or `explora merge` wrote'
         )
     backbone = backbone_from_file(
         metadata['backbone'], _parsed(metadata['arguments']), Path(path), source=path
@@ -79,7 +80,7 @@ def reopen(path: str | os.PathLike[str]) -> Backbone:
 
 
 def outline(path: str | os.PathLike[str]) -> Backbone:
-    """Return the plain backbone of a delta without values, for its sizes only.
+    """Return the plain backbone of a delta, with shapes but without values.
 
     Only the file itself is read.
 
@@ -98,9 +99,9 @@ def _parsed(text: str) -> Any:
 
 
 def _recall_lineage(backbone: Any, metadata: Mapping[str, str]) -> None:
-    """Let a backbone with the weights of a file know what these were folded from."""
+    """Record in a backbone which deltas were merged into the weights of its file."""
     folded = metadata.get('lineage')
-    # What the file says counts for its own tensors only.
+    # What the file says holds only for its own tensors.
     record = backbone.record
     if folded and metadata.get('weights') == record.fingerprint:
         record.lineage, record.fingerprint = folded, None

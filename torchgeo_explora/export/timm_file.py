@@ -89,7 +89,7 @@ def export_timm(
 
 
 def export_dinov2(backbone: Backbone, path: str | os.PathLike[str]) -> None:
-    """Write the backbone as DINOv2 (facebookresearch/dinov2) releases its own.
+    """Write the backbone in the format of DINOv2's releases (facebookresearch/dinov2).
 
     `load_state_dict` of a model from DINOv2's hub takes the file, and so does
     `--pretrained-weights` of its evaluations. Build the model with the backbone's image
@@ -111,9 +111,9 @@ def export_dinov2(backbone: Backbone, path: str | os.PathLike[str]) -> None:
 
 
 def export_dinov3(backbone: RotaryViT, path: str | os.PathLike[str]) -> None:
-    """Write a `RotaryViT` as DINOv3 (facebookresearch/dinov3) releases its own.
+    """Write a `RotaryViT` in the format of DINOv3's releases (facebookresearch/dinov3).
 
-    Build the model with FAIR's code for the same architecture, and load the file by
+    Build the model with FAIR's code for the same architecture, and load the file with
     `load_state_dict`. The mask token, which only pre-training uses, is zero.
 
     Args:
@@ -147,14 +147,14 @@ def export_torchgeo(
 ) -> str:
     """Write a checkpoint for `torchgeo.tasks.Classification(model, weights=path)`.
 
-    Regression takes it, too. It loads with `weights_only=True`. With a head, it is also
-    a whole task for `torchgeo test --ckpt_path` and
+    `Regression` accepts it too. It loads with `weights_only=True`. With a head, it is
+    also a whole task for `torchgeo test --ckpt_path` and
     `Classification.load_from_checkpoint`.
 
     Args:
         backbone: Adapted or plain.
         path: The file, `*.ckpt`.
-        model: Name of the timm model that the task will build; found if None.
+        model: Name of the timm model that the task will build; looked up if None.
         head: A linear classifier of the class token after the final norm.
         task: Meaning of the head's outputs, as TorchGeo's *task*.
 
@@ -189,19 +189,19 @@ def export_torchgeo_segmentation(
     """Write a checkpoint for TorchGeo's tasks that have an encoder and a decoder.
 
     These are `SemanticSegmentation`, `PixelwiseRegression` and `ChangeDetection` of
-    `torchgeo.tasks`, by their *weights*. They can use a ViT only with *model* 'dpt',
-    patches of 16 pixels and the model's own image size.
+    `torchgeo.tasks`, which load it as their *weights*. They can use a ViT only with
+    *model* 'dpt', patches of 16 pixels and the model's own image size.
 
     Args:
         backbone: Adapted or plain.
         path: The file, `*.ckpt`.
-        model: Name of the timm model that the task will build; found if None.
+        model: Name of the timm model that the task will build; looked up if None.
         dates: Images of a place that the task stacks into one: 2 for `ChangeDetection`,
             whose patch embedding then starts as the mean of both images' embeddings. It
-            has to train: with *freeze_backbone*, the order of the dates is lost.
+            must be trained: with *freeze_backbone*, the order of the dates is lost.
 
     Returns:
-        The *backbone* that the task needs: 'tu-' and the name of the model.
+        The *backbone* that the task needs: 'tu-' followed by the name of the model.
 
     Raises:
         OSError: If the file cannot be written; an old file stays as it was.
@@ -256,7 +256,7 @@ def stock_model(backbone: Backbone, state: State, model: str | None = None) -> s
 
 
 def _shapes(model: str, channels: int) -> dict[str, Size]:
-    """Return names and shapes of a timm model as a task builds it, with its head."""
+    """Return names and shapes of a timm model, with its head, as a task builds it."""
     with torch.device('meta'):
         built: Any = timm.create_model(model, in_chans=channels)
     names = getattr(built, 'canonical_state_dict', built.state_dict)

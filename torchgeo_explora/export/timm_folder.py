@@ -1,4 +1,4 @@
-"""Whole backbones as folders that timm reads by one name."""
+"""Whole backbones as folders that timm loads by name."""
 
 import os
 from typing import Any
@@ -40,7 +40,7 @@ def export_timm_folder(backbone: Backbone, folder: str | os.PathLike[str]) -> No
     del options['image_size']
     vit: Any = timm.create_model(model, num_classes=0, global_pool='token', **options)
     vit.load_state_dict(plain_state(backbone))
-    # Statistics of another number of channels are the mean of those that are known.
+    # For another number of channels, use the mean of the known statistics.
     mean, std = (
         values if len(values) == backbone.in_channels else _same(values, backbone)
         for values in (backbone.mean, backbone.std)

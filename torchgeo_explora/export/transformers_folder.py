@@ -21,8 +21,8 @@ def export_transformers(backbone: Backbone, folder: str | os.PathLike[str]) -> N
     It holds a Dinov2Model if the backbone has LayerScale (a Dinov2WithRegistersModel
     with registers), a DINOv3ViTModel for a `RotaryViT`, otherwise a ViTModel, and an
     image processor with the base's mean and standard deviation. Features are the same
-    at the backbone's image size; for other sizes transformers resizes tables of
-    positions by its own rule. Rotary positions are the same at any size.
+    at the backbone's image size; for other sizes transformers resizes position tables
+    by its own rule. Rotary positions are the same at any size.
 
     Args:
         backbone: Adapted or plain.
@@ -73,7 +73,7 @@ def transformers_model(backbone: Backbone) -> Any:
         )
     if backbone.image_size[0] != backbone.image_size[1]:
         raise ValueError(
-            f'transformers takes square position tables only, and this one is for'
+            f'transformers takes only square position tables, but this one is for'
             f' {backbone.image_size}: build the backbone with a square image_size'
         )
     plain: Any = merged(backbone).cpu().eval()
@@ -187,6 +187,6 @@ def _mlp_ratio(width: int, hidden: int, gated: bool) -> int:
         if hidden == (rounded if gated else width * ratio):
             return ratio
     raise ValueError(
-        f'transformers has no whole mlp_ratio that makes {hidden} of width {width}, so'
-        ' it cannot hold this backbone: use export_timm'
+        f'transformers has no integer mlp_ratio that gives {hidden} for width {width},'
+        ' so it cannot hold this backbone: use export_timm'
     )

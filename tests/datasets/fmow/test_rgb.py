@@ -267,7 +267,7 @@ def test_labels_that_disagree_with_the_folder_are_reported(root):
 def test_times_that_disagree_are_reported(root):
     name = 'train/barn/barn_0/barn_0_0_rgb.jpg'
     csv = write_csv(root / 'a.csv', f'6,{name},2009-10-05T12:30:45Z')
-    with pytest.warns(UserWarning, match=r'1 times that disagree .*the metadata win'):
+    with pytest.warns(UserWarning, match=r'1 times that disagree .*the metadata take'):
         FMoWRGB(root, csv=csv)
     index, _ = open_index(str(root), 'train', 'rgb', str(csv), None)
     assert index.table['timestamp'].to_pylist() == ['2009-10-05T11:30:45Z']

@@ -89,7 +89,7 @@ def test_bands_are_chosen_by_number(values, tmp_path):
     image = blocks[0]['image'].numpy()
     assert np.array_equal(image, values[[1, 0, 1]])
     with pytest.raises(
-        ValueError, match=r'has 2 bands, \*channels\* asks for \[0, 3\]'
+        ValueError, match=r'has 2 bands, but \*channels\* asks for \[0, 3\]'
     ):
         RasterBlocks(path, 16, 12, 24, channels=[0, 1, 3])
 

@@ -112,7 +112,7 @@ def _build(listing: Listing, path: str) -> pa.Table:
         ]
         for label, items in zip(frame['label'], boxes, strict=True)
     ]
-    # A CSV file of images that were cut out before has no metadata at all.
+    # A CSV file of images that are already cropped has no metadata at all.
     described = bool(frame['json'].any())
     for name, metadata, labels in zip(frame['path'], found, box_labels, strict=True):
         if metadata is None and described:
@@ -186,19 +186,19 @@ def check_index(
 
     Args:
         index: An index of fMoW.
-        losing: Problems that lose a sample in this use.
+        losing: Problems that cost a sample in this use.
         max_missing: Largest share of the samples that may be lost, in [0, 1].
         what: The data set in words.
 
     Raises:
-        FileNotFoundError: If more is lost.
+        FileNotFoundError: If more samples are lost.
     """
     counts, examples = index.note('counts'), index.note('examples')
     report = index.note('report')
     for problem in set(_NOTED) & counts.keys():
         warnings.warn(
             f'{what} has {counts[problem]} {problem}, such as {examples[problem]}: the'
-            f' folder and the metadata win. All are named in {report}',
+            f' folder and the metadata take precedence. All are listed in {report}',
             stacklevel=3,
         )
     index.check_missing(max_missing, what, losing)

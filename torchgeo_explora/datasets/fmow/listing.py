@@ -12,7 +12,7 @@ from torchgeo_explora.datasets.tables.dataset import NoSamplesError
 from torchgeo_explora.datasets.tables.index_file import look_up, names_in, read_csv
 from torchgeo_explora.datasets.tables.problems import ABSENT
 
-# Folder names of a split, the first that exists.
+# Folder names of each split; the first that exists is used.
 _FOLDERS = {'train': ('train',), 'val': ('val',), 'test': ('test_gt', 'test')}
 
 RELABELLED = 'labels that disagree with their folder'
@@ -20,7 +20,7 @@ UNKNOWN = 'files of an unknown class'
 
 
 class Listing(NamedTuple):
-    """Images with `path`, `label`, `location`, `timestamp`, `json` in a frame.
+    """A frame of images: `path`, `label`, `location`, `timestamp` and `json`.
 
     `path` is relative to `base`; `json` says whether there is a metadata file too.
     `problems` are (path, problem).
@@ -112,7 +112,7 @@ def list_csv(csv: str) -> Listing:
         raise NoSamplesError(
             f'none of the {len(frame)} images of {csv} exists, the first being'
             f' {os.path.join(base, frame["path"].iloc[0]) if len(frame) else "none"}:'
-            f' move the images to these paths, or the file above the images'
+            f' move the images to these paths, or the CSV file to the folder above them'
         )
     listed = len(frame)
     frame = frame[frame.pop('exists')].reset_index(drop=True)

@@ -16,7 +16,7 @@ class Box(NamedTuple):
 
 
 class Metadata(NamedTuple):
-    """The contents of the file; empty where it has none."""
+    """The contents of the file; empty if it has none."""
 
     boxes: tuple[Box, ...]
     timestamp: str
@@ -25,7 +25,7 @@ class Metadata(NamedTuple):
     view: tuple[float, ...] = ()
 
 
-#: Names in the file of `Metadata.view`, by the key that a sample has them under.
+#: Names in the file of the numbers in `Metadata.view`, by their key in a sample.
 VIEW = {
     'gsd': 'gsd',
     'cloud_cover': 'cloud_cover',

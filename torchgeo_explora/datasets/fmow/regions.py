@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 # https://unstats.un.org/unsd/methodology/m49; Taiwan and Kosovo, which it does not
-# list, are put beside their neighbours.
+# list, are grouped with their neighbours.
 _COUNTRIES = {
     'Australia and New Zealand': 'AUS CCK CXR HMD NFK NZL',
     'Caribbean': (
@@ -59,7 +59,7 @@ def country_metadata(code: str) -> dict[str, Tensor]:
     """Return `country` and `sub_region`, 0-d long, -1 if unknown.
 
     Args:
-        code: Of three letters, as in ISO 3166, '' if unknown.
+        code: Three letters, as in ISO 3166, '' if unknown.
     """
     return {
         'country': torch.tensor(_COUNTRY.get(code, -1)),

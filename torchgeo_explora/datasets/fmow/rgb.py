@@ -47,7 +47,7 @@ from torchgeo_explora.datasets.tables.problems import ABSENT
 #: Mean and standard deviation in [0, 1], as SatMAE gives them.
 MEAN = (0.4182007312774658, 0.4214799106121063, 0.3991275727748871)
 STD = (0.28774282336235046, 0.27541765570640564, 0.2764017581939697)
-# Small objects get more context: (least share of the image's side, context as a
+# Small objects get more context: (smallest share of the image's side, context as a
 # multiple of the box's side).
 _CONTEXT = ((0.5, 0.15), (0.4, 0.2), (0.3, 0.3), (0.2, 0.5), (0.1, 1.0), (0.0, 2.0))
 
@@ -80,7 +80,7 @@ class FMoWRGB(TableDataset):
         on_error: 'raise' stops at an unreadable image, 'skip' uses the next one.
         transforms: Applied to each sample.
         download: Whether to fetch 'train' or 'val' if its folder is not there, with the
-            command `aws`, which compares checksums itself. 'test' has no labels and
+            command `aws`, which verifies checksums itself. 'test' has no labels and
             must be sorted by its mapping file.
 
     Attributes:
@@ -223,14 +223,14 @@ class FMoWRGB(TableDataset):
         }
 
     def metadata(self, row: int) -> dict[str, Tensor]:
-        """Return what is known of an image, by key; all values are 0-d.
+        """Return what is known about an image, by key; all values are 0-d.
 
         Time and place, as in other data sets; `country` and `sub_region`, numbers of
         `COUNTRIES` and `SUB_REGIONS`, -1 if unknown; and `gsd` (metres), `cloud_cover`
         (percent), `sun_elevation` and `off_nadir` (degrees), NaN if unknown.
 
         Args:
-            row: Of the index.
+            row: Row of the index.
         """
         table = self.index.table
         return {
@@ -256,8 +256,8 @@ def context_region(
 
     Args:
         box: (x, y, w, h) in pixels.
-        width: Of the image.
-        height: Of the image.
+        width: Width of the image.
+        height: Height of the image.
 
     Returns:
         The region in whole pixels, or None if it does not touch the image.

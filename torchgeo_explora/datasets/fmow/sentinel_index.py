@@ -62,7 +62,7 @@ def open_sentinel_index(
 
 
 def _build(file: str, root: str, split: str, path: str) -> pa.Table:
-    # As text: one empty field would turn the other rows' numbers into fractions.
+    # As text: one empty field would turn the other rows' numbers into floats.
     frame = read_csv(file, _COLUMNS, dict.fromkeys(_COLUMNS, pa.string())).to_pandas()
     listed = len(frame)
     frame['path'] = _paths(frame, root, split)

@@ -118,7 +118,7 @@ class FMoWTemporal(TableDataset):
         super().__init__(len(self._members), what, on_error, transforms)
 
     def _timed_images(self) -> NDArray[np.int64]:
-        """Return the images that have a time, once each even with several boxes."""
+        """Return the images that have a time, each once even with several boxes."""
         images = np.flatnonzero(np.diff(self.images.rows, prepend=-1))
         timed = pc.not_equal(self.images.index.table['timestamp'], '').to_numpy()
         return images[timed[self.images.rows[images]]]

@@ -34,11 +34,10 @@ class ImageFolder(TableDataset):
 
     Splits are the sub-folders `train`, `val`, `test` and `predict` of *root*, or of a
     folder `images` in it. `training`, `valid`, `validation`, `testing` and capitals
-    are understood too. Without
-    its own folder, 'val' or 'test' is a fraction of the training images, chosen by a
-    hash of the seed and the path: an image keeps its split when others are added or
-    removed. Without its own folder, 'predict' is every image. Images are in the order
-    of their paths.
+    are understood too. Without its own folder, 'val' or 'test' is a fraction of the
+    training images, chosen by a hash of the seed and the path: an image keeps its split
+    when others are added or removed. Without its own folder, 'predict' is every image.
+    Images are in the order of their paths.
 
     Bands are matched by the descriptions in each GeoTIFF, so files may hold them in
     different orders.
@@ -61,8 +60,9 @@ class ImageFolder(TableDataset):
         test_fraction: Share of the training images for 'test', in [0, 1).
         seed: Seed of the fractions.
         on_error: 'raise' stops at an image that is unreadable or does not fit the
-            others; 'skip' adds it to `skipped` and returns the next image instead. What
-            the headers tell is found at the start, by those of 20,000 images at most.
+            others; 'skip' adds it to `skipped` and returns the next image instead.
+            Misfits that show in the headers are found at the start, from the headers of
+            at most 20,000 images.
         transforms: Applied to each sample.
         band_names: Names of the bands in every file, in their order, for files that do
             not name them: GeoTIFFs without band descriptions.
@@ -77,9 +77,9 @@ class ImageFolder(TableDataset):
         labels: Their labels, or None.
         classes: Names of the classes, in the order of the labels.
         no_data: Value of pixels without data, in all bands; None if no file that was
-            looked at declares any, or has a mask or an alpha channel.
-        range_known: Whether *value_range* is certain: given, or of 8 bits or a float.
-            The usual scale of 16 bits is a guess.
+            examined declares any, or has a mask or an alpha channel.
+        range_known: Whether *value_range* is certain: given, or that of 8-bit or float
+            values. The usual scale of 16-bit values is a guess.
 
     Raises:
         NoImagesError: If the folder or the split has no image.
@@ -127,7 +127,7 @@ class ImageFolder(TableDataset):
         self.settle(self.reader, self.paths.__getitem__)
         self.bands, self.value_range = self.reader.bands, self.reader.value_range
         self.range_known, self.no_data = self.reader.range_known, self.reader.no_data
-        # Bytes and fractions use what they use.
+        # The usual ranges of 8-bit and float values are certain and need no check.
         if value_range is not None or not self.range_known:
             self.warn_of_dark_images(self.value_range)
 

@@ -25,10 +25,10 @@ _SPLIT_OF: dict[str, Split] = {
     'testing': 'test',
     'predict': 'predict',
 }
-# Folder that may be above those of the splits.
+# Folder that may hold the split folders.
 _ABOVE = 'images'
 
-# Suffixes of images that are not read: users miss them, unlike notes and labels.
+# Suffixes of images that are not read. Unlike notes and labels, they are reported.
 _OTHER_SUFFIXES = (
     '.avif',
     '.bmp',
@@ -101,7 +101,7 @@ class FolderLayout:
         self.classes = sorted({name for split in names for name in split or ()})
 
     def _find_above(self) -> str:
-        """Return the folder `images/` if the folders of the splits are in it."""
+        """Return the folder `images/` if it holds the split folders."""
         above = set()
         for name in self.names:
             first, *rest = name.split('/')
@@ -110,7 +110,7 @@ class FolderLayout:
         return min(above, default='')
 
     def _find_split(self, name: str) -> Split | None:
-        """Return the split that an image is in the folder of, None if in none."""
+        """Return the split whose folder an image is in, None if it is in none."""
         folder, slash, _ = name.removeprefix(self._above).partition('/')
         return _SPLIT_OF.get(folder.lower()) if slash else None
 
@@ -124,7 +124,7 @@ class FolderLayout:
             )
         if others:
             warnings.warn(
-                f'passed over images in {self.root}: {others}. Read are'
+                f'passed over images in {self.root}: {others}. Formats read:'
                 f' {", ".join(SUFFIXES)}',
                 stacklevel=4,
             )
@@ -242,6 +242,6 @@ def _list_images(root: str) -> tuple[list[str], Counter[str]]:
 
 
 def _uniform(key: str) -> float:
-    """Return a number in [0, 1) that depends on nothing but the key."""
+    """Return a number in [0, 1) that depends only on the key."""
     digest = hashlib.blake2b(os.fsencode(key), digest_size=8).digest()
     return int.from_bytes(digest) / 2**64

@@ -29,7 +29,7 @@ def walk(root: str) -> Iterator[str]:
                 if entry.is_dir():
                     if not (entry.is_symlink() and _is_loop(root, above, entry.path)):
                         waiting.append((*above, name))
-                # A link to nothing is an image that cannot be read.
+                # A broken link counts as an image that cannot be read.
                 elif entry.is_file() or not os.path.exists(entry.path):
                     yield name
 
@@ -43,7 +43,7 @@ def find_files(pattern: str) -> Iterator[str]:
     """Yield the plain files that a pattern such as `s2/**/*.tif` matches.
 
     `**` is any number of folders, as `walk` finds them: links are not followed in
-    circles, as they are by Python's own `glob`.
+    circles, unlike in Python's own `glob`.
 
     Args:
         pattern: A path in which `*`, `?` and `[...]` stand for parts of names.
@@ -67,7 +67,7 @@ def _matches(names: Sequence[str], pattern: Sequence[str]) -> bool:
     if not pattern:
         return not names
     if pattern[0] == '**':
-        # At the end of a pattern it is any file.
+        # At the end of a pattern, `**` matches any file.
         rest = pattern[1:] or ['*']
         return any(_matches(names[i:], rest) for i in range(len(names)))
     return (

@@ -15,10 +15,10 @@ _TRUE_COLOUR = (('red', 'green', 'blue'), ('B04', 'B03', 'B02'), ('B4', 'B3', 'B
 
 
 def colour_indices(bands: Sequence[str], channels: int) -> list[int]:
-    """Return where red, green and blue are, or else the first three bands.
+    """Return the indices of red, green and blue, or else of the first three bands.
 
     Args:
-        bands: Names of the bands; none if they are not known.
+        bands: Names of the bands; empty if they are not known.
         channels: Number of bands; if fewer than three, the last one is repeated.
     """
     for names in _TRUE_COLOUR:
@@ -28,14 +28,14 @@ def colour_indices(bands: Sequence[str], channels: int) -> list[int]:
 
 
 def true_colour(unit: Tensor, bands: Sequence[str]) -> Tensor:
-    """Return red, green and blue where bands are named so, else the first three.
+    """Return red, green and blue if bands are named so, else the first three.
 
     Args:
         unit: (..., C, H, W) in [0, 1].
-        bands: Names of the bands; none if they are not known.
+        bands: Names of the bands; empty if they are not known.
 
     Returns:
-        (..., 3, H, W), or the first band as (..., 1, H, W) where there are fewer.
+        (..., 3, H, W), or the first band as (..., 1, H, W) if there are fewer.
     """
     if unit.shape[-3] < 3:
         return unit[..., :1, :, :]
@@ -69,8 +69,8 @@ def plot_image(
 
     Args:
         unit: True colour in [0, 1], (3, H, W) or (T, 3, H, W), or one band of gray.
-        sample: `label` and `prediction` become a title where they are single
-            classes, `bbox_xyxy` (N, 4) rectangles.
+        sample: `label` and `prediction` become a title if they are single classes,
+            `bbox_xyxy` (N, 4) rectangles.
         classes: Class names.
         show_titles: Whether to write the classes.
         suptitle: Title of the figure.

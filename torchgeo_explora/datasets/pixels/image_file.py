@@ -24,8 +24,8 @@ from torchgeo_explora.datasets.pixels.raster_file import open_raster, refuse_pip
 #: Suffixes that are read, in lower case.
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.tif', '.tiff', '.webp')
 
-#: Formats that Pillow may take a picture for, whatever its suffix: those that hold all
-#: of their pixels and start no other program.
+#: Formats in which Pillow may open a picture, whatever its suffix: those that hold all
+#: of their pixels and do not start another program.
 PICTURES = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF')
 
 # What Pillow gives for a mode: (mode to convert to, data type, band names).
@@ -51,7 +51,7 @@ _LYING = (5, 6, 7, 8)
 
 # Values of the largest raster that is read as a whole: 8 GB in memory.
 _MOST_VALUES = 2**31
-# Pixels of a raster from which on it is read at a fraction of its size.
+# A raster with this many pixels or more may be read at a fraction of its size.
 _LARGE = 2**22
 
 # What Pillow and GDAL raise on damaged bytes.
@@ -81,7 +81,7 @@ class UnfitImageError(UnreadableImageError, ValueError):
 
 @contextmanager
 def naming(path: str) -> Iterator[None]:
-    """Name the file in whatever goes wrong while it is read.
+    """Name the file in any error that occurs while it is read.
 
     Raises:
         UnreadableImageError: If something goes wrong.
@@ -109,8 +109,8 @@ def open_limited(path: str, max_pixels: int | None = None) -> Image.Image:
 
     Args:
         path: The file.
-        max_pixels: Its most pixels; Pillow's limit, 179 million, if None. A higher one
-            holds for the whole process.
+        max_pixels: Largest number of pixels; Pillow's limit, 179 million, if None. A
+            higher limit applies to the whole process.
 
     Raises:
         ValueError: If it has more pixels.
@@ -137,22 +137,22 @@ def open_limited(path: str, max_pixels: int | None = None) -> Image.Image:
 
 
 class ImageFile:
-    """An open image: its header at once, its pixels on demand.
+    """An open image: the header is read at once, the pixels on demand.
 
     Values of TIFF files with fewer than 8 bits are scaled to 0 to 255, palettes become
     RGB (gray ones one band), white as the lowest value is inverted, and CMYK becomes
-    RGB. Of several pages the first one is read.
+    RGB. If there are several pages, only the first is read.
 
     TIFF, and PNG with 16 bits in several bands, go through rasterio; JPEG, WebP and
-    other PNG through Pillow, where a palette becomes RGB. An alpha channel is no band:
-    there is no data where it is 0, as outside of other masks.
+    other PNG through Pillow, where a palette becomes RGB. An alpha channel is not a
+    band: pixels where it is 0 have no data, like those outside any other mask.
 
     Args:
         path: File to open, with one of `SUFFIXES`.
         names: Names of the bands, instead of what the file says.
         upright: Whether to turn JPEG, PNG and WebP as their EXIF orientation says.
         max_pixels: Pixels of the largest image that is read; if None, 179 million for
-            pictures, and as many as make 2**31 values for rasters.
+            pictures, and the number that makes 2**31 values for rasters.
 
     Attributes:
         bands: A name for each band: the one given, else its description in the file,
@@ -166,7 +166,7 @@ class ImageFile:
 
     Raises:
         UnreadableImageError: If the file cannot be opened as an image.
-        ValueError: If the number of names is not that of the bands.
+        ValueError: If the number of names differs from the number of bands.
     """
 
     bands: tuple[str, ...]
@@ -216,7 +216,7 @@ class ImageFile:
         # GDAL lists the whole folder at every open, which is slow in a large one.
         self._stack.enter_context(rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN='TRUE'))
         image = self._stack.enter_context(open_raster(self.path))
-        # Fetched once: GDAL is asked for each band.
+        # Fetched once: each access asks GDAL about every band.
         names, colours = image.descriptions, image.colorinterp
         self._raster_indices, self._masked = find_layout(image)
         kept = [i - 1 for i in self._raster_indices]
@@ -305,7 +305,7 @@ class ImageFile:
             UnreadableImageError: If the pixels cannot be decoded.
         """
         indices = list(range(len(self.bands)) if indices is None else indices)
-        # All in NumPy: threads of PyTorch gain nothing here and fight in workers.
+        # All in NumPy: PyTorch's threads gain nothing here and compete in workers.
         with naming(self.path):
             if isinstance(self._image, Image.Image):
                 values = self._read_picture(self._image)[indices]
@@ -369,7 +369,7 @@ class ImageFile:
     def _shape_to_read(self, side: int | None) -> tuple[int, int]:
         """Return the height and width at which a raster is read."""
         height, width = self.size
-        # The mean of numbers of colours is another colour.
+        # The mean of palette indices would be another colour.
         if side is None or height * width < _LARGE or self._table is not None:
             return self.size
         factor = min(height, width) // (2 * side)
@@ -382,14 +382,14 @@ class ImageFile:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Close the file; what its header told stays known."""
+        """Close the file; what its header said stays known."""
         self._stack.close()
         self._image = None
 
 
 def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation of a picture, 1 if it has none that is readable."""
-    # To look for one at the end of a PNG would decode all of it.
+    """Return the EXIF orientation of a picture, 1 if it has no readable one."""
+    # Looking for it at the end of a PNG would decode the whole file.
     if 'exif' not in image.info:
         return 1
     try:
@@ -406,9 +406,8 @@ def _value_table(image: DatasetReader) -> NDArray[np.uint8] | None:
         image: An open file.
 
     Returns:
-        (1, 256) gray or (3, 256) red, green and blue; None where values are what they
-        are: of several bands, of more than 8 bits, or of all 8 bits from black to
-        white.
+        (1, 256) gray or (3, 256) red, green and blue; None if values are used as
+        stored: several bands, more than 8 bits, or 8-bit gray from black to white.
     """
     if image.count != 1 or image.dtypes[0] != 'uint8':
         return None
@@ -427,8 +426,8 @@ def _value_table(image: DatasetReader) -> NDArray[np.uint8] | None:
 
 
 def _is_deep_png(path: str) -> bool:
-    # Pillow cuts 16 bits in several bands to 8 without a word. IHDR holds the depth
-    # in byte 24 and the colour type in byte 25 (2: RGB, 4: gray + alpha, 6: RGBA).
+    # Pillow silently reduces 16 bits in several bands to 8. IHDR holds the depth in
+    # byte 24 and the colour type in byte 25 (2: RGB, 4: gray + alpha, 6: RGBA).
     with open(path, 'rb') as file:
         header = file.read(26)
     return len(header) == 26 and header[24] == 16 and header[25] in (2, 4, 6)

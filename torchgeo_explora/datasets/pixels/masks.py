@@ -1,4 +1,4 @@
-"""Which bands of a raster are data, and whether another one marks where data are."""
+"""Which bands of a raster are data, and whether a mask marks where there is data."""
 
 from typing import NamedTuple
 
@@ -10,9 +10,10 @@ from rasterio.windows import Window
 
 from torchgeo_explora.datasets.pixels.raster_file import open_raster
 
-# Side in pixels of the part that tells what a band is: a block or two of the file.
+# Side in pixels of the part that is read to recognise a mask: a block or two.
 _SIDE = 64
-# A mask has edges that are partly transparent; no picture is black or white alone.
+# Share of values that are 0 or the maximum, from which a band counts as a mask: masks
+# may have partly transparent edges, and pictures have many values.
 _TWO_VALUES = 0.5
 
 
@@ -32,13 +33,13 @@ def find_layout(file: DatasetReader) -> Layout:
     """Return which bands are data, and whether there is a mask.
 
     A band that is labelled as alpha is the mask, unless it has another name or the
-    values of a picture: GDAL labels the fourth of four bands of bytes so, which often
-    is near infrared.
+    values of a picture: GDAL gives this label to the fourth of four byte bands, which
+    often is near infrared.
 
     Raises:
         RasterioError: If the band labelled as alpha cannot be read.
     """
-    # Fetched once: GDAL is asked for each band.
+    # Fetched once: each access asks GDAL about every band.
     colours, names = file.colorinterp, file.descriptions
     alpha = [
         number
@@ -59,7 +60,7 @@ def find_layout(file: DatasetReader) -> Layout:
 def with_true_alpha(file: DatasetReader) -> DatasetReader:
     """Return a raster whose bands are labelled as alpha only if they are a mask.
 
-    GDAL leaves out what alpha hides when it warps, and infrared may be 0 on water.
+    When GDAL warps, it drops what alpha hides, and near infrared may be 0 on water.
 
     Args:
         file: An open raster, which is closed if another one is returned.
@@ -74,7 +75,7 @@ def with_true_alpha(file: DatasetReader) -> DatasetReader:
 
 
 def _has_two_values(file: DatasetReader, band: int) -> bool:
-    """Return whether the middle of a band is nearly only 0 and one other value."""
+    """Return whether the middle of a band is mostly 0 and one other value."""
     height, width = (min(side, _SIDE) for side in (file.height, file.width))
     left, top = (file.width - width) // 2, (file.height - height) // 2
     values = file.read(band, window=Window(left, top, width, height))

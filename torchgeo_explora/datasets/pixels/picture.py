@@ -1,4 +1,4 @@
-"""8-bit pictures, cut and resized while they are decoded."""
+"""8-bit pictures, cropped and resized while they are decoded."""
 
 import math
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ def open_picture(path: str, max_pixels: int | None = None) -> Iterator[Image.Ima
 
     Args:
         path: The file.
-        max_pixels: Its most pixels; Pillow's limit, 179 million, if None.
+        max_pixels: Largest number of pixels; Pillow's limit, 179 million, if None.
 
     Raises:
         UnreadableImageError: If the file is missing, truncated, or not a picture.
@@ -72,7 +72,7 @@ def cut(
 
 def _to_tensor(pixels: NDArray[np.uint8]) -> Tensor:
     """Return (H, W, C) bytes as (C, H, W) float32, 0 to 255."""
-    # All in NumPy: threads of PyTorch gain nothing here and fight in workers.
+    # All in NumPy: PyTorch's threads gain nothing here and compete in workers.
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1), np.float32))
 
 
@@ -102,7 +102,7 @@ def move_boxes(boxes: Tensor, region: Region, size: tuple[int, int]) -> Tensor:
     return moved[(moved[:, 2:] > moved[:, :2]).all(1)]
 
 
-# A resized pixel has no data if at least this share of it comes from such pixels.
+# A resized pixel has no data if at least this share of it comes from pixels without.
 _TOUCHED = 1e-4
 
 
@@ -129,7 +129,7 @@ def fit_square(image: Tensor, size: int, no_data: float | None = None) -> Tensor
             missing = (image == no_data).all(0, keepdim=True)
             bands = torch.cat([image, missing.to(image)])
         resized = F.interpolate(bands[None], shape, mode='bilinear', antialias=True)[0]
-        # Rounding errors exceed the values by some millionths.
+        # Rounding errors can exceed the values by a few millionths.
         image = resized[: len(image)].clamp(
             image.amin((1, 2), keepdim=True), image.amax((1, 2), keepdim=True)
         )

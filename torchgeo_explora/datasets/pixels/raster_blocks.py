@@ -14,8 +14,8 @@ from torchgeo_explora.datasets.pixels.masks import find_layout
 from torchgeo_explora.datasets.pixels.raster_file import open_raster
 from torchgeo_explora.functional.windows import window_starts
 
-#: Megabytes that GDAL may keep of a file: blocks are read once, and its default is a
-#: share of the machine's memory.
+#: Megabytes of a file that GDAL may cache: blocks are read only once, and its default
+#: is a share of the machine's memory.
 CACHE = 64
 
 
@@ -24,8 +24,8 @@ class RasterBlocks(NonGeoDataset):
 
     Windows start at multiples of a stride. A block is a square of *block* pixels, read
     with the surroundings that the windows touching it need. Windows that touch two
-    blocks are seen with both, so the result of a block depends neither on the others
-    nor on where the raster is cut.
+    blocks are computed with both, so the result of a block depends neither on the
+    others nor on where the raster is cut.
 
     Args:
         path: A file that GDAL reads.
@@ -34,7 +34,7 @@ class RasterBlocks(NonGeoDataset):
         block: Side of a block, a multiple of *stride*.
         skip: Returns the numbers of the blocks that need not be read.
         channels: Numbers of the bands that are read, from 1; all if None. An alpha band
-            is not among them: there is no data where it is 0.
+            is never one of them: there is no data where it is 0.
         nodata: Value of pixels without data, if the file does not declare it.
 
     Attributes:
@@ -76,7 +76,7 @@ class RasterBlocks(NonGeoDataset):
             if not file.count:
                 raise ValueError(
                     f'{path} has no bands of its own: give one of its rasters,'
-                    f' {", ".join(file.subdatasets) or "of which it names none"}'
+                    f' {", ".join(file.subdatasets) or "but it names none"}'
                 )
             self.height, self.width = file.height, file.width
             self.dtype = file.dtypes[0]
@@ -86,10 +86,10 @@ class RasterBlocks(NonGeoDataset):
             self.channels = list(channels or layout.bands)
             if missing := set(self.channels).difference(file.indexes):
                 raise ValueError(
-                    f'{path} has {file.count} bands, *channels* asks for'
+                    f'{path} has {file.count} bands, but *channels* asks for'
                     f' {sorted(missing)}: numbers start at 1'
                 )
-            # Fetched once: GDAL is asked for each band.
+            # Fetched once: each access asks GDAL about every band.
             descriptions = file.descriptions
             names = [descriptions[i - 1] for i in self.channels]
         self.bands: tuple[str, ...] = tuple(names) if all(names) else ()
@@ -98,7 +98,7 @@ class RasterBlocks(NonGeoDataset):
         done = skip()
         self.numbers = [i for i in range(self.blocks) if i not in done]
         if not self.numbers:
-            # Without a block there is no prediction, and so no result is written.
+            # Without any block there would be no prediction, and so no result.
             self.numbers = [self.blocks - 1]
 
     @property

@@ -1,4 +1,4 @@
-"""Raster files, opened as what their names say they are."""
+"""Raster files, opened only as the type that their names say."""
 
 import os
 import warnings
@@ -24,17 +24,18 @@ _DRIVERS = {
 #: Suffixes of files that hold all of their pixels themselves.
 OWN_PIXELS = tuple(suffix for suffix in _DRIVERS if suffix != '.vrt')
 
-# The spectrometers in orbit have fewer than 500 bands. GDAL needs a time that grows
+# The spectrometers in orbit have fewer than 500 bands. The time that GDAL needs grows
 # with the square of their number.
 _MOST_BANDS = 4096
 
-# Uncompressed bytes that a file may claim for each one it has: codecs reach a thousand,
-# some ten thousand where all pixels are equal. Smaller images are read in any case.
+# Uncompressed bytes that a file may claim for each byte it has: codecs reach a
+# thousand, some ten thousand if all pixels are equal. Smaller images are read in any
+# case.
 _MOST_EXPANSION = 20_000
 _SMALL = 2**28
 
-# GDAL waits for a server that falls silent without end. Seconds to wait for a
-# connection, and seconds with less than a byte in each of them.
+# GDAL would wait forever for a server that falls silent. Seconds to wait for a
+# connection, and seconds during which less than a byte per second is tolerated.
 _PATIENCE = {
     'GDAL_HTTP_CONNECTTIMEOUT': '10',
     'GDAL_HTTP_LOW_SPEED_TIME': '10',
@@ -54,20 +55,20 @@ def raster_suffix(path: str | os.PathLike[str]) -> str:
 def open_raster(path: str | os.PathLike[str]) -> DatasetReader:
     """Open a raster to read it, only as the kind of file that its suffix names.
 
-    rasterio's warning of a raster without a place on Earth is not passed on: a plain
-    image needs none, and where one is needed the caller says so.
+    rasterio's warning about a raster without a place on Earth is suppressed: a plain
+    image needs none, and a caller that needs one says so.
 
     Args:
-        path: A file, an address or the XML of a virtual raster. GDAL chooses the
-            driver of files with other suffixes than those of images.
+        path: A file, an address or the XML of a virtual raster. For suffixes that are
+            not those of images, GDAL chooses the driver.
 
     Raises:
         RasterioIOError: If it cannot be opened as such, has thousands of bands, or
             claims far more pixels than its bytes can hold.
         OSError: If it is a pipe or a device.
     """
-    # As options of an environment of rasterio they would be forgotten where a virtual
-    # raster opens its files, when they are read.
+    # As options of a rasterio environment, they would not apply to the files of a
+    # virtual raster, which are opened only when they are read.
     for option, value in _PATIENCE.items():
         os.environ.setdefault(option, value)
     with warnings.catch_warnings():
@@ -82,8 +83,8 @@ def _open_checked(path: str | os.PathLike[str]) -> DatasetReader:
     driver = _DRIVERS.get(raster_suffix(path))
     if not os.path.isfile(path):
         return _check(rasterio.open(path, driver=driver), os.fspath(path))
-    # TorchGeo's command tells GDAL that no file stands beside another, which is quick
-    # for addresses; masks and overviews in files of their own would not be seen.
+    # TorchGeo's command tells GDAL that no file has others beside it, which is quick
+    # for addresses, but would hide masks and overviews in separate files.
     with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN='TRUE'):
         file = _check(rasterio.open(path, driver=driver), os.fspath(path))
     if raster_suffix(path) in OWN_PIXELS:
@@ -123,7 +124,7 @@ def _check(file: DatasetReader, path: str) -> DatasetReader:
 def _check_claim(file: DatasetReader, size: int) -> None:
     """Close and refuse a file that is damaged or as good as empty.
 
-    Looking at each of its pixels would take hours.
+    Reading all of its pixels would take hours.
     """
     itemsize = np.dtype(file.dtypes[0]).itemsize
     claimed = file.count * itemsize * file.width * file.height

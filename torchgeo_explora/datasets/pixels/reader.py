@@ -1,4 +1,4 @@
-"""Images of one data set: read alike, whatever their format."""
+"""Images of one data set, read in the same way whatever their format."""
 
 import warnings
 from collections import Counter
@@ -30,26 +30,26 @@ type _Kind = tuple[tuple[str, ...], str, tuple[int, int] | None]
 class ImageReader:
     """Reads JPEG, PNG, TIFF and GeoTIFF images that have the same bands.
 
-    Most files decide what the others must have. Bands are matched by the descriptions
-    in each GeoTIFF, so files may hold them in different orders. Gray pictures among
-    coloured ones become red, green and blue.
+    The kind that most files have decides what the others must be like. Bands are
+    matched by the descriptions in each GeoTIFF, so files may hold them in different
+    orders. Gray pictures among coloured ones become red, green and blue.
 
     Args:
         size: Side in pixels of the square images returned, whose shorter side is
             resized and whose centre is cropped; None returns them as they are.
         bands: Bands to return and their order, numbers from 1 or names; all if None.
         value_range: (low, high) of the sensor values; by the stored type if None.
-        names: Names of the bands in every file, where the files do not say.
+        names: Names of the bands in every file, if the files do not name them.
         upright: Whether to turn pictures as their EXIF orientation says.
         max_pixels: Pixels of the largest image that is read; see `ImageFile`.
 
     Attributes:
         bands: Names of the bands returned.
         value_range: (low, high).
-        range_known: Whether the range was given or is all that the stored type can
-            mean, and not only the usual scale of 16 bits.
+        range_known: Whether the range is certain: given, or that of 8-bit or float
+            values. The usual scale of 16-bit values is a guess.
         no_data: Value of pixels without data, in all bands; None if no file that was
-            looked at declares any.
+            examined declares any.
     """
 
     bands: tuple[str, ...]
@@ -74,11 +74,11 @@ class ImageReader:
         self._names = names
 
     def header(self, path: str) -> ImageFile:
-        """Return a closed file, of which the header is known.
+        """Return a file that was closed again, with its header.
 
         Raises:
             UnreadableImageError: If it cannot be read.
-            ValueError: If *names* are not as many as its bands.
+            ValueError: If the number of *names* differs from the number of its bands.
         """
         with self._open(path) as file:
             return file
@@ -87,12 +87,12 @@ class ImageReader:
         return ImageFile(path, self._names, self._upright, self._max_pixels)
 
     def choose(self, headers: Sequence[ImageFile]) -> None:
-        """Take bands, type and size from the first of the files that most are like.
+        """Take bands, type and size from the first file of the most common kind.
 
-        Gray pictures count for red, green and blue, which they can become.
+        Gray pictures count as red, green and blue, which they can become.
 
         Args:
-            headers: Those of some files, at least one.
+            headers: Headers of some files, at least one.
 
         Raises:
             ValueError: If that file lacks a band, or its type has no usual range.
@@ -112,7 +112,7 @@ class ImageReader:
                 f' one is read ({len(paged)} such files among {len(headers)})',
                 stacklevel=4,
             )
-        # The first of equals, as they are in the order of the files.
+        # On a tie, the first one: they are in the order of the files.
         file = firsts[max(counts, key=counts.__getitem__)]
         self._first = (file.path, file.bands, file.dtype, file.size)
         declared = (header.no_data for header in headers)
@@ -133,7 +133,7 @@ class ImageReader:
         self.range_known = self._given is not None or '16' not in file.dtype
 
     def _kind(self, file: ImageFile) -> _Kind:
-        """Return what must be alike in all files."""
+        """Return what must be the same in all files."""
         bands = tuple(sorted(file.bands)) if file.described else file.bands
         return bands, file.dtype, None if self.size else file.size
 

@@ -64,9 +64,9 @@ _DARK = 0.05
 
 
 def unused_range(lowest: Tensor, highest: Tensor, value_range: ValueRange) -> str:
-    """Say that values use next to nothing of a range, '' if they use enough of it.
+    """Say that values use almost none of a range, '' if they use enough of it.
 
-    Such are values of 8 bits that are stored in 16.
+    An example is a file of 8-bit values that are stored in 16 bits.
 
     Args:
         lowest: Lowest value of each band of some images, (C,).

@@ -36,8 +36,8 @@ class Prepared(TableDataset):
         root: The folder, or the folder above it.
         split: Folder in *root*; None if *root* is the folder itself.
         check: 'size' compares the length of every shard, and every byte of the index,
-            at the start; 'sha256' compares every byte of all, which takes as long as
-            reading them.
+            at the start; 'sha256' compares every byte of all files, which takes as long
+            as reading them.
         on_error: 'raise' stops at a damaged sample, 'skip' uses the next one.
         transforms: Applied to each sample.
 
@@ -93,7 +93,7 @@ class Prepared(TableDataset):
         super().__init__(self.table.num_rows, self.folder, on_error, transforms)
 
     def _faults(self) -> list[str]:
-        # A damaged index would give other samples, or end the process: Arrow trusts it.
+        # Arrow trusts the index: a damaged one could give wrong samples or a crash.
         index = os.path.join(self.folder, INDEX)
         wrong = [*filter(None, [find_damage(index, self.manifest['index'])])]
         for shard in self.manifest['shards']:

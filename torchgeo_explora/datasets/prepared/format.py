@@ -103,8 +103,8 @@ def _encode_jpeg(pixels: NDArray[np.float32], quality: int) -> bytes:
         )
     whole = np.rint(pixels).astype(np.uint8).transpose(1, 2, 0)
     file = io.BytesIO()
-    # Colour at half resolution: of two files with the same error, this one with higher
-    # quality decodes faster than one with colour at full resolution.
+    # Colour at half resolution: with the same error, a file of higher quality with such
+    # colour decodes faster than one with colour at full resolution.
     Image.fromarray(whole).save(file, 'jpeg', quality=quality, subsampling='4:2:0')
     return file.getvalue()
 
@@ -150,7 +150,7 @@ def _decode(name: str, data: bytes) -> Tensor:
     if name.endswith('.jpg'):
         raw = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         pixels = decode_jpeg(raw, ImageReadMode.RGB)
-        # The decoder keeps the colours of a pixel together.
+        # The decoder stores the colours of a pixel side by side (channels last).
         return pixels.to(torch.float32, memory_format=torch.contiguous_format)
     with warnings.catch_warnings(), MemoryFile(data) as memory:
         warnings.simplefilter('ignore', NotGeoreferencedWarning)

@@ -51,7 +51,7 @@ _SHA256 = re.compile(r'[0-9a-f]{64}')
 
 
 def check_manifest(manifest: Any, folder: str) -> dict[str, Any]:
-    """Return a manifest if it is one that `prepare` can have written.
+    """Return a manifest if it is one that `prepare` could have written.
 
     A manifest may come from another machine: its names become paths and addresses.
 
@@ -63,7 +63,7 @@ def check_manifest(manifest: Any, folder: str) -> dict[str, Any]:
         NotPreparedError: If a part is missing, or is of another kind.
     """
     wrong = _find_fault(manifest)
-    # Those of version 0.1 have none.
+    # Manifests of version 0.1 have no checksum.
     if not wrong and manifest.get('sha256', (found := seal(manifest))) != found:
         wrong = 'its SHA-256 differs'
     if wrong:
@@ -75,7 +75,7 @@ def check_manifest(manifest: Any, folder: str) -> dict[str, Any]:
 
 
 def seal(manifest: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of a manifest, apart from its own."""
+    """Return the SHA-256 of a manifest, leaving out the one that it holds."""
     rest = {key: value for key, value in manifest.items() if key != 'sha256'}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
@@ -123,7 +123,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_range(value: Any) -> bool:
-    """Return whether a value is a lowest and a highest number, or those of bands."""
+    """Return whether a value is (low, high), each a number or a list by band."""
     if not isinstance(value, list) or len(value) != 2:
         return False
     if not all(isinstance(end, list) for end in value):
@@ -134,7 +134,7 @@ def _is_range(value: Any) -> bool:
     )
 
 
-# What a data set may say of itself.
+# Attributes that a manifest may hold, each with a check of its value.
 _ATTRIBUTES: dict[str, Callable[[Any], bool]] = {
     'bands': lambda value: (
         value is None
@@ -270,7 +270,7 @@ def find_damage(path: str, expected: Mapping[str, Any]) -> str:
     return ''
 
 
-# Seconds: workers of a process that was killed end a little after it.
+# Seconds to wait for a lock: the workers of a killed process end a little later.
 _PATIENCE = 5.0
 
 
@@ -302,7 +302,7 @@ def locked(folder: str) -> Iterator[None]:
                 except BlockingIOError as error:
                     if time.monotonic() > deadline:
                         raise RuntimeError(
-                            f'another process prepares into {folder}: wait until it'
+                            f'another process is preparing into {folder}: wait until it'
                             f' ends, or pass another *output*'
                         ) from error
                     time.sleep(0.05)

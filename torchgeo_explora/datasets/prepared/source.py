@@ -1,4 +1,4 @@
-"""Files of a prepared folder, opened where they are: on disk or by fsspec."""
+"""Files of a prepared folder, opened where they are: on disk or through fsspec."""
 
 import io
 import time
@@ -9,7 +9,7 @@ import fsspec
 
 # Seconds without a byte after which a connection counts as lost.
 _TIMEOUT = 30.0
-# How often a file is opened again where a connection was lost, without any progress.
+# How often a file is opened again after a lost connection, without any progress.
 _TRIES = 5
 # Seconds before the second try; they double from one try to the next.
 _WAIT = 1.0
@@ -25,13 +25,13 @@ def is_remote(address: str) -> bool:
 
 
 def open_source(address: str, size: int | None = None) -> BinaryIO:
-    """Open a file to read it from start to end. No shell and no command is involved.
+    """Open a file to read it from start to end. No shell or command is involved.
 
-    A remote file is opened when it is read, and again where its connection was lost or
+    A remote file is opened when it is read, and again if its connection was lost or
     stalled.
 
     Args:
-        address: A path, or an address that fsspec knows.
+        address: A path, or an address that fsspec supports.
         size: Expected size of the file in bytes; without it, an early end is not
             noticed.
 
@@ -105,7 +105,7 @@ class _Remote(io.RawIOBase):
                 data: bytes = self._file.read(len(buffer))
             except (FileNotFoundError, PermissionError, ImportError, ValueError):
                 raise
-            # Each protocol has errors of its own.
+            # Each protocol has its own errors.
             except Exception as error:  # noqa: BLE001
                 reason = error
                 self._drop()

@@ -135,7 +135,7 @@ class PreparedStream(IterableDataset[dict[str, Any]]):
         return self.table['key'].to_numpy().astype(np.int64)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what is made of the index: a spawned worker shares its bytes."""
+        """Leave out what is made from the index: a spawned worker shares its bytes."""
         return {k: v for k, v in self.__dict__.items() if k not in ('table', 'keys')}
 
     @property
@@ -244,7 +244,7 @@ def _read_shard(url: str, size: int) -> Iterator[_Files]:
         NotPreparedError: If it cannot be opened, or ends in the middle of a sample.
     """
     try:
-        # Without decompression, and without links to what is outside of the shard.
+        # Without decompression, and without links to anything outside the shard.
         with (
             open_source(url, size) as file,
             tarfile.open(fileobj=file, mode='r|') as tar,

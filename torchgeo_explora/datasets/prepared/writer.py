@@ -154,7 +154,7 @@ def _public_name(kind: type) -> str:
 
 
 def _same_class(name: str, other: str) -> bool:
-    """Return whether two names are of one class, wherever its package has it."""
+    """Return whether two names are of one class, wherever in its package it is."""
     first, second = name.split('.'), other.split('.')
     return (first[0], first[-1]) == (second[0], second[-1])
 
@@ -234,7 +234,7 @@ class _Jobs(Dataset[Any]):
     def __getitem__(self, index: int) -> int | Exception:
         """Write a shard and its note; return its number, or the error.
 
-        A loader would replace the message of a worker's error by a traceback.
+        A loader would replace the message of a worker's error with a traceback.
         """
         try:
             self._write(self.numbers[index])
@@ -246,7 +246,7 @@ class _Jobs(Dataset[Any]):
     def _write(self, number: int) -> None:
         start = number * self.size
         path = Path(self.folder) / shard_name(number)
-        # Not `replacing`, which would call an unreadable sample a failure to write.
+        # Not `replacing`: it would report an unreadable sample as a failed write.
         part = path.with_name(f'.{path.name}.{os.getpid()}.part')
         skipped = []
         try:
@@ -382,7 +382,7 @@ def _finish(
             name: getattr(dataset, name) for name in _KEPT if hasattr(dataset, name)
         },
     }
-    # As it is read: tuples become lists.
+    # In the form in which it will be read: tuples become lists.
     manifest = json.loads(_dump(manifest))
     manifest['sha256'] = seal(manifest)
     write_file(os.path.join(folder, MANIFEST), _dump(manifest))

@@ -54,11 +54,11 @@ def stack_bands(
 
     Args:
         files: Path of each raster, by name and in the order of the bands.
-        item: What the files are of, for errors.
-        layouts: What is known of files by their name; the others are opened.
-        lines: Ratio and offset of each band, by the name of its file; for all bands of
-            the file where there is only one. Valid values stay valid: what would fall
-            below 1 where 0 means no data becomes 1.
+        item: Name of what the files belong to, for errors.
+        layouts: Known layouts of files, by name; the others are opened.
+        lines: Ratio and offset of each band, by the name of its file; if there is only
+            one, it is for all bands of the file. Valid values stay valid: if 0 means no
+            data, results below 1 become 1.
 
     Raises:
         RasterioIOError: If a file cannot be opened.
@@ -97,7 +97,7 @@ def stack_bands(
 
 
 def item_of(path: str) -> str:
-    """Return what a virtual raster of `stack_bands` is of, '' for any other path."""
+    """Return the item of a virtual raster of `stack_bands`, '' for any other path."""
     match = re.match(r'<VRTDataset item="([^"]*)"', path)
     return html.unescape(match[1]) if match else ''
 
@@ -131,7 +131,7 @@ def _add_band(
     if line == (1.0, 0.0):
         return part
     if source.nodata == 0 and dtype.startswith('uint'):
-        # Straight lines between these points, and the ends beyond them.
+        # Straight lines between these points; beyond them, the values of the ends.
         most = 2 ** int(dtype.removeprefix('uint')) - 1
         first = (1 - offset) / ratio
         points = ((first, 1.0), (float(most), most * ratio + offset))

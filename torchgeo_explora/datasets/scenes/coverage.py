@@ -58,7 +58,7 @@ def visible_shares(
     shares = np.zeros((height, width), np.float32)
     if not shares.size:
         return shares
-    # Fetched once: GDAL is asked for each band.
+    # Fetched once: each access asks GDAL about every band.
     floats = handle.dtypes[band - 1].startswith('float')
     with ExitStack() as stack:
         clouds = None if mask is None else stack.enter_context(_aligned(mask, handle))

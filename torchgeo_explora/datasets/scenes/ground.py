@@ -61,7 +61,7 @@ class Ground:
         if not np.isfinite(bounds).all():
             # A view of the whole Earth, whose corners are not on it.
             return -180, -90, 180, 90
-        # Across the date line: a band around the Earth, of which it is a part.
+        # Across the date line: a band around the whole Earth, which contains it.
         return bounds if west <= east else (-180, south, 180, north)
 
     def bits(self, scene: int, name: str = 'usable') -> Bits:

@@ -111,7 +111,7 @@ _FINEST = 1e-3
 # Bytes of memory for each position of a window.
 _POSITION = 24
 
-# What GDAL, PROJ and shortage of memory raise for one scene.
+# What GDAL, PROJ and a lack of memory raise for one scene.
 _FAILURES = (
     ValueError,
     OSError,
@@ -225,10 +225,10 @@ def _build(
 
 
 class _Header(NamedTuple):
-    """What must be alike in all scenes, and how to read a scene.
+    """What must be the same in all scenes, and how to read a scene.
 
     `numbers` are those of the bands in the file; `marked` is that of `Layout`;
-    `described` is whether the bands are; `metres` is the side of a pixel.
+    `described` is whether the bands have descriptions; `metres` is the side of a pixel.
     """
 
     bands: tuple[str, ...]
@@ -259,7 +259,7 @@ def _read_header(scene: Scene) -> _Header | str:
 
 
 def _choose(headers: Sequence[_Header]) -> _Header | None:
-    """Return the first of the headers that most are like, None without any."""
+    """Return the first header of the most common kind, None if there is none."""
     counts = Counter((frozenset(h.bands), h.dtype) for h in headers)
     return max(headers, key=lambda h: counts[frozenset(h.bands), h.dtype], default=None)
 
@@ -350,7 +350,7 @@ def _memory() -> int:
 
 
 def _scale(handle: DatasetReader | WarpedVRT, cutting: Cutting) -> float:
-    """Return how many pixels of the file a pixel of the window is.
+    """Return how many pixels of the file a pixel of the window spans.
 
     Raises:
         _UnitsError: If *res* is so small that it must be in other units.
@@ -372,7 +372,7 @@ def _names(file: DatasetReader, numbers: Sequence[int]) -> tuple[tuple[str, ...]
     A band without a description is named by its colour, or by its number.
     """
     known = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
-    # Fetched once: GDAL is asked for each band.
+    # Fetched once: each access asks GDAL about every band.
     descriptions, colours = file.descriptions, file.colorinterp
     names = tuple(
         descriptions[i - 1]
@@ -433,7 +433,7 @@ class Selection(NamedTuple):
 def select_scenes(
     scenes: Sequence[Scene], bands: Sequence[int | str] | None, any_type: bool
 ) -> Selection:
-    """Find the bands of scenes, by their headers only.
+    """Find the bands of scenes, from their headers only.
 
     Args:
         scenes: The scenes.

@@ -49,7 +49,7 @@ def list_scenes(
     Args:
         paths: Folders (with their sub-folders), patterns such as `s2/**/*.tif`, rasters
             that GDAL reads (VRTs and /vsi paths too), `.json` files of STAC items or
-            patterns of them; with *assets*, a folder of them, too.
+            patterns of them; with *assets*, a folder of them too.
         assets: Keys of the assets of a STAC item to use, in the order of the bands.
         mask: Where cloud masks are: what replaces the suffix of a scene's file, such as
             `_cloud.tif`, or the key of a STAC item's asset.

@@ -35,7 +35,7 @@ def add_owners(table: pa.Table, size: int, step: int) -> pa.Table:
     for scene in tqdm(range(table.num_rows), 'ground', unit=' scenes', disable=None):
         mine = ground.bits(scene)
         near = ground.tree.query(ground.tree.geometries[scene])
-        # A scene that owns nothing shows only what others show.
+        # A scene that owns nothing shows only what other scenes show.
         for other in np.sort(near[(near < scene) & (places[near] > 0)]):
             _leave(mine, ground, scene, int(other))
             if not mine.any():

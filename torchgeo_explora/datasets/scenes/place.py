@@ -1,4 +1,4 @@
-"""Where on the Earth a scene is, and whether it can be there."""
+"""Where on the Earth a scene is, and whether it can really be there."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -24,9 +24,9 @@ OTHER_SCALE = (
 # The equatorial radius of the Earth is 6,378 km in all its models.
 _RADIUS = 6.378e6
 _RADII = (6.3e6, 6.45e6)
-# Degrees by which a scene may leave the area that its coordinate system is made for.
+# Degrees by which a scene may exceed the area that its coordinate system is made for.
 _MARGIN = 15.0
-# A scene is looked at in the middle of 5 x 5 parts.
+# A scene is examined in the middle of 5 x 5 parts.
 _PARTS = 5
 # Mistaking metres for degrees, or the reverse, is a factor of 100,000.
 _FACTOR = 10_000
@@ -44,7 +44,7 @@ class Place(NamedTuple):
 
 
 def georeference(file: DatasetReader) -> Place | None:
-    """Return where a file says it is, by its transform or by ground control points."""
+    """Return where a file says it is, from its transform or ground control points."""
     if file.crs is not None and not file.transform.is_identity:
         return Place(file.crs, file.transform)
     points, crs = file.gcps
@@ -76,7 +76,7 @@ def examine_place(file: DatasetReader) -> str | float:
         # No part of such a scene may be elsewhere.
         inside &= bool((np.abs(x) < 361).all() and (np.abs(y) < 91).all())
     else:
-        # Far from where a projection is made for, several places are one.
+        # Far from the area that a projection is made for, several places coincide.
         back = degrees.transform(longitudes, latitudes, direction='INVERSE')
         with np.errstate(invalid='ignore'):
             error = np.hypot(back[0] - x, back[1] - y)
@@ -93,7 +93,10 @@ def examine_place(file: DatasetReader) -> str | float:
 
 @lru_cache
 def _system(wkt: str) -> tuple[Transformer | None, bool, _Area | None]:
-    """Return the way to degrees, None if it is not on the Earth, and its area."""
+    """Return the transform to degrees, whether already in degrees, and the area.
+
+    The transform is None if the system is not one of the Earth.
+    """
     crs = CRS.from_wkt(wkt)
     ellipsoid = crs.ellipsoid
     if not (crs.is_geographic or crs.is_projected) or ellipsoid is None:
@@ -101,7 +104,7 @@ def _system(wkt: str) -> tuple[Transformer | None, bool, _Area | None]:
     if not _RADII[0] < ellipsoid.semi_major_metre < _RADII[1]:
         return None, False, None
     degrees = Transformer.from_crs(crs, 4326, always_xy=True)
-    # The text that a file holds has no area, but the number that it mentions has.
+    # The text in a file has no area, but the authority code that it mentions has one.
     number = None if crs.is_geographic else crs.to_authority()
     area = None if number is None else CRS.from_authority(*number).area_of_use
     return degrees, crs.is_geographic, None if area is None else area.bounds
@@ -132,12 +135,12 @@ def on_sphere(
 
 
 def usual_pixel(sides: Sequence[float]) -> float:
-    """Return the side of pixels that half of the scenes are below, in metres."""
+    """Return the median side of the pixels of scenes, in metres."""
     return sorted(sides)[(len(sides) - 1) // 2]
 
 
 def fits(side: float, usual: float) -> bool:
-    """Return whether pixels are of the size of most others, by orders of magnitude.
+    """Return whether pixels are within orders of magnitude of the usual size.
 
     A single scene with metres that are labelled as degrees would cover thousands of
     times the area of all others, and so take nearly all of the windows.

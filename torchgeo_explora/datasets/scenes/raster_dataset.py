@@ -56,7 +56,7 @@ class Scenes(RasterDataset):
     Args:
         scenes: The scenes.
         crs: Coordinate system to warp to; that of the first scene by default.
-        nodata: Value of pixels without data, where the files do not say.
+        nodata: Value of pixels without data, if the files do not declare it.
         headers: Known headers by path: these scenes are not opened at the start.
 
     Raises:
@@ -75,7 +75,7 @@ class Scenes(RasterDataset):
         self.nodata = nodata
         self._handles: dict[str, DatasetReader | WarpedVRT] = {}
         self._process = os.getpid()
-        # GDAL complains about files that are open when the interpreter ends.
+        # GDAL complains about files that are still open when the interpreter exits.
         weakref.finalize(self, self._handles.clear)
         self._headers = dict(headers or {})
         super().__init__([scene.path for scene in scenes], crs=crs, cache=False)
@@ -243,7 +243,7 @@ def _without_nodata(values: NDArray[Any], nodata: float | None) -> NDArray[Any]:
 
 
 def _shorten(path: str) -> str:
-    """Return a path, or what a virtual raster in XML is of, for an error."""
+    """Return a path, or the item of a virtual raster in XML, for an error."""
     if not path.startswith('<'):
         return path
     item = item_of(path)

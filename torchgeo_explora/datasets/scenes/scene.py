@@ -1,4 +1,4 @@
-"""A scene, as it is listed."""
+"""One scene of a listing."""
 
 from typing import NamedTuple
 

@@ -29,7 +29,7 @@ MALFORMED = 'malformed STAC items'
 NOT_STAC = 'JSON files without STAC items'
 
 _ENDING = '.json'
-# What a folder of items holds beside them.
+# What else a folder of items holds.
 _CONTAINERS = ('Catalog', 'Collection')
 
 
@@ -58,7 +58,7 @@ def stac_files(path: str, assets: Sequence[str]) -> list[str] | None:
 
 
 class _Item(NamedTuple):
-    """An item with what is used of it: links and, by asset and band, its scales."""
+    """An item with the parts that are used: links and, by asset and band, scales."""
 
     name: str
     content: Mapping[str, Any]
@@ -71,11 +71,11 @@ def stac_scenes(
 ) -> tuple[list[Scene], list[tuple[str, str]]]:
     """Return the items of STAC files as scenes.
 
-    Where `raster:bands` tells scale and offset of the values, all items get the scale
-    that most have, and no offset: Sentinel-2's values of processing baseline 04.00 and
-    later lose the 1,000 that they are above earlier ones. Assets whose item tells their
-    grid and type (`proj:shape`, `proj:transform`, `proj:code` and `raster:bands`) are
-    stacked without opening them.
+    If `raster:bands` gives scale and offset of the values, all items are converted to
+    the most common scale, without an offset: Sentinel-2's values of processing baseline
+    04.00 and later lose the 1,000 by which they exceed earlier ones. Assets whose item
+    gives their grid and type (`proj:shape`, `proj:transform`, `proj:code` and
+    `raster:bands`) are stacked without opening them.
 
     Args:
         files: One or several: an item, an item collection, or a list of items or of
@@ -148,7 +148,7 @@ def _read(
         scales = {key: _scales(content, have[key]) for key in assets}
     except (AttributeError, KeyError, TypeError, ValueError):
         return name, MALFORMED
-    # A virtual raster could make anything of the item's author be opened.
+    # A virtual raster could open anything that the item's author wants.
     if any(raster_suffix(link) not in OWN_PIXELS for link in links.values()):
         return name, OTHER_ASSET
     return _Item(name, content, links, scales)
@@ -182,7 +182,7 @@ def _link(base: str, href: str) -> str:
         return f'/vsis3/{href[5:]}'
     if href.startswith('file://'):
         return href[7:]
-    # Without `..`, two lists that name a file give one scene.
+    # Without `..`, two lists that name the same file give one scene.
     return href if '://' in href else os.path.normpath(os.path.join(base, href))
 
 
@@ -190,8 +190,8 @@ def _link(base: str, href: str) -> str:
 
 
 def _bands(asset: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return what an asset tells of its bands, in the names of STAC 1.0."""
-    # STAC 1.1 has `bands` for all extensions, whose values may stand at the asset.
+    """Return what an asset says about its bands, under the names of STAC 1.0."""
+    # STAC 1.1 has `bands` for all extensions; their values may be on the asset itself.
     bands = asset.get('raster:bands') or asset.get('bands') or [{}]
     shared = {key: asset[key] for key in _NAMES if key in asset}
     return [
@@ -211,8 +211,8 @@ _NAMES = {
 def _scales(
     item: Mapping[str, Any], asset: Mapping[str, Any]
 ) -> list[tuple[float | None, float]]:
-    """Return (scale, offset) of each band, the scale None where it is not told."""
-    # Earth Search applied the offset to its files, and still tells it.
+    """Return (scale, offset) of each band; the scale is None if it is not given."""
+    # Earth Search applied the offset to its files, but still lists it.
     applied = (item.get('properties') or {}).get('earthsearch:boa_offset_applied')
     found: list[tuple[float | None, float]] = []
     for band in _bands(asset):
@@ -226,7 +226,7 @@ def _scales(
 
 
 def _common_scales(items: Sequence[_Item]) -> dict[tuple[str, int], float]:
-    """Return the scale that most items have, by asset and band; 1 if none tells it."""
+    """Return the scale that most items have, by asset and band; 1 if none gives it."""
     counts: dict[tuple[str, int], Counter[float]] = {}
     for item in items:
         for key, bands in item.scales.items():
@@ -249,7 +249,7 @@ def _raster(
         lines[key] = []
         for number, (scale, offset) in enumerate(item.scales[key]):
             unit = common[key, number]
-            # Without the noise of numbers such as 0.1 / 0.0001.
+            # Without the rounding noise of ratios such as 0.1 / 0.0001.
             ratio = 1.0 if scale is None else round(scale / unit, 9)
             lines[key].append((ratio, round(offset / unit, 6)))
     changed = any(line != (1.0, 0.0) for each in lines.values() for line in each)
@@ -265,7 +265,7 @@ def _raster(
 
 
 def _layout(item: Mapping[str, Any], asset: Mapping[str, Any]) -> Layout | None:
-    """Return grid and type of an asset as the item tells them, None if it does not."""
+    """Return the grid and type that an item gives for an asset, None if it does not."""
     properties = item.get('properties') or {}
 
     def told(name: str) -> Any:

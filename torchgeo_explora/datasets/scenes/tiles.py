@@ -78,7 +78,7 @@ class SceneTiles(TableDataset):
         assets: Keys of the assets of STAC items.
         nodata: Value of pixels without data, if the files do not declare it.
         mask: What replaces a scene's suffix in the name of its cloud mask, which is not
-            a scene; clouds are not looked at.
+            a scene; clouds are ignored.
         value_range: (low, high) of the values; as for `SceneWindows`.
         on_error: 'raise' stops at a scene or a window that cannot be read, 'skip'
             leaves it out.
@@ -87,7 +87,7 @@ class SceneTiles(TableDataset):
     Attributes:
         scenes: The scenes.
         systems: The coordinate system of each scene.
-        range_known: Whether the range is certain: given, or not of 16 bits.
+        range_known: Whether the range is certain: given, or not of 16-bit values.
         no_data: Value of pixels without data, in all bands.
 
     Raises:
@@ -263,7 +263,7 @@ class SceneTiles(TableDataset):
         }
 
     def true_colour(self, image: Tensor) -> Tensor:
-        """Return red, green and blue where bands are named so, else the first three."""
+        """Return red, green and blue if bands are named so, else the first three."""
         return true_colour(to_unit(image, self.value_range), self.bands)
 
 

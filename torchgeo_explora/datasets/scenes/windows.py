@@ -59,12 +59,13 @@ class SceneWindows(TableDataset):
             `.json` files is one of STAC items.
         size: Side of the windows in pixels.
         length: N, number of windows; if None, enough to cover each scene about once.
-            More cost nothing: pass the number of images that a run uses.
+            A larger number costs nothing: pass the number of images that a run uses.
         bands: Bands to return and their order: names as in the band descriptions, or
             numbers from 1; all by default. Scenes with band names are matched by name.
             The attribute *bands* has the names.
-        assets: Keys of a STAC item's assets, in the order of the bands. Items that
-            tell scale and offset (`raster:bands`) get the scale of most, and no offset.
+        assets: Keys of a STAC item's assets, in the order of the bands. Items that give
+            scale and offset (`raster:bands`) are converted to the most common scale,
+            without an offset.
         crs: Coordinate system to warp all scenes to, such as 'EPSG:3857'.
         res: Size of a pixel in units of the coordinate system; the scene's by default.
         nodata: Value of pixels without data, if the files do not declare it.
@@ -87,7 +88,7 @@ class SceneWindows(TableDataset):
 
     Attributes:
         windows: (N, 3), scene, row and column in steps of the index.
-        range_known: Whether the range is certain: given, or not of 16 bits.
+        range_known: Whether the range is certain: given, or not of 16-bit values.
         no_data: Value of pixels without data, in all bands.
 
     Raises:
@@ -296,7 +297,7 @@ class SceneWindows(TableDataset):
         return torch.from_numpy(pixels.astype(np.float32))
 
     def true_colour(self, image: Tensor) -> Tensor:
-        """Return red, green and blue where bands are named so, else the first three."""
+        """Return red, green and blue if bands are named so, else the first three."""
         return true_colour(to_unit(image, self.value_range), self.bands)
 
 

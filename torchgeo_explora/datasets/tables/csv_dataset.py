@@ -37,19 +37,19 @@ from torchgeo_explora.datasets.tables.problems import ABSENT, with_notes
 # Columns of the index, in their order; those of metadata follow, with a prefix.
 _COLUMNS = ('path', 'label', 'split', 'domain', 'place', 'boxes')
 _METADATA = 'metadata: '
-# What a sample has beside its metadata.
+# Keys of a sample other than its metadata.
 _KEYS = {'image', 'path', 'label', 'domain', 'index', 'bbox_xyxy', 'mask'}
-# Number of an empty field.
+# The number that stands for an empty field.
 _EMPTY = np.iinfo(np.int64).min
-# Numbers beyond this one count as this one: a float has no finer ones.
+# Larger numbers are cut to this one: beyond it, a float skips whole numbers.
 _MOST = 2**53
-# Classes that have numbers instead of names.
+# Limit on the number of classes that have numbers instead of names.
 _MOST_CLASSES = 1_000_000
 
 
 @dataclass(frozen=True)
 class CSVColumns:
-    """Names of the columns of a CSV file of images; None where there is no such column.
+    """Names of the columns of a CSV file of images; None if there is no such column.
 
     Args:
         path: Path of the image, from *root*.
@@ -61,9 +61,9 @@ class CSVColumns:
         place: What splits must not share, such as a patient or a location.
         boxes: Boxes of objects of one class, in pixels: `x1 y1 x2 y2;x1 y1 x2 y2`, or
             `no_box`.
-        metadata: Further columns, which samples have under the same names: numbers, NaN
-            where a field is empty; or names, numbered in the order of the alphabet from
-            0, -1 where empty. Whole numbers stay whole, and are -1 where empty.
+        metadata: Further columns, which samples have under the same names. Numbers are
+            NaN if a field is empty; whole numbers stay whole, and are -1 if empty;
+            names are numbered from 0 in alphabetical order, and are -1 if empty.
     """
 
     path: str = 'path'
@@ -96,8 +96,8 @@ COLUMNS = CSVColumns()
 class CSVDataset(TableDataset):
     """JPEG, PNG, TIFF and GeoTIFF images that a CSV file lists, one in each row.
 
-    The first start makes an index file beside the CSV file, later ones open it. Paths
-    are relative to *root*, or absolute and inside of it.
+    The first start writes an index file beside the CSV file, which later ones open.
+    Paths are relative to *root*, or absolute and inside it.
 
     Args:
         root: Folder that the paths start at.
@@ -114,27 +114,27 @@ class CSVDataset(TableDataset):
         bands: Bands to return and their order: numbers from 1, or names as in the band
             descriptions ('red', 'green', 'blue' in JPEG and PNG). All by default; the
             attribute *bands* has their names.
-        value_range: (low, high) of the sensor values, each one number or a number a
-            band. By default follows the stored type, as for `ImageFolder`.
-        band_names: Names of the bands in every file, in their order, where the files do
-            not say.
+        value_range: (low, high) of the sensor values, each one number, or one per band.
+            The default follows the stored type, as for `ImageFolder`.
+        band_names: Names of the bands in every file, in their order, if the files do
+            not name them.
         upright: Whether to turn JPEG, PNG and WebP as their EXIF orientation says;
             boxes are in pixels of the upright image. Not with *stretch*.
         max_pixels: Pixels of the largest image that is read, as for `ImageFolder`.
         index_dir: Folder of the index file; that of the CSV file by default.
         max_missing: Largest share of listed files that may be missing, in [0, 1].
-        on_error: 'raise' stops at an unreadable image, 'skip' takes the next one.
+        on_error: 'raise' stops at an unreadable image, 'skip' uses the next one.
         transforms: Applied to each sample.
 
     Attributes:
         paths: Path of each sample.
         labels: Labels, (N,) int64, or None.
-        domains: Numbers of the domains, (N,) int64, -1 where empty, or None.
-        domain_names: Names of the domains in the order of their numbers; empty where
-            the file has numbers.
+        domains: Numbers of the domains, (N,) int64, -1 if empty, or None.
+        domain_names: Names of the domains in the order of their numbers; empty if the
+            file has numbers.
         places: A name for the place of each sample, '' if unknown.
         metadata: Values of the further columns by name, (N,) each.
-        range_known: Whether *value_range* was given or is all that the type can mean.
+        range_known: Whether *value_range* is certain: given, or not of 16-bit values.
         no_data: Value of pixels without data, in all bands, or None.
 
     Raises:
@@ -144,10 +144,10 @@ class CSVDataset(TableDataset):
         UnreadableImageError: If the first image cannot be read and *on_error* is
             'raise', or if none can.
         ValueError: If an argument is wrong, or the CSV file lacks columns, lists an
-            image twice or outside of *root*, or has labels for a part of a split only.
+            image twice or outside *root*, or has labels for only part of a split.
     """
 
-    #: What to do where there is no CSV file.
+    #: What to do if there is no CSV file.
     hint = '*csv* must name a CSV file in *root*'
 
     def __init__(
@@ -205,18 +205,18 @@ class CSVDataset(TableDataset):
         self.settle(self.reader, self.path)
         self.bands, self.value_range = self.reader.bands, self.reader.value_range
         self.range_known, self.no_data = self.reader.range_known, self.reader.no_data
-        # Bytes and fractions use what they use.
+        # The usual ranges of 8-bit and float values are certain and need no check.
         if value_range is not None or not self.range_known:
             self.warn_of_dark_images(self.value_range)
 
     def read_rows(self) -> pd.DataFrame:
         """Return the rows of the CSV file, with the columns that are named.
 
-        A recipe for a published file makes the columns of its own ones here.
+        A recipe for a published file converts that file's columns here.
 
         Raises:
-            ValueError: If a column is missing, or a path is empty, outside of *root* or
-                there twice.
+            ValueError: If a column is missing, or a path is empty, outside *root* or
+                listed twice.
         """
         named = [name for name in self.columns.by_name().values() if name is not None]
         hint = '. Name them in *columns*, or pass None for what the file does not have'
@@ -228,7 +228,7 @@ class CSVDataset(TableDataset):
         return frame
 
     def _relative(self, paths: pd.Series) -> pd.Series:
-        """Return paths from *root*, each of another file."""
+        """Return paths from *root*, no two of the same file."""
         paths = paths.str.replace('\\', '/').str.removeprefix('./')
         for row in np.flatnonzero(paths == '').tolist():
             raise ValueError(
@@ -373,10 +373,10 @@ class CSVDataset(TableDataset):
     def read(self, index: int) -> dict[str, Any]:
         """Return an image.
 
-        `image` is (C, H, W) in sensor values; `path`; where the file has them `label`
-        and `domain`, 0-d long, and the metadata, 0-d; where it has boxes, `bbox_xyxy`
-        (N, 4) float32, both corners in pixels of the image returned, and `label` (N,)
-        long, all 1.
+        `image` is (C, H, W) in sensor values; `path`; if the file has them, `label` and
+        `domain`, 0-d long, and the metadata, 0-d; if it has boxes, `bbox_xyxy` (N, 4)
+        float32, both corners in pixels of the image returned, and `label` (N,) long,
+        all 1.
         """
         path = self.path(index)
         image, region = self.reader.read(path)
@@ -408,8 +408,8 @@ def _numbered(
     """Return texts as numbers, and their names in this order.
 
     Whole numbers are kept and have no names. Others are numbered in the order of
-    *names*, or of the alphabet; a text that is not among *names* becomes -1, an empty
-    one `_EMPTY`.
+    *names*, or in alphabetical order; a text that is not among *names* becomes -1, an
+    empty one `_EMPTY`.
     """
     found = column.combine_chunks().dictionary_encode()
     texts: list[str] = found.dictionary.to_pylist()
@@ -441,7 +441,7 @@ def parse_boxes(text: str) -> list[list[float]]:
     """Return the boxes of a CSV field such as '0 10 50 70;20 30 40 60' or 'no_box'.
 
     Raises:
-        ValueError: If a box has not four numbers.
+        ValueError: If a box does not have four numbers.
     """
     if text in ('no_box', 'nan', ''):
         return []

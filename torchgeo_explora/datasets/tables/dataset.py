@@ -28,7 +28,7 @@ class Reader(Protocol):
     """Reads images that must fit each other."""
 
     def header(self, path: str) -> Any:
-        """Return what the header of a file tells."""
+        """Return what the header of a file says."""
 
     def choose(self, headers: Sequence[Any]) -> None:
         """Take what most files have."""
@@ -68,7 +68,8 @@ def check_side(size: int | None) -> None:
 def _advised(error: UnreadableImageError) -> UnreadableImageError:
     """Return an error that also says what *on_error* can do.
 
-    What reads a single image cannot say so, since not everyone has this argument.
+    The code that reads a single image cannot say so, since not every caller has this
+    argument.
     """
     return type(error)(f"{error}, or pass on_error='skip' to continue without it")
 
@@ -76,15 +77,14 @@ def _advised(error: UnreadableImageError) -> UnreadableImageError:
 class TableDataset(NonGeoDataset):
     """Samples by number, each of one file or of a group of files.
 
-    A subclass reads a sample in `read` and raises `UnreadableImageError` where it
-    cannot.
+    A subclass reads a sample in `read` and raises `UnreadableImageError` if it cannot.
 
     Args:
         size: Number of samples.
         what: The data set in words, for errors.
         on_error: 'raise' stops at a file that is unreadable or does not fit the others;
             'skip' adds it to `skipped` and returns the next sample instead. Only the
-            first one is warned of.
+            first one causes a warning.
         transforms: Applied to each sample.
     """
 
@@ -151,7 +151,7 @@ class TableDataset(NonGeoDataset):
         raise self._nothing_left()
 
     def settle(self, reader: Reader, path: Callable[[int], str]) -> None:
-        """Let a reader take what most images have, by the headers of some of them.
+        """Let a reader take what most images have, judging by the headers of some.
 
         With *on_error* 'skip', images whose headers do not fit are left out at once.
 
@@ -162,7 +162,7 @@ class TableDataset(NonGeoDataset):
         Raises:
             UnreadableImageError: If the first image cannot be read and *on_error* is
                 'raise', or if none can.
-            ValueError: If the images that most are alike lack a band, or have a type
+            ValueError: If images of the most common kind lack a band, or have a type
                 without a usual range.
         """
         strict = self.on_error == 'raise'
@@ -175,7 +175,7 @@ class TableDataset(NonGeoDataset):
             except (UnreadableImageError, ValueError) as error:
                 return error
 
-        # Opening files waits for disks.
+        # Threads, because opening files means waiting for disks.
         with ThreadPoolExecutor() as pool:
             found = list(pool.map(look, chosen))
         if strict and isinstance(found[0], UnreadableImageError):
@@ -201,7 +201,7 @@ class TableDataset(NonGeoDataset):
             self._tell(*next(iter(wrong.items())))
 
     def warn_of_dark_images(self, value_range: ValueRange) -> None:
-        """Warn if a few images use next to nothing of a range that may be wrong.
+        """Warn if a few images use almost none of a range that may be wrong.
 
         Args:
             value_range: The (low, high) that is given, or usual for the type.
@@ -241,7 +241,7 @@ class TableDataset(NonGeoDataset):
         )
 
     def sum_up(self) -> str:
-        """Say how many samples were left out, '' if none was."""
+        """Say how many samples were left out, '' if none were."""
         numbers = self.skipped
         if not numbers:
             return ''
@@ -260,7 +260,7 @@ class TableDataset(NonGeoDataset):
         """Return red, green and blue in [0, 1], or one band of gray.
 
         Args:
-            image: That of a sample, (C, H, W) or (T, C, H, W).
+            image: Image of a sample, (C, H, W) or (T, C, H, W).
 
         Raises:
             RGBBandsMissingError: If a band is missing.

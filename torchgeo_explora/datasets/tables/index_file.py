@@ -30,7 +30,7 @@ def read_csv(
         path: The file.
         columns: Columns that it must have.
         types: Types of columns that must not be guessed.
-        hint: What to do where it lacks columns.
+        hint: What to do if it lacks columns.
 
     Raises:
         ValueError: If it is not a CSV file, or lacks columns.
@@ -55,7 +55,7 @@ def whole_numbers(path: str, column: pd.Series) -> pd.Series:
 
     Args:
         path: The file, for errors.
-        column: With its name.
+        column: The column, with its name.
 
     Raises:
         ValueError: If a row holds something else.
@@ -75,8 +75,8 @@ def parse_time(timestamp: str) -> tuple[int, int, int] | None:
     """Return (year - 2002, month - 1, hour), the code of SatMAE's temporal model.
 
     Args:
-        timestamp: ISO time such as '2015-07-25T07:23:14Z', of which fMoW writes the
-            seconds with or without fractions.
+        timestamp: ISO time such as '2015-07-25T07:23:14Z'; fMoW writes seconds with or
+            without fractions.
 
     Returns:
         The code, or None if the text is not a time.
@@ -143,16 +143,16 @@ def index_path(folder: str, name: str, index_dir: str | None) -> str:
 class TableFile:
     """An Arrow table in a file, memory-mapped.
 
-    The processes of a machine share the memory of a million rows. The file appears only
-    when it is complete, and ends with the SHA-256 of the rest, which is compared at the
-    start (100 MB in about 0.1 s): Arrow trusts its files, and a damaged one would give
-    other rows or end the process. A table that is damaged, or was built from other
-    sources, is built again.
+    All processes of a machine share its memory, even for a million rows. The file
+    appears only when it is complete, and ends with the SHA-256 of the rest, which is
+    compared at the start (100 MB in about 0.1 s): Arrow trusts its files, and a damaged
+    one could give wrong rows or crash the process. A table that is damaged, or was
+    built from other sources, is built again.
 
     Args:
         path: The file. If it cannot be written, the table stays in memory.
         source: What the table depends on, such as names, sizes and times of its
-            sources, in values that JSON knows.
+            sources, as JSON values.
         build: Builds the table.
 
     Attributes:
@@ -181,7 +181,7 @@ class TableFile:
         except OSError as error:
             warnings.warn(
                 f'cannot keep the index in {path} ({error}), so every start builds it'
-                f' again: pass *index_dir*, a folder that is writable',
+                f' again: pass a writable folder as *index_dir*',
                 stacklevel=2,
             )
             self.path, self._table = None, built
@@ -222,7 +222,7 @@ class TableFile:
         Args:
             max_missing: Largest share of the samples that may be missing, in [0, 1].
             what: The data set in words.
-            losing: Problems because of which a sample is missing; all if None.
+            losing: Problems that cost a sample; all if None.
 
         Raises:
             FileNotFoundError: If more are missing.
@@ -247,7 +247,7 @@ def _open(path: str, check: bool = False) -> pa.Table:
     """Return the table of a file, memory-mapped.
 
     Raises:
-        pa.ArrowInvalid: If it is not a table, or is to be checked and damaged.
+        pa.ArrowInvalid: If it is not a table, or if *check* is true and it is damaged.
     """
     with pa.memory_map(path) as source:
         buffer = source.read_buffer()

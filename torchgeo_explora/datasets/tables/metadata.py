@@ -13,11 +13,11 @@ FIRST_YEAR = 1970
 def time_metadata(timestamp: str) -> dict[str, Tensor]:
     """Return `year` (since 1970), `month` (0 to 11) and `hour` (0 to 23, UTC).
 
-    All are 0-d long, and -1 where the time is not known.
+    All are 0-d long, and -1 if the time is not known.
 
     Args:
-        timestamp: ISO time, of which the year is used if it is all there is; '' if
-            unknown. Without a zone it is in UTC.
+        timestamp: ISO time, or only a year; '' if unknown. A time without a zone is
+            taken as UTC.
     """
     try:
         time = datetime.fromisoformat(timestamp)

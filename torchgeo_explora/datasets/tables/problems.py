@@ -63,7 +63,7 @@ def with_notes(
         problems: (path, problem) pairs.
         listed: Number of samples that the sources list.
         path: File of the table; the report goes beside it.
-        **others: Further notes, in values that JSON knows.
+        **others: Further notes, as JSON values.
 
     Returns:
         The table with the notes `counts` and `examples` (by problem), `listed`,

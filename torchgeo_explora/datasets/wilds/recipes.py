@@ -23,8 +23,8 @@ from torchgeo_explora.datasets.tables.index_file import read_csv, whole_numbers
 # checksum is published.
 _BUNDLE = 'https://worksheets.codalab.org/rest/bundles/{}/contents/blob/'
 _HINT = (
-    'pass download=True, or make *root* a WILDS data set as its own package downloads'
-    ' it (https://wilds.stanford.edu), or the folder above'
+    'pass download=True, or pass as *root* a WILDS data set as its own package'
+    ' downloads it (https://wilds.stanford.edu), or the folder above'
 )
 
 
@@ -62,10 +62,10 @@ def _read(file: str, names: Sequence[str], numbers: Sequence[str]) -> pd.DataFra
 class Camelyon17(CSVDataset):
     """Patches of 96 x 96 pixels: is there a tumour in the 32 x 32 in the middle?
 
-    The folders `camelyon17_v1.0` and `camelyon17_unlabeled_v1.0` as WILDS lays them
-    out. Validation and test are other hospitals than training; 'id_val' is of the
-    hospitals of training. WILDS reports the accuracy over all test patches, averaged
-    over runs. A domain is a hospital, 0 to 4.
+    It reads the folders `camelyon17_v1.0` and `camelyon17_unlabeled_v1.0` as WILDS lays
+    them out. Validation and test are from other hospitals than training; 'id_val' is
+    from the hospitals of training. WILDS reports the accuracy over all test patches,
+    averaged over runs. A domain is a hospital, 0 to 4.
 
     Args:
         root: The folder of the split, or the one above.
@@ -137,8 +137,8 @@ class Camelyon17(CSVDataset):
         rows['path'] = 'patches/' + stem + '/patch_' + stem + corner + '.png'
         # A slide shows a node; its own number may mean another one elsewhere.
         rows['place'] = stem
-        # The file tells training (0) from in-distribution validation (1); hospitals
-        # that are held out override it.
+        # The file distinguishes training (0) from in-distribution validation (1);
+        # hospitals that are held out override it.
         split = np.full(len(frame), 'train', dtype=object)
         if labelled:
             rows['label'] = frame['tumor']
@@ -152,10 +152,11 @@ class Camelyon17(CSVDataset):
 class IWildCam(CSVDataset):
     """Photographs of camera traps: 182 species, one of them 'empty'.
 
-    The folders `iwildcam_v2.0` and `iwildcam_unlabeled_v1.0` as WILDS lays them out.
-    'val' and 'test' are of other camera traps than 'train'; 'id_val' and 'id_test' of
-    the same ones on other days. WILDS reports the macro F1 score of 'test'. A domain is
-    a camera trap. The classes are numbers where there is no `categories.csv`.
+    It reads the folders `iwildcam_v2.0` and `iwildcam_unlabeled_v1.0` as WILDS lays
+    them out. 'val' and 'test' are from other camera traps than 'train'; 'id_val' and
+    'id_test' are from the same ones on other days. WILDS reports the macro F1 score of
+    'test'. A domain is a camera trap. The classes are numbers if there is no
+    `categories.csv`.
 
     Args:
         root: The folder of the split, or the one above.
@@ -216,13 +217,13 @@ class IWildCam(CSVDataset):
         )
 
     def _names(self, folder: str) -> tuple[str, ...]:
-        """Return the names of the classes, or numbers where they are not known."""
+        """Return the names of the classes, or numbers if they are not known."""
         names = [str(label) for label in range(self.num_classes)]
         file = os.path.join(folder, 'categories.csv')
         if os.path.isfile(file):
             frame = _read(file, ['name'], ['y'])
             for label, name in zip(frame['y'], frame['name'], strict=True):
-                # Species of the competition that the data set leaves out are 99999.
+                # Species that are only in the competition have the number 99999.
                 if 0 <= label < self.num_classes:
                     names[int(label)] = name
         return tuple(names)
@@ -231,7 +232,7 @@ class IWildCam(CSVDataset):
         """Return path, label, split and camera trap of the photographs.
 
         Raises:
-            ValueError: If the file has another split than the official ones.
+            ValueError: If the file has a split that is not an official one.
         """
         if self.columns.label is None:
             frame = _read(self.file, ['uid'], ['location_remapped'])
@@ -260,9 +261,9 @@ class IWildCam(CSVDataset):
 class GlobalWheat(CSVDataset):
     """Photographs of 1024 x 1024 pixels with a box around each head of wheat.
 
-    The folders `globalwheat_v1.1` and `globalwheat_unlabeled_v1.0` as WILDS lays them
-    out. A domain is a session: one field on one day. WILDS reports the detection
-    accuracy of 'test', averaged over its sessions.
+    It reads the folders `globalwheat_v1.1` and `globalwheat_unlabeled_v1.0` as WILDS
+    lays them out. A domain is a session: one field on one day. WILDS reports the
+    detection accuracy of 'test', averaged over its sessions.
 
     Args:
         root: The folder of the split, or the one above.

@@ -31,10 +31,11 @@ _COLUMNS = 6
 def contact_sheet(
     examples: Sequence[dict[str, Any]], results: Sequence[dict[str, Any]]
 ) -> Image.Image:
-    """Return a picture of examples, in the first rows, and of results.
+    """Return a picture with the examples in the first rows, then the results.
 
-    Only files of images on this machine are opened. All pictures of a stored type have
-    the same contrast: the darkest and the brightest 2 % of their values are clipped.
+    Only image files on this machine are opened. All pictures of the same stored type
+    have the same contrast: the darkest and the brightest 2 % of their values are
+    clipped.
 
     Args:
         examples: Rows with `path`, or with `scene`, `column`, `row`, `width` and
@@ -42,7 +43,7 @@ def contact_sheet(
         results: The same, with `similarity`.
     """
     pictures = [_picture(row) for row in (*examples, *results)]
-    # An example of 8 bits beside reflectance would leave the results black, or white.
+    # One contrast for 8 bits and reflectance would leave results black or white.
     found = [each for each in pictures if each is not None]
     limits = {
         dtype: contrast(
@@ -53,7 +54,7 @@ def contact_sheet(
     captions = ['example'] * len(examples) + [
         f'{rank}: {row["similarity"]:.3f}' for rank, row in enumerate(results, 1)
     ]
-    # Results start a row of their own.
+    # Results start on a new row.
     above = -(-len(examples) // _COLUMNS) * _COLUMNS
     places = [*range(len(examples)), *range(above, above + len(results))]
     height = _SIDE + _LINE + _GAP
@@ -76,7 +77,7 @@ def contact_sheet(
 def _picture(row: dict[str, Any]) -> tuple[Tensor, str] | None:
     """Return the pixels of a row, (C, H, W) of 3 or 1 bands, and their stored type.
 
-    None if they are not at hand.
+    None if they are not on this machine or cannot be read.
     """
     path = str(row.get('scene', row.get('path', '')))
     if not os.path.isfile(path) or raster_suffix(path) not in (*OWN_PIXELS, '.vrt'):

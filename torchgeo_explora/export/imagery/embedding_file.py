@@ -68,11 +68,11 @@ class EmbeddingFile:
         columns = ['embedding', *(n for n in ('scale',) if n in self.names)]
         for batch in self._file.iter_batches(_ROWS, columns=columns):
             values = batch['embedding'].flatten().to_numpy().astype(np.float32)
-            # A row's scale changes nothing of its direction.
+            # The scale of a row does not change its direction.
             yield normalize(torch.from_numpy(values).view(len(batch), -1), dim=1)
 
     def rows(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
-        """Return rows by their places in the file, without embeddings.
+        """Return rows by their positions in the file, without embeddings.
 
         Geometries are in longitude and latitude.
         """
@@ -98,14 +98,14 @@ class EmbeddingFile:
         return row
 
     def at(self, longitude: float, latitude: float) -> list[int]:
-        """Return the places in the file of the windows that contain a point.
+        """Return the positions in the file of the windows that contain a point.
 
         Raises:
             ValueError: If there are no geometries, or none contains it.
         """
         if self.crs is None:
             raise ValueError(
-                f'{self.path} has no geometries, since it is of a folder of images:'
+                f'{self.path} has no geometries, since it is from a folder of images:'
                 ' search with an image'
             )
         change = Transformer.from_crs('OGC:CRS84', self.crs, always_xy=True)
@@ -125,7 +125,7 @@ class EmbeddingFile:
         return found
 
     def vectors_of(self, numbers: Sequence[int]) -> Tensor:
-        """Return L2-normalised embeddings by their places in the file, (n, D)."""
+        """Return L2-normalised embeddings by their positions in the file, (n, D)."""
         found, start = [], 0
         for block in self.vectors():
             here = [n - start for n in numbers if start <= n < start + len(block)]

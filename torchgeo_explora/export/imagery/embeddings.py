@@ -1,4 +1,4 @@
-"""Embeddings of images and scenes, as a file that says where they belong."""
+"""Embeddings of images and scenes, in a file that says what each one is of."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -64,8 +64,8 @@ def embed(
         model: As for `ExploraKNNTask`.
         weights: As for `ExploraKNNTask`.
         delta: A delta for these weights.
-        image_size: Side of the images that the model sees; that of the delta's run, or
-            224, for a model by name.
+        image_size: Side of the images that the model sees. By default, for a model
+            given by name, that of the delta's run, or 224 without one.
         window: Side of the windows of scenes in pixels, which are resized to
             *image_size*; *image_size* if None.
         pooling: As for `ExploraKNNTask`.
@@ -82,11 +82,11 @@ def embed(
         crs: Coordinate system of the geometries; that of the scenes if they have one in
             common, else longitude and latitude.
         on_error: 'raise' stops at what cannot be read, 'skip' leaves it out.
-        batch_size: Images at once; a part of the work is one batch.
+        batch_size: Images in a batch; each part of the work is one batch.
         num_workers: Processes that read images.
         share: Which part of the work is done here, such as '0/4' to '3/4' for the tasks
-            of a SLURM array that have the folder of *output* in common. The same call
-            without *share* joins the parts.
+            of a SLURM array that share the folder of *output*. The same call without
+            *share* joins the parts.
         overwrite: Whether to replace a file at *output*.
         **trainer: Arguments of Lightning's `Trainer`, such as *devices* or *precision*.
 
@@ -140,14 +140,14 @@ def embed(
     )
     if part[1] == 1 and not target.exists():
         raise ValueError(
-            f'nothing of {os.fspath(source)} has data, so {target} was not written:'
+            f'{os.fspath(source)} has no data at all, so {target} was not written:'
             ' check *nodata*'
         )
     return target
 
 
 def own_copy(model: Model) -> Model:
-    """Return a plain copy of a backbone, which a task may freeze; a name as it is."""
+    """Return a plain copy of a backbone, for a task to freeze; a name unchanged."""
     if not isinstance(model, Backbone):
         return model
     return merged(model)

@@ -26,7 +26,7 @@ from torchgeo_explora.paths import expanded, local_path
 from torchgeo_explora.tasks.downstream.base import DownstreamTask
 from torchgeo_explora.tasks.run.backbone import Model, Weights
 
-# Share of a window that it has in common with the next one.
+# Share of a window that overlaps the next one.
 _OVERLAP = 1 / 7
 _MAPPED = (
     'ExploraSegmentationTask',
@@ -59,36 +59,36 @@ def map_scenes(
 ) -> list[Path]:
     """Write a map of each scene as a cloud-optimised GeoTIFF, on the scene's grid.
 
-    The patch embeddings of a model, with one cell for each patch, or what a trained
-    task predicts. Windows overlap and are blended. If the process is interrupted, the
-    same call continues where it stopped. The file is described in `RasterWriter`. Each
-    map is in the coordinate system of its scene.
+    A map holds the patch embeddings of a model, with one cell for each patch, or the
+    predictions of a trained task. Windows overlap and are blended. If the process is
+    interrupted, the same call continues where it stopped. The file is described in
+    `RasterWriter`. Each map is in the coordinate system of its scene.
 
     Args:
         source: A scene, a folder of scenes, a pattern, a VRT or a `.json` file of STAC
             items.
-        output: The file to write, `.tif`, for one scene; else a folder, in which maps
-            have the names of the scenes.
+        output: The file to write, `.tif`, for one scene; otherwise a folder, where each
+            map has the name of its scene.
         model: As for `ExploraKNNTask`, for embeddings.
         weights: As for `ExploraKNNTask`; for a checkpoint, those of its base.
         delta: A delta for these weights.
-        image_size: Side of the windows in pixels; that of the delta's run, or 224, for
-            a model by name.
-        checkpoint: That of a trained task, to map its classes instead.
-        components: k, number of principal components of each scene's embeddings that
-            are written instead of all values.
+        image_size: Side of the windows in pixels. By default, for a model given by
+            name, that of the delta's run, or 224 without one.
+        checkpoint: Checkpoint of a trained task, to map its classes instead.
+        components: Number of principal components of each scene's embeddings to write
+            instead of all values.
         channels: Numbers of the bands, from 1, in the model's order.
         bands: Names of the bands, in the model's order; if the files do not name them,
             names for those that are read.
         assets: Keys of the assets of STAC items, in the order of the bands.
         value_range: (low, high) of the values; by default that of the stored type.
         nodata: Value of pixels without data, for scenes that do not declare it.
-        block: Side in pixels of what is read and kept at once; 2048 for embeddings,
-            1024 for classes, which take more memory. Windows at its edges are seen
-            twice, so that small blocks take longer.
+        block: Side in pixels of the blocks that are read and kept in memory; 2048 for
+            embeddings, 1024 for classes, which take more memory. Windows at the edges
+            of a block are computed twice, so small blocks take longer.
         on_error: 'raise' stops at a scene that cannot be read, 'skip' leaves it out.
         num_workers: Processes that read blocks.
-        overwrite: Whether to replace maps that are there.
+        overwrite: Whether to replace existing maps.
         **trainer: Arguments of Lightning's `Trainer`, such as *devices* or *precision*.
 
     Returns:
@@ -205,7 +205,7 @@ def _task(
     content = read_file(Path(checkpoint))
     options = content.get('hyper_parameters')
     kind = str(options.get('_class_path', '')) if isinstance(options, dict) else ''
-    # The command keeps the class, a script does not.
+    # The command line stores the class in the checkpoint, a script does not.
     name = kind.rpartition('.')[2] or _by_keys(content.get('state_dict', {}))
     if name not in _MAPPED:
         raise ValueError(
@@ -220,7 +220,7 @@ def _task(
 
 
 def _by_keys(state: Mapping[str, Any]) -> str:
-    """Return the task that a checkpoint without the name of its class is of."""
+    """Return which task wrote a checkpoint that does not name its class."""
     if 'head.linear.weight' in state:
         return 'ExploraClassificationTask'
     segmenter = any(key.startswith('head.classify') for key in state)

@@ -48,7 +48,7 @@ def search(
     Similarity is the cosine of embeddings; every embedding is compared. The windows at
     a point are not among the results. Beside *output*, a contact sheet `.png`
     shows the examples and the results, from the images and scenes that *embeddings*
-    names, where these are files on this machine.
+    names, if these are files on this machine.
 
     Args:
         embeddings: A file that `embed` wrote.
@@ -56,13 +56,13 @@ def search(
             there; or a text file with one of these on each line, whose mean direction
             is searched for. Its relative paths start at its own folder.
         output: The GeoJSON file to write.
-        k: Number of results; fewer if there are not as many.
+        k: Number of results; fewer if the file does not have that many.
         model: The model that *embeddings* was written with, for images.
         weights: Its weights.
         delta: Its delta.
-        bands: Names or numbers of the bands of images; if None, those that
-            *embeddings* was written with where an image has bands of these names, else
-            all.
+        bands: Names or numbers of the bands to read from images. If None, those that
+            *embeddings* was written with if an image has bands with these names,
+            otherwise all.
 
     Returns:
         The results, best first: the columns of the file without embeddings, and
@@ -77,7 +77,7 @@ def search(
     target = local_path('output', output)
     if target.suffix.lower() == '.png':
         raise ValueError(
-            f'*output* {target} is the place of the contact sheet: give a .geojson file'
+            f'*output* {target} is where the contact sheet goes: give a .geojson file'
         )
     file = EmbeddingFile(embeddings)
     examples = _examples(os.fspath(query))
@@ -88,7 +88,7 @@ def search(
     if images:
         if model is None:
             raise ValueError(
-                f'{images[0]} has to be embedded: give *model* and *weights* that'
+                f'{images[0]} has to be embedded: give the *model* and *weights* that'
                 f' {file.path} was written with'
             )
         embedder = _embedder(file, model, weights, delta)
@@ -102,8 +102,8 @@ def search(
     ][:k]
     if len(found) < k:
         warnings.warn(
-            f'{file.path} has only {len(found)} embeddings beside the examples: *k* is'
-            f' reduced from {k}',
+            f'{file.path} has only {len(found)} embeddings apart from the examples: *k*'
+            f' is reduced from {k}',
             stacklevel=2,
         )
     rows = file.rows([place for _, place in found])
@@ -129,7 +129,7 @@ def _examples(query: str) -> list[str | tuple[float, float]]:
     given = _example(query)
     if not isinstance(given, str) or not given.lower().endswith('.txt'):
         return [given]
-    # Some editors on Windows start a text with a mark of its encoding.
+    # Some editors on Windows start a text file with a byte order mark.
     with open(given, encoding='utf-8-sig') as file:
         lines = [line.strip() for line in file]
     folder = os.path.dirname(given)
@@ -174,7 +174,7 @@ def _embedder(
     Raises:
         ValueError: If it is another one.
     """
-    # Another backbone knows its channels, and takes no number of them.
+    # Other backbones know their channels and do not take a number of them.
     by_name = isinstance(model, str) and Backbone.kind(model) is None
     embedder = ExploraKNNTask(
         pooling=file.notes['pooling'],
@@ -205,7 +205,7 @@ def _embed_image(
     try:
         header = ImageReader(None).header(path)
         wanted = bands or _bands_of(file, header.bands)
-        # The range below is what counts; other types than these have none of their own.
+        # The range below counts; other types have no usual range, so any will do.
         usual = RANGES.get(header.dtype)
         reader = ImageReader(embedder.image_size, wanted, None if usual else (0, 1))
         reader.choose([header])
@@ -218,30 +218,30 @@ def _embed_image(
     raw_images = RawImages(backbone, reader, value_range)
     if not hasattr(raw_images.select, 'indices') and len(image) != backbone.in_channels:
         raise ValueError(
-            f'{path} has {len(image)} bands, the model takes {backbone.in_channels}:'
-            ' choose them by *bands*'
+            f'{path} has {len(image)} bands, but the model takes'
+            f' {backbone.in_channels}: choose them with *bands*'
         )
     try:
         unit = raw_images(image[None])
     except ValueError as error:
         raise ValueError(
-            f'{path} has values from {image.min():.4g} to {image.max():.4g}, and the'
-            f' images of {file.path} are of {value_range[0]} to {value_range[1]}: give'
-            ' an image of the same sensor and scale'
+            f'{path} has values from {image.min():.4g} to {image.max():.4g}, but the'
+            f' images of {file.path} range from {value_range[0]} to {value_range[1]}:'
+            ' give an image of the same sensor and scale'
         ) from error
     features = embedder.features(embedder.view(unit), {})
     return normalize(features.pooled(embedder.pooling).float(), dim=1)
 
 
 def _bands_of(file: EmbeddingFile, names: Sequence[str]) -> list[str] | None:
-    """Return those of an image's bands that a file was written with.
+    """Return the bands of an image that a file was written with.
 
     Args:
-        file: Files of earlier versions do not tell.
-        names: Of the image's bands.
+        file: The embeddings; files of earlier versions do not name their bands.
+        names: Names of the image's bands.
 
     Returns:
-        None if it does not have them all, under names that tell them apart.
+        Their names, or None if the image does not have each of them exactly once.
     """
     have = [spell_band(name) for name in names]
     need = [spell_band(name) for name in file.notes.get('bands') or ()]
