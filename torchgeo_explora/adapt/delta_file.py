@@ -208,8 +208,8 @@ def _check_rotary(backbone: nn.Module, stored: Mapping[str, Any]) -> None:
     )
     if here != there:
         raise ValueError(
-            f'the delta is for rotary settings {printable(there)} beside those of its'
-            f' model, this backbone has {here}: build it with the settings of the delta'
+            f"the delta has rotary settings {printable(there)} on top of its model's"
+            f' own, this backbone has {here}: build it with the settings of the delta'
         )
 
 

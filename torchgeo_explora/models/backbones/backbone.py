@@ -36,8 +36,8 @@ class Backbone(nn.Module, ABC):
     A subclass sets `blocks`, `norm` and, if there is one, `norm_pre`; its attention
     layers have their projections as `q`, `k` and `v`. It implements `embed`,
     `patchify`, `prefix` and `start_from`. If positions are not added to the content, it
-    overrides `enter`. Once the class is defined, a file can be built by its name
-    (`kind`), with the arguments that its constructor names.
+    overrides `enter`. Once the class is defined, files can name it (`kind`), and its
+    backbones are built from them with the arguments that its constructor names.
 
     Args:
         arguments: The constructor's arguments as plain values, without weights:
@@ -227,10 +227,11 @@ class Backbone(nn.Module, ABC):
         Args:
             content: (B, K, D), any subset of an image's tokens in any order.
             position: (1 or B, K, P), positions of the same tokens from `embed`.
-            wanted: (B, K) bool, True where features are wanted; all if None. The class
-                token's are always returned. The last block then works only on these:
-                the result is `encode(content, position).patch[wanted]` up to rounding.
-                It can be on any device; on the CPU, nothing waits for an accelerator.
+            wanted: (B, K) bool, True where features are wanted; all if None. The
+                feature of the class token is always returned. The last block then works
+                only on these: up to rounding, the patch features are
+                `encode(content, position).patch[wanted]`. *wanted* can be on any
+                device; on the CPU, nothing waits for an accelerator.
 
         Raises:
             ValueError: If there is no class token.

@@ -157,7 +157,8 @@ class CodedBackbone(Backbone):
             state: All tensors of the plain ViT, under timm's names.
 
         Returns:
-            Modules and parameters that the plain ViT lacks; they keep their values.
+            Modules and parameters without fitting weights in the plain ViT; they keep
+            their values.
 
         Raises:
             RuntimeError: If blocks, norm or class token do not fit, or if the ViT has

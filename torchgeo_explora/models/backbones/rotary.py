@@ -70,7 +70,7 @@ class RotaryViT(Backbone):
         TypeError: If timm does not know an argument.
         ValueError: If the model is unknown or of another kind, `image_size` is not a
             multiple of its patch size, the weights are of another kind of model, or a
-            range of the coordinates makes no sense.
+            range of the coordinates is not valid.
     """
 
     file_arguments = (

@@ -46,8 +46,8 @@ class ViT(Backbone):
     Modules and weights keep timm's names, except that `attn.qkv` is split into `q`, `k`
     and `v`. Unlike timm's, the position table is resized without antialiasing: once to
     `image_size` when weights are loaded, and from there at run time for other sizes by
-    DINOv2's rule (offset 0.1). DINOv2's models with registers follow another rule, also
-    here: at run time with antialiasing and no offset.
+    DINOv2's rule (offset 0.1). DINOv2's models with registers have another rule, which
+    is followed here: at run time with antialiasing and no offset.
 
     Reference: DINOv2, https://arxiv.org/abs/2304.07193; registers,
     https://arxiv.org/abs/2309.16588.
