@@ -87,9 +87,9 @@ class DINOv2Options(HeadOptions):
             linearly.
         momentum: Teacher momentum at the start and at the end (cosine).
         ibot_weight: Weight of the masked-patch term.
-        ibot_head: Sizes of a separate head for the masked patches, as in DINOv3, whose
-            7B model has 98,304 prototypes, hidden width 4096 and bottleneck 384; None
-            for the shared head.
+        ibot_head: Sizes of a separate head for the masked patches, as in DINOv3, where
+            that of the 7B model has 98,304 prototypes, hidden width 4096 and bottleneck
+            384; None for the shared head.
         spread: Term that spreads the class tokens: 'koleo' uses distances between the
             images on a device, 'sigreg' compares random projections with a normal
             distribution, for which one image per device is enough.
@@ -165,8 +165,8 @@ class DINOv2(Objective):
     hidden together, so that none gives away the others.
 
     Adapt the student *before* building the objective: the teacher is its twin. Gram
-    anchoring (DINOv3, https://arxiv.org/abs/2508.10104) keeps it near its frozen base,
-    where DINOv3 uses an earlier teacher. For FINO's guides, see `Guides`.
+    anchoring (DINOv3, https://arxiv.org/abs/2508.10104) keeps the student near its
+    frozen base, where DINOv3 uses an earlier teacher. For FINO's guides, see `Guides`.
 
     Args:
         student: Backbone whose trainable parameters are the delta.

@@ -404,7 +404,7 @@ def compile_blocks(module: nn.Module) -> None:
     Their shapes are fixed by the views. The shapes of later layers depend on how many
     patches are masked, so these are not compiled. Student, teacher and anchor have
     their own graphs at each size, and with drop path so does each block. torch's
-    limits, which are meant for shapes that never repeat, are raised to allow for them.
+    limits, which guard against shapes that never repeat, are raised to allow for them.
     """
     import torch._dynamo.config as limits  # slow to import, and only needed here
 

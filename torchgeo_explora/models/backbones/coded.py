@@ -111,7 +111,7 @@ class CodedBackbone(Backbone):
     def drawn(self) -> tuple[str, ...]:
         """Modules with random values although the rest of the base was loaded.
 
-        The sin-cos tables are not among them: they start with the same values always.
+        The sin-cos tables are not among them: they always start with the same values.
         """
         if self.record.fingerprint is None:
             return ()
