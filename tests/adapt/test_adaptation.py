@@ -207,7 +207,7 @@ def test_user_config_stays_as_it_was(tiny_backbone):
 
 def test_adapting_twice_is_refused(tiny_backbone):
     adapt(tiny_backbone, Adaptation())
-    with pytest.raises(ValueError, match=r'adapted already.*merged'):
+    with pytest.raises(ValueError, match=r'already adapted.*merged'):
         adapt(tiny_backbone, Adaptation())
 
 

@@ -125,5 +125,5 @@ def test_damaged_file_is_refused(write, tmp_path):
 
 
 def test_mean_of_nothing_is_refused(tmp_path):
-    with pytest.raises(ValueError, match='needs one delta or more'):
+    with pytest.raises(ValueError, match='needs at least one delta'):
         average_deltas([], tmp_path / 'mean.safetensors')

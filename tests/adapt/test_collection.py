@@ -137,5 +137,5 @@ def test_delta_of_another_base_is_not_added(deltas, tmp_path):
     other.record.fingerprint = None
     with pytest.raises(ValueError, match='load the same weights'):
         Deltas(other).add('a', tmp_path / 'a.safetensors')
-    with pytest.raises(ValueError, match='held over a plain base'):
+    with pytest.raises(ValueError, match='need a plain base'):
         Deltas(deltas['a'])

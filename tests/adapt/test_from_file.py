@@ -33,7 +33,7 @@ def described(**changes):
         ({'lora_alpha': float('nan')}, 'lora_alpha is nan, expected a number'),
         ({'lora_dropout': 'x'}, 'lora_dropout is x, expected a number'),
         ({'use_dora': 1}, 'use_dora is 1, expected true or false'),
-        ({'bias': {}}, 'bias is {}, expected a text'),
+        ({'bias': {}}, 'bias is {}, expected a string'),
         ({'rank_pattern': {'q': 10**9}}, 'rank_pattern is .*expected names with ranks'),
         ({'rank_pattern': {'(a+)+': 4}}, r'rank_pattern has \(a\+\)\+, .* very long'),
         ({'target_modules': 3}, 'target_modules is 3, expected names'),

@@ -92,5 +92,5 @@ def test_twin_made_before_adapt_is_refused(tiny_backbone):
 
 def test_shared_trainable_tensor_is_refused(tiny_backbone):
     student = adapt(tiny_backbone, Adaptation())
-    with pytest.raises(ValueError, match='share a tensor that trains'):
+    with pytest.raises(ValueError, match='share a trainable tensor'):
         ema_update_(student, student, 0.9)

@@ -92,7 +92,7 @@ def test_a_backbone_without_a_class_token_is_refused(place, capsys, name):
         main(arguments)
     message = str(stop.value.code) + capsys.readouterr().err
     assert 'has no class token' in message
-    assert 'the nearest that is taken is' in message
+    assert 'the nearest supported model is' in message
 
 
 def test_suggest_writes_its_evidence(place, capsys):

@@ -209,7 +209,7 @@ def test_newer_minor_version_is_read_with_a_note(path, base):
     }
     plain = summarize_file(path)
     rewrite(path, format_version='1.3', **changes)
-    with pytest.warns(UserWarning, match='newer version, .*: bells, later, tomorrow'):
+    with pytest.warns(UserWarning, match='newer version; .*: bells, later, tomorrow'):
         text = summarize_file(path)
     assert text.splitlines()[0] == plain.splitlines()[0]
     with pytest.warns(UserWarning, match='bells'):

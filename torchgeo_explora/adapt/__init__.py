@@ -1,4 +1,4 @@
-"""Which weights train, the teacher that shares the others, and the delta as a file."""
+"""Choose the weights to train, share the others with a teacher, store the delta."""
 
 from torchgeo_explora.adapt.adaptation import Adaptation, adapt, lora, merged
 from torchgeo_explora.adapt.anchor import frozen_base

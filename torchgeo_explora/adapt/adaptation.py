@@ -1,4 +1,4 @@
-"""Which weights train: the adaptation, applying it, and folding it in."""
+"""Which weights are trained: the adaptation, applying it, and folding it in."""
 
 import copy
 import difflib
@@ -40,7 +40,7 @@ _NORM_MODULES = {
 
 
 def lora(rank: int = 64, alpha: int = 1) -> LoraConfig:
-    """Return LoRA on the queries and values, as the authors released it.
+    """Return LoRA on the queries and values, as in the code of ExPLoRA's authors.
 
     The update is alpha / rank * B A with alpha = 1; PEFT's own default is alpha = 8.
     """
@@ -49,7 +49,7 @@ def lora(rank: int = 64, alpha: int = 1) -> LoraConfig:
 
 @dataclass(frozen=True)
 class Adaptation:
-    """What trains in a backbone; everything else is frozen (ExPLoRA, section 4).
+    """Which weights are trained; all others are frozen (ExPLoRA, section 4).
 
     The defaults are ExPLoRA's for a natural-image base: the whole last block, all
     normalisation layers, LoRA of rank 64 on the queries and values of the other
@@ -61,17 +61,18 @@ class Adaptation:
     unfreeze: Sequence[int] = (-1,)
     """Blocks that are trained in full, from 0; negative ones count from the end."""
     norms: bool = True
-    """Whether every normalisation layer trains. LayerScale is not one."""
+    """Whether all normalisation layers are trained. LayerScale does not count."""
     cls_token: bool = True
-    """Whether the cls token trains, where there is one."""
+    """Whether the cls token is trained, if there is one."""
     adapter: PeftConfig | None = field(default_factory=lora)
-    """Any PEFT method, for the layers it names in the other blocks; None for none."""
+    """Any PEFT method, for the layers it names in the other blocks; None for no
+    adapter."""
     modules: Sequence[str] = ()
     """Further modules and parameters that are trained in full; '' means the whole
     backbone."""
 
     def __post_init__(self) -> None:
-        """Make the sequences comparable, whatever a parser gave."""
+        """Turn the sequences into tuples, so that they can be compared."""
         object.__setattr__(self, 'unfreeze', tuple(self.unfreeze))
         object.__setattr__(self, 'modules', tuple(self.modules))
 
@@ -82,7 +83,7 @@ class Adaptation:
             depth: How many blocks the backbone has.
 
         Raises:
-            ValueError: If a block is not among them.
+            ValueError: If the backbone does not have one of the blocks.
         """
         for index in self.unfreeze:
             if not -depth <= index < depth:
@@ -93,23 +94,23 @@ class Adaptation:
         return tuple(sorted({index % depth for index in self.unfreeze}))
 
     def name(self, depth: int) -> str:
-        """Return the paper's short form without the base: `[24]-r64`.
+        """Return the paper's short name without the base, such as `[24]-r64`.
 
         Args:
-            depth: How many blocks the backbone has; the form counts from 1.
+            depth: How many blocks the backbone has; the name counts them from 1.
         """
         numbers = ','.join(str(index + 1) for index in self.blocks(depth))
         parts = [f'[{numbers}]']
         if self.adapter is not None:
             kind = adapter_kind(self.adapter)
-            # AdaLoRA calls its first rank something else.
+            # AdaLoRA has another name for its first rank.
             rank = getattr(self.adapter, 'init_r', getattr(self.adapter, 'r', None))
             parts += [kind] if kind != 'LORA' else []
             parts += [f'r{rank}'] if rank else []
         return '-'.join(parts)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values that JSON can hold, for `from_dict`."""
+        """Return plain values that JSON can hold and `from_dict` reads."""
         adapter = None
         if self.adapter is not None:
             # The version of PEFT that wrote it is not part of the method.
@@ -131,8 +132,8 @@ class Adaptation:
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Return the adaptation that `to_dict` described.
 
-        The values may come from a file that is not trusted: nothing is imported, and
-        nothing but plain values of the expected type is taken.
+        The values may come from an untrusted file: nothing is imported, and only plain
+        values of the expected type are accepted.
 
         Raises:
             ValueError: If a value is unknown or of the wrong type, or the installed
@@ -164,7 +165,7 @@ def _is_list(value: Any, kind: type) -> bool:
     )
 
 
-# What a file may say of an adaptation: what is expected, and whether a value is that.
+# The fields that a file may set: what is expected, and a check of the value.
 _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     'unfreeze': ('a list of whole numbers', lambda value: _is_list(value, int)),
     'norms': ('true or false', lambda value: isinstance(value, bool)),
@@ -177,24 +178,24 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 def adapt[M: nn.Module](backbone: M, adaptation: Adaptation) -> M:
     """Make exactly the delta trainable, in place, and return the same backbone.
 
-    Class and names stay; a layer that gets an adapter keeps its own weights under
-    `base_layer`. No value changes and the output stays the same. The delta is
-    float32, whatever the base. The backbone keeps the adaptation as
-    `record.adapted`, and the base it started from as `record.fingerprint`.
+    The class and the parameter names stay the same, except that a layer with an adapter
+    keeps its own weights under `base_layer`. No value changes, nor does the output. The
+    delta is float32, whatever the type of the base. The backbone stores the adaptation
+    as `record.adapted` and the fingerprint of its base as `record.fingerprint`.
 
     Args:
         backbone: Any module with a sequence of transformer `blocks`.
-        adaptation: What trains.
+        adaptation: What to train.
 
     Raises:
         TypeError: If the backbone has no sequence of blocks.
-        ValueError: If the backbone is adapted already, if a name or index matches
-            nothing, or if a delta cannot hold the adapter. The backbone is then left
-            as it was.
+        ValueError: If the backbone is already adapted, if a name or index matches
+            nothing, if a delta cannot hold the adapter, or if weights that were drawn
+            at random would stay frozen. The backbone is then unchanged.
     """
     if adapted(backbone) is not None:
         raise ValueError(
-            'this backbone is adapted already: fold its delta in with '
+            'this backbone is already adapted: fold its delta in with '
             '`merged(backbone)` and adapt the plain copy'
         )
     blocks = getattr(backbone, 'blocks', None)
@@ -243,7 +244,7 @@ def adapt[M: nn.Module](backbone: M, adaptation: Adaptation) -> M:
 def _trained(
     backbone: nn.Module, adaptation: Adaptation, whole: Sequence[nn.Module]
 ) -> list[nn.Parameter]:
-    """Return the parameters of the plain backbone that train."""
+    """Return the parameters of the plain backbone that are trained."""
     parts = [*whole]
     if adaptation.norms:
         parts += [module for module in backbone.modules() if _is_norm(module)]
@@ -268,14 +269,14 @@ def _trained(
 
 
 def _check_drawn(backbone: nn.Module, trained: Sequence[nn.Parameter]) -> None:
-    """Raise if random values would stay under a base that was loaded from a file."""
+    """Raise if weights that the loaded base lacks would stay random and frozen."""
     whole = {id(parameter) for parameter in trained}
     for name in backbone.drawn if isinstance(backbone, Backbone) else ():
         parameters = backbone.get_submodule(name).parameters()
         if not whole.issuperset(id(parameter) for parameter in parameters):
             raise ValueError(
                 f'{name} was drawn at random, since the base has none, and would stay '
-                f"so: neither base nor delta could restore it; add '{name}' to "
+                f"frozen: neither base nor delta could restore it; add '{name}' to "
                 '*modules*'
             )
 
@@ -283,7 +284,7 @@ def _check_drawn(backbone: nn.Module, trained: Sequence[nn.Parameter]) -> None:
 def _frozen_modules(
     backbone: nn.Module, blocks: nn.Module, trained: Sequence[nn.Parameter]
 ) -> dict[str, nn.Module]:
-    """Return what an adapter may take: modules of blocks not trained in full."""
+    """Return the modules that an adapter may take: in blocks, not trained in full."""
     inside = {id(module) for module in blocks.modules()}
     whole = {id(parameter) for parameter in trained}
     return {
@@ -302,11 +303,11 @@ def _is_norm(module: nn.Module) -> bool:
 def merged[M: nn.Module](backbone: M) -> M:
     """Return a plain float32 copy of *backbone* with its delta folded in.
 
-    The copy has the class and the keys of the backbone before `adapt`, and the same
-    parameters train as then. Its `record.fingerprint` is None: it is another base,
-    which a second delta knows by the base and the delta that it came from. A plain
-    backbone gives a plain copy. *backbone* and what shares tensors with it stay as they
-    are.
+    The copy has the class, the keys and the trainable parameters that the backbone had
+    before `adapt`. Its `record.fingerprint` is None: it is a new base, which a second
+    delta identifies by the base and the delta that it was made from. A plain backbone
+    gives a plain copy. *backbone*, and any module that shares tensors with it, stay
+    unchanged.
 
     Raises:
         ValueError: If `store_frozen` has rounded the base.
@@ -315,7 +316,7 @@ def merged[M: nn.Module](backbone: M) -> M:
     if record is not None and record.rounded:
         raise ValueError(
             'the base is stored rounded (`store_frozen`, *frozen_dtype*): save the'
-            ' delta and put it on the base as it was loaded, with `load_delta`'
+            ' delta and load it into a newly loaded base with `load_delta`'
         )
     plain = copy.deepcopy(backbone).float()
     change = adapted(plain)

@@ -16,7 +16,7 @@ from torchgeo_explora.functional.autocast import under_autocast
 _REWRITES = 'rewrites frozen weights: the delta could not restore them'
 _REFUSED_INITIALISATIONS = {
     'corda': _REWRITES,
-    'eva': 'takes its first values from training data, which are not available here',
+    'eva': 'takes its first values from training data, which is not available here',
     'loftq': _REWRITES,
     'lora_ga': _REWRITES,
     'olora': _REWRITES,
@@ -25,22 +25,22 @@ _REFUSED_INITIALISATIONS = {
 
 
 def adapter_kind(adapter: PeftConfig) -> str:
-    """Return PEFT's own short name of a method, for example `LORA`."""
+    """Return PEFT's own short name for the method, for example `LORA`."""
     return str(getattr(adapter.peft_type, 'value', adapter.peft_type))
 
 
 def select_layers(
     adapter: PeftConfig, modules: Mapping[str, nn.Module]
 ) -> dict[str, nn.Module]:
-    """Return the modules that *adapter* targets, by name, with PEFT's own rules.
+    """Return the modules that *adapter* targets, by name, under PEFT's own rules.
 
     Args:
-        adapter: Its `target_modules` are ends of names, one regular expression for
-            whole names, or `all-linear`; `exclude_modules` is respected.
+        adapter: Its `target_modules` are the ends of names, one regular expression that
+            matches whole names, or `all-linear`; `exclude_modules` is respected.
         modules: The modules to choose from, by full name.
 
     Raises:
-        ValueError: If the adapter names no target, or one that matches nothing.
+        ValueError: If the adapter names no target, or a target that matches nothing.
     """
     wanted = getattr(adapter, 'target_modules', None)
     if not wanted:
@@ -81,18 +81,18 @@ def _ends(name: str, end: str) -> bool:
 
 
 def check_adapter(adapter: PeftConfig, layers: Mapping[str, nn.Module]) -> None:
-    """Make sure that a delta can hold *adapter*, before a backbone is touched.
+    """Make sure that a delta can hold *adapter*, before a backbone is changed.
 
-    A copy of each kind of layer is adapted, filled with random values and checked for
-    what everything else relies on: the adapter starts as the identity, leaves the base
-    as it is, is restored by its state dict and folds into the base.
+    A copy of each kind of layer is filled with random values, adapted and checked for
+    what all other code relies on: the adapter starts as the identity, leaves the base
+    unchanged, can be restored from its state dict and folds into the base.
 
     Args:
         adapter: Configuration of any PEFT method.
-        layers: The layers it will take, by full name.
+        layers: The layers it will be put on, by full name.
 
     Raises:
-        ValueError: If the adapter fails one of these, with the reason.
+        ValueError: If the adapter fails one of these checks, with the reason.
     """
     kind = adapter_kind(adapter)
     start = str(getattr(adapter, 'init_lora_weights', '')).lower()
@@ -110,8 +110,8 @@ def check_adapter(adapter: PeftConfig, layers: Mapping[str, nn.Module]) -> None:
     for option in ('modules_to_save', 'target_parameters'):
         if getattr(adapter, option, None):
             raise ValueError(
-                f'adapter option {option} is not supported: name what is trained in '
-                'full in Adaptation(modules=...)'
+                f'adapter option {option} is not supported: name the modules to train '
+                'in full in Adaptation(modules=...)'
             )
     kinds = {
         (type(layer), tuple(tuple(p.shape) for p in layer.parameters())): (name, layer)
@@ -150,8 +150,8 @@ def _try(adapter: PeftConfig, name: str, layer: nn.Module) -> str | None:
         return _REWRITES
     if not _close(adapted(image), reference):
         return (
-            'does not start as the identity: the first step would see another model '
-            'than the base; choose an initialisation that does (init_weights)'
+            'does not start as the identity: the model would differ from the base '
+            'before the first step; choose an initialisation that does (init_weights)'
         )
 
     with torch.no_grad():
@@ -163,12 +163,12 @@ def _try(adapter: PeftConfig, name: str, layer: nn.Module) -> str | None:
     again.load_state_dict(adapted.state_dict())
     if not _close(again(image), output):
         return (
-            'draws values that its state dict does not hold: the delta could not '
-            'restore it; fix its random seed'
+            'draws random values that its state dict does not hold: the delta could '
+            'not restore it; fix its random seed'
         )
     adapted.merge()
     if not _close(adapted.get_base_layer()(image), output):
-        return 'does not fold into the base: `merged` would give another model'
+        return 'does not fold into the base: `merged` would give a different model'
     return None
 
 
@@ -189,16 +189,16 @@ def inject(adapter: PeftConfig, module: nn.Module, names: list[str]) -> nn.Modul
     Everything else is frozen.
     """
     rule: Any = copy.deepcopy(adapter)
-    # A regular expression is matched against whole names: as a list, they would also
-    # take the same ends under another prefix.
+    # A regular expression must match whole names; a list would also match other layers
+    # whose names have the same end.
     rule.target_modules = '|'.join(re.escape(name) for name in names)
-    # The configuration of a published adapter says that it is not to be trained.
+    # The configuration of a published adapter is set for inference only.
     rule.inference_mode = False
     adapted = inject_adapter_in_model(rule, module)
     for layer in adapted.modules():
         if isinstance(layer, LoraLinear) and not layer.lora_variant:
-            # Under autocast PEFT's own cast widens an input that was narrowed once for
-            # all projections, and each adapter would narrow and keep it again.
+            # Under autocast, PEFT's own cast would widen an input that was narrowed
+            # once for all projections; each adapter would narrow it and keep it again.
             layer.cast_input_dtype_enabled = False
             for down in layer.lora_A.values():
                 down.register_forward_pre_hook(_match_type)
@@ -206,7 +206,7 @@ def inject(adapter: PeftConfig, module: nn.Module, names: list[str]) -> nn.Modul
 
 
 def take_off(module: nn.Module) -> None:
-    """Put every adapted layer's own layer back in its place, and drop the adapters."""
+    """Replace every adapted layer by its original layer, without the adapters."""
     for name, layer in [*module.named_modules()]:
         if isinstance(layer, BaseTunerLayer):
             parent, _, leaf = name.rpartition('.')

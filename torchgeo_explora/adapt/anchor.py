@@ -1,4 +1,4 @@
-"""The base under a delta, as a backbone that goes on working while the delta trains."""
+"""The base under a delta, as a backbone to use while the delta is trained."""
 
 from typing import Any
 
@@ -12,17 +12,17 @@ from torchgeo_explora.adapt.teacher import twin
 def frozen_base[M: nn.Module](backbone: M) -> M:
     """Return the base of an adapted backbone, in eval mode, for little memory.
 
-    It shares every frozen tensor with *backbone* and has no adapter. Of what is trained
-    in full (blocks, norms, the class token) it keeps the values as they are now: of a
-    ViT-L with ExPLoRA's default, 4 % of its size. Its own delta is empty, so
-    `delta_state_dict`, and with it a checkpoint, leaves it out.
+    It shares every frozen tensor with *backbone* and has no adapter. Whatever is
+    trained in full (blocks, norms, the class token) is copied with its present values:
+    for a ViT-L with ExPLoRA's default, 4 % of its size. Its own delta is empty, so
+    `delta_state_dict`, and hence a checkpoint, leaves it out.
 
     Args:
-        backbone: As `adapt` made it, before the delta moves.
+        backbone: As `adapt` returned it, before any training step.
 
     Raises:
-        ValueError: If *backbone* is not adapted, or its base has random values where
-            the weights had none.
+        ValueError: If *backbone* is not adapted, or some of its base is random because
+            the loaded weights lacked it.
     """
     change = adapted(backbone)
     if change is None:
@@ -31,8 +31,8 @@ def frozen_base[M: nn.Module](backbone: M) -> M:
     drawn = {*host.record.untrained, *getattr(backbone, 'drawn', ())}
     if drawn:
         raise ValueError(
-            f'the base has only random values for {", ".join(sorted(drawn))}, which are'
-            ' nothing to return to: leave out Gram anchoring (*gram_weight*)'
+            f'the base has only random values for {", ".join(sorted(drawn))}, so there'
+            ' is nothing to anchor to: leave out Gram anchoring (*gram_weight*)'
         )
     anchor: Any = twin(backbone)
     take_off(anchor)

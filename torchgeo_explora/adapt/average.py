@@ -1,4 +1,4 @@
-"""The mean of several deltas as one delta, from their files only."""
+"""The mean of several deltas as one delta, computed from their files only."""
 
 import json
 import math
@@ -27,22 +27,23 @@ def average_deltas(
 ) -> None:
     """Write the mean of several deltas of one base, in weight space.
 
-    Weights that are trained in full are averaged; LoRA factors are stacked, so that
-    their product is exactly the mean of the products, and ranks add up. Other adapters
-    have no such sum: `Deltas.average` folds them into a whole backbone instead.
+    Weights that are trained in full are averaged. LoRA factors are stacked, so that
+    their product is exactly the mean of the products; the ranks add up. Other adapters
+    cannot be summed like this: `Deltas.average` folds them into a whole backbone.
 
     Args:
-        paths: Files of `save_delta`.
+        paths: Files written by `save_delta`.
         output: The file to write.
-        shares: Share of each file, sum 1; equal if None.
+        shares: Share of each file, which sum to 1; equal shares if None.
 
     Raises:
-        OSError: If it cannot be written; a file that was there stays.
-        ValueError: If there is no file or one is damaged, or the deltas differ in base
-            or adaptation, or are not LoRA, or the shares do not fit.
+        OSError: If *output* cannot be written; an existing file is kept.
+        ValueError: If *paths* is empty, a file is damaged, the deltas differ in their
+            base or their tensors, an adapter is not plain LoRA, or the shares do not
+            fit.
     """
     if not paths:
-        raise ValueError('a mean needs one delta or more: *paths* is empty')
+        raise ValueError('a mean needs at least one delta: *paths* is empty')
     if shares is None:
         shares = [1 / len(paths)] * len(paths)
     if len(shares) != len(paths):
@@ -89,7 +90,7 @@ def average_deltas(
 
 
 def lora_scale(adapter: Mapping[str, Any]) -> float:
-    """Return what LoRA multiplies its product by, from its configuration."""
+    """Return the factor by which LoRA scales its product, from its configuration."""
     rank = adapter['r']
     return float(
         adapter['lora_alpha'] / (math.sqrt(rank) if adapter['use_rslora'] else rank)
@@ -104,8 +105,8 @@ def _check_plain(path: Any, metadata: Mapping[str, Any]) -> None:
         adapter['peft_type'] != 'LORA' or any(adapter.get(key) for key in _UNLIKE)
     ):
         raise ValueError(
-            f'the adapter of {path} is not plain LoRA, and a delta file cannot hold'
-            ' a mean of others: average whole weights with Deltas(base).average()'
+            f'the adapter of {path} is not plain LoRA, and a delta file cannot hold the'
+            ' mean of other adapters: average whole weights with Deltas(base).average()'
         )
     if 'adapter' not in stored or (adapter and _SCALE - adapter.keys()):
         raise ValueError(
@@ -139,7 +140,7 @@ def _check_alike(
                 f'{path} has {printable(name)} as {tensor.dtype}, and only floats have'
                 ' a mean: average whole weights with Deltas(base).average()'
             )
-        # The factors of LoRA may differ in rank, and are stacked.
+        # LoRA factors are stacked, so they may differ in rank.
         across = 1 if '.lora_A.' in name else 0 if '.lora_B.' in name else None
         shapes = [[*each.shape] for each in (tensor, expected[1][name])]
         if across is not None:

@@ -14,10 +14,10 @@ from torchgeo_explora.models.backbones.record import record_of
 
 
 class Deltas[M: nn.Module](Mapping[str, M]):
-    """Backbones that share one base, each with a delta of its own, by name.
+    """Backbones by name that share one base, each with its own delta.
 
-    Every frozen tensor is shared: another delta costs only what its file holds, for a
-    ViT-L about 71 MiB instead of 1.13 GiB. To switch, take another one:
+    Every frozen tensor is shared: another delta takes only as much memory as its own
+    tensors, about 71 MiB for a ViT-L instead of 1.13 GiB. To switch, take another one:
 
         deltas = Deltas(base)
         deltas.add('fmow', 'fmow.safetensors')
@@ -25,38 +25,38 @@ class Deltas[M: nn.Module](Mapping[str, M]):
         features = deltas['harvey'](image)
 
     Args:
-        base: The plain base, which stays as it is.
+        base: The plain base, which stays unchanged.
 
     Raises:
         ValueError: If *base* is adapted.
     """
 
     def __init__(self, base: M) -> None:
-        """Hold *base*."""
+        """Start without deltas."""
         if adapted(base) is not None:
             raise ValueError(
-                'deltas are held over a plain base, this backbone is adapted: build it'
-                " again with the base's weights"
+                'deltas need a plain base, this backbone is adapted: build it again'
+                " with the base's weights"
             )
         self.base = base
         self.metadata: dict[str, dict[str, Any]] = {}
-        """What each file says of itself, by name, as `read_delta_metadata` gives it."""
+        """The metadata of each file, by name, as `read_delta_metadata` returns them."""
         self._backbones: dict[str, M] = {}
 
     def add(self, name: str, path: str | os.PathLike[str]) -> M:
-        """Load a delta of the base and return the backbone that has it.
+        """Load a delta of the base and return the backbone with this delta.
 
         Args:
-            name: Its name here; a delta of the same name is replaced.
-            path: A file of `save_delta`.
+            name: Its name here; a delta with the same name is replaced.
+            path: A file written by `save_delta`.
 
         Raises:
-            ValueError: If the file is damaged or of another base.
+            ValueError: If the file is damaged or was made for another base.
         """
         metadata = read_delta_metadata(path)
         backbone = adapt(view(self.base), Adaptation.from_dict(metadata['adaptation']))
         for parameter in backbone.parameters():
-            if parameter.requires_grad:  # the base's own values until here
+            if parameter.requires_grad:  # still shared with the base
                 parameter.data = parameter.data.clone()
         load_delta(backbone, path)
         backbone.train(self.base.training)
@@ -64,31 +64,32 @@ class Deltas[M: nn.Module](Mapping[str, M]):
         return backbone
 
     def remove(self, name: str) -> None:
-        """Forget a delta."""
+        """Drop a delta."""
         del self._backbones[name], self.metadata[name]
 
     def interpolate(self, first: str, second: str, share: float) -> M:
-        """Return a plain backbone between two: (1 - share) of the first, and the rest.
+        """Return a plain backbone: (1 - share) of the first, share of the second.
 
         Args:
-            first: Name of the one at share 0.
-            second: Name of the one at share 1.
+            first: Name of the delta at share 0.
+            second: Name of the delta at share 1.
             share: Share of the second, usually in [0, 1].
         """
         return self.average({first: 1 - share, second: share})
 
     @torch.no_grad()
     def average(self, weights: Mapping[str, float] | None = None) -> M:
-        """Return a plain backbone whose weights are the mean of several.
+        """Return a plain backbone whose weights are the mean over several deltas.
 
         The mean is taken over whole weights, with adapters folded in: the mean of two
         LoRA products, not the product of two means. The deltas may be of any kind.
 
         Args:
-            weights: Share of each delta by name, sum 1; equal shares of all if None.
+            weights: Share of each delta by name, which sum to 1; equal shares of all
+                if None.
 
         Raises:
-            KeyError: If a name is not held.
+            KeyError: If there is no delta with a given name.
             ValueError: If the shares do not sum to 1.
         """
         if weights is None:
@@ -108,7 +109,7 @@ class Deltas[M: nn.Module](Mapping[str, M]):
         return total
 
     def __getitem__(self, name: str) -> M:
-        """Return the backbone with a delta."""
+        """Return the backbone with the delta *name*."""
         return self._backbones[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -116,14 +117,14 @@ class Deltas[M: nn.Module](Mapping[str, M]):
         return iter(self._backbones)
 
     def __len__(self) -> int:
-        """Return how many are held."""
+        """Return how many deltas there are."""
         return len(self._backbones)
 
 
 def check_shares(shares: Any) -> None:
     """Raise ValueError unless shares of a mean sum to 1."""
     shares = [*shares]
-    # NaN is neither above nor below.
+    # Written so that NaN is refused too.
     if not shares or not abs(sum(shares) - 1) <= 1e-6:
         raise ValueError(
             f'the shares of a mean must sum to 1, {shares} sum to {sum(shares):g}'

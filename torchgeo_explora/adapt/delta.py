@@ -13,10 +13,10 @@ def adapted(module: nn.Module) -> Adapted | None:
 
 
 def count(backbone: nn.Module) -> tuple[int, int]:
-    """Return how many parameters the delta has, and the base before the adapter.
+    """Return the number of parameters of the delta, and of the base without adapter.
 
-    Their ratio is the share that trains: 6.2 % of a ViT-L for ExPLoRA's default.
-    For a module that is not adapted: the trainable ones, and all.
+    Their ratio is the share that is trained: 6.2 % of a ViT-L for ExPLoRA's default.
+    For a module that is not adapted: the trainable parameters, and all of them.
     """
     sizes = {name: p.numel() for name, p in backbone.named_parameters()}
     record = adapted(backbone)
@@ -27,11 +27,11 @@ def count(backbone: nn.Module) -> tuple[int, int]:
 
 
 def delta_state_dict(module: nn.Module) -> dict[str, Tensor]:
-    """Return *module*'s state dict without the base of each adapted part of it.
+    """Return *module*'s state dict without the base of any adapted part of it.
 
-    It is the delta of an adapted backbone or of its twin, and all that a checkpoint
-    of an objective or a task has to hold. Tensors are the module's own, as in
-    `state_dict`; the state of a module without adapted parts is whole.
+    For an adapted backbone or its twin, this is the delta. For an objective or a task,
+    it is all that a checkpoint has to hold. The tensors are the module's own, as in
+    `state_dict`. A module without adapted parts gives its whole state dict.
     """
     state: dict[str, Tensor] = module.state_dict()
     for name, part in module.named_modules():
@@ -46,8 +46,8 @@ def delta_state_dict(module: nn.Module) -> dict[str, Tensor]:
 def base_fingerprint(backbone: nn.Module) -> str | None:
     """Return the fingerprint of the weights under *backbone*'s delta.
 
-    It is the one recorded when published weights were loaded, or when the backbone
-    was adapted; for a plain backbone without one, that of its present weights. None
+    It was recorded when published weights were loaded or when the backbone was adapted.
+    For a plain backbone without a record, it is computed from the present weights. None
     for a backbone without values (meta device).
     """
     record = record_of(backbone)
@@ -55,20 +55,20 @@ def base_fingerprint(backbone: nn.Module) -> str | None:
         return record.fingerprint
     if any(parameter.is_meta for parameter in backbone.parameters()):
         return None
-    # A backbone names its weights as they were published (fused qkv).
+    # Under the names in which the weights were published (fused qkv).
     names = getattr(backbone, 'canonical_state_dict', backbone.state_dict)
     return fingerprint(names())
 
 
 def lineage(backbone: nn.Module) -> str | None:
-    """Return how the base under *backbone*'s delta was folded together.
+    """Return how `merged` made the base under *backbone*'s delta.
 
-    It is 'base+delta', the fingerprint of a base and that of each delta that `merged`
-    folded into it, and None for a base whose weights were loaded as they are.
+    It is 'base+delta': the fingerprint of a base, followed by that of each delta that
+    was folded into it. None for a base whose weights were loaded directly.
     """
     record = record_of(backbone)
     if record is None or (record.adapted is None and record.fingerprint is not None):
-        return None  # in the second case, weights were loaded since
+        return None  # in the second case, weights have been loaded since
     return record.lineage
 
 

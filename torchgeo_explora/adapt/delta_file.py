@@ -33,7 +33,7 @@ from torchgeo_explora.version import __version__
 from torchgeo_explora.writing import replacing
 
 _FORMAT = 'torchgeo-explora-delta'
-# A minor version that is added later ('1.2') only adds what may be ignored.
+# Later minor versions ('1.2') only add what older ones may ignore.
 _FORMAT_VERSION = 1
 _MINOR_VERSION = 0
 _LONGEST_JSON = 1_000_000
@@ -53,16 +53,16 @@ def save_delta(
     """Write the delta of *backbone* as float32 safetensors.
 
     The metadata name the backbone and its arguments, the adaptation, the SHA-256 of
-    the base, of the delta and of themselves, and the package version. The file
-    appears whole or not at all.
+    the base, of the delta and of the metadata, and the package version. The file is
+    written completely or not at all.
 
     Args:
         backbone: An adapted backbone, or its twin.
-        path: The file, `*.safetensors`; its folder is made.
-        metadata: More strings to keep in the file.
+        path: The file, `*.safetensors`; its folder is created if missing.
+        metadata: Further strings to store in the file.
 
     Raises:
-        OSError: If it cannot be written; a file that was there stays.
+        OSError: If the file cannot be written; an existing file is kept.
         ValueError: If the backbone is not adapted, a tensor is not finite, or a name
             in *metadata* is reserved.
     """
@@ -91,14 +91,14 @@ def save_delta(
 
 
 def kind_name(backbone: nn.Module) -> str:
-    """Return the name that a file gives the class of a backbone."""
+    """Return the name of a backbone's class, as files store it."""
     if isinstance(backbone, Backbone):
         return backbone.public_name()
     return f'{type(backbone).__module__}.{type(backbone).__qualname__}'
 
 
 def arguments_of(backbone: nn.Module) -> dict[str, Any]:
-    """Return the arguments of a backbone's constructor; none for another module."""
+    """Return the constructor's arguments of a backbone; none for other modules."""
     return backbone.arguments if isinstance(backbone, Backbone) else {}
 
 
@@ -112,10 +112,10 @@ def write_delta(
     Args:
         tensors: The delta, on the CPU.
         path: The file, `*.safetensors`.
-        metadata: Where they come from, as in `save_delta`, and what else to keep.
+        metadata: Where they come from, as in `save_delta`, and further strings.
 
     Raises:
-        OSError: If it cannot be written; a file that was there stays.
+        OSError: If the file cannot be written; an existing file is kept.
     """
     header = {
         **metadata,
@@ -139,15 +139,15 @@ def load_delta[M: nn.Module](backbone: M, path: str | os.PathLike[str]) -> M:
     Args:
         backbone: A backbone with the base's weights, or one that is already adapted
             in the same way.
-        path: A file of `save_delta`.
+        path: A file written by `save_delta`.
 
     Raises:
-        ValueError: If the file is not a whole delta, is damaged, or was made for
+        ValueError: If the file is not a complete delta, is damaged, or was made for
             another base, another adaptation or other shapes.
     """
     metadata = read_delta_metadata(path)
     base = base_fingerprint(backbone)
-    # Folding a delta in rounds differently on another machine, but it is the same base.
+    # A merged base may be rounded differently on another machine: compare its lineage.
     folded = lineage(backbone) or ''
     if base != metadata['base'] and (not folded or folded != metadata.get('lineage')):
         raise ValueError(
@@ -161,7 +161,7 @@ def load_delta[M: nn.Module](backbone: M, path: str | os.PathLike[str]) -> M:
     plain = adapted(backbone) is None
     if not plain:
         _check_adaptation(backbone, adaptation)
-    # A view shares every tensor: what fails on it leaves the backbone as it was.
+    # A view shares every tensor: an error here leaves the backbone itself unchanged.
     host = adapt(view(backbone), adaptation) if plain else backbone
     places = delta_state_dict(host)
     expected = {name: tuple(tensor.shape) for name, tensor in places.items()}
@@ -196,20 +196,20 @@ def load_delta[M: nn.Module](backbone: M, path: str | os.PathLike[str]) -> M:
 
 
 def _check_rotary(backbone: nn.Module, stored: Mapping[str, Any]) -> None:
-    # Positions that are computed are not among the weights.
+    # Positions are computed, so the weights do not show a difference.
     here, there = (
         {
             name: value
             for name, value in arguments.items()
-            # How coordinates vary in training is no part of the function.
+            # Varying the coordinates in training does not change the function.
             if name.startswith('rope_') and not name.endswith('_coords')
         }
         for arguments in (arguments_of(backbone), stored)
     )
     if here != there:
         raise ValueError(
-            f'the delta is for rotary settings {printable(there)} beside those of its'
-            f' model, this backbone has {here}: build it with the settings of the delta'
+            f"the delta has rotary settings {printable(there)} on top of its model's"
+            f' own, this backbone has {here}: build it with the settings of the delta'
         )
 
 
@@ -254,7 +254,7 @@ def view[M: nn.Module](module: M) -> M:
 def read_delta(
     path: str | os.PathLike[str],
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return what a delta says of itself, and its tensors, on the CPU.
+    """Return the metadata and the tensors of a delta file, on the CPU.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -284,7 +284,7 @@ def read_delta(
 
 
 def read_delta_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return what `save_delta` wrote beside the tensors.
+    """Return the metadata that `save_delta` stored with the tensors.
 
     `arguments` and `adaptation` are dictionaries, everything else is a string. No
     other file is read, and nothing is built.
@@ -292,7 +292,7 @@ def read_delta_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is cut short, is not a delta, has a newer format, or its
-            metadata were changed or describe no adaptation.
+            metadata were changed or do not describe a valid adaptation.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f'no delta at {path}')
@@ -335,7 +335,7 @@ def read_delta_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _version(path: str | os.PathLike[str], text: str) -> int:
-    """Return the minor version of the format of a file, whose major one is ours."""
+    """Return the minor version of a file's format; refuse a newer major version."""
     found = re.fullmatch(r'(\d{1,6})(?:\.(\d{1,6}))?', text, re.ASCII)
     if found is None or int(found[1]) < 1:
         raise ValueError(
@@ -352,7 +352,7 @@ def _version(path: str | os.PathLike[str], text: str) -> int:
 
 
 def _leave_out_unknown(path: str | os.PathLike[str], metadata: dict[str, Any]) -> None:
-    """Remove what a newer minor version of the format has added, and say so."""
+    """Remove what a newer minor version of the format has added, with a warning."""
     kind = Backbone.kind(metadata['backbone'])
     parts: list[tuple[dict[str, Any], set[str] | None]] = [
         (metadata['arguments'], argument_names(kind) if kind else None),
@@ -365,20 +365,20 @@ def _leave_out_unknown(path: str | os.PathLike[str], metadata: dict[str, Any]) -
     for values, known in parts:
         if known is None:
             continue
-        # What a file may never say stays, to be refused.
+        # What a file may never set is kept here, and refused later.
         for name in [*values]:
             if name not in known and name not in NEVER:
                 del values[name]
                 left.append(printable(name, 60))
     if left:
         warnings.warn(
-            f'{path} was written by a newer version, with what this version does not'
-            f' know and leaves out: {", ".join(left[:10])}',
+            f'{path} was written by a newer version; this version does not know, and'
+            f' leaves out: {", ".join(left[:10])}',
             stacklevel=4,
         )
 
 
 def _seal(metadata: Mapping[str, str]) -> str:
-    """Return the SHA-256 of all metadata but itself."""
+    """Return the SHA-256 of all metadata except this SHA-256."""
     rest = {key: value for key, value in metadata.items() if key != 'metadata_sha256'}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Another adapter in place of LoRA that has learned nothing yet."""
+"""Replace a LoRA that has not been trained yet by another adapter."""
 
 from dataclasses import replace
 from typing import Any
@@ -14,19 +14,19 @@ from torchgeo_explora.adapt.delta import adapted
 
 
 def exchange_adapter(backbone: nn.Module, adapter: PeftConfig) -> None:
-    """Put another adapter on an adapted backbone, in place, before it trains.
+    """Replace the adapter of an adapted backbone, in place, before training.
 
-    The rest of the delta, the base and where it comes from stay as they are, and so
-    does the output: LoRA adds nothing before its first step.
+    The rest of the delta, the base and its lineage stay the same, and so does the
+    output: LoRA adds nothing before its first step.
 
     Args:
-        backbone: As `adapt` made it, with LoRA.
-        adapter: What it gets instead.
+        backbone: As `adapt` returned it, with LoRA.
+        adapter: The adapter to use instead.
 
     Raises:
         ValueError: If the LoRA has learned something or is not the only adapter, or if
             *adapter* does not fit. The backbone then keeps its adaptation; in the last
-            case, its LoRA is drawn anew.
+            case, its LoRA is initialised again.
     """
     host: Any = backbone
     change = adapted(backbone)
@@ -47,12 +47,12 @@ def exchange_adapter(backbone: nn.Module, adapter: PeftConfig) -> None:
     finally:
         for parameter, dtype in types.items():
             parameter.data = parameter.data.to(dtype)
-        # `adapt` takes a plain backbone with a fingerprint for one just loaded.
+        # `adapt` assumes that a plain backbone with a fingerprint was just loaded.
         host.record.lineage = lineage
 
 
 def _require_new_lora(backbone: nn.Module, delta: tuple[str, ...]) -> None:
-    """Raise unless every adapter is LoRA of *delta*, and adds nothing."""
+    """Raise unless every adapter is LoRA, is in *delta* and adds nothing yet."""
     state = backbone.state_dict()
     ups = [key for key in delta if '.lora_B.' in key]
     for name, module in backbone.named_modules():
@@ -65,7 +65,7 @@ def _require_new_lora(backbone: nn.Module, delta: tuple[str, ...]) -> None:
 
 
 def _take_adaptation_off(backbone: nn.Module) -> None:
-    """Make an adapted backbone plain again, without folding anything in."""
+    """Make an adapted backbone plain again, without folding its delta in."""
     host: Any = backbone
     frozen = host.record.adapted.frozen
     take_off(backbone)

@@ -1,6 +1,6 @@
-"""A PEFT configuration from what a file says of it; the file is not trusted.
+"""A PEFT configuration from the values in a file that is not trusted.
 
-Only fields of the method's own configuration are taken, with plain values of their
+Only fields of the method's own configuration are accepted, with plain values of their
 type. Fields that import a module or read another file are refused, and so are regular
 expressions that could take very long to match.
 """
@@ -17,7 +17,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from torchgeo_explora.terminal import printable
 
-# The standard library's own reading of an expression, which has no public name.
+# The standard library's own parser of expressions, which has no public name.
 parser: Any = importlib.import_module('re._parser')
 kinds: Any = importlib.import_module('re._constants')
 
@@ -35,14 +35,14 @@ _HIGHEST_RANK = 4096
 _LARGEST = 2**20
 _LONGEST = 2000
 _MOST_ENTRIES = 10_000
-#: Ways to match a name, above which an expression is refused.
+#: An expression with more ways to match a name is refused.
 _MOST_WAYS = 1_000_000
-# Characters of a name that one repeat can take: longer than any name of a layer.
+# Characters that one repeat can match: more than any name of a layer has.
 _NAME = 64
 
 
 def adapter_fields(method: Any) -> set[str] | None:
-    """Return what may be set for a PEFT method; None where PEFT does not know it."""
+    """Return the options of a PEFT method; None if PEFT does not know the method."""
     config = PEFT_TYPE_TO_CONFIG_MAPPING.get(method) if _is_text(method) else None
     if config is None:
         return None
@@ -77,7 +77,7 @@ def adapter_from_file(values: Any) -> PeftConfig:
         if name in ('peft_type', 'peft_version', 'runtime_config'):
             continue
         if name not in known:
-            # A newer PEFT names options that are off, and these change nothing.
+            # A newer PEFT also writes options that are off: these change nothing.
             if value:
                 raise ValueError(
                     f'adapter {method} has no option {printable(name, 60)} in the'
@@ -87,7 +87,7 @@ def adapter_from_file(values: Any) -> PeftConfig:
         if name in _FOREIGN and value != defaults[name]:
             raise ValueError(
                 f'adapter option {name} is {printable(value, 60)}: a file may not set'
-                ' what imports a module or reads another file'
+                ' options that import a module or read another file'
             )
         if expected := _misfit(name, value, defaults[name]):
             raise ValueError(
@@ -119,7 +119,7 @@ def _default(field: 'dataclasses.Field[Any]') -> Any:
 
 
 def _misfit(name: str, value: Any, default: Any) -> str | None:
-    """Return what is expected of a field, None where its value is good."""
+    """Return what is expected of a field; None if its value is good."""
     if value is None:
         good = default is None or not isinstance(default, bool | int | float)
         return None if good else f'a value such as {default!r}'
@@ -128,7 +128,7 @@ def _misfit(name: str, value: Any, default: Any) -> str | None:
         good = _is_whole(value) and least <= value <= _HIGHEST_RANK
         return None if good else f'a whole number from {least} to {_HIGHEST_RANK}'
     if name.startswith('init_') and isinstance(default, bool | str):
-        # Either a name or whether there is to be a start at all.
+        # Either the name of an initialisation, or whether to initialise at all.
         good = isinstance(value, bool) or _is_text(value)
         return None if good else 'true, false or a name'
     if isinstance(default, bool):
@@ -137,13 +137,13 @@ def _misfit(name: str, value: Any, default: Any) -> str | None:
         good = _is_number(value, 2**63 if 'seed' in name else _LARGEST)
         return None if good else f'a number up to {_LARGEST}'
     if isinstance(default, str):
-        return None if _is_text(value) else 'a text'
+        return None if _is_text(value) else 'a string'
     if name == 'rank_pattern':
         good = isinstance(value, Mapping) and all(
             _is_text(key) and _is_whole(rank) and 1 <= rank <= _HIGHEST_RANK
             for key, rank in value.items()
         )
-        # AdaLoRA's has a list of flags for each layer.
+        # AdaLoRA's pattern has a list of flags for each layer.
         good = good or (default is None and _is_plain(value))
         return None if good else f'names with ranks from 1 to {_HIGHEST_RANK}'
     return None if _is_plain(value) else 'plain values'
@@ -203,19 +203,19 @@ def _check_expressions(name: str, value: Any) -> None:
         if ways > _MOST_WAYS:
             raise ValueError(
                 f'adapter option {name} has {printable(expression, 60)}, which could'
-                ' take very long to match: repeat nothing that is repeated or has'
-                ' alternatives itself, and use at most 3 repeats'
+                ' take very long to match: do not repeat anything that contains'
+                ' repeats or alternatives, and use at most 3 repeats'
             )
 
 
 def ways_to_match(expression: str) -> float:
     """Return a bound on the ways in which a regular expression can match a name.
 
-    A match that fails tries them all. Repeats inside repeats multiply without end, and
-    give infinity.
+    A failing match tries all of them. Repeats inside repeats give infinity, since they
+    multiply without limit.
 
     Raises:
-        re.error: If it is not a regular expression.
+        re.error: If *expression* is not a regular expression.
     """
     return _ways(parser.parse(expression))
 

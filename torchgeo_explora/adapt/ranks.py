@@ -1,4 +1,4 @@
-"""AdaLoRA's ranks, which move between layers while it trains."""
+"""AdaLoRA's ranks, which move between layers during training."""
 
 import copy
 from typing import Any
@@ -16,11 +16,11 @@ class RankSchedule:
 
     Zhang et al., *AdaLoRA* (https://arxiv.org/abs/2303.10512). PEFT does this in a
     wrapper around the whole model, which `adapt` does not use; the rules are PEFT's.
-    `penalty` is its penalty on directions that are not orthogonal.
+    `penalty` is AdaLoRA's penalty on directions that are not orthogonal.
 
     Args:
-        backbone: Adapted with *config*.
-        config: The adapter's; *total_step* is replaced.
+        backbone: A backbone that was adapted with *config*.
+        config: The adapter's configuration; its *total_step* is replaced.
         steps: Optimizer steps of the run.
 
     Raises:
@@ -62,7 +62,7 @@ class RankSchedule:
             self.allocator.mask_using_rank_pattern(self.backbone, self.pattern)
 
     def penalty(self) -> Tensor:
-        """Return the weighted distance of the directions from orthogonal ones."""
+        """Return how far the directions are from orthogonal, times its weight."""
         distances = []
         for name, matrix in self.backbone.named_parameters():
             if 'lora_A.' in name or 'lora_B.' in name:

@@ -1,4 +1,4 @@
-"""How the weights that never change are stored."""
+"""Store the frozen weights in another type."""
 
 from typing import Any
 
@@ -12,14 +12,14 @@ def store_frozen(backbone: nn.Module, dtype: torch.dtype) -> None:
     """Store the frozen linear and convolution weights in *dtype*, in place.
 
     Autocast casts these weights at every use, so under autocast to *dtype* no bit of
-    the output changes; outside of it the layers work in *dtype* too. Norms, scales,
-    tokens, position tables and everything that trains keep their type. Call this after
-    `adapt`, which keeps the base's fingerprint, and before `twin`. An adapter that
-    computes with the weights themselves, as DoRA does with their norms, sees them
+    the output changes; without autocast, the layers compute in *dtype* too. Norms,
+    scales, tokens, position tables and all trainable weights keep their type. Call this
+    after `adapt`, which records the base's fingerprint, and before `twin`. An adapter
+    that computes with the weights themselves, as DoRA does with their norms, sees them
     rounded.
 
-    The base is rounded: `merged` refuses the backbone. Put its delta on the base as it
-    was loaded, with `load_delta`.
+    Since the base is rounded, `merged` refuses the backbone. Save its delta and load it
+    into a newly loaded base with `load_delta`.
 
     Args:
         backbone: An adapted backbone.

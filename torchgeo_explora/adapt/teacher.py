@@ -1,4 +1,4 @@
-"""A teacher that shares what never changes, and its moving average."""
+"""A teacher that shares the frozen weights, and its moving average."""
 
 import copy
 
@@ -10,9 +10,9 @@ def twin[M: nn.Module](module: M) -> M:
     """Return a frozen copy in eval mode that shares every frozen tensor.
 
     For a ViT-L with ExPLoRA's delta, the copy takes 71 MiB instead of 1.13 GiB.
-    Make it *after* `adapt`: what trains is copied, what is frozen is the same
-    object. Buffers are copied. The copy does not train, but `.train()` on a parent
-    changes its mode too: an objective that holds it must restore it.
+    Make it *after* `adapt`: trainable tensors and buffers are copied, frozen tensors
+    are the same objects. The copy is not trained, but `.train()` on a parent module
+    changes its mode too: an objective that holds it must set eval mode again.
     """
     shared = {id(p): p for p in module.parameters() if not p.requires_grad}
     return copy.deepcopy(module, memo=shared).requires_grad_(False).eval()
@@ -22,16 +22,16 @@ def twin[M: nn.Module](module: M) -> M:
 def ema_update_(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """Move the teacher towards the student, in place: t <- m t + (1 - m) s.
 
-    Only tensors that train in the student move; a teacher equal to the student stays
-    equal to the bit. Buffers do not move.
+    Only tensors that are trained in the student move; a teacher that equals the student
+    stays equal bit for bit. Buffers do not move.
 
     Args:
         teacher: The student's `twin`.
-        student: The module that trains.
+        student: The module that is trained.
         momentum: m, in [0, 1].
 
     Raises:
-        ValueError: If the two differ in structure or share a tensor that trains.
+        ValueError: If the two differ in structure or share a trainable tensor.
     """
     targets, sources = [*teacher.parameters()], [*student.parameters()]
     if len(targets) != len(sources):
@@ -46,8 +46,8 @@ def ema_update_(teacher: nn.Module, student: nn.Module, momentum: float) -> None
     ]
     if any(target is source for target, source in pairs):
         raise ValueError(
-            'teacher and student share a tensor that trains: make the twin after '
-            '`adapt`, when it is settled what is frozen'
+            'teacher and student share a trainable tensor: make the twin after '
+            '`adapt`, which decides what is frozen'
         )
     if pairs:
         moved, towards = zip(*pairs, strict=True)

@@ -45,8 +45,8 @@ def draw_crops(
 def quarter_turns(crops: Tensor, turns: Tensor | None = None) -> Tensor:
     """Turn each crop by 0, 90, 180 or 270 degrees, with equal chances, in place.
 
-    With the mirroring of `random_crops`, these are all eight ways in which a square
-    looks down on a scene. Random numbers come from torch's CPU generator.
+    With the mirroring of `random_crops`, this gives all eight symmetries of a square.
+    Random numbers come from torch's CPU generator.
 
     Args:
         crops: (V, B, C, S, S).
@@ -149,7 +149,7 @@ def resized_crops(image: Tensor, boxes: Tensor, mirrored: Tensor, size: int) -> 
 
     An accelerator computes two matrix products per view, since separate boxes would
     need a kernel each. A CPU resizes each box, which reads four pixels per output where
-    a product reads the whole row: four times as fast, as measured.
+    a product reads the whole row: four times as fast when measured.
 
     Args:
         image: (B, C, H, W), float32 in [0, 1].

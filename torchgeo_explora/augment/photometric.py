@@ -244,7 +244,7 @@ def colour_chain(
     Args:
         blur: Probability of the blur.
         solarize: Probability of solarization.
-        strength: Factor on the amounts of the jitter and on all other probabilities.
+        strength: Factor on the amounts of the jitter and on the other probabilities.
     """
     brightness, contrast, saturation, hue = (
         strength * amount for amount in (0.4, 0.4, 0.2, 0.1)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-#: Values by which a range is judged.
+#: Largest number of values that `UnitRange.check` looks at.
 _LOOKED_AT = 2_000_000
 
 
@@ -78,13 +78,14 @@ class UnitRange(nn.Module):
         return unit.clamp_(0, 1).nan_to_num_(0)
 
     def check(self, image: Tensor) -> bool:
-        """Refuse a batch that this range cannot be meant for.
+        """Refuse a batch that this range clearly does not fit.
 
         TorchGeo's data modules without statistics of their own default to 0 to 255,
         even if their files hold reflectance, which would all be clipped to white.
 
         Args:
-            image: Raw values, (..., C, H, W). Of large ones, evenly spaced rows count.
+            image: Raw values, (..., C, H, W). Only evenly spaced rows of large images
+                are checked.
 
         Returns:
             Whether there are finite values.
@@ -120,10 +121,10 @@ class UnitRange(nn.Module):
 def value_range(datamodule: Any) -> tuple[list[float], list[float]]:
     """Return the range of the sensor values of a TorchGeo data module's images.
 
-    The first rule that fits:
+    The first rule that applies is used:
 
     1. The data module or one of its data sets has a `value_range`, (low, high): that
-       one.
+       range.
     2. Its `mean` is 0, or it keeps minima (`min` or `mins`), so that it divides by a
        span: from `mean` to `mean + std`, in either direction.
     3. Its means are below 256 and its standard deviations above 1: 0 to 255, for 8-bit

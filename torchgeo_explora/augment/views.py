@@ -20,8 +20,8 @@ from torchgeo_explora.checks import require_positive, require_range
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# Mark of pixels that are not missing, and how much it changes in a resized pixel that
-# counts as missing.
+# Mark of pixels that are not missing. A resized pixel counts as missing if its mark
+# differs from this by more than the second value.
 _MARK = 0.25
 _TOUCHED = 1e-4
 
@@ -36,7 +36,7 @@ class Views(NamedTuple):
 class AnchoredViews(NamedTuple):
     """`Views`, and the global crops again for an anchor.
 
-    The latter have another size and no photometric changes.
+    The anchor's crops have another size and no photometric changes.
     """
 
     global_: Tensor  # (2, B, C, S, S)
@@ -64,8 +64,8 @@ class Normalize(nn.Module):
         # Arguments, not state: they stay out of checkpoints.
         for name, values in (('mean', mean), ('std', std)):
             # Pixels that become infinite or NaN would be taken for missing ones, which
-            # do not count in the loss. On the CPU wherever the module is built: the
-            # meta device has no values.
+            # do not count in the loss. Checked on the CPU wherever the module is built,
+            # since the meta device has no values.
             numbers = [float(value) for value in values]
             known = torch.tensor(numbers, device='cpu')
             least = torch.finfo(known.dtype).tiny
@@ -171,15 +171,14 @@ class MultiCrop(nn.Module):
     Oquab et al., *DINOv2* (https://arxiv.org/abs/2304.07193), with the reference
     implementation's distributions and its effective blur probabilities of 0, 0.9 and
     0.5 (global 1, global 2, local). Every view of every image is drawn independently.
-    What differs: it works on a whole batch, on its device, in float32 instead of 8
-    bits.
+    Difference: it works on a whole batch, on its device, in float32 instead of 8 bits.
 
     An image that does not have three channels has no colour to jitter: its bands get
-    gain, noise and blur; `summary` says so in one line.
+    gain, noise and blur instead, as `summary` says in one line.
 
     Random numbers come from torch's global generators: fork and seed them around the
-    call. All but the noise on bands is drawn on the CPU, so that a seed gives the same
-    views on every device.
+    call. All of them except the noise on bands are drawn on the CPU, so that a seed
+    gives the same views on every device.
 
     Args:
         global_size: S, side of a global view in pixels.
@@ -191,7 +190,8 @@ class MultiCrop(nn.Module):
         std: Standard deviation of the normalisation, of values in [0, 1].
         strength: See `MultiCropOptions`.
         overhead: See `MultiCropOptions`.
-        anchor_size: A, side in pixels of the global crops for an anchor; None for none.
+        anchor_size: A, side in pixels of the global crops for an anchor; None for no
+            anchor.
 
     Raises:
         ValueError: If *strength* is out of range.
@@ -239,7 +239,7 @@ class MultiCrop(nn.Module):
             image: (B, C, H, W), floating, in [0, 1], finite; of any size.
 
         Returns:
-            Views in float32, normalised; with those of an anchor if *anchor_size* is
+            Views in float32, normalised; also those of an anchor if *anchor_size* is
             given.
 
         Raises:
@@ -323,11 +323,11 @@ class SingleCrop(nn.Module):
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> Tensor:
-        """Draw the views.
+        """Draw the view.
 
         Args:
-            image: (B, C, H, W), or a series (B, T, C, H, W) with the same box for all
-                times; floating, in [0, 1], NaN where there is no data.
+            image: (B, C, H, W), or a series (B, T, C, H, W), of which all times get the
+                same box; floating, in [0, 1], NaN where there is no data.
 
         Returns:
             (B, C, S, S) or (B, T, C, S, S), float32, normalised; NaN where a pixel
@@ -446,8 +446,8 @@ def _resampled(bands: Tensor, resample: Callable[[Tensor], Tensor]) -> Tensor:
     missing = bands.isnan()
     if not missing.any():
         return resample(bands)
-    # One NaN would spread over a row: what is missing is resized separately, as a value
-    # in the middle of the range, where negative weights are not clamped.
+    # One NaN would spread over a row. So missing pixels are marked in another image,
+    # with values in the middle of the range, where negative weights are not clamped.
     marks = _MARK + missing / 2
     view, marks = resample(torch.cat([bands.nan_to_num(0), marks], dim=1)).chunk(2, 1)
     return view.masked_fill((marks - _MARK).abs() > _TOUCHED, torch.nan)

@@ -44,7 +44,7 @@ def cross_entropy(
     if weight is None:
         weight = target.new_ones(target.shape[1])
     if not torch.is_grad_enabled():
-        # A Function is still asked for the gradient of tensors that require one.
+        # With gradients off, a Function still sees which tensors require one.
         student = student.detach()
         prototypes = None if prototypes is None else prototypes.detach()
     loss: Tensor = _CrossEntropy.apply(

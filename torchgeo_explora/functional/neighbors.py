@@ -26,15 +26,16 @@ def knn_vote(
 
     Args:
         bank: Features of known class, (N, D), L2-normalised.
-        labels: Classes of the bank, (N,) int64 in [0, num_classes); or which of several
-            labels each has, (N, num_classes) of 0 and 1.
+        labels: Classes of the bank, (N,) int64 in [0, num_classes); or, if a feature
+            may have several labels, (N, num_classes) of 0 and 1.
         queries: (Q, D), L2-normalised.
         k: Number of neighbours that vote, at most N.
         num_classes: Number of classes.
         temperature: Temperature of the softmax over cosine similarities.
 
     Returns:
-        Votes, (Q, num_classes) float32 in [0, 1]; with one class each, rows sum to 1.
+        Votes, (Q, num_classes) float32 in [0, 1]; with one label per feature, rows sum
+        to 1.
 
     Raises:
         ValueError: If *k* is not in [1, N], or the labels do not fit *num_classes*.
@@ -91,7 +92,7 @@ def nearest(blocks: Iterable[Tensor], queries: Tensor, k: int) -> tuple[Tensor, 
 
     Returns:
         Cosine similarities, (Q, k) float32, largest first, and the numbers of the
-        features in the bank, (Q, k) int64. Of equal ones, the earlier comes first.
+        features in the bank, (Q, k) int64. Equal similarities keep the bank's order.
 
     Raises:
         ValueError: If *k* is below 1, or there is no feature.

@@ -1,4 +1,4 @@
-"""Position codes: sin-cos tables, and grids of codes resized."""
+"""Position codes: sin-cos tables, and resizing of grids."""
 
 import math
 
@@ -66,15 +66,15 @@ def resize_grid(
     """Return a grid of position codes at another size (bicubic, in float32).
 
     With *offset*, the sampling step is m / (h + offset). This is DINOv2's rule with
-    0.1, and differs from resizing to a size. A grid that has the wanted size already is
-    returned unchanged.
+    0.1, and differs from resizing to a given size. A grid that already has the wanted
+    size is returned unchanged.
 
     Args:
         position: (1, m * m, D), row by row, without the entry of the cls token.
         grid: Rows and columns wanted, (h, w).
         offset: Added to the wanted size for the sampling step only; None for the plain
             rule.
-        antialias: Whether to filter before sampling down, as timm does, and DINOv2 and
+        antialias: Whether to filter before sampling down, as timm does but DINOv2 and
             MAE do not.
         source: Rows and columns of *position* if it is not square.
 

@@ -1,4 +1,4 @@
-"""Quality of embeddings without labels: rank, spread, and views that agree."""
+"""Quality of embeddings without labels: rank, spread, and agreement of views."""
 
 import torch
 from torch import Tensor
@@ -28,12 +28,12 @@ def rankme(features: Tensor, eps: float = 1e-7) -> Tensor:
 
 
 def lidar(features: Tensor, eps: float = 1e-4) -> Tensor:
-    """Effective rank of what tells objects apart, relative to how views differ (LiDAR).
+    """Effective rank of the differences between objects, relative to views (LiDAR).
 
     Thilak et al. 2024 (https://arxiv.org/abs/2312.04000): the scatter of the objects'
     means is whitened by the scatter of the views around them, and its eigenvalues are
-    read as RankMe reads singular values. Unlike RankMe, it does not count dimensions
-    that only hold noise of the views.
+    treated as RankMe treats singular values. Unlike RankMe, it does not count
+    dimensions that only contain noise between views.
 
     Args:
         features: (n, q, D): q views of each of n objects, both 2 or more.
@@ -140,13 +140,14 @@ def variance_share(features: Tensor, count: int = 8) -> Tensor:
 def neighbour_agreement(first: Tensor, second: Tensor, k: int = 10) -> Tensor:
     """Share of an image's neighbours that two views of all images have in common.
 
-    The k nearest other images by cosine similarity, once among the first views and once
-    among the second ones; the share that is in both lists, averaged over the images.
+    The k nearest other images by cosine similarity are found twice: among the first
+    views and among the second ones. The result is the share that is in both lists,
+    averaged over the images.
 
     Args:
         first: (n, D).
         second: (n, D), the other view of the same images.
-        k: Number of neighbours, below n; n - 1 at most is used.
+        k: Number of neighbours; at most n - 1 are used.
 
     Returns:
         Scalar in [0, 1], float32; about k / (n - 1) by chance.
@@ -166,7 +167,7 @@ def neighbour_agreement(first: Tensor, second: Tensor, k: int = 10) -> Tensor:
 
 
 def place_retrieval(first: Tensor, second: Tensor) -> Tensor:
-    """Share of images whose nearest among all second views is their own second view.
+    """Share of images whose nearest second view is their own.
 
     Args:
         first: (n, D).

@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def mean_over_ranks(values: Tensor) -> Tensor:
-    """Return the mean of a tensor over all processes; itself where there is one.
+    """Return the mean of a tensor over all processes, or the tensor if there is one.
 
     Gradients flow through it.
     """
@@ -17,7 +17,7 @@ def mean_over_ranks(values: Tensor) -> Tensor:
 
 
 def from_first_rank(values: Tensor) -> Tensor:
-    """Return the values of the first process in all of them, in place."""
+    """Return the first process's values in every process, in place."""
     if dist.is_available() and dist.is_initialized():
         dist.broadcast(values, src=0)
     return values

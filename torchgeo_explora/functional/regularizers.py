@@ -1,4 +1,4 @@
-"""Terms that keep features where they should be: Gram anchoring and SIGReg."""
+"""Terms that regularise features: Gram anchoring and SIGReg."""
 
 import torch
 from torch import Tensor
@@ -12,11 +12,11 @@ def gram_loss(student: Tensor, anchor: Tensor) -> Tensor:
 
     DINOv3's Gram anchoring (https://arxiv.org/abs/2508.10104): mean squared error
     between the two matrices of all pairs of patches, image by image, in float32. Only
-    the similarities are held, so features may rotate together.
+    the similarities are held in place, so all features may rotate together.
 
     Args:
         student: Patch features after the last norm, (B, N, D).
-        anchor: Those that are kept, (B, N, D'); no gradient is needed.
+        anchor: The features to compare with, (B, N, D'); no gradient is needed.
 
     Returns:
         Scalar, 0 where the similarities are equal.
@@ -46,9 +46,9 @@ def sigreg(
     function and that of N(0, 1), exp(-t^2 / 2), is weighted by exp(-t^2 / 2) and
     integrated over t from -limit to limit by the trapezoid rule; the mean over the
     directions is returned. Balestriero & LeCun, *LeJEPA*
-    (https://arxiv.org/abs/2511.08544), who multiply it by the number of features; that
-    is left to the weight of the term. The characteristic function is averaged over all
-    ranks, so that one image per device is enough.
+    (https://arxiv.org/abs/2511.08544), also multiply it by the number of features; here
+    that is left to the weight of the term. The characteristic function is averaged over
+    all ranks, so one image per device is enough.
 
     Args:
         features: (B, D), not normalised.
@@ -71,7 +71,7 @@ def sigreg(
         t = torch.linspace(-limit, limit, knots, device=features.device)
         normal = torch.exp(-t.square() / 2)
         angles = (features.float() @ directions.float()).unsqueeze(-1) * t  # (B, S, T)
-        # A real and an imaginary part, of which the normal distribution has only one.
+        # Real and imaginary part; the latter is 0 for the normal distribution.
         parts = torch.stack([angles.cos().mean(0), angles.sin().mean(0)])
         real, imaginary = mean_over_ranks(parts)
         gap = (real - normal).square() + imaginary.square()  # (S, T)

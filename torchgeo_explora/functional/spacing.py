@@ -1,4 +1,4 @@
-"""Evenly spaced samples, and what they tell of the whole."""
+"""Evenly spaced samples, and statistics estimated from them."""
 
 from math import nan
 
@@ -9,7 +9,7 @@ from torch import Tensor
 def evenly_spaced(size: int, most: int) -> list[int]:
     """Return up to *most* of the numbers from 0 to *size* - 1, the ends included.
 
-    Of data that are sorted by class, that is a share of every class.
+    If the data are sorted by class, every class gets its share.
     """
     return torch.linspace(0, size - 1, min(most, size)).long().tolist()
 
@@ -19,8 +19,9 @@ def middle_values(values: Tensor, tail: float, most: int) -> tuple[float, float]
 
     Args:
         values: Any shape.
-        tail: Share below, and above, what is returned, in [0, 0.5).
-        most: Number of values, evenly spaced, that are looked at.
+        tail: Share of the values below the first quantile, and above the second, in
+            [0, 0.5).
+        most: Largest number of values to use, evenly spaced.
     """
     some = values.flatten()[:: 1 + values.numel() // most].float()
     some = some[some.isfinite()]

@@ -29,7 +29,7 @@ def window_starts(length: int, size: int, stride: int) -> list[int]:
 def blend_weight(size: int) -> Tensor:
     """Return the weight of each value in a window, (size, size), above 0.
 
-    It falls linearly from the middle to the edges, where a model sees the least.
+    It falls linearly from the middle to the edges, where a model has least context.
     """
     place = torch.arange(size)
     line = torch.minimum(place, size - 1 - place) + 1.0
@@ -48,14 +48,15 @@ def slide(
 ) -> Tensor:
     """Return the scores of a large image, blended from the scores of windows.
 
-    Windows that reach past the right or lower edge see its last pixels repeated.
+    Windows that reach past the right or lower edge are filled by repeating its last
+    pixels.
 
     Args:
         image: (B, C, H, W).
         size: Side of a window in pixels, a multiple of *cell*.
         stride: Distance from one window to the next, a multiple of *cell*.
         score: Maps windows (b, C, size, size) to scores (b, K, size / cell, ...).
-        cell: Pixels along each side of a score.
+        cell: Pixels along each side of the square that one score covers.
         batch: Number of windows that are scored at once.
         valid: (H, W) bool, False where there is no data. Windows without any data are
             not scored.
@@ -111,7 +112,7 @@ def slide(
 
 
 def _window(image: Tensor, corner: tuple[int, int], size: int) -> Tensor:
-    """Return a window (B, C, size, size), past the end with the last pixels."""
+    """Return a window (B, C, size, size); past the end, the last pixels repeat."""
     top, left = corner
     window = image[..., top : top + size, left : left + size]
     below, right = (size - side for side in window.shape[-2:])

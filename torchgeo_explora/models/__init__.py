@@ -1,6 +1,6 @@
-"""Backbones, heads, and the way to and from published weights.
+"""Backbones, heads, and conversion from and to published weights.
 
-Importing it registers ExPLoRA's architectures with timm.
+Importing this package registers ExPLoRA's architectures with timm.
 """
 
 from torchgeo_explora.models.backbones.attention import Attention

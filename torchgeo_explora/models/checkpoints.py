@@ -2,7 +2,7 @@
 
 Each format has a function `from_*`, from the content of a file to (backbone, rest).
 Formats that are also exported have a function `to_*`, from these to the tensors of a
-file. They only rename and join tensors; resizing is left to the backbone.
+file. These functions only rename and join tensors; resizing is left to the backbone.
 """
 
 from collections.abc import Mapping
@@ -118,8 +118,8 @@ def from_any(state: Mapping[str, Any]) -> tuple[State, State]:
     elif is_transformers(inner):
         backbone, rest = from_transformers(inner)
     else:
-        # ExPLoRA's names include DINOv2's, which include MAE's and timm's. A rule does
-        # not touch what it does not know, so one call serves all without guessing.
+        # ExPLoRA's names include DINOv2's, which include MAE's and timm's. Rules leave
+        # unknown names unchanged, so one call serves all formats without guessing.
         backbone, rest = from_explora(inner)
     return fold_class_code(backbone), rest | outer
 
@@ -147,8 +147,8 @@ def read_state(
     Raises:
         FileNotFoundError: If the weights are not on this machine and cannot be
             downloaded.
-        ValueError: If *weights* is unknown, the file holds more than plain data, a
-            plain ViT cannot be what it holds, or values are not finite.
+        ValueError: If *weights* is unknown, the file holds more than plain data, the
+            weights cannot be of a plain ViT, or values are not finite.
     """
     if weights is True:
         state = _from_timm(model)
@@ -175,7 +175,7 @@ def read_state(
         backbone, rest = from_any(state)
     except ValueError as error:
         raise ValueError(
-            f'{weights} holds no weights of a backbone: {error}'
+            f'{weights} does not hold the weights of a backbone: {error}'
         ) from error
     _refuse_classifier(backbone, rest, weights)
     _check_values(backbone, weights)
@@ -189,7 +189,7 @@ def read_state(
 def _refuse_delta(
     state: Mapping[str, Any], metadata: Mapping[str, str], path: Path
 ) -> None:
-    """Refuse a file of pre-training, which does not hold a whole backbone."""
+    """Refuse a file from pre-training, which does not hold a whole backbone."""
     said = 'explora' in state or 'adaptation' in metadata
     if said or any('.lora_A.' in str(key) for key in state):
         raise ValueError(
@@ -200,7 +200,7 @@ def _refuse_delta(
 
 
 def _check_values(backbone: State, weights: object) -> None:
-    """Refuse tensors of a backbone that would be cast, or would spoil every feature."""
+    """Refuse tensors that would be cast, and values that would spoil every feature."""
     tensors = {k: v for k, v in backbone.items() if isinstance(v, torch.Tensor)}
     for name, tensor in tensors.items():
         if not tensor.is_floating_point() or tensor.layout is not torch.strided:
@@ -217,11 +217,11 @@ def _check_values(backbone: State, weights: object) -> None:
 
 
 def _refuse_classifier(backbone: State, rest: State, weights: object) -> None:
-    """Refuse what has other tokens, or another norm, than the backbones here."""
+    """Refuse weights with other tokens, or another norm, than the backbones here."""
     if 'dist_token' in backbone:
         raise ValueError(
             f'*weights* {weights} are of a distilled DeiT, whose distillation token'
-            ' (dist_token) a plain ViT does not have: use weights that were trained'
+            ' (dist_token) does not exist in a plain ViT: use weights that were trained'
             ' without distillation, such as deit_base_patch16_224'
         )
     if 'norm.weight' not in backbone and 'fc_norm.weight' in rest:
@@ -262,7 +262,7 @@ def _from_timm(model: str) -> Mapping[str, Any]:
 def _from_enum(weights: WeightsEnum) -> Mapping[str, Any]:
     cache = Path(torch.hub.get_dir()) / 'checkpoints'
     name = weights.url.rpartition('/')[2]
-    # The authors' own weights say so themselves.
+    # The authors' own weights give this warning themselves.
     if (
         type(weights).get_state_dict is WeightsEnum.get_state_dict
         and not torch.hub.HASH_REGEX.search(name)
@@ -285,7 +285,7 @@ def _from_enum(weights: WeightsEnum) -> Mapping[str, Any]:
 
 
 def _named(name: str) -> WeightsEnum:
-    # Slow to import, and needed only for names.
+    # Slow to import, and only needed for names.
     from torchgeo.models import get_weight
 
     import torchgeo_explora.models.zoo.weights  # noqa: F401 - registers its names

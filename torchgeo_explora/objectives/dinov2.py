@@ -73,34 +73,37 @@ class HeadOptions:
 class DINOv2Options(HeadOptions):
     """Options of `DINOv2`; the defaults are those of its ViT-L.
 
-    All of `HeadOptions` is for the head of the class tokens, and for that of the
-    patches where they share it.
+    The fields of `HeadOptions` describe the head of the class tokens, which the masked
+    patches share unless *ibot_head* is given.
 
     Args:
         whiten_head: Whether the first batch sets the last layer before the prototypes,
             so that new heads tell tokens apart.
-        freeze_prototypes: Share of the run in which the prototypes stay still.
+        freeze_prototypes: Share of the run, at its start, in which the prototypes are
+            frozen.
         temperature: Student temperature.
         teacher_temperature: Teacher temperature at the start and after its warm-up.
-        temperature_warmup: Share of the run over which it rises linearly.
+        temperature_warmup: Share of the run over which the teacher temperature rises
+            linearly.
         momentum: Teacher momentum at the start and at the end (cosine).
         ibot_weight: Weight of the masked-patch term.
-        ibot_head: Sizes of a head of their own for the masked patches, as in DINOv3,
-            whose 7B takes 98,304 prototypes, hidden 4096 and bottleneck 384 here; None
-            for the shared head.
-        spread: What spreads the class tokens: 'koleo' by distances between the images
-            on a device, 'sigreg' by comparing random projections with a normal
+        ibot_head: Sizes of a separate head for the masked patches, as in DINOv3, where
+            that of the 7B model has 98,304 prototypes, hidden width 4096 and bottleneck
+            384; None for the shared head.
+        spread: Term that spreads the class tokens: 'koleo' uses distances between the
+            images on a device, 'sigreg' compares random projections with a normal
             distribution, for which one image per device is enough.
         koleo_weight: Weight of KoLeo, on each of the two global crops; 0 leaves it out.
         sigreg_weight: Weight of SIGReg, in the same way.
-        sigreg_directions: Random projections of SIGReg.
+        sigreg_directions: Number of random projections of SIGReg.
         gram_weight: Weight of Gram anchoring to the frozen base at the start and at the
-            end (cosine); both 0 leave it out. DINOv3 takes 0 to 2.
-        gram_scale: Size of the anchor's view over that of the student's.
-        guides: Metadata that the class token should tell, or should not.
+            end (cosine); if both are 0, there is none. DINOv3 goes from 0 to 2.
+        gram_scale: Size of the anchor's view, relative to the student's.
+        guides: Metadata that the class token should encode, or should not.
         mask_probability: Share of the global crops that are masked.
-        mask_ratio: Range of the masked share of such a crop.
-        clip: Largest gradient norm, of the backbone and of the head separately.
+        mask_ratio: Range of the share of patches that are masked in such a crop.
+        clip: Largest gradient norm, separately for the backbone, each head and the
+            guides.
     """
 
     whiten_head: bool = False
@@ -123,7 +126,7 @@ class DINOv2Options(HeadOptions):
     clip: float = 3.0
 
     def __post_init__(self) -> None:
-        """Check the ranges; make groups of options of what a file holds."""
+        """Check the ranges; build nested options from the mappings of a file."""
         super().__post_init__()
         if isinstance(self.ibot_head, Mapping):
             object.__setattr__(self, 'ibot_head', HeadOptions(**self.ibot_head))
@@ -152,30 +155,30 @@ class DINOv2Options(HeadOptions):
 
 
 class DINOv2(Objective):
-    """DINO and iBOT, Sinkhorn-Knopp targets and KoLeo; DINOv3's and FINO's options.
+    """DINO and iBOT, Sinkhorn-Knopp targets and KoLeo; options from DINOv3 and FINO.
 
-    Oquab et al., *DINOv2* (https://arxiv.org/abs/2304.07193); scales, order and
-    schedules are those of the reference implementation. What differs: the teacher
-    shares every frozen tensor with the student, so that its moving average covers
-    only what trains; Sinkhorn-Knopp subtracts the largest logit of all ranks, which
-    leaves its result unchanged and cannot overflow. Of groups of bands, all tokens of a
-    place are hidden together: none gives away the others.
+    Oquab et al., *DINOv2* (https://arxiv.org/abs/2304.07193), with the scales, order
+    and schedules of the reference implementation. Differences: the teacher shares every
+    frozen tensor with the student, so its moving average covers only what is trained;
+    Sinkhorn-Knopp subtracts the largest logit of all ranks first, which does not change
+    its result and prevents overflow. With groups of bands, all tokens of a place are
+    hidden together, so that none gives away the others.
 
-    The student must be adapted *before* it comes here: the teacher is its twin, and
-    Gram anchoring (DINOv3, https://arxiv.org/abs/2508.10104) holds it near its frozen
-    base, where DINOv3 keeps an earlier teacher. `Guides` says what FINO's do.
+    Adapt the student *before* building the objective: the teacher is its twin. Gram
+    anchoring (DINOv3, https://arxiv.org/abs/2508.10104) keeps the student near its
+    frozen base, where DINOv3 uses an earlier teacher. For FINO's guides, see `Guides`.
 
     Args:
         student: Backbone whose trainable parameters are the delta.
         augment: Module from (B, C, H, W) in [0, 1] to `Views`.
         mask_token: (D,) embedding that replaces a masked patch; zeros if None, as in
-            DINOv2's released S, B and L weights. It does not train.
-        steps: Optimizer steps planned: the resolution of the warm-up.
+            DINOv2's released S, B and L weights. It is not trained.
+        steps: Optimizer steps planned: the resolution of the schedules.
         **options: Fields of `DINOv2Options`.
     """
 
     pooling = 'cls'
-    #: Whether `whiten_head` is done; a checkpoint keeps it.
+    #: Whether the heads have been whitened; stored in checkpoints.
     whitened: Tensor
 
     def __init__(
@@ -231,10 +234,10 @@ class DINOv2(Objective):
             del self.whitened
 
     def take(self, options: DINOv2Options) -> None:
-        """Take other options before training, with new heads where their sizes differ.
+        """Change the options before training, with new heads if their sizes differ.
 
-        Heads that stay are not whitened, unless they were to be before. What was set on
-        the objective itself stays where the options agree.
+        Heads that are kept are only whitened if the old options say so. An attribute
+        that was set on the objective itself is kept if old and new options agree on it.
         """
         sizes = [field.name for field in fields(HeadOptions)] + ['ibot_head']
         new = any(getattr(options, n) != getattr(self.options, n) for n in sizes)
@@ -251,18 +254,18 @@ class DINOv2(Objective):
             self.train(self.training)
 
     def take_adapter(self, adapter: PeftConfig) -> None:
-        """Take another adapter before training, in student and teacher.
+        """Replace the adapter of student and teacher before training.
 
-        Both stay the objects that they are, and see what they saw before.
+        Both stay the same objects, and their outputs do not change.
 
         Raises:
-            ValueError: If the present one is not LoRA that has learned nothing, or
-                *adapter* does not fit.
+            ValueError: If the present adapter is not an untrained LoRA, or *adapter*
+                does not fit.
         """
         parts = (self.student, self.teacher)
         own, others = (delta_state_dict(part).values() for part in parts)
         if not all(map(torch.equal, own, others)):
-            raise ValueError('student and teacher differ, so they have trained')
+            raise ValueError('student and teacher differ, so they have been trained')
         try:
             for part in parts:
                 exchange_adapter(part, adapter)
@@ -277,7 +280,7 @@ class DINOv2(Objective):
         return self.teacher
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode of what trains; teacher and anchor stay in eval mode."""
+        """Set the mode of the trained parts; teacher and anchor stay in eval mode."""
         super().train(mode)
         for part in (
             *(self.teacher, self.teacher_head),
@@ -333,20 +336,20 @@ class DINOv2(Objective):
             global_: Two global crops of each image, (2, B, C, H, W), normalised.
             local: Local crops, (V, B, C, h, w), normalised; V may be 0.
             mask: (2 * B, N) bool, True where the student sees the mask token. Rows
-                are ordered as `global_.flatten(0, 1)`. On any device: on the CPU,
-                nothing waits for an accelerator.
+                are ordered as `global_.flatten(0, 1)`. It can be on any device; on the
+                CPU, nothing waits for an accelerator.
             temperature: Teacher temperature.
-            anchor: What the anchor sees of the global crops, (2, B, C, A, A),
-                normalised; the global crops themselves if None.
+            anchor: The anchor's view of the global crops, (2, B, C, A, A), normalised;
+                the global crops themselves if None.
             guides: Metadata of each guide, (B,), as `Guides.targets` returns it.
-            progress: Sets the weight of Gram anchoring and the strength of guides; at
-                0, heads are whitened.
+            progress: Sets the weight of Gram anchoring and the strength of guides;
+                heads are whitened only at 0.
         """
         images = global_.shape[1]
         crops = global_.flatten(0, 1)  # (2, B, ...) -> (2 * B, ...)
         with torch.no_grad():
             seen = self.teacher(crops, wanted=mask)
-            # Asked in the first step only: it would wait for the device.
+            # Read in the first step only, since reading it waits for the device.
             if self.options.whiten_head and not progress and not self.whitened:
                 self._whiten(seen)
             cls_target, patch_target = self._targets(seen, temperature)
@@ -373,7 +376,7 @@ class DINOv2(Objective):
             tokens_each = self.student.layers * patches
             none = torch.zeros(len(small), tokens_each, dtype=torch.bool)
             rows.append(self.student(small, wanted=none).cls)
-        # Their logits are never kept: the losses make them, slice by slice.
+        # Their logits are never stored: the losses compute them slice by slice.
         vectors = self.head.bottleneck(torch.cat(rows))
         parts = vectors.split([len(row) for row in rows])
         global_rows = parts[0]
@@ -387,7 +390,7 @@ class DINOv2(Objective):
         ibot = ibot_loss(
             patch_rows, patch_target, mask, self.temperature, patch_prototypes
         )
-        # The largest matrix of a step: gone before the next loss keeps its gradient.
+        # The largest matrix of a step: freed before the next loss stores its gradient.
         del patch_target
         local_term, global_term = dino_loss(
             local_rows.unflatten(0, (len(local), images)),
@@ -414,7 +417,7 @@ class DINOv2(Objective):
         return terms
 
     def _whiten(self, seen: Features) -> None:
-        """Start the heads of student and teacher from what the base sees."""
+        """Whiten the heads of student and teacher with the base's features."""
         if self.ibot_head is None or self.teacher_ibot_head is None:
             whiten_(self.head, (seen.cls, seen.patch))
         else:
@@ -425,7 +428,7 @@ class DINOv2(Objective):
         self.whitened.fill_(True)
 
     def _targets(self, seen: Features, temperature: float) -> tuple[Tensor, Tensor]:
-        """Return the teacher's targets of class tokens and of masked patches."""
+        """Return the teacher's targets for class tokens and masked patches."""
         views = len(seen.cls)
         # Float32 for the exponentials, whatever the autocast type.
         if self.teacher_ibot_head is None:
@@ -440,7 +443,7 @@ class DINOv2(Objective):
     @staticmethod
     @torch.no_grad()
     def _diagnose(features: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Return what shows a collapse: both fall to 0, or entropy to log K."""
+        """Return signs of a collapse: both fall to 0, or the entropy rises to log K."""
         unit = nn.functional.normalize(features.float(), dim=-1)
         return {
             # 1 / sqrt(D) for features spread evenly over the sphere.
@@ -467,7 +470,7 @@ class DINOv2(Objective):
         )
 
     def before_step(self, progress: float) -> dict[str, Tensor]:
-        """Clip the gradients of the backbone and of each head by its own norm."""
+        """Clip the gradients of the backbone and of each head, each by its own norm."""
         modules = {
             'backbone': self.student,
             'head': self.head,
@@ -482,7 +485,7 @@ class DINOv2(Objective):
         return {
             name: nn.utils.clip_grad_norm_(parameters, self.clip)
             for name, parameters in parts.items()
-            # Prototypical guides have none.
+            # Prototypical guides have no parameters.
             if parameters
         }
 

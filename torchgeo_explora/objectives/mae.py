@@ -28,11 +28,11 @@ class MAEOptions:
         decoder_dim: Width of the decoder.
         decoder_depth: Blocks of the decoder.
         decoder_heads: Attention heads of the decoder.
-        decoder_mlp_ratio: Width of its hidden layers over its own.
-        decoder_channel_dim: Part of its width for the code of a spectral group.
-        decoder_time_dim: Part of its width for the code of a time.
-        norm_pix: Whether each patch of the target has zero mean and unit variance; for
-            spectral groups each place, over all its bands together.
+        decoder_mlp_ratio: Width of the decoder's hidden layers, relative to its own.
+        decoder_channel_dim: Part of the decoder's width that encodes a spectral group.
+        decoder_time_dim: Part of the decoder's width that encodes a time.
+        norm_pix: Whether each patch of the target is normalised to zero mean and unit
+            variance; with spectral groups, each place, over all its bands together.
         legacy_channel_order: Whether spectral groups are decoded in SatMAE's published
             order, which its released decoders need.
         mask_ratio: Share of the tokens that are hidden, between 0 and 1.
@@ -76,21 +76,21 @@ class MAE(Objective):
     loss is the mean squared error over hidden patches, of pixels that are normalised
     per patch.
 
-    Values of an image that are NaN have no data: the encoder sees 0 there, and they
-    count neither in the loss nor in a patch's mean and standard deviation. A patch
-    without data is never counted.
+    NaN in an image means no data: the encoder sees 0 there, and such values count
+    neither in the loss nor in a patch's mean and standard deviation. A patch without
+    data is never counted.
 
-    What differs: groups predict their own bands, unless *legacy_channel_order* asks
-    for SatMAE's published behaviour (docs/group_channel_order.md).
+    Difference: groups predict their own bands, unless *legacy_channel_order* asks for
+    SatMAE's published behaviour (docs/group_channel_order.md).
 
     Args:
-        student: Backbone that encodes, and says which decoder fits its tokens.
+        student: Backbone that encodes, and provides the decoder for its tokens.
         *options: Fields of `MAEOptions`, in their order.
         augment: Module from images in [0, 1] to normalised views; none if None.
         **named: Fields of `MAEOptions`, by name.
 
     Raises:
-        ValueError: If an option is out of range, or the decoder's widths do not go
+        ValueError: If an option is out of range, or the decoder's widths do not fit
             together.
     """
 
@@ -121,14 +121,14 @@ class MAE(Objective):
         self.diagnostics = {}
 
     def start_decoder(self, extras: Mapping[str, Tensor], alpha: int = 1) -> None:
-        """Give the decoder its weights and its adaptation.
+        """Set the decoder's first weights, and adapt it.
 
         A decoder that came with the backbone's weights is frozen, except for its norms
         and LoRA of rank *decoder_rank*; without one, the new decoder is trained in full
         and starts at the scale of the backbone's tokens.
 
         Args:
-            extras: What the weights held beside the backbone.
+            extras: What the weights contained in addition to the backbone.
             alpha: LoRA scaling is alpha / rank.
         """
         if not any(name.startswith('decoder_') for name in extras):
@@ -154,8 +154,8 @@ class MAE(Objective):
     def forward(self, batch: Mapping[str, Any], progress: float) -> dict[str, Tensor]:
         """Draw a view and a mask, and predict: see `Objective.forward`.
 
-        The mask is drawn by torch's CPU generator: a seed means the same one on every
-        device.
+        The mask is drawn by torch's CPU generator, so a seed gives the same mask on
+        every device.
         """
         image = batch['image']
         if self.augment is not None:
@@ -191,7 +191,7 @@ class MAE(Objective):
     def reconstruct(
         self, image: Tensor, mask: Tensor, **metadata: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return what is predicted, and what it is compared with.
+        """Return the prediction, and the target that it is compared with.
 
         Args:
             image: Normalised pixels, (B, C, H, W), or (B, T, C, H, W) for a series;
@@ -216,8 +216,8 @@ class MAE(Objective):
     def loss(self, image: Tensor, mask: Tensor, **metadata: Tensor) -> Tensor:
         """Return the mean squared error over hidden tokens, as for `reconstruct`.
 
-        The mean over the known values of a token, then over the hidden tokens of the
-        batch that have any.
+        The mean is taken over the known values of a token, then over the hidden tokens
+        of the batch that have any.
         """
         tokens = self._embed(image, metadata)
         prediction = self._decode(tokens, mask, metadata)
@@ -227,10 +227,11 @@ class MAE(Objective):
     def paint(
         self, image: Tensor, mask: Tensor, **metadata: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return what was hidden, and the reconstruction, as images.
+        """Return the mask and the reconstruction as images.
 
-        With `norm_pix` a patch is predicted up to its mean and standard deviation:
-        those of the image itself are put back, so that only structure is the model's.
+        With `norm_pix`, patches are predicted without their mean and standard
+        deviation. Those of the image itself are used, so only the structure is the
+        model's.
 
         Args:
             image: As for `reconstruct`.
@@ -238,8 +239,8 @@ class MAE(Objective):
             **metadata: As for `reconstruct`.
 
         Returns:
-            Bool and pixels in the shape of *image*: True where hidden, and what is
-            predicted, at visible patches too.
+            Two tensors in the shape of *image*: bool, True where hidden, and the
+            predicted pixels, of visible patches too.
         """
         tokens = self._embed(image, metadata)
         rows = self._decode(tokens, mask, metadata).float()
@@ -273,7 +274,7 @@ class MAE(Objective):
 
     @torch.no_grad()
     def _target(self, image: Tensor) -> Tensor:
-        """Return the pixels to predict, (B, N, P), NaN where there are none."""
+        """Return the pixels to predict, (B, N, P), NaN where there is no data."""
         rows = self.student.patchify(image)
         if not self.options.norm_pix:
             return rows
@@ -281,7 +282,7 @@ class MAE(Objective):
         return (rows - mean) / std
 
     def before_step(self, progress: float) -> dict[str, Tensor]:
-        """Return the gradient norms; MAE clips none."""
+        """Return the gradient norms; MAE does not clip."""
         return {
             name: nn.utils.get_total_norm(
                 [p.grad for p in module.parameters() if p.grad is not None]
@@ -290,4 +291,4 @@ class MAE(Objective):
         }
 
     def after_step(self, progress: float) -> None:
-        """Do nothing: everything that moves has a gradient."""
+        """Do nothing: everything that is trained has a gradient."""

@@ -1,4 +1,4 @@
-"""What a self-supervised objective offers to a training loop."""
+"""The interface of a self-supervised objective to a training loop."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ class Objective(nn.Module, ABC):
     that one optimizer step accumulates share its value.
 
     Attributes:
-        student: The backbone that trains.
+        student: The backbone that is trained.
         augment: Module from (B, C, H, W) in [0, 1] to views, if there is one.
         diagnostics: Detached scalars of the last forward, for logging only.
     """
@@ -25,7 +25,7 @@ class Objective(nn.Module, ABC):
     student: Backbone
     augment: nn.Module | None
     diagnostics: dict[str, Tensor]
-    #: What stands for an image where this method trained; None for the backbone's own.
+    #: How to pool a backbone that this method trained; None for the backbone's own.
     pooling: ClassVar[Pooling | None] = None
 
     @property
@@ -48,7 +48,7 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def after_step(self, progress: float) -> None:
-        """Move what has no gradient, once per optimizer step.
+        """Update what has no gradient, once per optimizer step.
 
         Args:
             progress: The value that the forward of this step got.
@@ -56,10 +56,10 @@ class Objective(nn.Module, ABC):
 
 
 def batch_metadata(batch: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the tensors of a batch beside its image: a backbone takes what it knows.
+    """Return all tensors of a batch but the image: a backbone uses those it knows.
 
     Args:
-        batch: Of a data module.
+        batch: A batch of a data module.
     """
     return {
         name: value

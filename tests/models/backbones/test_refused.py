@@ -29,7 +29,7 @@ def test_refusal_names_the_reason_and_the_nearest_model(model, reason, nearest):
         build_backbone(model)
     message = str(error.value)
     assert reason in message
-    assert f'the nearest that is taken is {nearest}' in message or (
+    assert f'the nearest supported model is {nearest}' in message or (
         nearest.startswith('_') and nearest in message.partition('nearest')[2]
     )
     assert '\n' not in message

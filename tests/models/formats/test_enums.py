@@ -109,11 +109,11 @@ def test_scale_mae_is_refused_for_its_positions_and_dofa_has_its_own_class():
     name = 'ScaleMAELarge16_Weights.FMOW_RGB'
     with pytest.raises(ValueError, match=r'ground sampling distance.*; ViT takes'):
         ViT('vit_large_patch16_224', name)
-    with pytest.raises(ValueError, match=r'take .*models\.DOFAViT$'):
+    with pytest.raises(ValueError, match=r'use .*models\.DOFAViT$'):
         ViT('vit_base_patch16_224', 'DOFABase16_Weights.DOFA_MAE')
     with pytest.raises(ValueError, match='not a Vision Transformer'):
         RotaryViT('vit_small_patch16_dinov3', 'ResNet18_Weights.SENTINEL2_RGB_MOCO')
-    with pytest.raises(ValueError, match=r'take .*models\.GroupChannelViT$'):
+    with pytest.raises(ValueError, match=r'use .*models\.GroupChannelViT$'):
         ViT('vit_large_patch16_224', ExploraWeights.FMOW_SENTINEL)
 
 

@@ -251,9 +251,9 @@ def test_a_missing_key_is_an_error_that_lists_the_keys_there(tiny_backbone):
 @pytest.mark.parametrize(
     ('value', 'message'),
     [
-        (['a', 'b'], 'has a list: number texts from 0'),
+        (['a', 'b'], 'has a list: number its values from 0'),
         (torch.zeros(2, 3), r'has a tensor \(2, 3\)'),
-        (torch.tensor([1.0, 0.3]), r'such as 0\.3, .*\*kind\* regression'),
+        (torch.tensor([1.0, 0.3]), r'such as 0\.3: .*\*kind\* regression'),
         (torch.tensor([0, 7]), r'value 7, expected .* 0 to 2: .* \*values\* 8 or more'),
     ],
 )

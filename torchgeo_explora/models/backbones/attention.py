@@ -1,4 +1,4 @@
-"""Self-attention with queries, keys and values as layers of their own."""
+"""Self-attention with separate layers for queries, keys and values."""
 
 from collections.abc import Sequence
 
@@ -11,12 +11,12 @@ from torchgeo_explora.functional.autocast import under_autocast
 
 
 class Attention(nn.Module):
-    """timm's self-attention with its fused `qkv` as three Linears, same output.
+    """timm's self-attention with its fused `qkv` as three Linears; same output.
 
     Adapters can then be put on the query and value projections by name.
 
     Args:
-        fused: timm's attention, whose weights are copied and whose norms are taken.
+        fused: timm's attention, whose weights are copied and whose norms are reused.
     """
 
     def __init__(self, fused: FusedAttention) -> None:
@@ -35,13 +35,13 @@ class Attention(nn.Module):
     def place(
         self, queries: Tensor, keys: Tensor, rows: Tensor | None, **context: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return queries and keys with what a block knows of their tokens: as they are.
+        """Return queries and keys with their positions applied: here, unchanged.
 
         Args:
             queries: (B, heads, N, D / heads), or (B, heads, R, D / heads) of *rows*.
             keys: (B, heads, N, D / heads).
             rows: (B, R), the token that each query belongs to; all in order if None.
-            **context: What `Backbone.enter` gives to every block.
+            **context: What `Backbone.enter` returns for every block.
         """
         return queries, keys
 
@@ -75,15 +75,15 @@ class Attention(nn.Module):
     def of_rows(
         self, x: Tensor, keep: Tensor, index: Tensor, **context: Tensor
     ) -> Tensor:
-        """Return what `forward` does, for chosen tokens only.
+        """Return what `forward` returns, for chosen tokens only.
 
-        All tokens are keys and values; queries, and what follows, are made of the
-        chosen ones.
+        Keys and values are computed for all tokens, queries and everything after them
+        only for the chosen ones.
 
         Args:
             x: Tokens, (B, N, D).
             keep: (B, N) bool, True for the R chosen tokens.
-            index: (R,), where they stand in `x.flatten(0, 1)`, on its device.
+            index: (R,), their indices in `x.flatten(0, 1)`, on its device.
             **context: As for `place`.
 
         Returns:
@@ -93,7 +93,7 @@ class Attention(nn.Module):
         images, _, width = x.shape
         count = keep.sum(1)
         longest = max(int(count.max()), 1)
-        # Each image's queries stand at the start of a row of the longest's length.
+        # Each image's queries are put at the start of a row as long as the longest.
         place = torch.arange(longest, device=keep.device) < count[:, None]
         slot = place.flatten().nonzero().squeeze(1).to(x.device)
         q = self.q(x.flatten(0, 1)[index])  # (R, D)
@@ -106,7 +106,7 @@ class Attention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         rows = None
         if context:
-            # What fills a row up is token 0, whose query nobody reads.
+            # Rows are filled up with token 0; these queries are not used.
             rows = index.new_zeros(images * longest)
             rows = rows.index_copy(0, slot, index % x.shape[1]).view(images, longest)
         q, k = self.place(self.q_norm(q), self.k_norm(k), rows, **context)
@@ -116,7 +116,7 @@ class Attention(nn.Module):
 
 
 def _cast_once(x: Tensor) -> Tensor:
-    """Return what autocast would make of *x* for each projection, and keep of it."""
+    """Cast *x* as autocast would, which would cast and store it for each projection."""
     if not under_autocast(x):
         return x
     return x.to(torch.get_autocast_dtype(x.device.type))
@@ -125,10 +125,10 @@ def _cast_once(x: Tensor) -> Tensor:
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, causal: bool
 ) -> Tensor:
-    """Return what each query (B, heads, N, D / heads) reads from the values."""
+    """Return the attended values for each query, (B, heads, N, D / heads)."""
     if q.device.type != 'cpu':
         return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal)
-    # On a CPU torch's backward in bfloat16 takes 2 to 8 times as long as in float32.
+    # On a CPU, torch's backward in bfloat16 takes 2 to 8 times as long as in float32.
     with autocast('cpu', enabled=False):
         if mask is not None and mask.is_floating_point():
             mask = mask.float()
@@ -141,16 +141,16 @@ def _attend(
 def split_linear(
     fused: nn.Linear, biases: Sequence[Tensor | None] | None
 ) -> list[nn.Linear]:
-    """Return the thirds of a Linear's rows as Linears of their own.
+    """Return the thirds of a Linear's rows as separate Linears.
 
     Args:
         fused: Rows of the queries, then of the keys, then of the values.
-        biases: One for each third, None where it has none; None for none at all.
+        biases: One for each third, None where it has none; None if there are none.
     """
     layers = []
     for index, weight in enumerate(fused.weight.detach().chunk(3)):
-        # On the meta device no numbers are drawn that would be thrown away: a seed
-        # gives the same weights as timm's own constructor.
+        # On the meta device, no unused random numbers are drawn, so that a seed gives
+        # the same weights as timm's own constructor.
         rows, columns = weight.shape
         bias = None if biases is None else biases[index]
         layer = nn.Linear(columns, rows, bias is not None, device='meta')

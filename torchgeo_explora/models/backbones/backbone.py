@@ -1,4 +1,4 @@
-"""The contract of every backbone."""
+"""The interface of every backbone."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ from torchgeo_explora.models.formats.fingerprint import fingerprint
 from torchgeo_explora.models.formats.names import fuse_qkv, split_qkv
 from torchgeo_explora.models.heads.mae_decoder import MAEDecoder
 
-#: Everything public of this package is named without the module it is in.
+#: Public names of this package leave out the module.
 PACKAGE = 'torchgeo_explora.models'
 
 
@@ -30,14 +30,14 @@ class Backbone(nn.Module, ABC):
     """A Vision Transformer as `embed` and `encode`.
 
     Self-supervised methods differ only between the two calls: iBOT replaces content
-    and keeps the positions, MAE drops tokens with their positions. A backbone knows
-    neither, and a method does not know what a position is.
+    and keeps the positions, MAE drops tokens with their positions. A backbone does not
+    know the method, and a method does not know what a position is.
 
-    A subclass sets `blocks` and `norm`, and `norm_pre` where there is one, with
-    attention layers that have their projections as `q`, `k` and `v`, and writes
-    `embed`, `patchify`, `prefix` and `start_from`. Where positions are not added to the
-    content, it overrides `enter`. Defining the class is enough for files to be built by
-    its name (`kind`), with the arguments that its constructor names.
+    A subclass sets `blocks`, `norm` and, if there is one, `norm_pre`; its attention
+    layers have their projections as `q`, `k` and `v`. It implements `embed`,
+    `patchify`, `prefix` and `start_from`. If positions are not added to the content, it
+    overrides `enter`. Once the class is defined, files can name it (`kind`), and its
+    backbones are built from them with the arguments that its constructor names.
 
     Args:
         arguments: The constructor's arguments as plain values, without weights:
@@ -45,34 +45,33 @@ class Backbone(nn.Module, ABC):
         embed_dim: D, width of a token.
         patch_size: Pixels along each side of a patch.
         in_channels: C, channels of an image.
-        image_size: Height and width in pixels that the position table stands for.
+        image_size: Height and width in pixels that the position table covers.
 
     Attributes:
         arguments: As above.
         record: Where the weights come from, and what `adapt` did to them.
-        bands: Names of the channels, where the backbone knows them.
+        bands: Names of the channels, if the backbone knows them.
         value_range: (low, high) of the sensor values that were mapped to [0, 1] when
-            the base was trained, each with one value per channel; None if not known.
+            the base was trained, each with one value per channel; None if unknown.
         mean: Mean of the images that the base was trained on, in [0, 1], by channel.
         std: Standard deviation, by channel.
-        pooling: What stands for an image unless a task is told: 'mean' where the base
-            was trained by masked autoencoding, which leaves the class token without a
-            target.
-        layers: Tokens at each place of the grid, one for each group of bands; those of
-            the first group come first, then those of the next.
-        checkpointing: Whether activations are recomputed in the backward pass: a block
-            keeps only its input.
+        pooling: A task's default pooling: 'mean' if the base was trained by masked
+            autoencoding, which leaves the class token without a target.
+        layers: Tokens at each place of the grid, one for each group of bands; all
+            tokens of the first group come first, then those of the next.
+        checkpointing: Whether activations are recomputed in the backward pass, so that
+            a block stores only its input.
     """
 
     norm_pre: nn.Module
     blocks: nn.Sequential
     norm: nn.Module
-    #: What a file may give the constructor beside the arguments that it names.
+    #: Arguments that a file may give in addition to those the constructor names.
     file_arguments: ClassVar[tuple[str, ...]] = ()
     _kinds: ClassVar[dict[str, type['Backbone']]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Let files name the class."""
+        """Register the class, so that files can name it."""
         super().__init_subclass__(**kwargs)
         Backbone._kinds[cls.public_name()] = cls
 
@@ -84,7 +83,7 @@ class Backbone(nn.Module, ABC):
         in_channels: int,
         image_size: tuple[int, int],
     ) -> None:
-        """Keep what describes the backbone; the subclass builds it."""
+        """Store the description of the backbone; the subclass builds it."""
         super().__init__()
         self.arguments = dict(arguments)
         self.embed_dim = embed_dim
@@ -103,18 +102,18 @@ class Backbone(nn.Module, ABC):
 
     @classmethod
     def public_name(cls) -> str:
-        """Return the name that files give the class: no module, where it is ours."""
+        """Return the name of the class in files, without the module if it is ours."""
         home = PACKAGE if cls.__module__.startswith(f'{PACKAGE}.') else cls.__module__
         return f'{home}.{cls.__qualname__}'
 
     @staticmethod
     def kind(name: str) -> type['Backbone'] | None:
-        """Return the backbone that a file names, None where none is defined.
+        """Return the class of backbone that a file names; None if there is none.
 
-        Nothing is imported: a class of yours must be defined before the file is read.
+        Nothing is imported: your own class must be defined before the file is read.
 
         Args:
-            name: A `public_name`, or what version 0.1 wrote: a name with its module.
+            name: A `public_name`, or a name with its module, as version 0.1 wrote it.
         """
         if name.startswith(f'{PACKAGE}.'):
             name = f'{PACKAGE}.{name.rpartition(".")[2]}'
@@ -128,16 +127,16 @@ class Backbone(nn.Module, ABC):
 
     @property
     def drawn(self) -> tuple[str, ...]:
-        """Modules with random values where the rest of the base comes from a file."""
+        """Modules with random values although the rest of the base was loaded."""
         return ()
 
     @abstractmethod
     def embed(self, image: Tensor, **metadata: Tensor) -> Tokens:
-        """Return the patch tokens of an image, content and position apart.
+        """Return the patch tokens of an image, with content and position separate.
 
         Args:
             image: Normalised pixels, (B, C, H, W).
-            **metadata: What else the backbone knows of the image, such as dates.
+            **metadata: Further inputs of the backbone for the image, such as dates.
 
         Raises:
             ValueError: If the number of channels or the image size does not fit.
@@ -151,18 +150,18 @@ class Backbone(nn.Module, ABC):
     def prefix(self) -> Tensor:
         """Return the special tokens with their position, (1, S, D), class token first.
 
-        They stand before the patch tokens in every block.
+        They come before the patch tokens in every block.
         """
 
     @abstractmethod
     def start_from(self, weights: WeightsEnum | PathLike[str] | str) -> None:
-        """Load published weights, of this kind of backbone or of one that it extends.
+        """Load published weights of this kind of backbone, or of one that it extends.
 
         Args:
             weights: A path, an enum or its name, or the name of a timm model.
 
         Raises:
-            FileNotFoundError: If the weights are not at hand and cannot be downloaded.
+            FileNotFoundError: If the weights are not on disk and cannot be downloaded.
             RuntimeError: If the weights do not fit; all misfits are listed.
         """
 
@@ -182,15 +181,15 @@ class Backbone(nn.Module, ABC):
             dim: Width of the decoder.
             depth: Number of blocks.
             heads: Attention heads.
-            mlp_ratio: Width of a block's hidden layer over the decoder's.
-            channel_dim: Part of the width for the code of a spectral group, where there
-                are groups.
-            time_dim: Part of the width for the code of a time, where there are times.
-            legacy_order: Whether bands are decoded in SatMAE's published order, where
+            mlp_ratio: Width of a block's hidden layer, relative to the decoder's.
+            channel_dim: Part of the width that encodes a spectral group, if there are
+                groups.
+            time_dim: Part of the width that encodes a time, if there are times.
+            legacy_order: Whether bands are decoded in SatMAE's published order, if
                 there are groups.
 
         Raises:
-            ValueError: If the widths do not go together.
+            ValueError: If the widths do not fit together.
         """
         return MAEDecoder(
             self.embed_dim,
@@ -206,11 +205,11 @@ class Backbone(nn.Module, ABC):
     def enter(
         self, content: Tensor, position: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return what enters the first block, and what every block gets beside it.
+        """Return the input of the first block, and further inputs of every block.
 
         Args:
             content: (B, K, D).
-            position: (1 or B, K, P), as `embed` gave it.
+            position: (1 or B, K, P), as `embed` returned it.
 
         Returns:
             All tokens, (B, S + K, D), and keyword arguments of the blocks and of their
@@ -227,11 +226,12 @@ class Backbone(nn.Module, ABC):
 
         Args:
             content: (B, K, D), any subset of an image's tokens in any order.
-            position: (1 or B, K, P), those of the same tokens, as `embed` gave them.
-            wanted: (B, K) bool, True where features are wanted, the class token's
-                always; all if None. The last block then works only on these: up to
-                rounding, `encode(content, position).patch[wanted]`. On any device: on
-                the CPU, nothing waits for an accelerator.
+            position: (1 or B, K, P), positions of the same tokens from `embed`.
+            wanted: (B, K) bool, True where features are wanted; all if None. The
+                feature of the class token is always returned. The last block then works
+                only on these: up to rounding, the patch features are
+                `encode(content, position).patch[wanted]`. *wanted* can be on any
+                device; on the CPU, nothing waits for an accelerator.
 
         Raises:
             ValueError: If there is no class token.
@@ -240,7 +240,7 @@ class Backbone(nn.Module, ABC):
         special = x.shape[1] - content.shape[1]
         if special < 1:
             raise ValueError(
-                f'`prefix` of {type(self).__name__} gives no token: a class token is'
+                f'`prefix` of {type(self).__name__} returns no token: a class token is'
                 ' required, before all others'
             )
         if wanted is None:
@@ -266,17 +266,17 @@ class Backbone(nn.Module, ABC):
         index: Tensor,
         context: Mapping[str, Tensor],
     ) -> Tensor:
-        """Return chosen rows of what a block puts out, (R, D), image by image.
+        """Return chosen rows of a block's output, (R, D), image by image.
 
         Args:
             block: One of `blocks`.
             x: All tokens, (B, S + K, D).
             keep: (B, S + K) bool, True for the R chosen tokens.
-            index: (R,), where they stand in `x.flatten(0, 1)`, on its device.
-            context: What the block gets beside the tokens.
+            index: (R,), their indices in `x.flatten(0, 1)`, on its device.
+            context: What the block gets in addition to the tokens.
         """
         plain = isinstance(block, Block) and hasattr(block.attn, 'of_rows')
-        # Drop path drops whole images, which rows on their own do not know.
+        # Drop path drops whole images, but separate rows do not know their image.
         if not plain or (block.training and isinstance(block.drop_path1, DropPath)):
             return block(x, **context).flatten(0, 1)[index]
         rows = x.flatten(0, 1)[index]
@@ -300,7 +300,7 @@ class Backbone(nn.Module, ABC):
     def features(
         self, image: Tensor, blocks: Sequence[int], **metadata: Tensor
     ) -> list[Features]:
-        """Return what chosen blocks put out, each after the final norm.
+        """Return the outputs of chosen blocks, each after the final norm.
 
         Args:
             image: Normalised pixels, (B, C, H, W).
@@ -334,11 +334,11 @@ class Backbone(nn.Module, ABC):
         Tensors that need no fusing share their memory with the parameters.
 
         Raises:
-            RuntimeError: If adapters are present: their weights have no such name.
+            RuntimeError: If there are adapters: their weights have no such name.
         """
         if self._adapted:
             raise RuntimeError(
-                'the backbone carries adapters, which have no published names:'
+                'the backbone has adapters, which have no published names:'
                 ' call canonical_state_dict on adapt.merged(backbone)'
             )
         return fuse_qkv(self.state_dict())
@@ -346,14 +346,14 @@ class Backbone(nn.Module, ABC):
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> _IncompatibleKeys:
-        """Load weights with fused or split attention, and record what they were.
+        """Load weights with fused or split attention, and record their fingerprint.
 
         The fingerprint is taken of the tensors as given, before any of them is resized,
-        cast or split, and only where they are a whole base: a delta or an adapted state
-        leaves it as it was.
+        cast or split, and only if they are a whole base: a delta or an adapted state
+        leaves it unchanged.
 
         Args:
-            state_dict: Tensors in published names, or in this module's own.
+            state_dict: Tensors under published names, or under this module's own.
             strict: Whether missing and unexpected keys are an error.
             assign: As in `torch.nn.Module.load_state_dict`.
 
@@ -369,14 +369,14 @@ class Backbone(nn.Module, ABC):
             keys = super().load_state_dict(fitted, strict, assign)
         except RuntimeError as error:
             raise RuntimeError(
-                f'the weights do not fit, choose the *model* that they are of: {error}'
+                f'the weights do not fit, choose the *model* they belong to: {error}'
             ) from error
         if not (keys.missing_keys or keys.unexpected_keys or self._adapted):
             self.record.fingerprint = fingerprint(published)
         return keys
 
     def _fitted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the state with what depends on the image size made to fit."""
+        """Return the state, with tensors that depend on the image size resized."""
         return state
 
     @property
@@ -399,14 +399,14 @@ class Backbone(nn.Module, ABC):
 
 
 def compile_blocks(module: nn.Module) -> None:
-    """Compile all transformer blocks in *module* that are not yet, in place.
+    """Compile all transformer blocks in *module* that are not compiled yet, in place.
 
-    Their shapes are those of the views. What follows them depends on how many patches
-    are masked, and is left as it is. Student, teacher and anchor have graphs of their
-    own at each size, and with drop path so has each block: torch's limits, made to
-    notice shapes that never repeat, are raised to allow for them.
+    Their shapes are fixed by the views. The shapes of later layers depend on how many
+    patches are masked, so these are not compiled. Student, teacher and anchor have
+    their own graphs at each size, and with drop path so does each block. torch's
+    limits, which guard against shapes that never repeat, are raised to allow for them.
     """
-    import torch._dynamo.config as limits  # slow to import, and needed only here
+    import torch._dynamo.config as limits  # slow to import, and only needed here
 
     parts = [part for part in module.modules() if isinstance(part, _COMPILED)]
     graphs = _KINDS_OF_PASS * max((len(part.blocks) for part in parts), default=0)
@@ -419,5 +419,5 @@ def compile_blocks(module: nn.Module) -> None:
 
 
 _COMPILED = (Backbone, MAEDecoder)
-# More than student, teacher and anchor have at two sizes, in both modes.
+# More than student, teacher and anchor need at two sizes, in both modes.
 _KINDS_OF_PASS = 16

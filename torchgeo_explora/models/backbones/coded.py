@@ -1,4 +1,4 @@
-"""Backbones whose tokens carry a code beside their position."""
+"""Backbones whose tokens carry a code in addition to their position."""
 
 from collections.abc import Mapping, Sequence
 from math import isqrt
@@ -24,20 +24,20 @@ from torchgeo_explora.models.formats.dinov3 import refuse_rotary
 from torchgeo_explora.models.formats.fingerprint import fingerprint
 from torchgeo_explora.models.heads.mae_decoder import mae_blocks
 
-# Parts of a plain ViT that a coded backbone has of another kind.
+# Parts of a plain ViT that are different in a coded backbone.
 _EMBEDDINGS = ('patch_embed.', 'pos_embed')
 
 
 class CodedBackbone(Backbone):
-    """The blocks of a plain ViT under embeddings that a plain ViT does not have.
+    """The blocks of a plain ViT with embeddings that a plain ViT does not have.
 
-    Of the D values that mark a token's place, the first D - E hold its position in the
+    Of the D values that are added to a token, the first D - E hold its position in the
     image, the last E a code of another kind: spectral group or time (SatMAE, Cong et
     al., https://arxiv.org/abs/2207.08051). Position and code start as sin-cos tables
-    and can train; the position table has a row for the class token, zero at the start,
-    which has no code.
+    and can be trained. The position table has a row for the class token, which starts
+    at zero; the class token has no code.
 
-    A subclass makes the `patch_embed` and what its code needs.
+    A subclass builds `patch_embed` and what its code needs.
 
     Args:
         arguments: As for `Backbone`.
@@ -47,15 +47,15 @@ class CodedBackbone(Backbone):
         embed_dim: D, width of a token.
         depth: Number of blocks.
         num_heads: Attention heads.
-        mlp_ratio: Width of a block's hidden layer over D.
+        mlp_ratio: Width of a block's hidden layer, relative to D.
         code_dim: E, width of the code.
-        code: Name of the argument that gives it, for the error.
+        code: Name of the argument that sets this width, for the error.
 
     Raises:
         ValueError: If a width or a size does not fit.
     """
 
-    #: What a plain ViT has of another kind, or not at all.
+    #: Modules and parameters that differ in a plain ViT, or do not exist there.
     own: tuple[str, ...] = ('patch_embed', 'pos_embed')
 
     def __init__(
@@ -82,7 +82,7 @@ class CodedBackbone(Backbone):
             raise ValueError(
                 f'*{code}* {code_dim} leaves {embed_dim - code_dim} of embed_dim'
                 f' {embed_dim} for the position, which needs a positive multiple of 4:'
-                f' take {embed_dim // 48 * 12 or 12}, for instance'
+                f' choose {embed_dim // 48 * 12 or 12}, for instance'
             )
         shared = {
             'image_size': size,
@@ -97,7 +97,7 @@ class CodedBackbone(Backbone):
             {**arguments, **shared}, embed_dim, patch_size, in_channels, size
         )
         self.code_dim = code_dim
-        # SatMAE trains its class token no more than MAE does.
+        # Like MAE, SatMAE gives the class token no target.
         self.pooling = 'mean'
         self.record.untrained = self.own
         self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, embed_dim))
@@ -109,9 +109,9 @@ class CodedBackbone(Backbone):
 
     @property
     def drawn(self) -> tuple[str, ...]:
-        """Modules with random values where the rest of the base comes from a file.
+        """Modules with random values although the rest of the base was loaded.
 
-        The sin-cos tables are not among them: every constructor gives the same.
+        The sin-cos tables are not among them: they always start with the same values.
         """
         if self.record.fingerprint is None:
             return ()
@@ -131,11 +131,11 @@ class CodedBackbone(Backbone):
         """Load weights of this kind of backbone, or of a plain ViT of its size.
 
         Args:
-            weights: Whatever `checkpoints.read_state` takes but True: a path, an enum
-                or its name, the name of a timm model.
+            weights: Whatever `checkpoints.read_state` takes except True: a path, an
+                enum or its name, the name of a timm model.
 
         Raises:
-            FileNotFoundError: If the weights are not at hand and cannot be downloaded.
+            FileNotFoundError: If the weights are not on disk and cannot be downloaded.
             RuntimeError: If the weights do not fit; all misfits are listed.
             ValueError: If they are of a rotary model.
         """
@@ -148,16 +148,17 @@ class CodedBackbone(Backbone):
             self.load_state_dict(fold_class_code(state))
 
     def load_transformer(self, state: Mapping[str, Tensor]) -> tuple[str, ...]:
-        """Take the blocks, the final norm and the class token of a plain ViT.
+        """Load the blocks, the final norm and the class token of a plain ViT.
 
         The class token absorbs its row of the position table. The patch embedding is
-        taken where it is of the same shape. The fingerprint is that of the plain ViT.
+        loaded if it has the same shape. The fingerprint is that of the plain ViT.
 
         Args:
-            state: All tensors of the plain ViT, in timm's names.
+            state: All tensors of the plain ViT, under timm's names.
 
         Returns:
-            What the plain ViT had nothing for, and starts as it was.
+            Modules and parameters without fitting weights in the plain ViT; they keep
+            their values.
 
         Raises:
             RuntimeError: If blocks, norm or class token do not fit, or if the ViT has
@@ -199,10 +200,13 @@ class CodedBackbone(Backbone):
 
 
 def _transformer(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a plain ViT's tensors but its embeddings, the class token positioned."""
+    """Return a plain ViT's tensors without embeddings; the class token has a position.
+
+    The position is the class token's row of the table.
+    """
     taken = {k: v for k, v in state.items() if not k.startswith(_EMBEDDINGS)}
     table = state.get('pos_embed')
-    # A table without a row for the class token is a square.
+    # A table without a row for the class token has a square number of rows.
     if table is not None and isqrt(table.shape[1]) ** 2 != table.shape[1]:
         row = table[:, :1].float()
         taken |= {k: v.float() + row for k, v in taken.items() if k == 'cls_token'}

@@ -1,4 +1,4 @@
-"""DOFA: a Vision Transformer whose patch embedding follows the bands' wavelengths."""
+"""DOFA: a Vision Transformer whose patch embedding depends on wavelengths."""
 
 from collections.abc import Sequence
 from os import PathLike
@@ -16,8 +16,8 @@ from torchgeo_explora.models.backbones.tokens import Tokens, check_size, pair
 from torchgeo_explora.models.checkpoints import read_state
 from torchgeo_explora.models.heads.mae_decoder import mae_blocks
 
-#: Central wavelengths in micrometres by the name of a band, as DOFA was trained with
-#: them. Those of radar are marks that tell it from optical bands.
+#: Central wavelengths in micrometres by the name of a band, as used to train DOFA. The
+#: values for radar only distinguish it from optical bands.
 WAVELENGTHS = {
     'B01': 0.443,
     'B02': 0.49,
@@ -41,43 +41,45 @@ WAVELENGTHS = {
     'VV': 3.75,
     'VH': 3.75,
 }
-# Width of a wavelength's code, tokens that stand for all wavelengths, heads and hidden
-# width of the layer that joins them, and the scale of the kernels: of the release.
+# As in the release: width of a wavelength's code, tokens that all wavelengths share,
+# heads and hidden width of the layer that joins them, and the scale of the kernels.
 _CODE, _SHARED, _HEADS, _HIDDEN, _SCALE = 128, 128, 4, 2048, 0.01
 
 
 class DOFAViT(Backbone):
-    """A ViT for the bands of any sensor, told apart by their wavelengths (DOFA).
+    """A ViT for the bands of any sensor, which it knows by their wavelengths (DOFA).
 
-    The kernel of the patch embedding is made from the wavelengths by a small network;
-    everything behind it is a plain ViT with fixed sin-cos positions. So one set of
-    weights serves 1 to N bands in any order. Its names are those of TorchGeo's `DOFA`
-    without a head, except that `attn.qkv` is split. What differs: positions are resized
-    for other image sizes, by DINOv2's rule at run time, and there is always a final
-    norm. The released weights have none; theirs starts at 1 and 0.
+    A small network computes the kernel of the patch embedding from the wavelengths;
+    everything after it is a plain ViT with fixed sin-cos positions. So one set of
+    weights serves any number of bands in any order. Names are those of TorchGeo's
+    `DOFA` without a head, except that `attn.qkv` is split. Differences: positions are
+    resized for other image sizes, by DINOv2's rule at run time, and there is always a
+    final norm. The released weights have none, so its weight starts at 1 and its bias
+    at 0.
 
-    Mean and standard deviation are 0.5 and 0.25: where mean -+ 2 standard deviations of
-    a band are mapped to [0, 1], each band has mean 0 and standard deviation 1, as in
-    DOFA's training.
+    Mean and standard deviation are 0.5 and 0.25: if a band's mean +- 2 standard
+    deviations are mapped to [0, 1], the normalised band has mean 0 and standard
+    deviation 1, as in DOFA's training.
 
     Reference: Xiong et al., *DOFA* (https://arxiv.org/abs/2403.15356).
 
     Args:
-        wavelengths: Central wavelength of each channel in micrometres; those of *bands*
-            if None.
+        wavelengths: Central wavelength of each channel in micrometres; looked up for
+            *bands* if None.
         weights: None for random weights, or as for `start_from`.
         image_size: Training size in pixels, one number or height and width.
-        bands: Names of the channels, which a task then selects by name from those of
-            its images; their wavelengths are looked up in `WAVELENGTHS`, unless given.
-            There, B01 to B12 are Sentinel-2's: Landsat's B5 has another wavelength.
+        bands: Names of the channels, by which a task then selects them from the bands
+            of its images; their wavelengths are looked up in `WAVELENGTHS` unless
+            given. There, B01 to B12 are Sentinel-2's: Landsat's B5 has another
+            wavelength.
         patch_size: Pixels along each side of a patch.
         embed_dim: D, width of a token.
         depth: Number of blocks.
         num_heads: Attention heads.
-        mlp_ratio: Width of a block's hidden layer over D.
+        mlp_ratio: Width of a block's hidden layer, relative to D.
 
     Raises:
-        FileNotFoundError: If the weights are not at hand and cannot be downloaded.
+        FileNotFoundError: If the weights are not on disk and cannot be downloaded.
         RuntimeError: If the weights do not fit.
         ValueError: If the wavelength of a band is unknown or out of range, there are
             none, or a size does not fit.
@@ -119,7 +121,7 @@ class DOFAViT(Backbone):
         super().__init__(arguments, embed_dim, patch_size, len(waves), size)
         self.bands = None if bands is None else tuple(bands)
         self.mean, self.std = (0.5,) * len(waves), (0.25,) * len(waves)
-        # An argument, not state: weights are the same for all wavelengths.
+        # An argument, not state: the weights are the same for all wavelengths.
         self.register_buffer('wavelengths', torch.tensor(waves), persistent=False)
         self.patch_embed = WavelengthEmbedding(patch_size, embed_dim)
         self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, embed_dim))
@@ -132,14 +134,14 @@ class DOFAViT(Backbone):
             self.start_from(weights)
 
     def start_from(self, weights: WeightsEnum | PathLike[str] | str) -> None:
-        """Load weights in the names of TorchGeo's `DOFA`.
+        """Load weights under the names of TorchGeo's `DOFA`.
 
         Args:
-            weights: Whatever `checkpoints.read_state` takes but True, such as
+            weights: Whatever `checkpoints.read_state` takes except True, such as
                 `DOFABase16_Weights.DOFA_MAE`.
 
         Raises:
-            FileNotFoundError: If the weights are not at hand and cannot be downloaded.
+            FileNotFoundError: If the weights are not on disk and cannot be downloaded.
             RuntimeError: If the weights do not fit; all misfits are listed.
             ValueError: If they are of another architecture or width.
         """
@@ -165,9 +167,9 @@ class DOFAViT(Backbone):
         self.record.extras = extras
 
     def embed(self, image: Tensor, **metadata: Tensor) -> Tokens:
-        """Return the patch tokens of an image, content and position apart.
+        """Return the patch tokens of an image, with content and position separate.
 
-        A token sees its patch moved up and left by one pixel, as in DOFA.
+        The patch that a token sees is shifted up and left by one pixel, as in DOFA.
 
         Args:
             image: Normalised pixels, (B, C, H, W); H and W are multiples of the patch
@@ -218,7 +220,7 @@ class DOFAViT(Backbone):
 
 
 class WavelengthEmbedding(nn.Module):
-    """Patch embedding with a kernel for each wavelength (DOFA, section 3.2).
+    """Patch embedding with its own kernel for each wavelength (DOFA, section 3.2).
 
     Args:
         patch_size: p, pixels along each side of a patch.
@@ -261,8 +263,8 @@ _MIX = ('w1', 'w2')
 def wave_code(wavelengths: Tensor) -> Tensor:
     """Return the sin-cos code of wavelengths in nanometres, (C,) -> (C, 128) float32.
 
-    As `functional.sincos_1d`, but in float32, in which the released weights learnt: at
-    angles of thousands the last digits of the two differ.
+    Like `functional.sincos_1d`, but computed in float32, as when the released weights
+    were trained: at angles in the thousands, the last digits of the two differ.
 
     Args:
         wavelengths: In micrometres.
@@ -274,7 +276,7 @@ def wave_code(wavelengths: Tensor) -> Tensor:
 
 
 class _Generator(nn.Module):
-    """From the codes of wavelengths (C, 128) to kernels (C, P * D) and a bias (D,).
+    """Computes kernels (C, P * D) and a bias (D,) from codes of wavelengths (C, 128).
 
     One transformer layer joins the codes with tokens that all wavelengths share.
     """
@@ -297,9 +299,9 @@ class _Generator(nn.Module):
 
 
 class _Layer(nn.Module):
-    """A transformer layer with norms behind its branches, in torch's names.
+    """A transformer layer with norms after its branches, under torch's names.
 
-    Not torch's own, which reads weights past the hooks that `store_frozen` sets.
+    Not torch's own, which reads weights without the hooks that `store_frozen` sets.
     """
 
     def __init__(self) -> None:
@@ -333,7 +335,7 @@ class _SelfAttention(nn.Module):
 def _wavelengths(
     given: Sequence[float] | None, bands: Sequence[str] | None
 ) -> list[float]:
-    """Return one wavelength for each channel, or say what is missing."""
+    """Return one wavelength for each channel, or raise and say what is missing."""
     if given is None:
         if not bands:
             raise ValueError(
@@ -343,7 +345,7 @@ def _wavelengths(
         known = {_key(name): wave for name, wave in WAVELENGTHS.items()}
         if unknown := [name for name in bands if _key(name) not in known]:
             raise ValueError(
-                f'the wavelength of {", ".join(unknown)} is not known: give'
+                f'the wavelength of {", ".join(unknown)} is unknown: give'
                 f' *wavelengths*, or choose from {", ".join(WAVELENGTHS)}'
             )
         return [known[_key(name)] for name in bands]
@@ -365,7 +367,7 @@ _SHORT = {'R': 'RED', 'G': 'GREEN', 'B': 'BLUE', 'N': 'NIR'}
 
 
 def _key(band: str) -> str:
-    # Kornia is slow to import, and comes with it.
+    # This imports Kornia, which is slow.
     from torchgeo_explora.augment.bands import spell_band
 
     name = spell_band(band).upper()

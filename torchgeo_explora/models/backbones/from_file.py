@@ -1,7 +1,7 @@
-"""A backbone from what a file says of it; the file is not trusted.
+"""A backbone from the description in a file that is not trusted.
 
 A delta, an exported file and a checkpoint name a class and its arguments. Only classes
-that are defined already are built, nothing is imported, and only arguments that
+that are already defined are built, nothing is imported, and only arguments that
 describe an architecture reach a constructor: none that names a file, downloads
 anything, or asks for more memory than a Vision Transformer can need.
 """
@@ -20,7 +20,7 @@ from torchvision.models._api import WeightsEnum
 from torchgeo_explora.models.backbones.backbone import PACKAGE, Backbone
 from torchgeo_explora.terminal import printable
 
-# Largest sizes that are built: twice and more of what any published ViT has.
+# Largest sizes that are built: at least twice those of any published ViT.
 _COUNTS = {
     'channel_embed_dim': (1, 8192),
     'depth': (1, 128),
@@ -61,7 +61,7 @@ _MOST_TOKENS = 2**18
 _MOST_PARAMETERS = 10**10
 _LONGEST = 100_000
 
-#: What no file may set, whatever a constructor takes.
+#: Arguments that no file may set, whatever a constructor takes.
 NEVER = {
     *('cache_dir', 'checkpoint', 'checkpoint_path', 'pretrained', 'pretrained_cfg'),
     *('pretrained_cfg_overlay', 'self', 'weights'),
@@ -77,10 +77,10 @@ def backbone_from_file(
     """Return the backbone that a file describes.
 
     Args:
-        name: Class of the backbone, as `Backbone.public_name` gives it.
+        name: Class of the backbone, as `Backbone.public_name` returns it.
         arguments: The constructor's arguments by name.
         weights: What the *user* gives as weights, never what the file says.
-        source: The file, for the errors.
+        source: The file, for error messages.
 
     Raises:
         ValueError: If no such backbone is defined, or an argument is unknown, of the
@@ -91,7 +91,7 @@ def backbone_from_file(
     if kind.__module__.startswith(f'{PACKAGE}.'):
         _outline(kind, values, source)
     build: Any = kind
-    # The argument is left out where there are none: a class of yours may not have it.
+    # Left out if there are no weights: a user's own class may not have the argument.
     backbone: Backbone = (
         build(**values) if weights is None else build(**values, weights=weights)
     )
@@ -101,12 +101,12 @@ def backbone_from_file(
 def outline_from_file(
     name: Any, arguments: Any, source: object = 'the file'
 ) -> Backbone:
-    """Return the backbone that a file describes without values, for its sizes only.
+    """Return the backbone that a file describes, without values, for its sizes only.
 
     Args:
         name: As for `backbone_from_file`.
         arguments: As for `backbone_from_file`.
-        source: The file, for the errors.
+        source: The file, for error messages.
 
     Raises:
         ValueError: As for `backbone_from_file`.
@@ -118,21 +118,22 @@ def outline_from_file(
 def statistics_from_file(
     backbone: Backbone, metadata: Mapping[str, Any], source: object = 'the file'
 ) -> None:
-    """Give a backbone the mean and standard deviation that a file holds, if it does.
+    """Give a backbone the mean and standard deviation that a file holds, if any.
 
-    A backbone that knows bands and range of its weights gets the range that the file
-    was trained with, which mean and standard deviation belong to, and the bands, in the
-    order in which they were given to it.
+    A backbone that knows the range of its weights also gets the range that the file was
+    trained with, to which mean and standard deviation refer, and its bands in the order
+    of training.
 
     Args:
         backbone: It is changed in place.
-        metadata: Those of the file; *mean*, *std* and *bands* are lists in JSON,
+        metadata: The file's metadata; *mean*, *std* and *bands* are lists in JSON,
             *value_range* two of them.
-        source: The file, for the errors.
+        source: The file, for error messages.
 
     Raises:
-        ValueError: If these are not finite numbers, one for each channel or 3; of a
-            range one for each channel or 1; or bands without a name for each channel.
+        ValueError: If mean or standard deviation are not finite numbers, 3 or one per
+            channel; if a range does not have 1 or one per channel; or if there is not
+            one band name per channel.
     """
     for name in ('mean', 'std'):
         if name not in metadata:
@@ -224,7 +225,7 @@ def _kind(name: Any, source: object) -> type[Backbone]:
 
 
 def _checked(kind: type[Backbone], arguments: Any, source: object) -> dict[str, Any]:
-    """Return the arguments; raise where one is not for this class."""
+    """Return the arguments; raise if one does not fit this class."""
     title = f'{source} cannot describe a {kind.__name__}'
     if not isinstance(arguments, Mapping):
         raise ValueError(
@@ -254,9 +255,9 @@ def _checked(kind: type[Backbone], arguments: Any, source: object) -> dict[str, 
 
 
 def _misfit(name: str, value: Any) -> str | None:
-    """Return what is expected of an argument, None where its value is good."""
+    """Return what is expected of an argument; None if its value is good."""
     if value is None and name not in _COUNTS:
-        return None  # the constructor's word for its default, or its error
+        return None  # means the default; otherwise the constructor raises
     if name in _COUNTS:
         low, high = _COUNTS[name]
         good = _is_whole(value) and low <= value <= high
@@ -287,7 +288,7 @@ def _misfit(name: str, value: Any) -> str | None:
         pairs = isinstance(value, list | tuple) and len(value) == 2
         good = pairs and all(map(_is_numbers, value))
         return None if good else 'two lists of finite numbers, low and high'
-    # The argument of a class of yours.
+    # An argument of a user's own class.
     return None if _is_plain(value) else 'plain values, at most 100 kB of JSON'
 
 
@@ -332,7 +333,7 @@ def _outline(
     try:
         with torch.device('meta'):
             backbone: Backbone = build(**values)
-    # What a constructor makes of sizes that do not go together can be any error.
+    # Sizes that do not fit together can cause any error in a constructor.
     except Exception as error:
         raise ValueError(
             f'{source} describes a {kind.__name__} that cannot be built:'
@@ -347,6 +348,6 @@ def _outline(
         if count > most:
             raise ValueError(
                 f'{source} describes a {kind.__name__} with {count:,} {what}, expected'
-                f' at most {most:,}: build the backbone yourself if it is meant so'
+                f' at most {most:,}: if this is intended, build the backbone yourself'
             )
     return backbone

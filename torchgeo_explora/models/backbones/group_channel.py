@@ -27,11 +27,11 @@ SATMAE_GROUPS = (
 class GroupChannelViT(CodedBackbone):
     """A ViT that embeds every patch once per group of spectral bands (SatMAE).
 
-    Tokens are those of the first group, row by row, then those of the next. Each
-    carries its position in the image and the code of its group. What differs from
-    SatMAE: groups name bands, position and channel code are parameters in
-    pre-training too, and the class token carries its row of the position table, which
-    is zero in SatMAE's pre-training weights.
+    The tokens of the first group come first, row by row, then those of the next. Each
+    carries its position in the image and the code of its group. Differences from
+    SatMAE: groups name bands, position and channel code are parameters in pre-training
+    too, and the class token gets its row of the position table, which is zero in
+    SatMAE's pre-training weights.
 
     Pixels are expected in [0, 1] without further normalisation, as in SatMAE.
 
@@ -39,24 +39,25 @@ class GroupChannelViT(CodedBackbone):
 
     Args:
         bands: Names of the image's channels, in their order. By default the 10 of 13
-            Sentinel-2 bands that SatMAE takes.
+            Sentinel-2 bands that SatMAE uses.
         groups: Names of the bands of each group; every band is in exactly one.
         image_size: Training size in pixels, one number or height and width.
         patch_size: Pixels along each side of a patch.
         embed_dim: D, width of a token.
         depth: Number of blocks.
         num_heads: Attention heads.
-        mlp_ratio: Width of a block's hidden layer over D.
-        channel_embed_dim: E, width of the channel code; the position has the rest of D.
+        mlp_ratio: Width of a block's hidden layer, relative to D.
+        channel_embed_dim: E, width of the channel code; the position takes the rest of
+            D.
         weights: None for random weights, or as for `start_from`.
 
     Attributes:
         group_indices: For each group, the channels of the image that it takes.
-        mean: Of the images that the base was trained on: 0 for every channel.
-        std: Likewise, 1 for every channel.
+        mean: Mean of the images that the base was trained on: 0 for every channel.
+        std: Standard deviation of these images: 1 for every channel.
 
     Raises:
-        FileNotFoundError: If the weights are not at hand and cannot be downloaded.
+        FileNotFoundError: If the weights are not on disk and cannot be downloaded.
         RuntimeError: If the weights do not fit.
         ValueError: If a band is unknown, repeated or in no group, or a size does not
             fit.
@@ -78,7 +79,7 @@ class GroupChannelViT(CodedBackbone):
         channel_embed_dim: int = 256,
         weights: WeightsEnum | PathLike[str] | str | None = None,
     ) -> None:
-        """Build embeddings and codes around the blocks."""
+        """Build the embeddings, the codes and the blocks."""
         names, members = list(bands), [list(group) for group in groups]
         _check_groups(names, members)
         super().__init__(
@@ -111,7 +112,7 @@ class GroupChannelViT(CodedBackbone):
             self.start_from(weights)
 
     def embed(self, image: Tensor, **metadata: Tensor) -> Tokens:
-        """Return the patch tokens of an image, content and position apart.
+        """Return the patch tokens of an image, with content and position separate.
 
         Args:
             image: Pixels in [0, 1], (B, C, H, W), with the channels of `bands`.
@@ -166,9 +167,9 @@ class GroupChannelViT(CodedBackbone):
     def patchify(self, image: Tensor) -> Tensor:
         """Return the pixels of an image as (B, N, P), in the order of `embed`.
 
-        Inside a patch the order is channel (of the group), row, column, as in SatMAE.
-        P is that of the largest group; values that a smaller group does not have are
-        NaN, which `functional.masked_mse` ignores.
+        Inside a patch, the order is channel (of the group), row, column, as in SatMAE.
+        P is that of the largest group; smaller groups are filled up with NaN, which
+        `functional.masked_mse` ignores.
         """
         self._check_channels(image)
         pixels = [patchify(part, self.patch_size, 'chw') for part in self._parts(image)]
@@ -210,7 +211,7 @@ def _check_groups(bands: list[str], groups: list[list[str]]) -> None:
     if unknown := [band for band in grouped if band not in bands]:
         raise ValueError(
             f'*groups* names {", ".join(unknown)}, not among the *bands*'
-            f' {", ".join(bands)}: add to *bands* or leave out'
+            f' {", ".join(bands)}: add to *bands* or remove'
         )
     if len(set(grouped)) != len(grouped):
         raise ValueError(
@@ -220,7 +221,7 @@ def _check_groups(bands: list[str], groups: list[list[str]]) -> None:
     if lost := [band for band in bands if band not in grouped]:
         raise ValueError(
             f'*bands* has {", ".join(lost)}, in none of the *groups*: add to a group or'
-            ' leave out'
+            ' remove'
         )
 
 

@@ -1,4 +1,4 @@
-"""Visual prompts: tokens that train beside those of an image."""
+"""Visual prompts: trained tokens in addition to those of an image."""
 
 import math
 from typing import Any
@@ -14,17 +14,17 @@ class Prompts(nn.Module):
 
     Jia et al., *Visual Prompt Tuning* (https://arxiv.org/abs/2203.12119). Shallow
     prompts enter the first block and go through all; deep ones are replaced before
-    every block by that block's own. They stand between the class token and the
+    every block by that block's own. They are placed between the class token and the
     patches, and are removed after the last block, so that features keep their shape.
-    Values start uniform within sqrt(6 / (3 p^2 + D)), as in the reference code.
+    Values start uniform within +- sqrt(6 / (3 p^2 + D)), as in the reference code.
 
-    The blocks get hooks, and nothing of the backbone changes: no name, no weight. PEFT
-    has no prompts for a ViT.
+    The blocks get hooks; no name and no weight of the backbone changes. PEFT has no
+    prompts for a ViT.
 
     Args:
-        backbone: Its blocks get the prompts.
+        backbone: The backbone whose blocks get the prompts.
         count: Prompts for each block, 1 or more.
-        deep: Whether every block has its own.
+        deep: Whether every block has its own prompts.
 
     Raises:
         ValueError: If *count* is below 1.
@@ -51,7 +51,7 @@ class Prompts(nn.Module):
         return self.tokens.shape[1]
 
     def _entering(self, index: int) -> Any:
-        # Before a later block those of the one before are there to be replaced.
+        # Before a later block, the prompts of the previous one are replaced.
         first = 1 + (self.count if index else 0)
 
         def hook(block: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

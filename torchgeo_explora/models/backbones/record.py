@@ -1,4 +1,4 @@
-"""What is known of a module's weights beside their values."""
+"""What is known about a module's weights, apart from their values."""
 
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -12,11 +12,11 @@ class Adapted(NamedTuple):
     adaptation: Any
     """The `Adaptation`."""
     delta: tuple[str, ...]
-    """State dict keys of the delta: what trains and what the adapter added."""
+    """State dict keys of the delta: what is trained and what the adapter added."""
     base_parameters: int
-    """Size of the module before the adapter came."""
+    """Number of parameters of the module without the adapter."""
     frozen: tuple[str, ...]
-    """Parameters of the plain module that did not train before either."""
+    """Parameters of the plain module that were frozen before, too."""
 
 
 @dataclass
@@ -28,27 +28,27 @@ class Record:
     """
 
     fingerprint: str | None = None
-    """SHA-256 of the last complete base that was loaded; None before."""
+    """SHA-256 of the last complete base that was loaded; None if there was none."""
     lineage: str | None = None
     """'base+delta': the fingerprints of a base and of each delta folded into it."""
     extras: dict[str, Tensor] = field(default_factory=dict)
-    """What the weights held beside the backbone: mask token, decoder, heads. On the
-    CPU; whoever needs it may take it and leave {}."""
+    """What the weights held in addition to the backbone: mask token, decoder, heads. On
+    the CPU; code that needs it may take it and leave {}."""
     untrained: tuple[str, ...] = ()
     """Modules and parameters outside the blocks that no weights were loaded for, as
-    `Adaptation(modules=...)` takes them: they have to train."""
+    `Adaptation(modules=...)` takes them: they have to be trained."""
     rounded: bool = False
     """Whether `store_frozen` has rounded the base."""
     adapted: Adapted | None = None
     """What `adapt` did; None for a plain module."""
 
     def take_extras(self) -> dict[str, Tensor]:
-        """Return `extras` and forget them: copies of the module would copy them too."""
+        """Return and clear `extras`, which copies of the module would copy too."""
         extras, self.extras = self.extras, {}
         return extras
 
 
 def record_of(module: nn.Module) -> Record | None:
-    """Return the record of *module* itself, None where it has none."""
+    """Return the record of *module* itself; None if it has none."""
     record = vars(module).get('record')
     return record if isinstance(record, Record) else None

@@ -1,4 +1,4 @@
-"""Models of timm that cannot be backbones here: why, and what to use instead."""
+"""timm models that cannot be backbones here: why, and what to use instead."""
 
 import re
 
@@ -7,8 +7,8 @@ import torch
 from timm.layers.hybrid_embed import HybridEmbed
 from torch import nn
 
-# By class: what tokens cannot do there that pre-training asks of them, and the nearest
-# model that is supported, of the same {size}.
+# By class: why pre-training cannot use its tokens, and the nearest supported model of
+# the same {size}.
 _KINDS = {
     'Beit': (
         (
@@ -26,7 +26,7 @@ _KINDS = {
         'vit_{size}_patch16_224.mae',
     ),
     'VisionTransformerDistilled': (
-        'has a token for distillation beside the class token',
+        'has a token for distillation in addition to the class token',
         'deit_{size}_patch16_224',
     ),
     'Eva': ('has positions of another kind', 'vit_{size}_patch16_dinov3'),
@@ -39,7 +39,7 @@ _ANY = 'vit_{size}_patch14_dinov2'
 
 
 def alternative(model: str, built: nn.Module) -> str:
-    """Return what keeps a timm model from being a backbone, and the nearest that is.
+    """Return why a timm model cannot be a backbone, and the nearest one that can.
 
     Args:
         model: Its name.
@@ -59,7 +59,7 @@ def alternative(model: str, built: nn.Module) -> str:
     name = nearest.format(size=word[0] if word else 'base')
     if not timm.is_model_pretrained(name):
         name = nearest.format(size='base')
-    return f'{f"it {reason}; " if reason else ""}the nearest that is taken is {name}'
+    return f'{f"it {reason}; " if reason else ""}the nearest supported model is {name}'
 
 
 def alternative_to_unbuilt(model: str, taken: type[nn.Module]) -> str:
@@ -67,8 +67,8 @@ def alternative_to_unbuilt(model: str, taken: type[nn.Module]) -> str:
 
     Args:
         model: Its name.
-        taken: The class that is taken: where the model is of this class, the arguments
-            are wrong, and nothing is returned.
+        taken: The supported class. If the model is of this class, the arguments are
+            wrong, and '' is returned.
 
     Returns:
         '; ' and the end of a sentence, or ''.

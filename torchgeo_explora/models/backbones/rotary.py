@@ -39,38 +39,38 @@ class RotaryViT(Backbone):
 
     Modules and weights keep timm's names, except that `attn.qkv` is split into `q`, `k`
     and `v`. A position is the sine and cosine of each patch's coordinates: `encode`
-    rotates queries and keys by it, so there is no table to resize, and any image size
-    is used as it is. Class and register tokens are not rotated.
+    rotates queries and keys by it, so there is no table to resize, and images of any
+    size can be used directly. Class and register tokens are not rotated.
 
     Siméoni et al., *DINOv3* (https://arxiv.org/abs/2508.10104). In training,
     coordinates can be shifted, then jittered, then rescaled: drawn for each batch by
-    torch's CPU generator, and never in evaluation, so not for a teacher. DINOv3
-    rescales by up to 2. Mean and standard deviation are those that timm knows of the
+    torch's CPU generator, and never in eval mode, so not for a teacher. DINOv3
+    rescales by up to 2. Mean and standard deviation are those that timm has for the
     weights: weights of SAT-493M have their own.
 
     Args:
         model: Name of a timm model.
-        weights: As for `ViT`. A file of SAT-493M is known by that word in its name, or
-            in that of a folder or repository that it is in.
+        weights: As for `ViT`. A file of SAT-493M is recognised by that word in its
+            name, or in the name of a folder or repository that contains it.
         in_channels: C, channels of an image.
         image_size: Training size in pixels, one number or height and width; timm's
             default for the model if None.
         rope_shift_coords: s; coordinates, in [-1, 1], are shifted along each axis by
-            up to s either way.
-        rope_jitter_coords: j; they are multiplied by a factor for each axis,
+            up to s in either direction.
+        rope_jitter_coords: j; coordinates are multiplied by a factor for each axis,
             log-uniform in [1 / j, j].
-        rope_rescale_coords: r; they are multiplied by one factor, log-uniform in
-            [1 / r, r].
+        rope_rescale_coords: r; coordinates are multiplied by one factor for both axes,
+            log-uniform in [1 / r, r].
         **timm_kwargs: Further arguments of the timm model, such as embed_dim, depth,
             num_heads, patch_size, drop_path_rate.
 
     Raises:
-        FileNotFoundError: If the weights are not at hand and cannot be downloaded.
+        FileNotFoundError: If the weights are not on disk and cannot be downloaded.
         RuntimeError: If the weights do not fit.
         TypeError: If timm does not know an argument.
         ValueError: If the model is unknown or of another kind, `image_size` is not a
             multiple of its patch size, the weights are of another kind of model, or a
-            range of the coordinates makes no sense.
+            range of the coordinates is not valid.
     """
 
     file_arguments = (
@@ -120,19 +120,19 @@ class RotaryViT(Backbone):
             self.start_from(weights)
 
     def start_from(self, weights: WeightsEnum | PathLike[str] | str | bool) -> None:
-        """Load weights, as `ViT.start_from` does, with their mean and deviation.
+        """Load weights, as `ViT.start_from` does, with their mean and std.
 
-        Biases of q and v that are all zero are the same as none.
+        Biases of q and v that are all zero are treated as no biases.
 
         Args:
-            weights: As for the constructor; True for timm's own of this model.
+            weights: As for the constructor; True for timm's own for this model.
 
         Raises:
-            FileNotFoundError: If the weights are not at hand and cannot be downloaded.
+            FileNotFoundError: If the weights are not on disk and cannot be downloaded.
             RuntimeError: If the weights do not fit; all misfits are listed.
             ValueError: If they are of another kind of model; the message says which.
         """
-        plain_enum(weights)  # refuses other architectures by a sentence
+        plain_enum(weights)  # refuses other architectures with a clear message
         model = self.arguments['model']
         state, extras = read_state(weights, model, self.in_channels)
         periods = extras.pop(PERIODS, None)
@@ -156,34 +156,34 @@ class RotaryViT(Backbone):
     def _misfit(
         self, state: Mapping[str, Tensor], periods: Tensor | None
     ) -> str | None:
-        """Return what about weights is of another model, None if nothing obvious is."""
+        """Return how weights differ from this model, None if not in an obvious way."""
         if 'pos_embed' in state:
             return (
                 'hold a table of positions (pos_embed), and a rotary model has none:'
-                ' choose the *model* that they are of'
+                ' choose the *model* they belong to'
             )
         tokens: list[Any] = [state.get('reg_token'), self.reg_token]
         found, own = (0 if token is None else token.shape[1] for token in tokens)
         if found != own:
             return (
                 f'hold {found} register (storage) tokens, expected {own}: choose the'
-                f' *model* that they are of, or give num_reg_tokens={found}'
+                f' *model* they belong to, or give num_reg_tokens={found}'
             )
         kernel = state.get('patch_embed.proj.weight')
         if kernel is not None and kernel.shape[-1] != self.patch_size:
             return (
                 f'embed patches of {kernel.shape[-1]} pixels, expected'
-                f' {self.patch_size}: choose the *model* that they are of, or give'
+                f' {self.patch_size}: choose the *model* they belong to, or give'
                 f' patch_size={kernel.shape[-1]}'
             )
         if not self._biased and any(
             key.endswith('.attn.q_bias') for key in without_zero_biases(state)
         ):
             return (
-                'have biases of queries and values: choose the *model* of that kind,'
+                'have biases of queries and values: choose a *model* of that kind,'
                 ' such as vit_small_patch16_dinov3_qkvb'
             )
-        # FAIR's files have them in bfloat16, of 8 bits; timm computes them.
+        # FAIR's files have the periods in bfloat16, with 8 bits; timm computes them.
         rope: Any = self.rope
         if periods is not None and (
             periods.shape != rope.periods.shape
@@ -191,8 +191,8 @@ class RotaryViT(Backbone):
         ):
             return (
                 f'rotate by other periods, {periods.float().tolist()[:4]} ..., expected'
-                f' {rope.periods.tolist()[:4]} ...: give the *num_heads* and the'
-                ' *rope_temperature* that they are of'
+                f' {rope.periods.tolist()[:4]} ...: give their *num_heads* and'
+                ' *rope_temperature*'
             )
         return None
 
@@ -237,7 +237,7 @@ class RotaryViT(Backbone):
     def enter(
         self, content: Tensor, position: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return all tokens, and by how much each is rotated in every block."""
+        """Return all tokens, and the rotation of each, which every block gets."""
         prefix = self.prefix().expand(len(content), -1, -1)
         still = torch.zeros_like(position[:, :1])
         still[..., position.shape[-1] // 2 :] = 1  # sine 0 and cosine 1
@@ -252,7 +252,7 @@ class RotaryViT(Backbone):
         index: Tensor,
         context: Mapping[str, Tensor],
     ) -> Tensor:
-        """Return chosen rows of what a block puts out: see `Backbone.block_rows`."""
+        """Return chosen rows of a block's output: see `Backbone.block_rows`."""
         if block.training and isinstance(block.drop_path1, DropPath):
             return block(x, **context).flatten(0, 1)[index]
         rows = x.flatten(0, 1)[index]
@@ -262,10 +262,10 @@ class RotaryViT(Backbone):
 
 
 class RotaryAttention(Attention):
-    """timm's `EvaAttention` with its fused `qkv` as three Linears, same output.
+    """timm's `EvaAttention` with its fused `qkv` as three Linears; same output.
 
     Args:
-        fused: timm's attention. A bias of its own for the keys does not exist.
+        fused: timm's attention. Its keys have no bias.
     """
 
     def __init__(self, fused: EvaAttention) -> None:
@@ -287,7 +287,7 @@ class RotaryAttention(Attention):
         rope = context['rope'].unsqueeze(1)  # (1 or B, 1, N, 2 * D / heads)
         of_queries = rope
         if rows is not None:
-            # (B, N) tokens, of which each image's chosen ones stand first.
+            # Rotations of all N tokens; take those of each image's chosen ones.
             every = rope.expand(len(keys), -1, -1, -1)
             of_queries = torch.take_along_dim(every, rows[:, None, :, None], dim=2)
         return self._rotated(queries, of_queries), self._rotated(keys, rope)
@@ -305,13 +305,13 @@ def is_rotary(model: str) -> bool:
 
 
 def _configuration(weights: object) -> Any:
-    """Return what timm knows of weights beside their values, None if it cannot tell."""
+    """Return timm's configuration for weights; None if it is unknown."""
     if not isinstance(weights, str | PathLike):
         return None
     name = str(weights)
     if timm.is_model(name):
         return timm.models.get_pretrained_cfg(name)
-    # Files of the Hub are all named model.safetensors: their folder has the name.
+    # Files of the Hub are all named model.safetensors: look at their folder's name.
     for part in reversed(PurePath(name).parts):
         if found := re.search('sat493m|lvd1689m', part.lower()):
             return timm.models.get_pretrained_cfg(
@@ -325,14 +325,14 @@ def _scaled(x: Tensor, gamma: Tensor | None) -> Tensor:
 
 
 def _build(model: str, options: dict[str, Any]) -> Any:
-    """Return the timm model, or say why it cannot be a backbone."""
+    """Return the timm model, or raise and say why it cannot be a backbone."""
     if not timm.is_model(model.partition('.')[0]):
         raise ValueError(
             f'*model* {model!r} is not known to timm ({suggestion(model)}):'
             f' {_SUPPORTED}'
         )
     try:
-        # The final norm stays where it is.
+        # With this pooling, the final norm stays in its place.
         vit: Any = timm.create_model(
             model, num_classes=0, global_pool='token', **options
         )
@@ -343,11 +343,11 @@ def _build(model: str, options: dict[str, Any]) -> Any:
         ) from error
     reason = None
     if type(vit) is not Eva:
-        reason = f'is of the class {type(vit).__name__}'
+        reason = f'is of class {type(vit).__name__}'
     elif vit.rope is None or getattr(vit, 'rope_mixed', False):
-        reason = 'has no rotary positions that all blocks share'
+        reason = 'does not have rotary positions that all blocks share'
     elif vit.pos_embed is not None:
-        reason = 'has a position table, too'
+        reason = 'also has a position table'
     elif vit.cls_token is None:
         reason = 'has no class token'
     elif vit.pos_drop.p or vit.patch_drop is not None:

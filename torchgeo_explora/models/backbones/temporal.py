@@ -18,10 +18,10 @@ from torchgeo_explora.models.heads.mae_decoder import MAEDecoder, start_as_mae
 class TemporalViT(CodedBackbone):
     """A ViT over a few RGB images of one place, each with its time (SatMAE).
 
-    Tokens are those of the first image, row by row, then those of the next. Each
+    The tokens of the first image come first, row by row, then those of the next. Each
     carries its position in the image and the sin-cos code of year, month and hour.
-    What differs from SatMAE: the series may have any length, the width of the time
-    code is an argument, and the position table trains in pre-training too.
+    Differences from SatMAE: the series may have any length, the width of the time code
+    is an argument, and the position table is trained in pre-training too.
 
     Reference: Cong et al., *SatMAE*, https://arxiv.org/abs/2207.08051, section 3.2.
 
@@ -31,13 +31,13 @@ class TemporalViT(CodedBackbone):
         embed_dim: D, width of a token.
         depth: Number of blocks.
         num_heads: Attention heads.
-        mlp_ratio: Width of a block's hidden layer over D.
+        mlp_ratio: Width of a block's hidden layer, relative to D.
         time_embed_dim: E, width of the time code, a third each for year, month and
-            hour; the position has the rest of D.
+            hour; the position takes the rest of D.
         weights: None for random weights, or as for `start_from`.
 
     Raises:
-        FileNotFoundError: If the weights are not at hand and cannot be downloaded.
+        FileNotFoundError: If the weights are not on disk and cannot be downloaded.
         RuntimeError: If the weights do not fit.
         ValueError: If a width or a size does not fit.
     """
@@ -53,7 +53,7 @@ class TemporalViT(CodedBackbone):
         time_embed_dim: int = 384,
         weights: WeightsEnum | PathLike[str] | str | None = None,
     ) -> None:
-        """Build the patch embedding around the blocks."""
+        """Build the patch embedding and the blocks."""
         if time_embed_dim % 6:
             raise ValueError(
                 f'*time_embed_dim* {time_embed_dim} is not a multiple of 6: year, month'
@@ -79,7 +79,7 @@ class TemporalViT(CodedBackbone):
     def embed(
         self, image: Tensor, timestamps: Tensor | None = None, **metadata: Tensor
     ) -> Tokens:
-        """Return the patch tokens of a series, content and position apart.
+        """Return the patch tokens of a series, with content and position separate.
 
         Args:
             image: Normalised pixels, (B, T, C, H, W).
@@ -90,7 +90,7 @@ class TemporalViT(CodedBackbone):
             Tokens with the grid (T, h, w).
 
         Raises:
-            ValueError: If shapes do not fit, or timestamps are missing or are none.
+            ValueError: If shapes do not fit, or timestamps are missing or out of range.
         """
         self._check_series(image)
         height, width = image.shape[-2:]
@@ -148,8 +148,8 @@ class TemporalViT(CodedBackbone):
         if image.ndim != 5 or image.shape[2] != self.in_channels:
             raise ValueError(
                 f'image has shape {tuple(image.shape)}, expected a series'
-                f' (B, T, C, H, W) with C = {self.in_channels}: for one image a place,'
-                ' add the axis T'
+                f' (B, T, C, H, W) with C = {self.in_channels}: for one image per'
+                ' place, add the axis T'
             )
 
     def _checked(self, timestamps: Tensor | None, image: Tensor) -> Tensor:
@@ -164,7 +164,7 @@ class TemporalViT(CodedBackbone):
             raise ValueError(f'{what}; their shape is {tuple(timestamps.shape)}')
         times = timestamps.double()  # small integer types do not hold the bounds
         low, high = times.new_tensor([[-200, 0, 0], [200, 11, 23]])
-        # NaN is neither above nor below.
+        # Written so that NaN is refused too.
         fits = (times >= low) & (times <= high)
         if not fits.all():
             wrong = timestamps[~fits.all(-1)][0].tolist()

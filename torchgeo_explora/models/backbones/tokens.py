@@ -1,45 +1,45 @@
-"""Tokens of a batch, what becomes of them, and the sizes of images in patches."""
+"""Tokens of a batch, the features made from them, and checks of image sizes."""
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
 from torch import Tensor, cat
 
-#: What stands for a whole image: the class token, the mean of the patch tokens, or one
-#: after the other.
+#: The feature of a whole image: the class token, the mean of the patch tokens, or both
+#: joined.
 type Pooling = Literal['cls', 'mean', 'both']
 
-#: All of them.
+#: All poolings.
 POOLINGS: tuple[str, ...] = get_args(Pooling.__value__)
 
 
 class Tokens(NamedTuple):
-    """Patch tokens of a batch, with content and position apart."""
+    """Patch tokens of a batch, with content and position kept separate."""
 
     content: Tensor
     """(B, N, D) patch embeddings without position."""
     position: Tensor
-    """(1 or B, N, P), for `encode`; what it holds is the backbone's own business."""
+    """(1 or B, N, P), for `encode`; only the backbone knows what it means."""
     grid: tuple[int, int, int]
     """(groups or times or 1, h, w); N is the product."""
 
 
 class Features(NamedTuple):
-    """Output of a backbone after the final norm, registers dropped."""
+    """Output of a backbone after the final norm, without registers."""
 
     cls: Tensor
     """(B, D)."""
     patch: Tensor
-    """(B, K, D), in the order of the tokens encoded; (M, D) where M were *wanted*."""
+    """(B, K, D), in the order of the encoded tokens; (M, D) if M were *wanted*."""
 
     def pooled(self, pooling: str) -> Tensor:
-        """Return what stands for each image, (B, D), (B, 2 D) for 'both'.
+        """Return one feature for each image, (B, D), or (B, 2 D) for 'both'.
 
         Args:
             pooling: One of `POOLINGS`.
 
         Raises:
-            ValueError: If it is another one.
+            ValueError: If *pooling* is not one of these.
         """
         if pooling not in POOLINGS:
             raise ValueError(f'*pooling* is {pooling!r}: choose from {POOLINGS}')

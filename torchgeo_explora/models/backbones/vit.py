@@ -44,10 +44,10 @@ class ViT(Backbone):
     """A timm VisionTransformer (DINOv2, MAE, supervised) as `embed` and `encode`.
 
     Modules and weights keep timm's names, except that `attn.qkv` is split into `q`, `k`
-    and `v`. Unlike timm's, the position table is resized without antialias: once to
+    and `v`. Unlike timm's, the position table is resized without antialiasing: once to
     `image_size` when weights are loaded, and from there at run time for other sizes by
-    DINOv2's rule (offset 0.1). Its models with registers have another rule, followed
-    here: at run time with antialias and no offset.
+    DINOv2's rule (offset 0.1). DINOv2's models with registers have another rule, which
+    is followed here: at run time with antialiasing and no offset.
 
     Reference: DINOv2, https://arxiv.org/abs/2304.07193; registers,
     https://arxiv.org/abs/2309.16588.
@@ -57,25 +57,25 @@ class ViT(Backbone):
         weights: None for random weights, or a source that
             `torchgeo_explora.models.checkpoints.read_state` takes: True for timm's own,
             a path or address, a weights enum or the name of one.
-        in_channels: C, channels of an image. If None, those of *bands* or of a weights
-            enum, else 3.
+        in_channels: C, channels of an image. If None, the number of *bands* or that of
+            a weights enum, else 3.
         image_size: Training size in pixels, one number or height and width; if None,
             that of a weights enum, else timm's default for the model.
         bands: Names of the channels, in the order of the weights: a task then selects
             them by name from the bands of its images. If None, those of a weights enum,
-            if it tells any.
+            if it has any.
         value_range: (low, high) of the sensor values that are mapped to [0, 1], each
-            with one value per channel; if None, that of a weights enum, if it tells.
+            with one value per channel; if None, that of a weights enum, if it has one.
         **timm_kwargs: Further arguments of the timm model, such as embed_dim, depth,
             num_heads, patch_size, drop_path_rate.
 
     Attributes:
-        mean: As for `Backbone`, and those of a weights enum where it tells them; else
-            like *std* it has 3 values whatever `in_channels` is.
+        mean: As for `Backbone`; that of a weights enum if it has one. Otherwise it has
+            3 values, as does *std*, for any `in_channels`.
         std: As *mean*.
 
     Raises:
-        FileNotFoundError: If the weights are not at hand and cannot be downloaded.
+        FileNotFoundError: If the weights are not on disk and cannot be downloaded.
         RuntimeError: If the weights do not fit; all missing and unexpected keys are
             listed.
         TypeError: If timm does not know an argument.
@@ -88,7 +88,7 @@ class ViT(Backbone):
     cls_token: nn.Parameter
     reg_token: nn.Parameter | None
     pos_embed: nn.Parameter
-    # Arguments of timm that are plain values and describe an architecture.
+    # Arguments of timm with plain values that describe an architecture.
     file_arguments = (
         *('act_layer', 'attn_drop_rate', 'depth', 'drop_path_rate', 'drop_rate'),
         *('dynamic_img_pad', 'dynamic_img_size', 'embed_dim', 'embed_norm_layer'),
@@ -121,7 +121,7 @@ class ViT(Backbone):
         if image_size is not None:
             options['img_size'] = pair(image_size)
         if weights:
-            # The random numbers would all be overwritten, and take seconds to draw.
+            # Random values would all be overwritten, and drawing them takes seconds.
             options.setdefault('weight_init', 'skip')
         vit = _build(model, options, timm_kwargs)
         size, patch = vit.patch_embed.img_size, vit.patch_embed.patch_size[0]
@@ -144,7 +144,7 @@ class ViT(Backbone):
             block.attn = Attention(block.attn)
         if weights:
             self.start_from(enum or weights)
-        # What is given stands above what the weights say.
+        # Arguments take precedence over what the weights say.
         if bands is not None:
             self._name_bands(bands)
         if value_range is not None:
@@ -154,10 +154,10 @@ class ViT(Backbone):
         """Load weights of any format that `checkpoints.read_state` knows.
 
         Args:
-            weights: As for the constructor; True for timm's own of this model.
+            weights: As for the constructor; True for timm's own for this model.
 
         Raises:
-            FileNotFoundError: If the weights are not at hand and cannot be downloaded.
+            FileNotFoundError: If the weights are not on disk and cannot be downloaded.
             RuntimeError: If the weights do not fit; all misfits are listed.
             ValueError: If the weights are of a rotary model, or a weights enum is of
                 another architecture or of other channels.
@@ -165,7 +165,7 @@ class ViT(Backbone):
         enum = plain_enum(weights)
         trained = None if enum is None else trained_on(enum)
         count = trained.in_channels if trained else None
-        # Weights of three channels are fitted to any number.
+        # Weights for three channels are converted to any number.
         if count not in (None, 3, self.in_channels):
             raise ValueError(
                 f'*in_channels* is {self.in_channels}, and {enum} takes {count}:'
@@ -221,7 +221,7 @@ class ViT(Backbone):
             )
 
     def embed(self, image: Tensor, **metadata: Tensor) -> Tokens:
-        """Return the patch tokens of an image, content and position apart.
+        """Return the patch tokens of an image, with content and position separate.
 
         Args:
             image: Normalised pixels, (B, C, H, W); H and W are multiples of the patch
@@ -283,7 +283,7 @@ class ViT(Backbone):
                     f'pos_embed has {rows} rows: expected {prefix} for special tokens'
                     f' and a square grid, or {self.pos_embed.shape[1]} in all'
                 )
-            # A table for patches only gives nothing to special tokens: same function.
+            # Without rows for the special tokens, these get zeros: the same function.
             table = nn.functional.pad(table, (0, 0, prefix, 0))
         special, patches = table[:, :prefix], table[:, prefix:]
         patches = resize_grid(patches.float(), self.grid)
@@ -291,14 +291,14 @@ class ViT(Backbone):
 
 
 def check_timm_arguments(names: Iterable[str], supported: str) -> None:
-    """Raise if an argument of timm is not one that a user of a backbone may set.
+    """Raise if a user of a backbone may not set one of these arguments of timm.
 
     Args:
-        names: What the user gives.
+        names: The arguments that the user gives.
         supported: The models that the backbone takes, for the error.
 
     Raises:
-        ValueError: If another argument sets it, or none does.
+        ValueError: If another argument sets one of them, or it cannot be chosen.
     """
     for name in names:
         if name in _RENAMED:
@@ -310,12 +310,12 @@ def check_timm_arguments(names: Iterable[str], supported: str) -> None:
 
 
 def _build(model: str, options: dict[str, Any], timm_kwargs: dict[str, Any]) -> Any:
-    """Return the timm model, or say why it cannot be a backbone."""
+    """Return the timm model, or raise and say why it cannot be a backbone."""
     check_timm_arguments(timm_kwargs, _SUPPORTED)
     if not timm.is_model(model):
         raise ValueError(f'*model* {model!r} is not known to timm: {suggestion(model)}')
     try:
-        # Without pooling the final norm stays where it is for any model.
+        # Without pooling, the final norm stays in its place for every model.
         vit = timm.create_model(model, num_classes=0, global_pool='', **options)
     except (AssertionError, TypeError) as error:
         raise TypeError(

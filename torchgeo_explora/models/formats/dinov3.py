@@ -1,4 +1,4 @@
-"""Checkpoints of DINOv3 and its family, of FAIR and of transformers, both ways."""
+"""Checkpoints of DINOv3 and its family, to and from FAIR's and transformers' names."""
 
 import re
 from collections.abc import Mapping
@@ -51,36 +51,37 @@ _LAYER = re.compile(r'(?:model\.)?layer\.(\d+)\.(.+?)(\.weight|\.bias|)')
 _MARK = 'embeddings.patch_embeddings.weight'
 #: Name of the rotary periods in FAIR's files; they go to the rest.
 PERIODS = 'rope_embed.periods'
-# What FAIR's files hold beside the backbone: another norm for local crops, which only
-# training used, and heads of a distillation.
+# What FAIR's files hold in addition to the backbone: another norm for local crops,
+# which only training used, and heads of a distillation.
 _REST = (PERIODS, 'local_cls_norm.', 'projectors.')
 
 
 def is_dinov3(state: Mapping[str, Any]) -> bool:
-    """Return whether a state has names of FAIR's DINOv3, behind any prefix."""
+    """Return whether a state has names of FAIR's DINOv3, after any prefix."""
     return any(key.endswith(('storage_tokens', PERIODS)) for key in state)
 
 
 def is_transformers_dinov3(state: Mapping[str, Any]) -> bool:
-    """Return whether a state has names of transformers' DINOv3ViTModel."""
+    """Return whether a state has the names of transformers' DINOv3ViTModel."""
     return any(key.endswith(_MARK) for key in state)
 
 
 def from_dinov3(state: Mapping[str, Any]) -> tuple[State, State]:
     """Convert a checkpoint of DINOv3 (facebookresearch/dinov3) or EUPE.
 
-    Keys have no bias in these models: the checkpoint's is masked, and left out. Biases
-    that are zero everywhere, as in the distilled models, are left out as well.
+    Keys have no bias in these models: the one in the checkpoint is masked, and is left
+    out. Biases that are zero everywhere, as in the distilled models, are left out too.
 
     Args:
         state: Content of the file, as for `from_dinov2`.
 
     Returns:
-        The backbone's tensors in the names of timm's Eva, and the rest under its own
-        names: `mask_token`, the rotary periods, norms and heads of training only.
+        The backbone's tensors under the names of timm's Eva, and the rest under its own
+        names: `mask_token`, the rotary periods, norms and heads that only training
+        uses.
 
     Raises:
-        ValueError: If keys have a bias after all.
+        ValueError: If the bias of the keys is neither masked nor zero.
     """
     flat, rest = from_dinov2(state)
     masks = {key for key in flat if key.endswith('.attn.qkv.bias_mask')}
@@ -104,7 +105,7 @@ def from_dinov3(state: Mapping[str, Any]) -> tuple[State, State]:
             backbone['reg_token'] = value
         else:
             match = _BLOCK.fullmatch(key)
-            # w3 is fc2 already, by the rule for DINOv2.
+            # The rule for DINOv2 has already renamed w3 to fc2.
             part = _FAIR.get(match[2], match[2]) if match else ''
             name = f'blocks.{match[1]}.{part}{match[3]}' if match else key
             backbone[name] = value
@@ -116,14 +117,15 @@ def to_dinov3(
 ) -> State:
     """Return the tensors under the names of a released DINOv3 file.
 
-    It undoes `from_dinov3`, with biases that are zero where the backbone has none.
+    This undoes `from_dinov3`; biases that the backbone does not have are zero.
 
     Args:
-        backbone: The backbone's tensors in the names of timm's Eva.
-        rest: `mask_token` and the rotary periods; what else `from_dinov3` returned.
+        backbone: The backbone's tensors under the names of timm's Eva.
+        rest: `mask_token`, the rotary periods and anything else that `from_dinov3`
+            returned.
 
     Raises:
-        ValueError: If the rest lacks these two.
+        ValueError: If the rest lacks the first two.
     """
     rest = dict(rest or {})
     if missing := [name for name in ('mask_token', PERIODS) if name not in rest]:
@@ -156,14 +158,14 @@ def to_dinov3(
 
 
 def from_transformers_dinov3(state: Mapping[str, Any]) -> tuple[State, State]:
-    """Convert a state dict of a DINOv3ViTModel, in the names of files or in memory.
+    """Convert a state dict of a DINOv3ViTModel, under its names in files or in memory.
 
     Args:
-        state: The tensors, of the model itself or of one with a head around it.
+        state: The tensors of the model itself or of a model with a head.
 
     Returns:
-        The backbone's tensors in the names of timm's Eva, and the rest: mask token, and
-        heads under their own names.
+        The backbone's tensors under the names of timm's Eva, and the rest: mask token,
+        and heads under their own names.
 
     Raises:
         ValueError: If there is no DINOv3ViTModel in it, or keys have a bias.
@@ -201,9 +203,9 @@ def to_transformers_dinov3(
     """Return the tensors under the names in files of a DINOv3ViTModel.
 
     Args:
-        backbone: The backbone's tensors in the names of timm's Eva.
-        rest: What `from_transformers_dinov3` returned. Without a mask token, which only
-            training uses, it is zero.
+        backbone: The backbone's tensors under the names of timm's Eva.
+        rest: What `from_transformers_dinov3` returned. If it has no mask token, which
+            only training uses, zeros take its place.
 
     Raises:
         ValueError: If the backbone or the rest has parts that this model lacks; all are
@@ -233,10 +235,10 @@ def to_transformers_dinov3(
 
 
 def refuse_rotary(state: Mapping[str, Tensor], weights: object) -> None:
-    """Raise if a state, in timm's names, is of a rotary model such as DINOv3.
+    """Raise if a state is of a rotary model such as DINOv3.
 
     Args:
-        state: The backbone's tensors.
+        state: The backbone's tensors under timm's names.
         weights: Where they are from, for the error.
 
     Raises:
@@ -245,8 +247,8 @@ def refuse_rotary(state: Mapping[str, Tensor], weights: object) -> None:
     if 'pos_embed' not in state and any(key.endswith('.gamma_1') for key in state):
         raise ValueError(
             f'*weights* {weights} are of a rotary model such as DINOv3, without a table'
-            ' of positions (pos_embed): take torchgeo_explora.models.RotaryViT, in a'
-            ' task by the name of their *model*, such as vit_large_patch16_dinov3'
+            ' of positions (pos_embed): use torchgeo_explora.models.RotaryViT, or in a'
+            ' task the *model* they belong to, such as vit_large_patch16_dinov3'
         )
 
 

@@ -1,4 +1,4 @@
-"""What a weights enum says of its architecture, and of the images it was trained on."""
+"""What a weights enum says about its architecture and its training images."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -23,14 +23,14 @@ _REFLECTANCE = (0.0, 10_000.0)
 OTHERS = {
     'Aurora': 'it forecasts the weather on grids of the atmosphere',
     'CROMA': 'its attention is biased by the distance of patches, and optical and radar'
-    ' images have encoders of their own',
+    ' images have separate encoders',
     'CopernicusFM': 'its patches are embedded by wavelength and bandwidth, and its'
-    ' tokens know place, time and area',
+    ' tokens encode place, time and area',
     'DEO': 'it is a Swin Transformer, without a class token',
     'DOFA': 'its patches are embedded by wavelength',
     'EarthLoc': 'it is a ResNet',
-    'OlmoEarth': 'its tokens are those of many sensors and times',
-    'Panopticon': 'every channel has tokens of its own, which cross-attention joins',
+    'OlmoEarth': 'its tokens come from many sensors and times',
+    'Panopticon': 'every channel has its own tokens, which cross-attention joins',
     'Presto': 'it reads time series of single pixels',
     'ResNet': 'it is a ResNet, not a Vision Transformer',
     'SatCLIP': 'it joins an encoder of images with one of places',
@@ -42,7 +42,7 @@ OTHERS = {
     'Unet': 'it is a U-Net',
 }
 
-_GROUPS = 'its tokens are those of spectral groups'
+_GROUPS = 'it has tokens for each spectral group'
 _INSTEAD = (
     'ViT takes weights of plain Vision Transformers, such as'
     ' ViTSmall16_Weights.SENTINEL2_ALL_MOCO or ViTBase14_DINOv2_Weights'
@@ -54,9 +54,9 @@ class TrainedOn(NamedTuple):
     """The images that weights were trained on."""
 
     in_channels: int | None
-    """C, None where the enum does not tell."""
+    """C; None if the enum does not say."""
     image_size: int | None
-    """Side of an image in pixels, None where the enum does not tell."""
+    """Side of an image in pixels; None if the enum does not say."""
     bands: tuple[str, ...] | None
     """Names of the channels, in the order of the weights."""
     value_range: Ends | None
@@ -68,7 +68,7 @@ class TrainedOn(NamedTuple):
 
 
 def as_enum(weights: object) -> WeightsEnum | None:
-    """Return the weights enum that *weights* is or names, None if it is no enum.
+    """Return the weights enum that *weights* is or names; None if it is not an enum.
 
     Args:
         weights: Whatever `checkpoints.read_state` takes.
@@ -79,7 +79,7 @@ def as_enum(weights: object) -> WeightsEnum | None:
         return None
     if not re.fullmatch(r'\w+\.\w+', weights) or timm.is_model(weights):
         return None
-    # Slow to import, and needed only for names.
+    # Slow to import, and only needed for names.
     from torchgeo.models import get_weight
 
     import torchgeo_explora.models.zoo.weights  # noqa: F401 - registers its names
@@ -87,7 +87,7 @@ def as_enum(weights: object) -> WeightsEnum | None:
     try:
         return get_weight(weights)
     except ValueError:
-        return None  # `read_state` has the sentence
+        return None  # `read_state` raises the error
 
 
 def plain_enum(
@@ -102,15 +102,15 @@ def plain_enum(
         None if it is something other than an enum.
 
     Raises:
-        ValueError: If its architecture is another one; the error has the reason.
+        ValueError: If its architecture is not a plain ViT; the error says why.
     """
     enum = as_enum(weights)
     if enum is not None and (reason := misfit(enum)):
         instead = _INSTEAD
         if reason == OTHERS['DOFA']:
-            instead = 'take torchgeo_explora.models.DOFAViT'
+            instead = 'use torchgeo_explora.models.DOFAViT'
         elif reason == _GROUPS:
-            instead = 'take torchgeo_explora.models.GroupChannelViT'
+            instead = 'use torchgeo_explora.models.GroupChannelViT'
         raise ValueError(
             f'*weights* {enum} cannot be loaded into a plain ViT: {reason}; {instead}'
         )
@@ -118,9 +118,9 @@ def plain_enum(
 
 
 def misfit(weights: WeightsEnum) -> str | None:
-    """Return why an enum's architecture is not a plain ViT, None where it is one.
+    """Return why an enum's architecture is not a plain ViT; None if it is one.
 
-    An enum of yours that names no `model` of timm is taken to be one.
+    A user's own enum is assumed to be one if it does not name a timm `model`.
     """
     kind = type(weights).__name__
     for start, reason in OTHERS.items():
@@ -138,13 +138,13 @@ def misfit(weights: WeightsEnum) -> str | None:
 
 
 def trained_on(weights: WeightsEnum) -> TrainedOn:
-    """Return what an enum says of its images, in values of [0, 1].
+    """Return what an enum says about its images, for values in [0, 1].
 
-    The `Normalize` steps of its transforms are joined to one, (x - mean) / std of
-    sensor values. The range that is mapped to [0, 1] is that of the first step, where
-    it only divides (by 255, or by 10,000), else that of the sensor: 0 to 10,000 for
+    The `Normalize` steps of its transforms are joined into one, (x - mean) / std of
+    sensor values. The range that is mapped to [0, 1] is that of the first step if this
+    only divides (by 255, or by 10,000), else that of the sensor: 0 to 10,000 for
     Sentinel-2, and decibels from -34 to 9 (VV) and from -44 to 4 (VH) for Sentinel-1.
-    Mean and standard deviation are then those that give the same numbers. Unlike
+    Mean and standard deviation are then chosen to give the same numbers. Unlike in
     TorchGeo's transforms, values outside the range are clipped to it.
     """
     meta = weights.meta

@@ -1,4 +1,4 @@
-"""Weight files from elsewhere: downloaded, checked and read without running code."""
+"""Download, check and read weight files without running code from them."""
 
 import argparse
 import hashlib
@@ -28,7 +28,7 @@ SUFFIXES = ('.safetensors', '.pth', '.pt', '.bin', '.ckpt')
 
 #: Seconds to wait for a server.
 PATIENCE = 10.0
-# What the standard library raises where there is no way to a server.
+# What the standard library raises if it cannot reach a server.
 _NO_NETWORK = (urllib.error.URLError, http.client.HTTPException, ConnectionError)
 # How torch names an object that it refused to unpickle.
 _OBJECT = re.compile(r'Unsupported (?:global: GLOBAL|class) (\S+)')
@@ -42,7 +42,7 @@ def read_file(path: Path) -> Mapping[str, Any]:
     """Return the content of a weight file: tensors, possibly wrapped, on the CPU.
 
     Pickled objects are refused, since unpickling can run code. The exception is
-    `argparse.Namespace`, plain data that MAE and SatMAE store beside the tensors.
+    `argparse.Namespace`, plain data that MAE and SatMAE store with the tensors.
 
     Args:
         path: A safetensors file, or a file of `torch.save`.
@@ -62,10 +62,10 @@ def read_file(path: Path) -> Mapping[str, Any]:
     except pickle.UnpicklingError as error:
         if found := _OBJECT.search(str(error)):
             raise ValueError(
-                f'weights file {path} holds Python objects ({found[1]}) beside tensors,'
-                ' which are not loaded because they can run code: if you trust the'
-                ' file, open it with torch.load(path, weights_only=False) and save only'
-                ' its state dict'
+                f'weights file {path} holds Python objects ({found[1]}), not only'
+                ' tensors; they are not loaded because they can run code: if you trust'
+                ' the file, open it with torch.load(path, weights_only=False) and save'
+                ' only its state dict'
             ) from error
         raise ValueError(_DAMAGED.format(path, 'not a checkpoint')) from error
     # If the file is not a checkpoint at all, torch's reader can raise anything.
@@ -102,8 +102,8 @@ def read_metadata(path: Path) -> dict[str, str]:
 def sort_header(path: Path) -> None:
     """Sort the names in the header of a safetensors file, in place.
 
-    The library writes metadata in a random order: equal content gives equal bytes only
-    afterwards.
+    The library writes metadata in a random order; only after sorting does equal content
+    give equal bytes.
 
     Args:
         path: A file that the library has just written.
@@ -134,17 +134,17 @@ def _check_exists(path: Path) -> None:
 def fetch_address(url: str) -> Path:
     """Return the path of the file at an address, downloading it once.
 
-    Where the name ends with the start of its SHA-256, as torch.hub and FAIR write it,
+    If the name ends with the start of the file's SHA-256, as with torch.hub and FAIR,
     the download is compared with that.
 
     Args:
-        url: Of a weight file, http:// or https://. What follows a question mark, such
-            as a signature, is sent but not part of the file's name.
+        url: Address of a weight file, http:// or https://. Anything after a question
+            mark, such as a signature, is sent but is not part of the file's name.
 
     Raises:
         FileNotFoundError: If it is not in the cache and cannot be downloaded.
         OSError: If the cache cannot be written.
-        ValueError: If the address is not one of a weight file, or its SHA-256 differs.
+        ValueError: If the address is not that of a weight file, or the SHA-256 differs.
     """
     parts = urlsplit(url)
     name = parts.path.rpartition('/')[2]
@@ -181,10 +181,10 @@ def fetch(
 
     Args:
         url: Where it is published.
-        sha256: What its SHA-256 must start with, None where that is not known; a
-            warning then says so, since nobody checks what was sent.
+        sha256: Start of the expected SHA-256. None if it is unknown; a warning then
+            says that the download is not checked.
         progress: Whether to show a progress bar.
-        name: Its name in the cache; the last part of the address if None.
+        name: The file's name in the cache; the last part of the address if None.
 
     Raises:
         FileNotFoundError: If it is not in the cache and cannot be downloaded.
@@ -198,14 +198,14 @@ def fetch(
             folder.mkdir(parents=True, exist_ok=True)
             if sha256 is None:
                 warn_unchecked(url)
-            # Goes to a temporary file, which is renamed when it is whole.
+            # Writes to a temporary file, which is renamed when it is complete.
             with impatient():
                 torch.hub.download_url_to_file(url, str(path), sha256, progress)
         except urllib.error.HTTPError as error:
             if error.code not in (401, 403):
                 raise _unreachable(url, path, error) from error
             raise FileNotFoundError(
-                f'{urlsplit(url).hostname} does not give {url} to everybody ({error}):'
+                f'{urlsplit(url).hostname} does not give {url} to everyone ({error}):'
                 ' open the page of the model in a browser, log in or accept its licence'
                 f' there, download the file and put it at {path}, or give its path'
             ) from error
@@ -220,7 +220,7 @@ def fetch(
         except RuntimeError as error:
             raise ValueError(
                 f'what {url} sends is not the published file ({error}): try again, and'
-                ' do not use the file if the error stays'
+                ' do not use the file if the error persists'
             ) from error
     elif sha256 is not None and not (found := _sha256(path)).startswith(sha256):
         raise ValueError(
@@ -238,10 +238,10 @@ def _unreachable(url: str, path: Path, error: Exception) -> FileNotFoundError:
 
 
 def warn_unchecked(url: str) -> None:
-    """Say that a file is downloaded whose checksum is not known."""
+    """Warn that the checksum of a file to download is not known."""
     warnings.warn(
-        f'the checksum of {url} is not known: what is downloaded is not compared with'
-        ' the published file (it is read as tensors only, and cannot run code)',
+        f'the checksum of {url} is not known: the download is not compared with the'
+        ' published file (it is read as tensors only, and cannot run code)',
         stacklevel=3,
     )
 
@@ -250,9 +250,9 @@ def warn_unchecked(url: str) -> None:
 def hub_or_offline(endpoint: str | None = None) -> Iterator[None]:
     """Let Hugging Face's client use its cache at once if the Hub does not answer.
 
-    It would ask several times for each of several files, which takes minutes. Here the
-    Hub is asked once whether it is there, for at most `PATIENCE` seconds, and the first
-    request of the client that gets no answer is its last.
+    By itself, the client asks several times for each of several files, which takes
+    minutes. Here the Hub is asked once whether it answers, for at most `PATIENCE`
+    seconds, and the client goes offline after the first request without an answer.
 
     Args:
         endpoint: Address of the Hub; the client's own if None.
@@ -267,7 +267,7 @@ def hub_or_offline(endpoint: str | None = None) -> Iterator[None]:
 
     before = constants.HF_HUB_OFFLINE
     if not before:
-        # Looking up a name has no timeout of its own.
+        # Name resolution has no timeout of its own.
         thread = threading.Thread(target=ask, daemon=True)
         thread.start()
         thread.join(PATIENCE)
@@ -281,7 +281,7 @@ def hub_or_offline(endpoint: str | None = None) -> Iterator[None]:
 
 @contextmanager
 def _asked_once() -> Iterator[None]:
-    """Let Hugging Face's client be offline as soon as a request gets no answer."""
+    """Switch Hugging Face's client offline as soon as a request gets no answer."""
     constants = huggingface_hub.constants
 
     @contextmanager
@@ -289,7 +289,7 @@ def _asked_once() -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            # An answer that says no is an answer.
+            # A refusal is an answer, too.
             if getattr(error, 'response', None) is None:
                 constants.HF_HUB_OFFLINE = True
             raise
@@ -311,8 +311,8 @@ def _asked_once() -> Iterator[None]:
 
         return asked
 
-    # It has no setting for this; where a version has other names, it is as patient as
-    # it likes.
+    # The client has no setting for this. A version with other names for these functions
+    # retries as usual.
     wrappers = (('http_backoff', once), ('http_stream_backoff', once_streamed))
     found = [
         (module, name, getattr(module, name), wrap)
@@ -331,9 +331,9 @@ def _asked_once() -> Iterator[None]:
 
 @contextmanager
 def impatient() -> Iterator[None]:
-    """Let no connection that is made inside wait for a server without end.
+    """Limit how long connections that are made inside wait for a server.
 
-    It is about each wait, for an answer or for the next bytes, not about the whole
+    The limit is for each wait, for an answer or for the next bytes, not for the whole
     download.
     """
     before = socket.getdefaulttimeout()

@@ -1,4 +1,4 @@
-"""Names that other projects give to models of timm."""
+"""Names that other projects give to timm's models."""
 
 import difflib
 import re
@@ -60,7 +60,7 @@ _RULES = (
 
 
 def timm_name(name: str) -> str | None:
-    """Return timm's name of the weights that another project names, None if unknown.
+    """Return timm's name for weights that another project names; None if unknown.
 
     Args:
         name: Such as 'dinov2_vitb14' (torch.hub), 'facebook/dinov2-base'
@@ -82,7 +82,7 @@ def timm_name(name: str) -> str | None:
 
 
 def suggestion(name: str) -> str:
-    """Return a hint for a name that timm does not know: the one that was meant."""
+    """Return a hint for a name that timm does not know: what may have been meant."""
     if known := timm_name(name):
         return f'its name there is {known}'
     near = difflib.get_close_matches(name, timm.list_models(), n=5)

@@ -25,9 +25,9 @@ LAYER_SCALE = ('ls1.gamma', 'ls2.gamma')
 _FUSED = re.compile(r'(.*\battn\.)qkv\.(weight|bias)')
 _QUERY = re.compile(r'(.*\battn\.)q\.(weight|bias)')
 _SINGLE = re.compile(r'(.*\battn\.)([qv])_bias')
-# Where training scripts keep the tensors of a file.
+# Keys under which training scripts store the tensors in a file.
 _WRAPPERS = ('model', 'state_dict', 'model_state_dict', 'teacher', 'student', 'module')
-# What torch's wrappers of modules put into names, at any depth.
+# What torch's module wrappers add to names, at any depth.
 _MODULE = re.compile(
     r'(?<![^.])(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.'
 )
@@ -42,13 +42,13 @@ def is_rest(name: str) -> bool:
 
 
 def unwrapped(state: Mapping[str, Any]) -> State:
-    """Return the tensors of a file, whatever it wraps them in.
+    """Return the tensors of a file, without any wrappers.
 
-    What DistributedDataParallel, torch.compile and FSDP put into names is taken out. A
+    What DistributedDataParallel, torch.compile and FSDP add to names is removed. A
     teacher, whose weights are the ones to keep, is preferred to a student.
 
     Raises:
-        ValueError: If two tensors would get one name.
+        ValueError: If two tensors would get the same name.
     """
     for name in _WRAPPERS:
         if isinstance(state.get(name), Mapping):
@@ -66,11 +66,11 @@ def unwrapped(state: Mapping[str, Any]) -> State:
 
 
 def find_model(state: Mapping[str, Any], mark: str, kind: str) -> tuple[State, str]:
-    """Return the tensors of a file, and what stands before the names of its model.
+    """Return the tensors of a file, and the prefix of its model's names.
 
     Args:
-        state: The tensors, of the model itself or of one with a head around it.
-        mark: A name that every model of the kind has.
+        state: The tensors of the model itself or of a model with a head.
+        mark: A name that every model of this kind has.
         kind: What the model is, for the error.
 
     Raises:
@@ -95,7 +95,7 @@ def fuse_qkv(state: Mapping[str, Tensor]) -> State:
             tensors = [fused.pop(part) for part in parts]
             fused[f'{match[1]}qkv.{match[2]}'] = torch.cat(tensors)
         elif match[2] == 'bias' and parts[1] not in state and parts[2] in state:
-            # Without a bias of the keys, timm names the two others apart.
+            # Without a bias of the keys, timm gives the two others separate names.
             for name, part in (('q_bias', parts[0]), ('v_bias', parts[2])):
                 fused[f'{match[1]}{name}'] = fused.pop(part)
     return fused

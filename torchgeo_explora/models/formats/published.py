@@ -81,7 +81,8 @@ def from_dinov2(state: Mapping[str, Any]) -> tuple[State, State]:
 
     Returns:
         The backbone's tensors in timm's names, and the rest under its own names:
-        `mask_token`, `dino_head.*`, `ibot_head.*`, and the student beside a teacher.
+        `mask_token`, `dino_head.*`, `ibot_head.*`, and the student if there is a
+        teacher.
     """
     flat = unwrapped(state)
     prefixes = ('teacher.backbone.', 'student.backbone.', 'backbone.')
@@ -112,17 +113,16 @@ def to_dinov2(
 ) -> State:
     """Return the tensors under the names of a released DINOv2 file.
 
-    It undoes `from_dinov2`. With registers, the position of the class token stays in
-    the token, and its row in the table is zero: the model is the same, but not the bits
-    of a published file.
+    This undoes `from_dinov2`. With registers, the position of the class token stays in
+    the token, and its row in the table is zero: the model is the same, but the values
+    differ from those of a published file.
 
     Args:
         backbone: The backbone's tensors in timm's names.
         rest: The rest that `from_dinov2` returned.
 
     Raises:
-        ValueError: If a tensor is missing or DINOv2 has none of its name; all are
-            listed.
+        ValueError: If a tensor is missing or does not exist in DINOv2; all are listed.
     """
     state = fuse_qkv(backbone)
     registers = ('reg_token',) if 'reg_token' in state else ()

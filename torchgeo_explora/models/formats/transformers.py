@@ -73,9 +73,9 @@ def is_transformers(state: Mapping[str, Any]) -> bool:
 def from_transformers(state: Mapping[str, Any]) -> tuple[State, State]:
     """Convert a state dict of Hugging Face transformers.
 
-    It can be of a Dinov2Model (with registers or SwiGLU, too), a ViTMAEModel, a
-    ViTModel, or a model with a head around one of them, in the names of files or those
-    of version 5 in memory.
+    It can be of a Dinov2Model (also with registers or SwiGLU), a ViTMAEModel, a
+    ViTModel, or a model with a head around one of them, under its names in files or
+    those of version 5 in memory.
 
     Args:
         state: The tensors.
@@ -127,12 +127,12 @@ def to_transformers(
     Args:
         backbone: The backbone's tensors in timm's names.
         rest: The rest that `from_transformers` returned.
-        prefix: Where a model with a head keeps the backbone, such as 'vit.' in a
+        prefix: Prefix of the backbone in a model with a head, such as 'vit.' in a
             ViTMAEForPreTraining.
 
     Raises:
-        ValueError: If a tensor is missing or transformers has none of its name; all
-            are listed.
+        ValueError: If a tensor is missing or does not exist in transformers; all are
+            listed.
     """
     state, rest = fuse_qkv(backbone), rest or {}
     scaled = any(key.endswith('ls1.gamma') for key in state)

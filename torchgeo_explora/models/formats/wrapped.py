@@ -9,7 +9,7 @@ from torch import Tensor
 from torchgeo_explora.models.formats.names import State, is_rest, unwrapped
 from torchgeo_explora.models.formats.published import from_dinov2, from_timm, to_timm
 
-# Where tasks keep the backbone; a longer prefix stands before one that it contains.
+# Prefixes of the backbone in tasks; a longer prefix comes before one that it contains.
 _TORCHGEO = (
     'model.backbone.model.',  # BYOL: the online network
     'model.encoder.model.',  # SemanticSegmentation with a timm encoder
@@ -26,10 +26,10 @@ _LIGHTLY = (
     'student_embedding_model_wrapper._model.',
     'student_embedding_model.wrapped_model._model.',
 )
-# What `from_dinov2` takes off by itself.
+# Prefixes that `from_dinov2` removes itself.
 _DINOV2 = ('teacher.backbone.', 'student.backbone.', 'backbone.')
 _EMBEDDING = re.compile(r'(.*?)patch_embed\.(?:\d+\.)?proj\.weight')
-# An average of the weights of a model that stands beside it.
+# Names of an averaged copy of a model.
 _TEACHER = re.compile(r'(?:^|[._])(?:teacher|ema|momentum|target)(?:[._]|$)')
 
 
@@ -59,12 +59,12 @@ def to_torchgeo(
     rest: Mapping[str, Tensor] | None = None,
     prefix: str = 'model.',
 ) -> State:
-    """Return the 'state_dict' of a TorchGeo task; it undoes `from_torchgeo`.
+    """Return the 'state_dict' of a TorchGeo task; this undoes `from_torchgeo`.
 
     Args:
         backbone: The backbone's tensors in timm's names.
         rest: The rest that `from_torchgeo` returned.
-        prefix: Where the task keeps its backbone, such as 'model.' (Classification),
+        prefix: Prefix of the task's backbone, such as 'model.' (Classification),
             'backbone.' (MoCo, SimCLR) or 'model.backbone.model.' (BYOL).
     """
     state = {f'{prefix}{key}': value for key, value in to_timm(backbone).items()}
@@ -112,14 +112,14 @@ def unwrapped_backbone(state: Mapping[str, Any]) -> tuple[State, State]:
 
 
 def _unknown_prefix(state: Mapping[str, Any]) -> str | None:
-    """Return what stands before the names of the only ViT, or of a teacher."""
+    """Return the prefix of the only ViT, or of a teacher."""
     found = filter(None, map(_EMBEDDING.fullmatch, state))
     prefixes = list(dict.fromkeys(match[1] for match in found))
     if not prefixes or '' in prefixes:
         return None
     teachers = [prefix for prefix in prefixes if _TEACHER.search(prefix)]
     if len(prefixes) == 2 and len(teachers) == 1:
-        # Of a teacher that distils, the student is another model.
+        # In a distillation, the student is a different model.
         one, two = (_shapes(state, prefix) for prefix in prefixes)
         if one == two:
             return teachers[0]
@@ -132,7 +132,7 @@ def _unknown_prefix(state: Mapping[str, Any]) -> str | None:
 
 
 def _shapes(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """Return names and shapes of the embedding, blocks and norm behind a prefix."""
+    """Return names and shapes of the embedding, blocks and norm under a prefix."""
     parts = tuple(f'{prefix}{part}' for part in ('patch_embed.', 'blocks.', 'norm.'))
     return {
         key.removeprefix(prefix): value.shape

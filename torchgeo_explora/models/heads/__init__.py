@@ -1,1 +1,1 @@
-"""What reads the tokens of a backbone."""
+"""Heads and decoders that take the tokens of a backbone."""

@@ -14,11 +14,11 @@ from torchgeo_explora.models.heads.mae_decoder import MAEDecoder, start_as_mae
 class GroupChannelDecoder(MAEDecoder):
     """Decoder of SatMAE's group-channel model: one prediction layer per group.
 
-    Each token carries a channel code behind its position. The class token has a code of
-    its own, the last row. Rows of pixels are as long as those of the largest group,
+    Each token carries a channel code after its position. The class token has its own
+    code, the last row. All rows of pixels are as long as those of the largest group,
     with zeros for the bands that a smaller group lacks.
 
-    What differs from SatMAE: the tokens of a group predict the bands of that group.
+    Difference from SatMAE: the tokens of a group predict the bands of that group.
     *legacy_order* restores the published behaviour, which compares predictions ordered
     by group with bands in image order; see docs/group_channel_order.md.
 
@@ -31,7 +31,7 @@ class GroupChannelDecoder(MAEDecoder):
         legacy_order: Whether to decode bands in SatMAE's published order.
 
     Raises:
-        ValueError: If the widths do not go together.
+        ValueError: If the widths do not fit together.
     """
 
     order: Tensor
@@ -70,8 +70,8 @@ class GroupChannelDecoder(MAEDecoder):
 
         channels = [channel for group in groups for channel in group]
         largest = max(map(len, groups))
-        # The outputs of all layers in a row are `channels` and a blank. A group takes
-        # its own; as published, it takes those at the indices of its bands.
+        # The joined outputs of all layers are `channels` and a blank. A group takes its
+        # own outputs; in the published order, those at the indices of its bands.
         order = torch.full((len(groups), largest), len(channels))
         slots = torch.empty(len(channels), dtype=torch.long)
         for g, group in enumerate(groups):
@@ -82,13 +82,13 @@ class GroupChannelDecoder(MAEDecoder):
         self.register_buffer('slots', slots, persistent=False)
 
     def start_from(self, state: Mapping[str, Any]) -> tuple[str, ...]:
-        """Load a published decoder, as `MAEDecoder` does; warn of SatMAE's order."""
+        """Load a published decoder, as `MAEDecoder` does; warn about SatMAE's order."""
         untrained = super().start_from(state)
         if not untrained and not self.legacy_order:
             warnings.warn(
                 "a decoder of SatMAE's release was trained in its published order of"
-                ' bands: set *legacy_channel_order* to True, or go on if yours was not'
-                ' (docs/group_channel_order.md)',
+                ' bands: set *legacy_channel_order* to True, or ignore this if yours'
+                ' was not (docs/group_channel_order.md)',
                 stacklevel=2,
             )
         return untrained
@@ -132,7 +132,7 @@ class GroupChannelDecoder(MAEDecoder):
         return parts.transpose(2, 3).flatten(1, 2)[:, self.slots]
 
     def pixels(self, rows: Tensor, grid: tuple[int, int, int]) -> Tensor:
-        """Return the image (B, C, H, W) that consists of rows of pixels (B, N, P)."""
+        """Return the image (B, C, H, W) made of rows of pixels (B, N, P)."""
         bands = self.unpacked(rows)
         images = unpatchify(bands.flatten(0, 1), self.patch_size, grid=grid[1:])
         return images.unflatten(0, bands.shape[:2]).squeeze(2)
@@ -148,7 +148,7 @@ class TemporalDecoder(MAEDecoder):
         time_dim: Width of the time code, a third each for year, month and hour.
 
     Raises:
-        ValueError: If the widths do not go together.
+        ValueError: If the widths do not fit together.
     """
 
     def __init__(
@@ -186,7 +186,7 @@ class TemporalDecoder(MAEDecoder):
         return sincos_1d(metadata['timestamps'], self.code_dim // 3).flatten(2)
 
     def pixels(self, rows: Tensor, grid: tuple[int, int, int]) -> Tensor:
-        """Return the series (B, T, C, H, W) that consists of rows (B, N, P)."""
+        """Return the series (B, T, C, H, W) made of rows of pixels (B, N, P)."""
         times = rows.unflatten(1, (grid[0], -1))
         images = unpatchify(times.flatten(0, 1), self.patch_size, grid=grid[1:])
         return images.unflatten(0, times.shape[:2])

@@ -22,7 +22,8 @@ class Prototypes(nn.Module):
     """Linear layer without bias whose rows are magnitude times unit direction.
 
     torch's own weight normalisation uses a hook that cannot be copied; here both
-    tensors are plain parameters. As in DINOv2, and unlike DINO, the magnitudes train.
+    tensors are plain parameters. As in DINOv2, but unlike DINO, the magnitudes are
+    trained.
 
     Args:
         in_dim: Width of the input.
@@ -50,8 +51,9 @@ class Prototypes(nn.Module):
 class DINOHead(nn.Module):
     """Projection head of DINOv2: MLP, unit vector, prototypes.
 
-    DINOv2's names load as well as the module's own. The state dict lists the linear
-    layers from input to prototypes. Reference: https://arxiv.org/abs/2304.07193.
+    Weights can be loaded under DINOv2's names or the module's own. The state dict lists
+    the linear layers from input to prototypes. Reference:
+    https://arxiv.org/abs/2304.07193.
 
     Args:
         in_dim: D, width of the tokens.

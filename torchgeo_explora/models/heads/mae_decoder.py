@@ -1,4 +1,4 @@
-"""The decoder of a masked autoencoder: from visible tokens to the pixels of all."""
+"""The decoder of a masked autoencoder: from visible tokens to all pixels."""
 
 from collections.abc import Mapping
 from math import isqrt, prod
@@ -31,8 +31,8 @@ class MAEDecoder(nn.Module):
     """Decoder of MAE: a small ViT that sees all tokens and predicts their pixels.
 
     Rows of pixels are laid out as by the backbone's `patchify`. Position codes are
-    fixed sin-cos tables. MAE's names (`decoder_*`, `mask_token`) load as well as the
-    module's own, with fused or split attention.
+    fixed sin-cos tables. Weights can be loaded under MAE's names (`decoder_*`,
+    `mask_token`) or the module's own, with fused or split attention.
 
     Reference: He et al., *MAE*, https://arxiv.org/abs/2111.06377, section 3.
 
@@ -44,11 +44,11 @@ class MAEDecoder(nn.Module):
         dim: Width of the decoder.
         depth: Number of blocks.
         heads: Attention heads.
-        mlp_ratio: Width of a block's hidden layer over that of the decoder.
-        code_dim: Part of the width that is kept for a code other than the position.
+        mlp_ratio: Width of a block's hidden layer, relative to the decoder's.
+        code_dim: Part of the width that is reserved for a code other than the position.
 
     Raises:
-        ValueError: If the widths do not go together.
+        ValueError: If the widths do not fit together.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class MAEDecoder(nn.Module):
             raise ValueError(f'*decoder_dim* {dim} is not a multiple of {heads} heads')
         if not code_dim < dim or (dim - code_dim) % 4:
             raise ValueError(
-                f'*decoder_dim* {dim} leaves {dim - code_dim} beside a code of'
+                f'*decoder_dim* {dim} leaves {dim - code_dim} next to a code of'
                 f' {code_dim} for the position, which needs a positive multiple of 4'
             )
         self.record = Record()
@@ -166,7 +166,7 @@ class MAEDecoder(nn.Module):
         return rows
 
     def pixels(self, rows: Tensor, grid: tuple[int, int, int]) -> Tensor:
-        """Return the image that consists of rows of pixels (B, N, P)."""
+        """Return the image made of rows of pixels (B, N, P)."""
         return unpatchify(rows, self.patch_size, grid=grid[1:])
 
     def start_from(self, state: Mapping[str, Any]) -> tuple[str, ...]:
@@ -204,11 +204,11 @@ class MAEDecoder(nn.Module):
     ) -> _IncompatibleKeys:
         """Load a decoder under published names or this module's own.
 
-        A position table for another grid is resized. Other parts of a published rest,
-        such as a classifier, are ignored.
+        A position table for another grid is resized. Other published tensors, such as
+        a classifier's, are ignored.
 
         Raises:
-            RuntimeError: If keys are missing or left over, and *strict*.
+            RuntimeError: If *strict*, and keys are missing or unexpected.
             ValueError: If widths or depth differ.
         """
         state = self._fitted(state_dict)
@@ -253,13 +253,13 @@ def _sizes(state: Mapping[str, Tensor]) -> str:
 
 
 def mae_blocks(depth: int, dim: int, heads: int, mlp_ratio: float) -> nn.Sequential:
-    """Return new blocks with the values that MAE starts with, and `Attention`.
+    """Return new blocks with `Attention`, initialised as in MAE.
 
     Args:
         depth: Number of blocks.
         dim: D, width of a token.
         heads: Attention heads.
-        mlp_ratio: Width of a block's hidden layer over D.
+        mlp_ratio: Width of a block's hidden layer, relative to D.
     """
     blocks = [Block(dim, heads, mlp_ratio, qkv_bias=True) for _ in range(depth)]
     for block in blocks:
@@ -270,7 +270,7 @@ def mae_blocks(depth: int, dim: int, heads: int, mlp_ratio: float) -> nn.Sequent
 
 
 def start_as_mae(module: nn.Module) -> None:
-    """Give linear and convolution layers the values that MAE starts with."""
+    """Initialise linear and convolution layers as MAE does."""
     for layer in module.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
             # A patch embedding is a linear layer on the pixels of a patch.

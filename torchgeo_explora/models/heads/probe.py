@@ -17,7 +17,7 @@ class ProbeSetting(NamedTuple):
     blocks: int
     """Number of last blocks whose tokens are used."""
     average: bool
-    """Whether the mean patch token of the last block is used, too."""
+    """Whether the mean patch token of the last block is also used."""
     base_lr: float
     """Learning rate for a batch of 256."""
 
@@ -33,8 +33,8 @@ class ProbeHeads(nn.Module):
 
     As in DINOv2's evaluation (`eval/linear.py`), weights start at N(0, 0.01) and biases
     at 0, and each classifier has its own learning rate; see `parameter_groups`. DINOv2
-    names a classifier by its rate with five decimals, so two of its grid share a name
-    and one is lost; here all are kept.
+    names a classifier by its rate with five decimals, so that two classifiers of its
+    grid share a name and one is lost; here all are kept.
 
     Args:
         embed_dim: D, width of the backbone.
@@ -62,7 +62,7 @@ class ProbeHeads(nn.Module):
         if not self.settings or len(set(self.settings)) < len(self.settings):
             raise ValueError(
                 f'*learning_rates* {list(learning_rates)}, *blocks* {list(blocks)} and'
-                f' *averages* {list(averages)} must each hold a value, and none twice'
+                f' *averages* {list(averages)} must each have a value, and none twice'
             )
         self.heads = nn.ModuleDict()
         for setting in self.settings:

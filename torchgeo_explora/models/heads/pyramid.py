@@ -13,14 +13,14 @@ class Rescale(nn.Sequential):
     Args:
         dim: D, channels of the map.
         factor: 4, 2, 1 or 0.5.
-        channels: Channels of the result; if None, those that the layers leave.
+        channels: Channels of the result; if None, the number that the layers give.
     """
 
     def __init__(self, dim: int, factor: float, channels: int | None = None) -> None:
         """Create the layers.
 
         Raises:
-            ValueError: If the factor is none of these.
+            ValueError: If the factor is not one of these.
         """
         layers: list[nn.Module] = []
         width = dim

@@ -16,15 +16,15 @@ class SegmentationHead(nn.Module):
     """UPerNet, DPT or a linear layer on four feature maps of a plain ViT.
 
     UPerNet and DPT are the decoders of segmentation_models_pytorch, whose own models do
-    not take patches of 14 pixels, nor a ViT with UPerNet. Here the maps are rescaled to
-    four resolutions relative to the patch size, whatever that is, and the result is
-    resized to the image.
+    not accept patches of 14 pixels, and do not combine UPerNet with a ViT. Here, for
+    any patch size, the maps are rescaled to four resolutions relative to it, and the
+    result is resized to the image.
 
     Args:
         embed_dim: D, channels of the maps.
         classes: Number of classes.
-        decoder: 'upernet', 'dpt' or 'linear'. 'linear' is that of DINOv2: a batch norm
-            and a 1 x 1 convolution on the concatenated maps.
+        decoder: 'upernet', 'dpt' or 'linear'. 'linear' is DINOv2's: a batch norm and a
+            1 x 1 convolution on the concatenated maps.
         channels: Width of UPerNet and DPT.
 
     Raises:
@@ -49,7 +49,7 @@ class SegmentationHead(nn.Module):
             self.decoder = nn.BatchNorm2d(width)
         elif decoder == 'upernet':
             self.scales.extend(Rescale(embed_dim, f) for f in (4, 2, 1, 0.5))
-            # It drops the first two maps of its list, which a ViT does not have.
+            # The decoder drops the first two maps, which a ViT does not have.
             widths = [0, 0, *(scale.channels for scale in self.scales)]
             self.decoder = UPerNetDecoder(widths, 5, channels)
         elif decoder == 'dpt':

@@ -134,7 +134,7 @@ def create(name: str, pretrained: bool = False, **options: Any) -> nn.Module:
 
 
 def load_encoder(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load an encoder into a model, and leave the model's head as it is.
+    """Load an encoder into a model, and leave the model's head unchanged.
 
     Raises:
         RuntimeError: If anything except the head is missing, or a tensor does not fit.

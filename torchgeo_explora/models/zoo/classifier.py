@@ -9,9 +9,10 @@ from torchgeo_explora.models.backbones.temporal import TemporalViT
 
 
 class Classifier(Backbone):
-    """A backbone with a head, whose `forward` gives logits as timm's models do.
+    """A backbone with a head, whose `forward` returns logits as timm's models do.
 
-    A subclass has a backbone as its second base. Call `reset_classifier` before use.
+    A subclass has a backbone as its second base class. Call `reset_classifier` before
+    use.
     """
 
     head: nn.Module

@@ -1,4 +1,4 @@
-"""Licences of published weights, as far as their names tell."""
+"""Licences of published weights, as far as the weights' names reveal them."""
 
 import re
 from typing import Any, NamedTuple
@@ -12,18 +12,18 @@ class Terms(NamedTuple):
     """A licence that a publisher wrote for its own weights."""
 
     summary: str
-    """In a few words; the text decides."""
+    """In a few words; only the text of the licence counts."""
     page: str
-    """Where it is."""
+    """Address of the text."""
     files: str
-    """Where the files are, and where it is accepted."""
+    """Address where the licence is accepted and the files are available."""
 
 
 _META = 'https://ai.meta.com/resources/models-and-libraries'
-#: By the name that the Hub and timm use.
+#: Terms by the licence's name on the Hub and in timm.
 TERMS = {
     'dinov3-license': Terms(
-        "Meta's own terms; the files are given on request, to those who accept them",
+        "Meta's own terms; files are available on request, to those who accept them",
         f'{_META}/dinov3-license/',
         f'{_META}/dinov3-downloads/',
     ),
@@ -33,7 +33,7 @@ TERMS = {
         'https://huggingface.co/facebook',
     ),
 }
-# Weights that timm's names do not cover, by what their names contain.
+# Weights that timm's names do not cover, by a part of their names.
 _OTHERS = (
     (re.compile(r'(?i)dinov3'), 'dinov3-license'),
     (re.compile(r'(?i)facebook/eupe'), 'fair-noncommercial-research-license'),
@@ -41,7 +41,7 @@ _OTHERS = (
 
 
 def licence_of(weights: str) -> str | None:
-    """Return the licence of weights, in the Hub's spelling, None if it is not known.
+    """Return the licence of weights, in the Hub's spelling; None if it is unknown.
 
     Args:
         weights: A timm model, a repository on the Hub, FAIR's name of a model, or the
@@ -64,16 +64,16 @@ def licence_of(weights: str) -> str | None:
 
 
 def _config(name: str) -> Any:
-    """Return what timm knows of a model's weights, None if nothing."""
+    """Return timm's configuration of a model's weights; None if it has none."""
     try:
         return timm.get_pretrained_cfg(name)
-    # Of a file such as vit_tiny_patch16_224.safetensors, the suffix is taken for a tag.
+    # In a name such as vit_tiny_patch16_224.safetensors, the suffix looks like a tag.
     except RuntimeError:
         return None
 
 
 def described(licence: str) -> str:
-    """Return a licence with what is known of its terms, in one line."""
+    """Return a licence in one line, with its terms if they are known."""
     terms = TERMS.get(licence)
     return f'{licence} ({terms.summary}: {terms.page})' if terms else licence
 
@@ -84,7 +84,7 @@ def is_noncommercial(licence: str) -> bool:
 
 
 def where_to_get(weights: str) -> str | None:
-    """Return where a licence is accepted and the files are, None if all are free.
+    """Return where to accept the licence and get the files; None if not needed.
 
     Args:
         weights: As for `licence_of`.
@@ -93,6 +93,6 @@ def where_to_get(weights: str) -> str | None:
     if terms is None:
         return None
     return (
-        f'their licence is {licence_of(weights)} ({terms.page}); it is accepted, and'
-        f' files are given, at {terms.files}'
+        f'their licence is {licence_of(weights)} ({terms.page}); accept it and get the'
+        f' files at {terms.files}'
     )

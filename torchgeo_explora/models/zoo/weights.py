@@ -1,4 +1,4 @@
-"""The weights that ExPLoRA's authors published, as an enum of TorchGeo's kind.
+"""The weights that ExPLoRA's authors published, as an enum like TorchGeo's.
 
 Importing this file registers them, and the architectures, with TorchGeo.
 """
@@ -20,7 +20,7 @@ from torchgeo_explora.models.formats.files import fetch, read_file
 from torchgeo_explora.models.formats.names import State
 from torchgeo_explora.models.zoo.architectures import default_cfgs, with_weights
 
-# Revision and checksums of the release are not known here: `main`, and no SHA-256.
+# Revision and checksums of the release are unknown, so `main` and no SHA-256 are used.
 _RELEASE = 'https://huggingface.co/samarkhanna/ExPLoRA/resolve/main'
 _SHARED = {
     'publication': 'https://arxiv.org/abs/2406.10973',
@@ -183,8 +183,8 @@ def _misfits(expected: dict[str, Size], state: State) -> list[str]:
 def register_with_torchgeo() -> None:
     """Make `torchgeo.models` know our architectures and `ExploraWeights` by name.
 
-    TorchGeo has no public way to register, and plans to replace its registry by timm's:
-    where its dictionaries are gone, a warning says what still works.
+    TorchGeo has no public way to register, and plans to replace its registry with
+    timm's: if its dictionaries are gone, a warning says what still works.
     """
     from torchgeo.models import api
 

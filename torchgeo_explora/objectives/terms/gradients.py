@@ -1,4 +1,4 @@
-"""Gradients on the way back: scaled, reversed, and brought to one norm."""
+"""Gradients scaled, reversed and brought to one norm in the backward pass."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,9 +12,10 @@ from torchgeo_explora.functional.ranks import mean_over_ranks
 def scale_gradients(features: Tensor, factors: Sequence[float]) -> tuple[Tensor, ...]:
     """Return one copy of *features* for each factor, which scales its gradient.
 
-    On the way back, the gradients of all copies are brought to the same norm, the mean
-    of those that are not 0, and multiplied by their factors; a negative factor reverses
-    a gradient (https://arxiv.org/abs/1505.07818). Norms are those of all processes.
+    In the backward pass, the gradients of all copies are brought to the same norm, the
+    mean of the norms that are not 0, and multiplied by their factors; a negative factor
+    reverses a gradient (https://arxiv.org/abs/1505.07818). Norms are taken over all
+    processes.
 
     Args:
         features: Any tensor.

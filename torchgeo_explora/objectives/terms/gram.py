@@ -1,4 +1,4 @@
-"""Gram anchoring: similarities of patches stay those of the base."""
+"""Gram anchoring: keep the similarities between patches as they are in the base."""
 
 import torch
 from torch import Tensor
@@ -19,9 +19,9 @@ def gram_term(
     Args:
         patch: The student's features of all patches, (B, N, D).
         grid: Their (groups or times or 1, h, w).
-        anchor: A backbone that does not train, such as `adapt.frozen_base(student)`.
-        view: What the anchor sees of the same crops, (B, C, H', W'), normalised. Its
-            features are resized to *grid*, bicubic and without antialias.
+        anchor: A backbone that is not trained, such as `adapt.frozen_base(student)`.
+        view: The anchor's view of the same crops, (B, C, H', W'), normalised. Its
+            features are resized to *grid*, bicubic and without antialiasing.
     """
     with torch.no_grad():
         tokens = anchor.embed(view)

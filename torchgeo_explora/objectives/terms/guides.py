@@ -1,4 +1,4 @@
-"""Guides: metadata that the class token should tell, or should not."""
+"""Guides: metadata that the class token should encode, or should not."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -21,23 +21,25 @@ _STEEPNESS = 10
 
 @dataclass(frozen=True)
 class Guide:
-    """What the class token should tell of an image, or, as an adversary, should not.
+    """Metadata that the class token should encode or, for an adversary, should not.
 
     Args:
         name: Key of the metadata in a batch, one number per image.
         kind: 'prototypical' compares the class token with a moving average for each
             value, and has no weights; 'classification' and 'regression' train a small
-            MLP beside the objective's head.
+            MLP in addition to the objective's head.
         weight: Scale of the gradient that reaches the backbone.
         adversarial: Whether that gradient is reversed, and divided by 10: the backbone
-            unlearns what the guide's head goes on looking for.
+            unlearns what the guide's head keeps trying to predict.
         values: Number of values, which are whole numbers from 0. A negative number
-            means that the value is not known. Not for regression.
-        temperature: Of the prototypical softmax.
-        momentum: Of the moving averages, per optimizer step. They start as plain means.
+            means that the value is unknown. Not for regression.
+        temperature: Temperature of the prototypical softmax.
+        momentum: Momentum of the moving averages, per optimizer step. They start as
+            plain means.
         hidden_dim: Width of the MLP's hidden layer.
-        mean: Of the targets of a regression, which are normalised. NaN means not known.
-        std: Of these targets.
+        mean: Mean of a regression's targets, used to normalise them. A target that is
+            NaN is unknown.
+        std: Standard deviation of these targets.
     """
 
     name: str
@@ -69,20 +71,20 @@ class Guide:
 
     @property
     def factor(self) -> float:
-        """What the gradient on the class token is multiplied by, at full strength."""
+        """The factor on the gradient of the class token, at full strength."""
         return -self.weight / _ADVERSARY if self.adversarial else self.weight
 
 
 class Guides(nn.Module):
     """The heads of guides on the student's class token, and their losses.
 
-    FINO (https://arxiv.org/abs/2606.05107). Each head trains on its own loss as it is;
-    what goes on to the backbone is scaled. The gradients of all guides on the class
-    tokens are first brought to one norm, their mean; then come weight, sign, and a
-    strength that rises from 0 to 1 over the run as in DANN
-    (https://arxiv.org/abs/1505.07818). Norms, counts and moving averages are those of
-    all processes together. What differs: a moving average starts as the plain mean of
-    what was seen, so that it does not depend on the first image.
+    FINO (https://arxiv.org/abs/2606.05107). Each head is trained on its own unscaled
+    loss; the gradient that reaches the backbone is scaled. The gradients of all guides
+    on the class tokens are first brought to the same norm, the mean of their norms, and
+    then multiplied by weight, sign and a strength that rises from 0 to 1 over the run
+    as in DANN (https://arxiv.org/abs/1505.07818). Norms, counts and moving averages
+    cover all processes. Difference: a moving average starts as the plain mean of the
+    images so far, so that it does not depend on the first one.
 
     Args:
         guides: One for each key.
@@ -110,7 +112,7 @@ class Guides(nn.Module):
         """Return the metadata of each guide, (B,).
 
         Raises:
-            ValueError: If a batch lacks a key, or has something else under it.
+            ValueError: If a batch lacks a key, or holds anything else under it.
         """
         images, found = len(batch['image']), []
         for guide in self.guides:
@@ -118,8 +120,8 @@ class Guides(nn.Module):
                 keys = ', '.join(sorted(set(batch) - {'image'}))
                 raise ValueError(
                     f'the guide {guide.name!r} finds no such key in a batch, which has'
-                    f' {keys or "the image only"}: choose one of these, or a data set'
-                    ' that gives it'
+                    f' {keys or "only the image"}: choose one of these, or a data set'
+                    ' that has the key'
                 )
             value = batch[guide.name]
             if not isinstance(value, Tensor) or value.shape != (images,):
@@ -130,7 +132,7 @@ class Guides(nn.Module):
                 )
                 raise ValueError(
                     f'the guide {guide.name!r} needs one number for each of {images}'
-                    f' images, and the batch has {kind}: number texts from 0'
+                    f' images, and the batch has {kind}: number its values from 0'
                 )
             found.append(value)
         return found
@@ -138,7 +140,7 @@ class Guides(nn.Module):
     def forward(
         self, cls: Tensor, targets: Sequence[Tensor], progress: float
     ) -> dict[str, Tensor]:
-        """Return the loss of each guide, by name: a mean over what is known.
+        """Return the loss of each guide, by name: a mean over the known values.
 
         Args:
             cls: The student's class tokens of V crops, (V * B, D), crop by crop.
@@ -155,13 +157,14 @@ class Guides(nn.Module):
             loss, valid = head(copy, repeated)
             losses.append(torch.where(valid, loss, 0).sum())
             known.append(valid.sum())
-        # Divided by what all processes know: their mean is that of one process.
+        # Divided by the mean count of all processes: the mean of their losses is then
+        # the loss of one process with the whole batch.
         counts = mean_over_ranks(torch.stack(known).float()).clamp(min=1e-6)
         means = torch.stack(losses) / counts
         return dict(zip(self.heads, means, strict=True))
 
     def after_step(self) -> None:
-        """Move the averages of prototypical guides by what was seen since."""
+        """Update the averages of prototypical guides with what was seen since."""
         for head in self.heads.values():
             if isinstance(head, PrototypicalHead):
                 head.move()
@@ -188,18 +191,18 @@ class PrototypicalHead(nn.Module):
         self.register_buffer('centroids', torch.zeros(guide.values, width))
         #: Optimizer steps that each average has seen.
         self.register_buffer('steps', torch.zeros(guide.values, dtype=torch.long))
-        # Sums and counts since the last step. Not a buffer: processes differ in it.
+        # Sums and counts since the last step. Not a buffer: it differs by process.
         self._seen: Tensor | None = None
 
     def forward(self, cls: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the loss of each row, and where it counts: (R,) and (R,) bool.
+        """Return the loss of each row, and whether it counts: (R,) and (R,) bool.
 
         Args:
             cls: (R, D).
             target: (R,).
 
         Raises:
-            ValueError: If a value is out of range, or between whole numbers.
+            ValueError: If a value is out of range, or not a whole number.
         """
         codes = _codes(self.guide, target)
         with torch.autocast(cls.device.type, enabled=False):
@@ -211,12 +214,12 @@ class PrototypicalHead(nn.Module):
             logits = (logits / self.guide.temperature).masked_fill(~known, -torch.inf)
             at = codes.clamp(min=0)
             valid = (codes >= 0) & known[at]
-            # A row that does not count must not turn infinite, nor its gradient.
+            # A row that does not count must not become infinite, nor its gradient.
             logits = torch.where(valid[:, None], logits, 0)
             return F.cross_entropy(logits, at, reduction='none'), valid
 
     def _note(self, unit: Tensor, codes: Tensor) -> None:
-        # A product adds in the same order each time, which a scatter does not on GPUs.
+        # A product always adds in the same order; on GPUs, a scatter does not.
         member = codes[:, None] == torch.arange(self.guide.values, device=unit.device)
         share = member.float().T  # (values, R)
         sums = torch.cat([share @ unit, share.sum(1, keepdim=True)], dim=1)
@@ -253,14 +256,14 @@ class ClassificationHead(nn.Module):
         self.mlp = _mlp(width, guide.hidden_dim, guide.values)
 
     def forward(self, cls: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the cross-entropy of each row, and where it counts.
+        """Return the cross-entropy of each row, and whether it counts.
 
         Args:
             cls: (R, D).
             target: (R,).
 
         Raises:
-            ValueError: If a value is out of range, or between whole numbers.
+            ValueError: If a value is out of range, or not a whole number.
         """
         codes = _codes(self.guide, target)
         logits = self.mlp(cls).float()
@@ -283,7 +286,7 @@ class RegressionHead(nn.Module):
         self.mlp = _mlp(width, guide.hidden_dim, 1)
 
     def forward(self, cls: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the squared error of each row, and where it counts.
+        """Return the squared error of each row, and whether it counts.
 
         Args:
             cls: (R, D).
@@ -307,16 +310,16 @@ def _mlp(width: int, hidden: int, out: int) -> nn.Sequential:
 
 
 def _codes(guide: Guide, target: Tensor) -> Tensor:
-    """Return values as whole numbers, (R,) int64, negative where not known."""
+    """Return values as whole numbers, (R,) int64, negative where unknown."""
     values = torch.where(target.isfinite(), target, -1)
     codes = values.long()
     fraction = (values - codes).abs().max()
     largest, between = torch.stack([codes.max(), (fraction > 0).long()]).tolist()
     if between:
         raise ValueError(
-            f'the guide {guide.name!r} found values between whole numbers, such as'
-            f' {float(values[values != codes][0]):g}, which are no codes: give it the'
-            ' *kind* regression, or number the values from 0'
+            f'the guide {guide.name!r} found values that are not whole numbers, such as'
+            f' {float(values[values != codes][0]):g}: give it the *kind* regression, or'
+            ' number the values from 0'
         )
     if largest >= guide.values:
         raise ValueError(

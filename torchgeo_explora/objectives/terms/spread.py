@@ -21,12 +21,12 @@ def koleo_term(cls: Tensor) -> Tensor:
 def sigreg_term(projected: Tensor, directions: int) -> Tensor:
     """Return SIGReg of each of the two global crops, summed.
 
-    The directions are drawn anew at each call, from torch's CPU generator, and are
-    those of the first process in all of them.
+    New directions are drawn at each call, from torch's CPU generator; all processes use
+    those of the first.
 
     Args:
-        projected: The student's class tokens behind the head's MLP and before they
-            become unit vectors, (2 * B, D), crop by crop.
+        projected: The student's class tokens after the head's MLP, before they become
+            unit vectors, (2 * B, D), crop by crop.
         directions: S, number of random directions.
     """
     drawn = normalize(torch.randn(projected.shape[1], directions), dim=0)

@@ -1,4 +1,4 @@
-"""A projection head that tells tokens apart before it is trained."""
+"""Whiten a new projection head, so that it tells tokens apart before training."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,28 +9,28 @@ from torch import Tensor
 from torchgeo_explora.functional.ranks import mean_over_ranks
 from torchgeo_explora.models.heads.dino import DINOHead
 
-#: Directions with less than this share of the largest variance are noise.
+#: Directions with less than this share of the largest variance are treated as noise.
 _FLOOR = 1e-4
-#: Below this share of the mean square, variance is rounding.
+#: Variance below this share of the mean square is treated as a rounding error.
 _ALIKE = 1e-6
 
 
 @torch.no_grad()
 def whiten_(head: DINOHead, tokens: Sequence[Tensor]) -> None:
-    """Rotate and scale the last layer of a head's MLP, in place, by what it returns.
+    """Change the last layer of a head's MLP, in place, so that its outputs are white.
 
-    Behind a random MLP all tokens of a pre-trained backbone point in nearly the same
-    direction, and targets are close to noise. Afterwards the MLP's outputs have mean 0
-    and the identity as covariance, each kind of token counted alike. Such a start by
-    the first batch is that of https://arxiv.org/abs/1511.06422, by covariance instead
-    of variance.
+    After a random MLP, all tokens of a pre-trained backbone point in nearly the same
+    direction, and targets are close to noise. Once whitened, the MLP's outputs have
+    mean 0 and the identity as covariance, with equal weight for each kind of token.
+    https://arxiv.org/abs/1511.06422 also initialises layers from the first batch, by
+    variance instead of covariance.
 
     Args:
-        head: Of which the weights of the last linear layer change.
-        tokens: Kinds of tokens, (rows, D) each; those of all processes count.
+        head: The head; the last linear layer of its MLP is changed.
+        tokens: Kinds of tokens, (rows, D) each; those of all processes are used.
     """
     width = head.prototypes.direction.shape[1]
-    # Of each kind: rows, sum and second moment, of all processes.
+    # For each kind: rows, sum and second moment over all processes.
     statistics = []
     for kind in tokens:
         z = head.mlp(kind).float()
@@ -44,7 +44,7 @@ def whiten_(head: DINOHead, tokens: Sequence[Tensor]) -> None:
     mean, moment = torch.stack(statistics).mean(0).split([width, width * width])
     moment = moment.view(width, width)
     if not moment.isfinite().all():
-        # Left to the loss, which names what is not finite.
+        # Left to the loss, which reports what is not finite.
         return
     values, vectors = torch.linalg.eigh(moment - torch.outer(mean, mean))
     if values[-1] <= _ALIKE * moment.trace():
