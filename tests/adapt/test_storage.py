@@ -46,6 +46,16 @@ def test_no_bit_of_outputs_and_gradients_changes_under_autocast(pair, images):
         assert torch.equal(found, expected)
 
 
+def test_a_plain_backbone_is_refused_and_unchanged(tiny_backbone):
+    tiny_backbone.requires_grad_(False)
+    for module in (tiny_backbone, torch.nn.Linear(2, 2).requires_grad_(False)):
+        with pytest.raises(ValueError, match='is not adapted: call `adapt` first'):
+            store_frozen(module, torch.bfloat16)
+        assert {p.dtype for p in module.parameters()} == {torch.float32}
+        assert not any(part._forward_pre_hooks for part in module.modules())
+    assert not tiny_backbone.record.rounded
+
+
 def test_what_trains_stays_whole_and_the_teacher_shares_the_rest(pair, images):
     plain, stored = pair
     halves = [p for p in stored.parameters() if p.dtype == torch.bfloat16]

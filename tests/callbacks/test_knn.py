@@ -208,7 +208,7 @@ def test_early_stopping_finds_knn_in_every_epoch(tmp_path):
 
 
 def test_early_stopping_without_labels_is_refused_at_the_start(tmp_path):
-    with pytest.raises(ValueError, match='no class labels; give'):
+    with pytest.raises(ValueError, match='no class labels; set'):
         _fit(tmp_path, OnlineKNN(), Data(labelled=False), EarlyStopping('knn'))
 
 

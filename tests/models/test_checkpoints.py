@@ -265,7 +265,7 @@ def test_a_gated_file_says_where_its_licence_is_accepted(monkeypatch, tmp_path):
     with pytest.raises(
         FileNotFoundError,
         match=rf'gated: accept their licence at {page}, and log in with `hf auth'
-        r'.*dinov3-license.*accepted.*dinov3-downloads',
+        r'.*dinov3-license.*accept it.*dinov3-downloads',
     ):
         read_state(name, name)
     path = tmp_path / 'dinov3_vitl16_pretrain_sat493m-eadcf0ff.pth'

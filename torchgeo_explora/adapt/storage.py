@@ -24,7 +24,13 @@ def store_frozen(backbone: nn.Module, dtype: torch.dtype) -> None:
     Args:
         backbone: An adapted backbone.
         dtype: A floating type, such as `torch.bfloat16`.
+
+    Raises:
+        ValueError: If *backbone* is not adapted; it is then unchanged.
     """
+    record = record_of(backbone)
+    if record is None or record.adapted is None:
+        raise ValueError('*backbone* is not adapted: call `adapt` first')
     for layer in backbone.modules():
         if not isinstance(layer, nn.Linear | nn.Conv2d):
             continue
@@ -34,9 +40,6 @@ def store_frozen(backbone: nn.Module, dtype: torch.dtype) -> None:
         for parameter in parameters:
             parameter.data = parameter.data.to(dtype)
         layer.register_forward_pre_hook(_cast_input)
-    record = record_of(backbone)
-    if record is None:
-        raise ValueError('*backbone* is not adapted: call `adapt` first')
     record.rounded = True
 
 

@@ -129,7 +129,7 @@ def test_bands_by_name_in_any_spelling():
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        ({'bands': ['B4', 'thermal']}, 'of thermal is not known: .* choose from B01,'),
+        ({'bands': ['B4', 'thermal']}, 'of thermal is unknown: .* choose from B01,'),
         ({}, r'needs \*wavelengths\* in micrometres'),
         ({'waves': [665.0, 560, 4900]}, 'give micrometres from 0.1 to 1000'),
         ({'waves': [math.nan]}, 'give micrometres'),

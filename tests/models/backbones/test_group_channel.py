@@ -175,7 +175,7 @@ def test_an_image_with_other_channels_is_refused(call):
     ('options', 'message'),
     [
         ({'channel_embed_dim': 48}, r'\*channel_embed_dim\* 48 leaves 0 of embed_dim'),
-        ({'channel_embed_dim': 10}, 'leaves 38 .* multiple of 4: take 12'),
+        ({'channel_embed_dim': 10}, 'leaves 38 .* multiple of 4: choose 12'),
         ({'channel_embed_dim': 7}, 'leaves 41'),
         ({'num_heads': 5}, r'\*embed_dim\* 48 is not a multiple of \*num_heads\* 5'),
         ({'image_size': 50}, r'image size \(50, 50\) is not a multiple'),

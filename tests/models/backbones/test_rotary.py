@@ -207,7 +207,7 @@ def test_a_task_takes_it_by_name_and_resumes_to_the_bit(kind, tmp_path, tiny_ima
 @pytest.mark.parametrize(
     ('model', 'message'),
     [
-        ('vit_tiny_patch16_224', 'is of the class VisionTransformer'),
+        ('vit_tiny_patch16_224', 'is of class VisionTransformer'),
         ('eva02_tiny_patch14_224', 'has a position table'),
         ('vit_small_patch16_dinov9', 'not known to timm'),
     ],

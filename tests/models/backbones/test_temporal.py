@@ -160,7 +160,7 @@ def test_an_image_that_patches_do_not_fill_is_refused():
     ('options', 'message'),
     [
         ({'time_embed_dim': 16}, r'\*time_embed_dim\* 16 is not a multiple of 6'),
-        ({'time_embed_dim': 48}, 'leaves 0 of embed_dim 48.*: take 12'),
+        ({'time_embed_dim': 48}, 'leaves 0 of embed_dim 48.*: choose 12'),
         ({'time_embed_dim': 384}, 'leaves -336'),
         ({'time_embed_dim': 6}, 'leaves 42'),
     ],
