@@ -73,7 +73,7 @@ def open_index(
         paths start at.
 
     Raises:
-        NoSamplesError: If there is no image.
+        NoSamplesError: If no image is found.
         ValueError: If the CSV file has wrong columns.
     """
     if csv is None:

@@ -44,7 +44,7 @@ class RasterBlocks(NonGeoDataset):
         dtype: Type of the values.
 
     Raises:
-        FileNotFoundError: If there is no file.
+        FileNotFoundError: If the file does not exist.
         ValueError: If *block* is not a multiple of *stride*, or the file lacks a band,
             or is a container of other rasters.
     """

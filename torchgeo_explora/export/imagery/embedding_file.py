@@ -28,7 +28,7 @@ class EmbeddingFile:
         crs: Coordinate system of the geometries, None if there are none.
 
     Raises:
-        FileNotFoundError: If there is no file.
+        FileNotFoundError: If the file does not exist.
         ValueError: If it is not a file of embeddings.
     """
 
@@ -36,7 +36,7 @@ class EmbeddingFile:
         """Read the metadata."""
         self.path = os.fspath(path)
         if not os.path.isfile(self.path):
-            raise FileNotFoundError(f'there is no file {self.path}')
+            raise FileNotFoundError(f'{self.path} does not exist or is not a file')
         try:
             self._file = pq.ParquetFile(self.path)
             metadata = self._file.schema_arrow.metadata or {}

@@ -234,7 +234,7 @@ class Backbone(nn.Module, ABC):
                 device; on the CPU, nothing waits for an accelerator.
 
         Raises:
-            ValueError: If there is no class token.
+            ValueError: If `prefix` returns no token.
         """
         x, context = self.enter(content, position)
         special = x.shape[1] - content.shape[1]
