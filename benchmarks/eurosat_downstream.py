@@ -28,7 +28,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
@@ -41,6 +41,7 @@ from torchgeo_explora.tasks import (
     ExploraKNNTask,
     ExploraLinearProbeTask,
 )
+from torchgeo_explora.tasks.run.precision import emulates_bfloat16
 
 BATCH = 64
 #: Shares of the labels, and the optimizer steps of fine-tuning for each.
@@ -111,11 +112,16 @@ def labelled_share(data: Path, place: Path, share: float, seed: int) -> Path:
     return root
 
 
+def precision() -> Literal['32-true', 'bf16-mixed']:
+    """Return the precision in which this machine's processor is fastest."""
+    return '32-true' if emulates_bfloat16() else 'bf16-mixed'
+
+
 def trainer(place: str | Path, steps: int, *callbacks: Callback) -> Trainer:
     """Return a trainer without validation that keeps only the metrics."""
     return Trainer(
         accelerator='cpu',
-        precision='bf16-mixed',
+        precision=precision(),
         max_steps=steps,
         limit_val_batches=0,
         logger=False,

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from eurosat_downstream import append, labelled_share, trainer
+from eurosat_downstream import append, labelled_share, precision, trainer
 from lightning.pytorch import Callback, Trainer, seed_everything
 from report import header
 from study_contenders import BATCH, COMMON, CONTENDERS, ELSEWHERE
@@ -143,6 +143,7 @@ def run(name: str, seed: int, data: Path, weights: str, output: Path) -> None:
         'run': name,
         'seed': seed,
         'commit': header(torch.device('cpu'), None)['commit'],
+        'precision': precision(),
         'trained': count(task.objective.student)[0],
     }
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 import yaml
-from eurosat_downstream import append, read, trainer
+from eurosat_downstream import append, precision, read, trainer
 from lightning.pytorch import Callback, Trainer, seed_everything
 from peft import LoraConfig
 from report import header
@@ -123,6 +123,7 @@ def run(name: str, seed: int, data: Path, weights: str, output: Path) -> None:
         'run': name,
         'seed': seed,
         'commit': header(torch.device('cpu'), None)['commit'],
+        'precision': precision(),
         'trained': count(task.objective.student)[0],
     }
     clock = Clock()
