@@ -7,8 +7,6 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from torchgeo_explora.tasks.run.precision import emulates_bfloat16
-
 
 def require_replicas(trainer: Trainer, frozen_dtype: str = 'float32') -> None:
     """Raise unless every device holds the whole model, with its delta in float32.
@@ -121,18 +119,7 @@ def plan(trainer: Trainer) -> tuple[int, int]:
             f'{int(steps)} optimizer steps are planned: set trainer.max_steps or'
             ' trainer.max_epochs to 1 or more'
         )
-    _advise_precision(trainer)
     return int(steps), size * trainer.accumulate_grad_batches * trainer.world_size
-
-
-def _advise_precision(trainer: Trainer) -> None:
-    """Report a precision that makes a run slow on this processor."""
-    on_cpu = trainer.strategy.root_device.type == 'cpu'
-    if on_cpu and trainer.precision == 'bf16-mixed' and emulates_bfloat16():
-        rank_zero_info(
-            'this processor has no instructions for bfloat16 and emulates them, which'
-            ' makes steps several times as long: set trainer.precision=32-true'
-        )
 
 
 def batch_size(trainer: Trainer) -> int:

@@ -3,6 +3,8 @@
 import platform
 
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_info
 
 
 def emulates_bfloat16() -> bool:
@@ -17,3 +19,13 @@ def emulates_bfloat16() -> bool:
     return not (
         torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     )
+
+
+def advise_precision(trainer: Trainer) -> None:
+    """Report a precision that makes a run slow on this processor."""
+    on_cpu = trainer.strategy.root_device.type == 'cpu'
+    if on_cpu and trainer.precision == 'bf16-mixed' and emulates_bfloat16():
+        rank_zero_info(
+            'this processor has no instructions for bfloat16 and emulates them, which'
+            ' makes steps several times as long: set trainer.precision=32-true'
+        )

@@ -27,6 +27,7 @@ from torchgeo_explora.tasks.run.checkpoint import (
 )
 from torchgeo_explora.tasks.run.ending import outlive_signals, put_first
 from torchgeo_explora.tasks.run.options import TaskOptions
+from torchgeo_explora.tasks.run.precision import advise_precision
 from torchgeo_explora.tasks.run.raw_images import (
     RawImages,
     require_predict_set,
@@ -161,6 +162,7 @@ class ResumableTask(BaseTask):
     def on_train_start(self) -> None:
         """Print the summary, and continue with the data where a resumed run stopped."""
         rank_zero_info(self.summary())
+        advise_precision(self.trainer)
         loader: Any = self.trainer.train_dataloader
         if order_by_epoch(loader, self._epoch_and_batch, self.options.seed):
             # The position is kept here, not in the loader as Lightning expects.
