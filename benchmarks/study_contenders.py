@@ -168,27 +168,30 @@ _SMALL = {
 #: Whether what holds for the ViT-Ti at 64 pixels holds elsewhere. Those of DINOv2 are
 #: run with its file as --weights.
 ELSEWHERE = {
-    '128 px': Contender(400, _LARGER),
-    '128 px, full': Contender(400, FULL | _LARGER),
+    '128 px': Contender(_SHORT, _LARGER, measured=(25, 50, 62)),
+    '128 px, full': Contender(_SHORT, FULL | _LARGER, measured=(25, 50, 62)),
     'DINOv2 ViT-S': Contender(400, _SMALL),
     'DINOv2 ViT-S, full': Contender(400, FULL | _SMALL),
+    'DINOv2 ViT-S, full, a quarter of the rate': Contender(
+        400, FULL | _SMALL | {'base_lr': 5e-4}
+    ),
 }
 
+# The delta of *short*, with a decoder for pixels instead of DINOv2's head.
+_MAE: dict[str, Any] = {
+    'model': COMMON['model'],
+    'image_size': 64,
+    'adapter': _lora(64, 'all-linear'),
+    'unfreeze': (-1,),
+    'base_lr': 4e-3,
+    'objective': {'decoder_dim': 128, 'decoder_depth': 2, 'decoder_heads': 4},
+}
 #: Other questions.
 OTHERS = {
     'half of the classes': Contender(400, {}, classes=5),
-    # The same delta, with a decoder for pixels instead of DINOv2's head.
-    "MAE's objective": Contender(
-        400,
-        {
-            'model': COMMON['model'],
-            'image_size': 64,
-            'adapter': _lora(64, 'all-linear'),
-            'unfreeze': (-1,),
-            'base_lr': 4e-3,
-            'objective': {'decoder_dim': 128, 'decoder_depth': 2, 'decoder_heads': 4},
-        },
-        task=ExploraMAETask,
+    "MAE's objective": Contender(400, _MAE, task=ExploraMAETask),
+    "MAE's objective, a tenth of the rate": Contender(
+        400, _MAE | {'base_lr': 4e-4}, task=ExploraMAETask
     ),
 }
 
