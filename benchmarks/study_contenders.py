@@ -186,13 +186,15 @@ _MAE: dict[str, Any] = {
     'base_lr': 4e-3,
     'objective': {'decoder_dim': 128, 'decoder_depth': 2, 'decoder_heads': 4},
 }
-#: Other questions.
-OTHERS = {
-    'half of the classes': Contender(400, {}, classes=5),
+#: DINOv2's objective against MAE's.
+OBJECTIVES = {
     "MAE's objective": Contender(400, _MAE, task=ExploraMAETask),
     "MAE's objective, a tenth of the rate": Contender(
         400, _MAE | {'base_lr': 4e-4}, task=ExploraMAETask
     ),
 }
 
-CONTENDERS = TIME | IMAGES | ELSEWHERE | OTHERS | ABLATION | IDEAS
+#: Other questions.
+OTHERS = {'half of the classes': Contender(400, {}, classes=5)}
+
+CONTENDERS = TIME | IMAGES | ELSEWHERE | OBJECTIVES | OTHERS | ABLATION | IDEAS

@@ -32,6 +32,7 @@ from study_contenders import (
     ELSEWHERE,
     IDEAS,
     IMAGES,
+    OBJECTIVES,
     OTHERS,
     TIME,
     Contender,
@@ -243,7 +244,7 @@ def correlations(lines: list[Row]) -> str:
     best value, on average over these runs, and at most. The last row takes the last
     checkpoint, whatever was measured.
     """
-    others = {*IMAGES, *ELSEWHERE, *OTHERS, f'{FIRST}dinov2 small'}
+    others = {*IMAGES, *ELSEWHERE, *OBJECTIVES, *OTHERS, f'{FIRST}dinov2 small'}
     after = [row for row in lines if row['step'] and row['run'] not in others]
     count = Counter((row['run'], row['seed']) for row in after)
     runs = [run for run in count if count[run] >= 5]
@@ -314,6 +315,7 @@ def tables(folder: Path) -> dict[str, str]:
         'gains': gains(lines),
         'images': gains(lines, IMAGES),
         'elsewhere': gains(lines, ELSEWHERE),
+        'objectives': gains(lines, OBJECTIVES),
         'others': gains(lines, OTHERS),
         'ablation': ablation(lines),
         'ideas': ablation(lines, IDEAS),
