@@ -192,6 +192,12 @@ OBJECTIVES = {
     "MAE's objective, a tenth of the rate": Contender(
         400, _MAE | {'base_lr': 4e-4}, task=ExploraMAETask
     ),
+    # The delta of configs/pretrain/eurosat_rgb_mae_vit_tiny_cpu.yaml.
+    "MAE's objective, r16 on Q, V": Contender(
+        400,
+        _MAE | {'adapter': None, 'rank': 16, 'schedule': {'warmup': 0.05}},
+        task=ExploraMAETask,
+    ),
 }
 
 #: Other questions.
