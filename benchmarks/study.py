@@ -24,7 +24,7 @@ import torch
 from eurosat_downstream import append, labelled_share, precision, trainer
 from lightning.pytorch import Callback, Trainer, seed_everything
 from report import header
-from study_contenders import BATCH, COMMON, CONTENDERS, ELSEWHERE
+from study_contenders import BATCH, COMMON, CONTENDERS, ELSEWHERE, RATES
 
 from torchgeo_explora.adapt import count, save_delta
 from torchgeo_explora.callbacks import Cost, LabelFreeQuality, OnlineKNN
@@ -168,7 +168,7 @@ def main() -> None:
     parser.add_argument('--weights', required=True)
     parser.add_argument('--output', type=Path, required=True)
     # Those elsewhere have another base, or take as long as all others together.
-    usual = [name for name in CONTENDERS if name not in ELSEWHERE]
+    usual = [name for name in CONTENDERS if name not in ELSEWHERE | RATES]
     parser.add_argument('--only', nargs='+', choices=CONTENDERS, default=usual)
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     options = parser.parse_args()

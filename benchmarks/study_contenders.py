@@ -177,6 +177,18 @@ ELSEWHERE = {
     ),
 }
 
+#: Learning rates for a wider base, that of DINOv2 above.
+RATES = {
+    f'ViT-S{name}, {rate:g}': Contender(
+        _SHORT, settings | _SMALL | {'base_lr': rate}, measured=(25, 50)
+    )
+    for name, settings, rates in (
+        ('', {}, (5e-3, 2.5e-3, 1.25e-3, 6.25e-4)),
+        (' full', FULL, (2e-3, 1e-3, 5e-4, 2.5e-4)),
+    )
+    for rate in rates
+}
+
 # The delta of *short*, with a decoder for pixels instead of DINOv2's head.
 _MAE: dict[str, Any] = {
     'model': COMMON['model'],
@@ -203,4 +215,4 @@ OBJECTIVES = {
 #: Other questions.
 OTHERS = {'half of the classes': Contender(400, {}, classes=5)}
 
-CONTENDERS = TIME | IMAGES | ELSEWHERE | OBJECTIVES | OTHERS | ABLATION | IDEAS
+CONTENDERS = TIME | IMAGES | ELSEWHERE | RATES | OBJECTIVES | OTHERS | ABLATION | IDEAS

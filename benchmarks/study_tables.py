@@ -34,6 +34,7 @@ from study_contenders import (
     IMAGES,
     OBJECTIVES,
     OTHERS,
+    RATES,
     TIME,
     Contender,
 )
@@ -244,7 +245,8 @@ def correlations(lines: list[Row]) -> str:
     best value, on average over these runs, and at most. The last row takes the last
     checkpoint, whatever was measured.
     """
-    others = {*IMAGES, *ELSEWHERE, *OBJECTIVES, *OTHERS, f'{FIRST}dinov2 small'}
+    elsewhere = ELSEWHERE | RATES | OBJECTIVES
+    others = {*IMAGES, *elsewhere, *OTHERS, f'{FIRST}dinov2 small'}
     after = [row for row in lines if row['step'] and row['run'] not in others]
     count = Counter((row['run'], row['seed']) for row in after)
     runs = [run for run in count if count[run] >= 5]
@@ -315,6 +317,7 @@ def tables(folder: Path) -> dict[str, str]:
         'gains': gains(lines),
         'images': gains(lines, IMAGES),
         'elsewhere': gains(lines, ELSEWHERE),
+        'rates': gains(lines, RATES),
         'objectives': gains(lines, OBJECTIVES),
         'others': gains(lines, OTHERS),
         'ablation': ablation(lines),
