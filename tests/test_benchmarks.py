@@ -471,7 +471,7 @@ def test_study_runs_once_and_is_judged_on_the_test_split(
     study, contenders = bench('study'), bench('study_contenders')
     vit = ViT('vit_tiny_patch16_224', image_size=32)
     save_file(vit.state_dict(), tmp_path / 'weights.safetensors')
-    mae = contenders.OTHERS["MAE's objective"]
+    mae = contenders.OBJECTIVES["MAE's objective"]
     chosen = {
         'short': contenders.Contender(2, {}, measured=(1,)),
         '12 images': contenders.Contender(2, {}, share=0.5, measured=(1,)),
