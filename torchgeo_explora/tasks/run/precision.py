@@ -28,4 +28,5 @@ def advise_precision(trainer: Trainer) -> None:
         rank_zero_info(
             'this processor has no instructions for bfloat16 and emulates them, which'
             ' makes steps several times as long: set trainer.precision=32-true'
+            ' (without frozen_dtype)'
         )
