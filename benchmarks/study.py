@@ -167,7 +167,7 @@ def main() -> None:
     parser.add_argument('--data', type=Path, required=True)
     parser.add_argument('--weights', required=True)
     parser.add_argument('--output', type=Path, required=True)
-    # Those elsewhere have another base, or take as long as all others together.
+    # These have another base, or larger images.
     usual = [name for name in CONTENDERS if name not in ELSEWHERE | RATES]
     parser.add_argument('--only', nargs='+', choices=CONTENDERS, default=usual)
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])

@@ -245,8 +245,8 @@ def correlations(lines: list[Row]) -> str:
     best value, on average over these runs, and at most. The last row takes the last
     checkpoint, whatever was measured.
     """
-    elsewhere = ELSEWHERE | RATES | OBJECTIVES
-    others = {*IMAGES, *elsewhere, *OTHERS, f'{FIRST}dinov2 small'}
+    groups = IMAGES | ELSEWHERE | RATES | OBJECTIVES | OTHERS
+    others = {*groups, f'{FIRST}dinov2 small'}
     after = [row for row in lines if row['step'] and row['run'] not in others]
     count = Counter((row['run'], row['seed']) for row in after)
     runs = [run for run in count if count[run] >= 5]
