@@ -312,7 +312,7 @@ def _study(options: argparse.Namespace) -> None:
                 'seconds': round(time.perf_counter() - began, 1),
                 'cpu_seconds': round(time.process_time() - cpu, 1),
             }
-            record = identity | found | spent
+            record = identity | {'precision': precision()} | found | spent
             where = header(torch.device('cpu'), None)
             append(options.output, record | {'run': where})
             print(identity, scores(record), spent, flush=True)

@@ -457,6 +457,7 @@ def test_downstream_study_resumes_and_fills_its_table(bench, inputs, tmp_path):
     assert all(
         {'command', 'commit', 'machine'} <= set(record['run']) for record in found
     )
+    assert {record['precision'] for record in found} == {study.precision()}
     shown = study.table(found)
     for name in ('10-NN', 'held_out', 'paper', 'LoRA-r8', 'full fine-tuning'):
         assert name in shown

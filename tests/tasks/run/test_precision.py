@@ -1,6 +1,7 @@
 """Which processors have instructions for bfloat16, and what a run says of it."""
 
 import platform
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from lightning.pytorch import Trainer
 from torchgeo_explora.datamodules import ImageFolderDataModule
 from torchgeo_explora.tasks import ExploraDinoTask
 from torchgeo_explora.tasks.run import precision as module
-from torchgeo_explora.tasks.run.precision import emulates_bfloat16
+from torchgeo_explora.tasks.run.precision import advise_precision, emulates_bfloat16
 
 
 @pytest.mark.parametrize(
@@ -31,7 +32,12 @@ def test_that_x86_needs_instructions(monkeypatch, machine, avx, amx, emulated):
 
 @pytest.mark.parametrize(
     ('precision', 'emulated', 'told'),
-    [('bf16-mixed', True, 1), ('bf16-mixed', False, 0), ('32-true', True, 0)],
+    [
+        ('bf16-mixed', True, 1),
+        ('bf16', True, 1),
+        ('bf16-mixed', False, 0),
+        ('32-true', True, 0),
+    ],
 )
 @pytest.mark.filterwarnings('ignore')
 def test_that_a_run_reports_slow_steps_once(
@@ -51,4 +57,13 @@ def test_that_a_run_reports_slow_steps_once(
     )
     task = ExploraDinoTask(**(tiny | {'recipe': 'short'}))
     trainer.fit(task, ImageFolderDataModule(folder, batch_size=4))
+    assert caplog.text.count('set trainer.precision=32-true') == told
+
+
+@pytest.mark.parametrize(('device', 'told'), [('cpu', 1), ('cuda', 0), ('mps', 0)])
+def test_that_only_the_processor_matters(device, told, caplog, monkeypatch):
+    caplog.set_level('INFO')
+    monkeypatch.setattr(module, 'emulates_bfloat16', lambda: True)
+    strategy = SimpleNamespace(root_device=torch.device(device))
+    advise_precision(SimpleNamespace(strategy=strategy, precision='bf16-mixed'))
     assert caplog.text.count('set trainer.precision=32-true') == told
