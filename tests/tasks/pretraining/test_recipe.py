@@ -15,6 +15,8 @@ from torchgeo_explora.objectives import DINOv2Options
 from torchgeo_explora.tasks import ExploraDinoTask
 from torchgeo_explora.tasks.pretraining.recipe import BASE_LR, planned_length, shortened
 
+TINY = 192
+
 
 class Stop(Exception):
     """Ends a run that has a least length."""
@@ -99,15 +101,33 @@ def fit(task, place, folder, steps, planned=None, **more):
     [(100, 0.8, 5e-3), (400, 0.9, 1.56 / 400), (1600, 0.975, 1.56 / 1600)],
 )
 def test_short_sets_what_was_left_at_the_default(steps, momentum, rate):
-    options, lr = shortened(DINOv2Options(), BASE_LR, steps)
+    options, lr = shortened(DINOv2Options(), BASE_LR, steps, TINY)
     assert (options.prototypes, options.bottleneck_dim) == (512, 64)
     assert options.whiten_head
     assert options.momentum == (momentum, 1.0)
     assert lr == rate
     given = DINOv2Options(prototypes=64, momentum=(0.5, 1.0))
-    options, lr = shortened(given, 0.5, steps)
+    options, lr = shortened(given, 0.5, steps, 4 * TINY)
     assert (options.prototypes, options.momentum, lr) == (64, (0.5, 1.0), 0.5)
     assert options.bottleneck_dim == 64
+
+
+@pytest.mark.parametrize(
+    ('width', 'factor'), [(96, 1), (TINY, 1), (384, 1 / 4), (768, 1 / 16)]
+)
+def test_the_rate_falls_with_the_square_of_the_width(width, factor):
+    for steps in (100, 400):
+        _, tiny = shortened(DINOv2Options(), BASE_LR, steps, TINY)
+        _, lr = shortened(DINOv2Options(), BASE_LR, steps, width)
+        assert lr == tiny * factor
+
+
+def test_a_wide_base_gets_its_own_rate(plain_tiny, folder, tmp_path):
+    plain_tiny['objective'] = {'prototypes': 32, 'hidden_dim': 16}
+    plain_tiny['model_args'] = plain_tiny['model_args'] | {'embed_dim': 384}
+    task = ExploraDinoTask(recipe='short', **plain_tiny)
+    fit(task, tmp_path, folder, 400, max_time={'seconds': 0})
+    assert task.options.base_lr == 1.56 / 400 / 4
 
 
 def test_the_default_is_auto():
@@ -130,7 +150,7 @@ def test_short_adapts_all_matrices_unless_an_adapter_is_described(plain_tiny):
 
 
 def test_at_the_papers_length_the_teacher_is_the_papers():
-    options, _ = shortened(DINOv2Options(), BASE_LR, 6250)
+    options, _ = shortened(DINOv2Options(), BASE_LR, 6250, TINY)
     assert options.momentum[0] == pytest.approx(DINOv2Options().momentum[0], abs=5e-4)
 
 

@@ -46,11 +46,12 @@ class ExploraDinoTask(PretrainingTask):
             was left at its default to LoRA of rank 64 on all matrices, a small head
             that is initialised from the first batch, sharper targets, a teacher that
             follows the student more closely and a learning rate set by the length of
-            the run. 'auto' is 'paper' until a run starts, and takes 'short' for runs of
-            fewer than 2,000 optimizer steps; an adapter that has already been trained
-            is kept. If the trainer has no length, 'auto' and 'short' run for 400 steps
-            or one pass over the images, whichever is more. The start-up lines say which
-            recipe is used. Heads that already have the recipe's sizes are kept.
+            the run and the width of the base. 'auto' is 'paper' until a run starts, and
+            takes 'short' for runs of fewer than 2,000 optimizer steps; an adapter that
+            has already been trained is kept. If the trainer has no length, 'auto' and
+            'short' run for 400 steps or one pass over the images, whichever is more.
+            The start-up lines say which recipe is used. Heads that already have the
+            recipe's sizes are kept.
         objective: Head, temperatures, teacher, masks and weights of the terms.
         views: Number, size and scale of the crops, and their photometric changes.
         augmentations: Module from (B, C, H, W) in [0, 1] to `Views`, instead of
@@ -147,7 +148,8 @@ class ExploraDinoTask(PretrainingTask):
             self.recipe = 'short' if steps < SHORT_RUN else 'paper'
             self._reason = f'{steps} optimizer steps planned, the limit is {SHORT_RUN}'
         if self.recipe == 'short':
-            options, rate = shortened(options, rate, steps)
+            width = self.objective.student.embed_dim
+            options, rate = shortened(options, rate, steps, width)
         self.options.base_lr = rate
         self.objective.take(options)
         self._choose_adapter()
