@@ -4,8 +4,8 @@
     python benchmarks/study_tables.py --lines benchmarks/results/study \
         --picture docs/results/study.png --pages docs/results/study.md docs/quality.md
 
-The folder has `study.jsonl` and, where they were run, `test.jsonl` and `rsscn7.jsonl`
-of `study_test_split.py`, `mae.jsonl` of `study_mae.py` and `downstream_64.jsonl` and
+The folder has `study.jsonl` and, where they were run, `test.jsonl` and others of
+`study_test_split.py`, `mae.jsonl` of `study_mae.py` and `downstream_64.jsonl` and
 the like of `eurosat_downstream.py`. `first_look.jsonl` has checkpoints of earlier
 settings, which count in the correlations. With --pages, tables below a comment such as
 `<!-- table: gains -->` are replaced by those of the lines, instead of being printed.
@@ -187,7 +187,7 @@ def on_test_split(lines: list[Row], against: str = 'full') -> str:
     of_run: dict[str, list[Row]] = {}
     for row in lines:
         of_run.setdefault(row['run'], []).append(row)
-    known = ('base', *TIME, *IMAGES, *OTHERS)
+    known = ('base', *TIME, *IMAGES, *ELSEWHERE, *OTHERS)
     order = [name for name in known if name in of_run]
     order += [name for name in of_run if name not in known]
     mean = {name: np.mean([right(row) for row in of_run[name]], 0) for name in order}
@@ -330,6 +330,10 @@ def tables(folder: Path) -> dict[str, str]:
             found[name] = on_test_split(judged)
             if name == 'test':
                 found['halves'] = on_halves(judged)
+    if judged := rows(folder / 'dinov2.jsonl'):
+        found['dinov2'] = on_test_split(
+            judged, 'DINOv2 ViT-S, full, a quarter of the rate'
+        )
     if (folder / 'mae.jsonl').exists():
         found['mae'] = study_mae.table(folder / 'mae.jsonl')
     for path in sorted(folder.glob('downstream_*.jsonl')):

@@ -15,10 +15,16 @@ With another data folder, the same deltas are judged on images that they never s
     OMP_NUM_THREADS=1 python benchmarks/study_test_split.py --data data/rsscn7 \
         --weights data/vit_tiny_patch16_224.safetensors --output outputs/study \
         --lines rsscn7.jsonl
+
+Runs of another base or size are named, those of one base and size at a time:
+
+    OMP_NUM_THREADS=1 python benchmarks/study_test_split.py --data data/eurosat_rgb \
+        --weights data/dinov2_small_focus.safetensors --output outputs/study \
+        --lines dinov2.jsonl --only 'DINOv2 ViT-S' 'DINOv2 ViT-S, full'
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +32,7 @@ import numpy as np
 import torch
 from eurosat_downstream import append, read
 from report import header
-from study_contenders import COMMON, IMAGES, OTHERS, TIME
+from study_contenders import COMMON, CONTENDERS, IMAGES, OTHERS, TIME
 from torch import Tensor
 from torch.nn.functional import normalize
 from torchvision.datasets import ImageFolder
@@ -53,15 +59,22 @@ def features(task: ExploraKNNTask, pixels: Tensor) -> Tensor:
     )
 
 
-def last_deltas(output: Path) -> Iterator[tuple[str, int, Path | None]]:
-    """Yield run, seed and file of the base, of each finished run, and of means."""
+def last_deltas(
+    output: Path, names: Container[str]
+) -> Iterator[tuple[str, int, Path | None]]:
+    """Yield run, seed and file of the base, of finished runs, and of means of runs.
+
+    Args:
+        output: Folder of the study.
+        names: Runs to yield.
+    """
     yield 'base', 0, None
     alike: dict[str, list[Path]] = {
         name: [] for name in ('short', 'full', 'lora alone')
     }
     for folder in sorted(path.parent for path in output.glob('*/done')):
         name, _, seed = folder.name.rpartition('-')
-        if name in TIME | IMAGES | OTHERS:
+        if name in names:
             delta = max(folder.glob('[0-9]*.safetensors'))
             yield name, int(seed), delta
             if name in alike:
@@ -80,20 +93,24 @@ def main() -> None:
     parser.add_argument('--weights', required=True)
     parser.add_argument('--output', type=Path, required=True)
     parser.add_argument('--lines', default='test.jsonl', help='name of the file')
+    parser.add_argument(
+        '--only', nargs='+', choices=CONTENDERS, default=[*TIME, *IMAGES, *OTHERS]
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
+    settings = COMMON | CONTENDERS[options.only[0]].settings
     lines = options.output / options.lines
     known = {(row['run'], row['seed']) for row in read(lines)}
     bank, labels = images(options.data / 'train')
     queries, truth = images(options.data / 'test')
-    for name, seed, delta in last_deltas(options.output):
+    for name, seed, delta in last_deltas(options.output, options.only):
         if (name, seed) in known:
             continue
         task = ExploraKNNTask(
-            model=COMMON['model'],
+            model=settings['model'],
             weights=options.weights,
             delta=delta,
-            image_size=COMMON['image_size'],
+            image_size=settings['image_size'],
         ).eval()
         votes = knn_vote(
             *(features(task, bank), labels, features(task, queries)),

@@ -499,10 +499,9 @@ def test_study_runs_once_and_is_judged_on_the_test_split(
     ]
     assert all(row['trained'] > 0 and row['commit'] for row in lines)
     judge = bench('study_test_split')
-    monkeypatch.setattr(judge, 'TIME', {'short': chosen['short']})
-    monkeypatch.setattr(judge, 'IMAGES', {'12 images': chosen['12 images']})
-    monkeypatch.setattr(judge, 'OTHERS', {'mae': chosen['mae']})
+    monkeypatch.setattr(judge, 'CONTENDERS', chosen)
     arguments = ['--data', str(inputs[1]), '--weights', weights]
+    arguments += ['--only', 'short', '12 images', 'mae']
     arguments += ['--output', str(tmp_path / 'study')]
     for _ in range(2):
         monkeypatch.setattr(sys, 'argv', ['study_test_split.py', *arguments])
@@ -525,7 +524,7 @@ def test_means_over_three_seeds_are_judged(bench, tmp_path, monkeypatch):
         for name in ('0000.safetensors', '0400.safetensors', 'done'):
             (tmp_path / run / name).touch()
     (tmp_path / 'full-2').mkdir()
-    *_, last = judge.last_deltas(tmp_path)
+    *_, last = judge.last_deltas(tmp_path, ['short', 'full'])
     mean = tmp_path / 'mean_of_short.safetensors'
     assert last == ('mean of 3 seeds of short', 0, mean)
     seeds = [tmp_path / f'short-{seed}' / '0400.safetensors' for seed in range(3)]
