@@ -12,6 +12,7 @@ settings, which count in the correlations. With --pages, tables below a comment 
 """
 
 import argparse
+import math
 import re
 import statistics
 from collections import Counter
@@ -152,28 +153,45 @@ def each_run(lines: list[Row]) -> str:
 def ablation(lines: list[Row], group: Mapping[str, Any] = ABLATION) -> str:
     """Return the accuracy at the end of *short run* and of changes of it, as Markdown.
 
-    The difference is from *short run* of the same seeds.
+    The difference is from *short run* of the same seeds, in points. Its mean has two
+    standard errors, from the standard deviation over seeds that all rows of the
+    ablation have in common: three seeds are too few for one of their own.
     """
     found = dict(finished(lines))
     ends = {
-        name: {run[-1]['seed']: run[-1]['knn'] for run in runs}
+        name: {run[-1]['seed']: 100 * run[-1]['knn'] for run in runs}
         for name, runs in found.items()
-        if name == 'short run' or name in group
+        if name in ABLATION or name in group
     }
+    start = ends.get('short run', {})
+    gaps = {
+        name: [of_seed[seed] - start[seed] for seed in sorted(of_seed.keys() & start)]
+        for name, of_seed in ends.items()
+    }
+    repeated = [
+        gaps[name]
+        for name in gaps
+        if name in ABLATION and name != 'short run' and len(gaps[name]) > 1
+    ]
+    free = sum(len(row) - 1 for row in repeated)
+    squares = sum((len(row) - 1) * statistics.variance(row) for row in repeated)
+    deviation = math.sqrt(squares / free) if free else None
     table = [
-        '| trained | parameters | seeds | 10-NN | from *short run* | minutes |',
-        '|' + '---|' * 6,
+        '| trained | parameters | seeds | 10-NN | from *short run* | mean | minutes |',
+        '|' + '---|' * 7,
     ]
     for name, of_seed in ends.items():
-        both = of_seed.keys() & ends.get('short run', {}).keys()
-        gaps = [
-            100 * (of_seed[seed] - ends['short run'][seed]) for seed in sorted(both)
-        ]
-        runs = found[name]
+        if name != 'short run' and name not in group:
+            continue
+        mean = ''
+        if name != 'short run' and gaps[name] and deviation is not None:
+            error = 2 * deviation / math.sqrt(len(gaps[name]))
+            mean = f'{statistics.mean(gaps[name]):+.1f} ± {error:.1f}'
         table.append(
-            f'| {name} | {_millions(runs)} | {len(runs)} |'
-            f' {spread([*of_seed.values()])} |'
-            f' {", ".join(f"{value:+.1f}" for value in gaps)} | {_minutes(runs)} |'
+            f'| {name} | {_millions(found[name])} | {len(of_seed)} |'
+            f' {spread([value / 100 for value in of_seed.values()])} |'
+            f' {", ".join(f"{value:+.1f}" for value in gaps[name])} | {mean} |'
+            f' {_minutes(found[name])} |'
         )
     return '\n'.join(table)
 
@@ -330,10 +348,10 @@ def tables(folder: Path) -> dict[str, str]:
             found[name] = on_test_split(judged)
             if name == 'test':
                 found['halves'] = on_halves(judged)
-    if judged := rows(folder / 'dinov2.jsonl'):
-        found['dinov2'] = on_test_split(
-            judged, 'DINOv2 ViT-S, full, a quarter of the rate'
-        )
+    for name in ('dinov2', 'dinov2_rsscn7'):
+        if judged := rows(folder / f'{name}.jsonl'):
+            full = 'DINOv2 ViT-S, full, a quarter of the rate'
+            found[name.replace('_', ' ')] = on_test_split(judged, full)
     if (folder / 'mae.jsonl').exists():
         found['mae'] = study_mae.table(folder / 'mae.jsonl')
     for path in sorted(folder.glob('downstream_*.jsonl')):

@@ -607,8 +607,19 @@ def test_tables_of_the_study_have_the_right_values(bench):
         for row in lines
     ]
     assert tables.ablation(brief).splitlines()[2:] == [
-        f'| short run | 1.50 M | 2 | {accuracy} | +0.0, +0.0 | 3.0 |',
-        '| everything | 1.50 M | 1 | 0.5300 | -17.0 | 3.0 |',
+        f'| short run | 1.50 M | 2 | {accuracy} | +0.0, +0.0 |  | 3.0 |',
+        '| everything | 1.50 M | 1 | 0.5300 | -17.0 |  | 3.0 |',
+    ]
+    brief += [
+        row | {'run': 'OFT on Q, V', 'knn': row['knn'] - 0.1} for row in brief[:8]
+    ]
+    brief += [row | {'run': 'everything', 'seed': 1, 'knn': 0.4} for row in brief[:4]]
+    # Variances of 0 (OFT) and of 4.5 (-17 and -20), one degree of freedom each.
+    shown = [line.split(' | ')[4:6] for line in tables.ablation(brief).splitlines()[2:]]
+    assert shown == [
+        ['+0.0, +0.0', ''],
+        ['-10.0, -10.0', '-10.0 ± 2.1'],
+        ['-17.0, -20.0', '-18.5 ± 2.1'],
     ]
 
 
