@@ -160,16 +160,19 @@ IMAGES = {
 }
 
 _LARGER = {'image_size': 128, 'views': COMMON['views'] | {'local_size': 48}}
+#: Whether what holds at 64 pixels holds for larger images.
+LARGER = {
+    '128 px': Contender(_SHORT, _LARGER, measured=(25, 50, 62)),
+    '128 px, full': Contender(_SHORT, FULL | _LARGER, measured=(25, 50, 62)),
+}
+
 _SMALL = {
     'model': 'vit_small_patch14_dinov2.lvd142m',
     'image_size': 56,
     'views': COMMON['views'] | {'local_size': 28},
 }
-#: Whether what holds for the ViT-Ti at 64 pixels holds elsewhere. Those of DINOv2 are
-#: run with its file as --weights.
-ELSEWHERE = {
-    '128 px': Contender(_SHORT, _LARGER, measured=(25, 50, 62)),
-    '128 px, full': Contender(_SHORT, FULL | _LARGER, measured=(25, 50, 62)),
+#: Whether what holds for the ViT-Ti holds for DINOv2's ViT-S, whose file is --weights.
+WIDER = {
     # The rate of *short* for a ViT-Ti.
     'DINOv2 ViT-S': Contender(400, _SMALL | {'base_lr': 3.9e-3}),
     # That of *short* for this width.
@@ -179,6 +182,8 @@ ELSEWHERE = {
         400, FULL | _SMALL | {'base_lr': 5e-4}
     ),
 }
+#: Those of another base, or of larger images.
+ELSEWHERE = LARGER | WIDER
 
 #: Learning rates for a wider base, that of DINOv2 above.
 RATES = {

@@ -33,10 +33,12 @@ from study_contenders import (
     ELSEWHERE,
     IDEAS,
     IMAGES,
+    LARGER,
     OBJECTIVES,
     OTHERS,
     RATES,
     TIME,
+    WIDER,
     Contender,
 )
 
@@ -49,6 +51,14 @@ MEASURES = (
 LESS_IS_BETTER = ('alignment', 'uniformity', 'variance_8')
 #: What the names of earlier runs begin with.
 FIRST = 'first look: '
+#: Files of judged runs, and the run that others are compared with.
+AGAINST = {
+    'test': 'full',
+    'rsscn7': 'full',
+    'test_128': '128 px, full',
+    'test_dinov2': 'DINOv2 ViT-S, full, a quarter of the rate',
+    'rsscn7_dinov2': 'DINOv2 ViT-S, full, a quarter of the rate',
+}
 #: Resamples of the test images.
 _RESAMPLES = 10_000
 
@@ -196,7 +206,7 @@ def ablation(lines: list[Row], group: Mapping[str, Any] = ABLATION) -> str:
     return '\n'.join(table)
 
 
-def on_test_split(lines: list[Row], against: str = 'full') -> str:
+def on_test_split(lines: list[Row], against: str) -> str:
     """Return accuracy on the test split, with intervals over images, as Markdown.
 
     Intervals are those of 95 % from resampled test images, for the mean over seeds;
@@ -334,7 +344,8 @@ def tables(folder: Path) -> dict[str, str]:
     found = {
         'gains': gains(lines),
         'images': gains(lines, IMAGES),
-        'elsewhere': gains(lines, ELSEWHERE),
+        'larger': gains(lines, LARGER),
+        'wider': gains(lines, WIDER),
         'rates': gains(lines, RATES),
         'objectives': gains(lines, OBJECTIVES),
         'others': gains(lines, OTHERS),
@@ -343,15 +354,11 @@ def tables(folder: Path) -> dict[str, str]:
         'first look': each_run(earlier),
         'correlations': correlations(lines + earlier),
     }
-    for name in ('test', 'rsscn7'):
+    for name, against in AGAINST.items():
         if judged := rows(folder / f'{name}.jsonl'):
-            found[name] = on_test_split(judged)
+            found[name.replace('_', ' ')] = on_test_split(judged, against)
             if name == 'test':
                 found['halves'] = on_halves(judged)
-    for name in ('dinov2', 'dinov2_rsscn7'):
-        if judged := rows(folder / f'{name}.jsonl'):
-            full = 'DINOv2 ViT-S, full, a quarter of the rate'
-            found[name.replace('_', ' ')] = on_test_split(judged, full)
     if (folder / 'mae.jsonl').exists():
         found['mae'] = study_mae.table(folder / 'mae.jsonl')
     for path in sorted(folder.glob('downstream_*.jsonl')):

@@ -20,7 +20,7 @@ Runs of another base or size are named, those of one base and size at a time:
 
     OMP_NUM_THREADS=1 python benchmarks/study_test_split.py --data data/eurosat_rgb \
         --weights data/dinov2_small_focus.safetensors --output outputs/study \
-        --lines dinov2.jsonl --only 'DINOv2 ViT-S' 'DINOv2 ViT-S, full'
+        --lines test_dinov2.jsonl --only 'DINOv2 ViT-S' 'DINOv2 ViT-S, full'
 """
 
 import argparse

@@ -510,7 +510,7 @@ def test_study_runs_once_and_is_judged_on_the_test_split(
     assert [row['run'] for row in judged] == ['base', '12 images', 'mae', 'short']
     for row in judged:
         assert tables.right(row).mean() == pytest.approx(row['accuracy'], abs=1e-4)
-    assert '| short | 1 |' in tables.on_test_split(judged)
+    assert '| short | 1 |' in tables.on_test_split(judged, 'full')
 
 
 def test_means_over_three_seeds_are_judged(bench, tmp_path, monkeypatch):
@@ -637,7 +637,7 @@ def test_intervals_of_the_study_are_over_the_same_images(bench):
         return same | {'accuracy': accuracy, 'right': packed}
 
     lines = [row('short', short), row('base', base), row('full', full)]
-    table = tables.on_test_split(lines).splitlines()
+    table = tables.on_test_split(lines, 'full').splitlines()
     assert table[2] == '| base | 1 | 0.5005 |  | -5.0 (-6.4 to -3.7) |'
     assert table[3].startswith('| short | 1 | 1.0000 | +50.0 (')
     assert table[4].startswith('| full | 1 | 0.5503 | +5.0 (')
