@@ -13,7 +13,7 @@ from torchgeo_explora.datamodules import ImageFolderDataModule
 from torchgeo_explora.models import ViT
 from torchgeo_explora.objectives import DINOv2Options
 from torchgeo_explora.tasks import ExploraDinoTask
-from torchgeo_explora.tasks.pretraining.recipe import BASE_LR, planned_length, shortened
+from torchgeo_explora.tasks.pretraining.recipe import planned_length, shortened
 
 TINY = 192
 
@@ -101,7 +101,7 @@ def fit(task, place, folder, steps, planned=None, **more):
     [(100, 0.8, 5e-3), (400, 0.9, 1.56 / 400), (1600, 0.975, 1.56 / 1600)],
 )
 def test_short_sets_what_was_left_at_the_default(steps, momentum, rate):
-    options, lr = shortened(DINOv2Options(), BASE_LR, steps, TINY)
+    options, lr = shortened(DINOv2Options(), None, steps, TINY)
     assert (options.prototypes, options.bottleneck_dim) == (512, 64)
     assert options.whiten_head
     assert options.momentum == (momentum, 1.0)
@@ -117,8 +117,8 @@ def test_short_sets_what_was_left_at_the_default(steps, momentum, rate):
 )
 def test_the_rate_falls_with_the_square_of_the_width(width, factor):
     for steps in (100, 400):
-        _, tiny = shortened(DINOv2Options(), BASE_LR, steps, TINY)
-        _, lr = shortened(DINOv2Options(), BASE_LR, steps, width)
+        _, tiny = shortened(DINOv2Options(), None, steps, TINY)
+        _, lr = shortened(DINOv2Options(), None, steps, width)
         assert lr == tiny * factor
 
 
@@ -128,6 +128,22 @@ def test_a_wide_base_gets_its_own_rate(plain_tiny, folder, tmp_path):
     task = ExploraDinoTask(recipe='short', **plain_tiny)
     fit(task, tmp_path, folder, 400, max_time={'seconds': 0})
     assert task.options.base_lr == 1.56 / 400 / 4
+
+
+@pytest.mark.parametrize('rate', [1e-3, 1.56 / 400, 0.5])
+def test_a_given_rate_is_kept_whatever_it_is(rate, plain_tiny, folder, tmp_path):
+    """Also that of the paper, which is the rate without a recipe."""
+    plain_tiny['objective'] = {'prototypes': 32, 'hidden_dim': 16}
+    task = ExploraDinoTask(recipe='short', base_lr=rate, **plain_tiny)
+    fit(task, tmp_path, folder, 100, max_time={'seconds': 0})
+    assert task.options.base_lr == task.hparams['base_lr'] == rate
+
+
+def test_a_rate_that_is_left_to_the_recipe_is_none_at_first(plain_tiny):
+    plain_tiny['objective'] = {'prototypes': 32, 'hidden_dim': 16}
+    for recipe in ('auto', 'short'):
+        assert ExploraDinoTask(recipe=recipe, **plain_tiny).hparams['base_lr'] is None
+    assert ExploraDinoTask(recipe='paper', **plain_tiny).hparams['base_lr'] == 1e-3
 
 
 def test_the_default_is_auto():
@@ -150,7 +166,7 @@ def test_short_adapts_all_matrices_unless_an_adapter_is_described(plain_tiny):
 
 
 def test_at_the_papers_length_the_teacher_is_the_papers():
-    options, _ = shortened(DINOv2Options(), BASE_LR, 6250, TINY)
+    options, _ = shortened(DINOv2Options(), None, 6250, TINY)
     assert options.momentum[0] == pytest.approx(DINOv2Options().momentum[0], abs=5e-4)
 
 
@@ -264,7 +280,7 @@ def test_nothing_is_chosen_before_the_start(plain_tiny):
         task = ExploraDinoTask(**recipe, **plain_tiny)
         paper = DINOv2Options(prototypes=32, hidden_dim=16)
         assert task.objective.options == paper
-        assert task.options.base_lr == BASE_LR
+        assert task.options.base_lr == 1e-3
 
 
 def test_auto_takes_short_below_2000_steps_and_a_checkpoint_remembers(

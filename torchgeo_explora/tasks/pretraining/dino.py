@@ -57,7 +57,8 @@ class ExploraDinoTask(PretrainingTask):
         augmentations: Module from (B, C, H, W) in [0, 1] to `Views`, instead of
             *views*.
         base_lr: Learning rate for an effective batch of 1024; the rate in use is this
-            times sqrt(effective batch / 1024).
+            times sqrt(effective batch / 1024). If None, that of the recipe: 1e-3 for
+            'paper'.
         schedule: Warm-up and end of the learning rate, and AdamW's settings.
         **pretraining: What is trained, and on which images; see `PretrainingOptions`.
 
@@ -78,7 +79,7 @@ class ExploraDinoTask(PretrainingTask):
         objective: DINOv2Options = DINOv2Options(),
         views: MultiCropOptions = MultiCropOptions(),
         augmentations: nn.Module | None = None,
-        base_lr: float = BASE_LR,
+        base_lr: float | None = None,
         schedule: Schedule = Schedule(),
         **pretraining: Any,
     ) -> None:
@@ -90,11 +91,16 @@ class ExploraDinoTask(PretrainingTask):
             pretraining['adapter'] = short
         schedule = as_options(Schedule(), schedule)
         super().__init__(
-            PretrainingOptions(base_lr=base_lr, schedule=schedule, **pretraining)
+            PretrainingOptions(
+                base_lr=BASE_LR if base_lr is None else base_lr,
+                schedule=schedule,
+                **pretraining,
+            )
         )
         self.recipe, self._reason = recipe, 'as given'
         objective = as_options(DINOv2Options(), objective)
-        self._given: tuple[Recipe, DINOv2Options, float] = recipe, objective, base_lr
+        self._given: tuple[Recipe, DINOv2Options, float | None]
+        self._given = recipe, objective, base_lr
         # The adapters that a run may choose from; none if the user described one.
         self._adapters: dict[str, PeftConfig] = {}
         if recipe == 'auto' and short:
@@ -105,7 +111,8 @@ class ExploraDinoTask(PretrainingTask):
             {
                 'objective': plain(objective),
                 'views': plain(views),
-                'base_lr': self.options.base_lr,
+                # That of a recipe is known when a run starts.
+                'base_lr': self.options.base_lr if recipe == 'paper' else base_lr,
             }
         )
         student = self.new_student(model)
@@ -142,14 +149,15 @@ class ExploraDinoTask(PretrainingTask):
 
     def _choose_recipe(self, steps: int) -> None:
         """Take the options for a run of *steps* steps, and remember the choice."""
-        self.recipe, options, rate = self._given
+        self.recipe, options, given = self._given
+        rate = BASE_LR if given is None else given
         self._reason = 'as given'
         if self.recipe == 'auto':
             self.recipe = 'short' if steps < SHORT_RUN else 'paper'
             self._reason = f'{steps} optimizer steps planned, the limit is {SHORT_RUN}'
         if self.recipe == 'short':
             width = self.objective.student.embed_dim
-            options, rate = shortened(options, rate, steps, width)
+            options, rate = shortened(options, given, steps, width)
         self.options.base_lr = rate
         self.objective.take(options)
         self._choose_adapter()

@@ -94,7 +94,7 @@ def take_length_back(trainer: Trainer) -> None:
 
 
 def shortened(
-    options: DINOv2Options, base_lr: float, steps: int, width: int
+    options: DINOv2Options, base_lr: float | None, steps: int, width: int
 ) -> tuple[DINOv2Options, float]:
     """Return the options and the learning rate of the short recipe.
 
@@ -106,7 +106,7 @@ def shortened(
 
     Args:
         options: As given.
-        base_lr: As given.
+        base_lr: As given; None to get that of the recipe.
         steps: Optimizer steps planned.
         width: Of the base's tokens.
     """
@@ -119,4 +119,4 @@ def shortened(
         if getattr(options, name) == getattr(paper, name)
     }
     rate = min(5e-3, 1.56 / steps) * min(1.0, (TUNED_WIDTH / width) ** 2)
-    return replace(options, **left), rate if base_lr == BASE_LR else base_lr
+    return replace(options, **left), rate if base_lr is None else base_lr
