@@ -99,6 +99,10 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     settings = COMMON | CONTENDERS[options.only[0]].settings
+    for name in options.only:
+        other = COMMON | CONTENDERS[name].settings
+        if any(other[key] != settings[key] for key in ('model', 'image_size')):
+            parser.error(f'{name!r} has another base or size than {options.only[0]!r}')
     lines = options.output / options.lines
     known = {(row['run'], row['seed']) for row in read(lines)}
     bank, labels = images(options.data / 'train')

@@ -500,6 +500,7 @@ def test_study_runs_once_and_is_judged_on_the_test_split(
     assert all(row['trained'] > 0 and row['commit'] for row in lines)
     judge = bench('study_test_split')
     monkeypatch.setattr(judge, 'CONTENDERS', chosen)
+    monkeypatch.setattr(judge, 'COMMON', contenders.COMMON | small)
     arguments = ['--data', str(inputs[1]), '--weights', weights]
     arguments += ['--only', 'short', '12 images', 'mae']
     arguments += ['--output', str(tmp_path / 'study')]
@@ -511,6 +512,12 @@ def test_study_runs_once_and_is_judged_on_the_test_split(
     for row in judged:
         assert tables.right(row).mean() == pytest.approx(row['accuracy'], abs=1e-4)
     assert '| short | 1 |' in tables.on_test_split(judged, 'full')
+    larger = contenders.Contender(2, {'image_size': 64})
+    monkeypatch.setattr(judge, 'CONTENDERS', chosen | {'larger': larger})
+    monkeypatch.setattr(sys, 'argv', [*sys.argv, '--only', 'short', 'larger'])
+    with pytest.raises(SystemExit):
+        judge.main()
+    assert "'larger' has another base or size than 'short'" in capsys.readouterr().err
 
 
 def test_means_over_three_seeds_are_judged(bench, tmp_path, monkeypatch):

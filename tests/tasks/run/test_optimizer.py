@@ -37,6 +37,18 @@ def test_shares_of_a_run_are_whole_steps_as_in_dinov2():
     assert [second for _, second in rates] == pytest.approx([0, *cosine])
 
 
+def test_a_rate_below_that_of_the_end_does_not_rise():
+    groups = [{'params': [torch.nn.Parameter(torch.zeros(2))]}]
+    plan = optimizer_plan(groups, 1e-7, 20, Schedule(min_lr=1e-6, warmup=0.1), False)
+    optimizer, scheduler = plan['optimizer'], plan['lr_scheduler']['scheduler']
+    rates = []
+    for _ in range(20):
+        rates.append(optimizer.param_groups[0]['lr'])
+        optimizer.step()
+        scheduler.step()
+    assert rates[2:] == pytest.approx([1e-7] * 18)
+
+
 def test_fused_steps_are_those_of_the_plain_kernel():
     found = []
     for fused in (False, True):

@@ -20,7 +20,7 @@ class Schedule:
     """AdamW's schedule and settings; the defaults are those of D-ExPLoRA.
 
     Args:
-        min_lr: Learning rate at the end of the cosine.
+        min_lr: Learning rate at the end of the cosine, if the largest is above it.
         warmup: Share of the run with a linear warm-up, from 0 to below 1.
         betas: AdamW's coefficients.
         weight_decay: AdamW's weight decay.
@@ -60,12 +60,14 @@ def optimizer_plan(
         schedule: Warm-up, final rate and settings.
         fused: Whether to use AdamW's fused kernel, one for many tensors.
     """
+    # A rate below that of the end stays as it is, instead of rising.
+    last = min(schedule.min_lr, lr)
 
     def share(still: float, step: int) -> float:
         if step < int(still * steps):
             return 0.0
         warmup = int(schedule.warmup * steps)
-        return cosine_schedule(step, steps, lr, schedule.min_lr, warmup=warmup) / lr
+        return cosine_schedule(step, steps, lr, last, warmup=warmup) / lr
 
     rates = [partial(share, group.pop('still', 0.0)) for group in groups]
     optimizer = AdamW(
