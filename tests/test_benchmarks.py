@@ -603,6 +603,12 @@ def test_tables_of_the_study_have_the_right_values(bench):
         f'| short | 2 | 1.50 M | {short} | -1.0 | 400 | 3.0 |',
         f'| full | 1 | 1.50 M | {full} | +0.0 | 400 | 3.0 |',
     ]
+    few = [row | {'run': '70 images'} for row in lines[:8]]
+    few[4:] = [row | {'knn': row['knn'] + 0.1} for row in few[4:]]
+    # Each seed has a start of its own.
+    cells = tables.gains(few, tables.IMAGES).splitlines()[2].split(' | ')
+    assert cells[3:6] == ['0.5500 ± 0.0707', '1600, 3200', '3200, 25600']
+    assert cells[8] == '-1.0'
     half = [row | {'run': 'half of the classes'} for row in lines[:4]]
     shown = '0.5000 | 1600 | 3200 | 0.7000 | 0.7000 | +0.0 | 400 | 3.0'
     assert tables.gains(half, tables.OTHERS).splitlines()[2:] == [
