@@ -170,29 +170,22 @@ def ablation(lines: list[Row], group: Mapping[str, Any] = ABLATION) -> str:
     ablation have in common: three seeds are too few for one of their own.
     """
     found = dict(finished(lines))
-    ends = {
-        name: {run[-1]['seed']: 100 * run[-1]['knn'] for run in runs}
-        for name, runs in found.items()
-        if name in ABLATION or name in group
-    }
-    start = ends.get('short run', {})
+    start = {run[-1]['seed']: run[-1]['knn'] for run in found.get('short run', ())}
     gaps = {
-        name: [of_seed[seed] - start[seed] for seed in sorted(of_seed.keys() & start)]
-        for name, of_seed in ends.items()
+        name: [
+            100 * (run[-1]['knn'] - start[run[-1]['seed']])
+            for run in runs
+            if run[-1]['seed'] in start
+        ]
+        for name, runs in found.items()
     }
-    repeated = [
-        gaps[name]
-        for name in gaps
-        if name in ABLATION and name != 'short run' and len(gaps[name]) > 1
-    ]
-    free = sum(len(row) - 1 for row in repeated)
-    squares = sum((len(row) - 1) * statistics.variance(row) for row in repeated)
-    deviation = math.sqrt(squares / free) if free else None
+    changes = [name for name in gaps if name in ABLATION and name != 'short run']
+    deviation = pooled_deviation([gaps[name] for name in changes])
     table = [
         '| trained | parameters | seeds | 10-NN | from *short run* | mean | minutes |',
         '|' + '---|' * 7,
     ]
-    for name, of_seed in ends.items():
+    for name, runs in found.items():
         if name != 'short run' and name not in group:
             continue
         mean = ''
@@ -200,12 +193,30 @@ def ablation(lines: list[Row], group: Mapping[str, Any] = ABLATION) -> str:
             error = 2 * deviation / math.sqrt(len(gaps[name]))
             mean = f'{statistics.mean(gaps[name]):+.1f} ± {error:.1f}'
         table.append(
-            f'| {name} | {_millions(found[name])} | {len(of_seed)} |'
-            f' {spread([value / 100 for value in of_seed.values()])} |'
-            f' {", ".join(f"{value:+.1f}" for value in gaps[name])} | {mean} |'
-            f' {_minutes(found[name])} |'
+            f'| {name} | {_millions(runs)} | {len(runs)} |'
+            f' {spread([run[-1]["knn"] for run in runs])} |'
+            f' {", ".join(f"{gap:+.1f}" for gap in gaps[name])} | {mean} |'
+            f' {_minutes(runs)} |'
         )
     return '\n'.join(table)
+
+
+def pooled_deviation(samples: list[list[float]]) -> float | None:
+    """Return the standard deviation that samples have in common, each about its mean.
+
+    None if no sample has two values.
+    """
+    several = [sample for sample in samples if len(sample) > 1]
+    if not several:
+        return None
+    freedom = [len(sample) - 1 for sample in several]
+    return math.sqrt(
+        sum(
+            n * statistics.variance(each)
+            for n, each in zip(freedom, several, strict=True)
+        )
+        / sum(freedom)
+    )
 
 
 def on_test_split(lines: list[Row], against: str) -> str:

@@ -149,16 +149,15 @@ class ExploraDinoTask(PretrainingTask):
 
     def _choose_recipe(self, steps: int) -> None:
         """Take the options for a run of *steps* steps, and remember the choice."""
-        self.recipe, options, given = self._given
-        rate = BASE_LR if given is None else given
+        self.recipe, options, rate = self._given
         self._reason = 'as given'
         if self.recipe == 'auto':
             self.recipe = 'short' if steps < SHORT_RUN else 'paper'
             self._reason = f'{steps} optimizer steps planned, the limit is {SHORT_RUN}'
         if self.recipe == 'short':
             width = self.objective.student.embed_dim
-            options, rate = shortened(options, given, steps, width)
-        self.options.base_lr = rate
+            options, rate = shortened(options, rate, steps, width)
+        self.options.base_lr = BASE_LR if rate is None else rate
         self.objective.take(options)
         self._choose_adapter()
         self.objective.to(self.device)
@@ -166,7 +165,7 @@ class ExploraDinoTask(PretrainingTask):
             {
                 'recipe': self.recipe,
                 'objective': plain(self.objective.options),
-                'base_lr': rate,
+                'base_lr': self.options.base_lr,
             }
         )
 
