@@ -101,8 +101,8 @@ def shortened(
     In longer runs the rate is lower and the teacher's memory longer: at the paper's
     6,250 steps the momentum is the paper's, 1 - 40 / 6250 = 0.994. The rate falls with
     the square of the base's width, because a ViT-S, twice as wide as a ViT-Ti, was best
-    at a quarter of its rate and collapsed at all of it. Widths above 384 were not
-    measured. Options that were set to another value than the default are kept.
+    at a quarter of its rate and collapsed at all of it in 100 steps. Widths above 384
+    were not measured. Options that were set to another value than the default are kept.
 
     Args:
         options: As given.
